@@ -1,0 +1,17 @@
+"""Attention kernels: array programs that know nothing of models or configurations.
+
+Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this package asks no device and needs only torch.
+"""
+
+from kernels.backend import BackendError
+from kernels.linear import NormalizedState, linear_attention, linear_attention_step
+from kernels.softmax import softmax_attention, softmax_attention_step
+
+__all__ = [
+    "BackendError",
+    "NormalizedState",
+    "linear_attention",
+    "linear_attention_step",
+    "softmax_attention",
+    "softmax_attention_step",
+]

@@ -1,0 +1,248 @@
+"""Linear attention in chunks (Lightning Attention-2, Qin et al. 2024, arXiv:2401.04658) in plain PyTorch, on any device.
+
+Inside a chunk of C tokens the masked left product is taken directly; between chunks a running state is carried. All
+exponents are differences that are <= 0, so no decay can overflow. Chunks are worked through in segments small enough
+for the cache, and the backward pass recomputes what it needs from the inputs and one state per segment.
+
+Letters: N = B*H rows; n chunks of c tokens in a segment; D key width; E value width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CACHE_ELEMENTS = 2**17  # of one array of a segment: q, k, v and the products then share a second-level cache
+
+
+class Plan(NamedTuple):
+    """How a sequence is cut: tokens per chunk, chunks per segment, and whether chunk states are combined by a scan."""
+
+    chunk: int
+    segment: int
+    scan: bool
+
+
+def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Plan:
+    """Cut for ``algorithm``: ``parallel`` is one chunk, ``scan`` one segment, ``chunk`` sequential segments."""
+    if algorithm == "parallel":
+        return Plan(max(length, 1), 1, False)
+    chunks = -(-length // chunk)
+    if algorithm == "scan":
+        return Plan(chunk, max(chunks, 1), True)
+    fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
+    return Plan(chunk, max(1, min(chunks, fitting)), False)
+
+
+class Weights(NamedTuple):
+    """Decay and document factors of a segment, each broadcastable over ``(B, H, n, ...)``."""
+
+    pair: Tensor  # (.., c, c) weight of key j for query i inside the chunk; 0 above the diagonal
+    query: Tensor  # (.., c, 1) weight of the state before the chunk for query i
+    key: Tensor  # (.., c, 1) weight of key j in the state after the chunk
+    state: Tensor  # (.., 1, 1) weight of the state before the chunk in the state after it
+
+
+def _decay_weights(log_decay: Tensor, dtype: torch.dtype) -> Weights:
+    """Factors from the log decay of each token, ``(.., c)`` in fp64 so that sums of strong decays stay exact."""
+    total = log_decay.cumsum(-1)
+    size = total.shape[-1]
+    future = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
+    pair = (total[..., :, None] - total[..., None, :]).masked_fill_(future, -torch.inf)
+    last = total[..., -1:]
+    return Weights(
+        pair.to(dtype).exp(),
+        total.to(dtype).exp()[..., None],
+        (last - total).to(dtype).exp()[..., None],
+        last.to(dtype).exp()[..., None],
+    )
+
+
+class _Segments:
+    """The segments of one call: slices, their weights, and views of arrays cut into chunks."""
+
+    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, cut: Plan) -> None:
+        self.batch, self.length, self.heads = q.shape[:3]
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        self.log_decay = None if log_decay is None else log_decay.double()
+        self.documents = documents
+        self.chunk = cut.chunk
+        self.constant: dict[int, Weights] = {}
+        self.spans: list[tuple[int, int, int]] = []  # start, stop, tokens per chunk
+        whole = self.length - self.length % cut.chunk
+        step = cut.segment * cut.chunk
+        self.spans += [(start, min(start + step, whole), cut.chunk) for start in range(0, whole, step)]
+        if whole < self.length:
+            self.spans.append((whole, self.length, self.length - whole))
+
+    def cut(self, array: Tensor, span: tuple[int, int, int]) -> Tensor:
+        """``(B, T, H, X) -> (B, H, n, c, X)``, contiguous, in the computing precision."""
+        start, stop, chunk = span
+        part = array[:, start:stop].to(self.dtype).transpose(1, 2)
+        return part.reshape(self.batch, self.heads, (stop - start) // chunk, chunk, array.shape[-1])
+
+    def weights(self, span: tuple[int, int, int], device: torch.device) -> Weights:
+        start, stop, chunk = span
+        if self.log_decay is not None and self.log_decay.dim() == 3:
+            part = self.log_decay[:, start:stop].transpose(1, 2)
+            decay = _decay_weights(part.reshape(self.batch, self.heads, -1, chunk), self.dtype)
+        else:
+            decay = self._constant_weights(chunk, device)
+        return decay if self.documents is None else self._within_documents(decay, span)
+
+    def _constant_weights(self, chunk: int, device: torch.device) -> Weights:
+        if chunk not in self.constant:
+            log_decay = self.log_decay
+            if log_decay is None:
+                log_decay = torch.zeros(1, dtype=torch.double, device=device)
+            self.constant[chunk] = _decay_weights(log_decay[None, :, None, None].expand(-1, -1, 1, chunk), self.dtype)
+        return self.constant[chunk]
+
+    def _within_documents(self, decay: Weights, span: tuple[int, int, int]) -> Weights:
+        """Zeroes what crosses a document boundary, by comparing ids inside the chunk and with the token before it."""
+        assert self.documents is not None
+        start, stop, chunk = span
+        ids = self.documents[:, start:stop].reshape(self.batch, 1, -1, chunk)
+        before = self.documents[:, max(start - 1, 0) : stop - 1 : chunk] if start else self._before_first(span)
+        before = before.reshape(self.batch, 1, -1, 1)
+        last = ids[..., -1:]
+        return Weights(
+            decay.pair * (ids[..., :, None] == ids[..., None, :]),
+            decay.query * (ids == before)[..., None],
+            decay.key * (ids == last)[..., None],
+            decay.state * (last == before)[..., None],
+        )
+
+    def _before_first(self, span: tuple[int, int, int]) -> Tensor:
+        assert self.documents is not None
+        _, stop, chunk = span
+        return torch.cat([self.documents[:, :1], self.documents[:, chunk - 1 : stop - 1 : chunk]], dim=1)
+
+
+def _carry(state: Tensor, factor: Tensor, update: Tensor, scan: bool) -> tuple[Tensor, Tensor]:
+    """States before each chunk ``(B, H, n, D, E)`` and after the last, for ``S <- factor * S + update`` over dim 2."""
+    chunks = update.shape[2]
+    if chunks == 1:
+        return state[:, :, None], torch.addcmul(update[:, :, 0], factor[:, :, 0], state)
+    factor = factor.expand(*factor.shape[:2], chunks, 1, 1)
+    if scan:
+        after, reach = update, factor
+        offset = 1
+        while offset < chunks:
+            after = torch.cat(
+                [after[:, :, :offset], torch.addcmul(after[:, :, offset:], reach[:, :, offset:], after[:, :, :-offset])], 2
+            )
+            reach = torch.cat([reach[:, :, :offset], reach[:, :, offset:] * reach[:, :, :-offset]], 2)
+            offset *= 2
+        after = torch.addcmul(after, reach, state[:, :, None])
+        return torch.cat([state[:, :, None], after[:, :, :-1]], 2), after[:, :, -1]
+    before = torch.empty_like(update)
+    for i in range(chunks):
+        before[:, :, i] = state
+        state = torch.addcmul(update[:, :, i], factor[:, :, i], state)
+    return before, state
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, documents: Tensor | None, cut: Plan
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    segments = _Segments(q, log_decay, documents, cut)
+    output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
+    starts = []
+    for span in segments.spans:
+        starts.append(state)
+        qs, ks, vs = segments.cut(q, span), segments.cut(k, span), segments.cut(v, span)
+        w = segments.weights(span, q.device)
+        before, state = _carry(state, w.state, (ks * w.key).mT @ vs, cut.scan)
+        out = (qs @ ks.mT).mul_(w.pair) @ vs
+        out += (qs * w.query) @ before
+        output[:, span[0] : span[1]] = out.flatten(2, 3).transpose(1, 2)
+    return output, state, starts
+
+
+def _backward(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    log_decay: Tensor | None,
+    documents: Tensor | None,
+    starts: list[Tensor],
+    cut: Plan,
+    grad_output: Tensor,
+    grad_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q, k, v = inputs
+    segments = _Segments(q, log_decay, documents, cut)
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    for span, state in zip(reversed(segments.spans), reversed(starts)):
+        qs, ks, vs, gs = (segments.cut(x, span) for x in (q, k, v, grad_output))
+        w = segments.weights(span, q.device)
+        weighted = ks * w.key
+        before, _ = _carry(state, w.state, weighted.mT @ vs, cut.scan)
+        toward = (qs * w.query).mT @ gs
+        flipped = w.state.expand(*w.state.shape[:2], toward.shape[2], 1, 1).flip(2)
+        after, grad_state = _carry(grad_state, flipped, toward.flip(2), cut.scan)
+        after = after.flip(2)
+        pair = (gs @ vs.mT).mul_(w.pair)
+        dq = pair @ ks
+        dq += (gs @ before.mT).mul_(w.query)
+        dk = pair.mT @ qs
+        dk += (vs @ after.mT).mul_(w.key)
+        dv = (qs @ ks.mT).mul_(w.pair).mT @ gs
+        dv += weighted @ after
+        for full, part in ((grad_q, dq), (grad_k, dk), (grad_v, dv)):
+            full[:, span[0] : span[1]] = part.flatten(2, 3).transpose(1, 2)
+    return grad_q, grad_k, grad_v, grad_state
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor,
+        documents: Tensor | None,
+        cut: Plan,
+    ) -> tuple[Tensor, Tensor]:
+        output, final, starts = _forward(q, k, v, log_decay, state, documents, cut)
+        ctx.save_for_backward(q, k, v, log_decay, documents, final, *starts)
+        ctx.cut = cut
+        return output, final.clone() if final is state else final
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, log_decay, documents, final, *starts = ctx.saved_tensors
+        grads = _backward((q, k, v), log_decay, documents, starts, ctx.cut, grad_output, grad_final)
+        grad_q, grad_k, grad_v, grad_state = grads
+        grad_decay = None
+        if log_decay is not None and ctx.needs_input_grad[3]:
+            grad_decay = _decay_gradient((q, k), (grad_q, grad_k), log_decay, (grad_final * final).sum((-2, -1)))
+        return grad_q, grad_k, grad_v, grad_decay, grad_state, None, None
+
+
+def _decay_gradient(
+    inputs: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], log_decay: Tensor, through_state: Tensor
+) -> Tensor:
+    """A decay at t scales every pair j < t <= i: what queries from t on gain, less what keys from t on gain."""
+    q, k = inputs
+    gain = (q.double() * grads[0]).sum(-1) - (k.double() * grads[1]).sum(-1)  # (B, T, H)
+    per_token = gain.flip(1).cumsum(1).flip(1) + through_state[:, None].double()
+    return (per_token if log_decay.dim() == 3 else per_token.sum((0, 1))).to(log_decay.dtype)
+
+
+def chunked_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    algorithm: str,
+) -> tuple[Tensor, Tensor]:
+    """Unscaled, unnormalised output ``(B, T, H, E)`` and final state; arguments as in the reference."""
+    cut = plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
+    return _Chunked.apply(q, k, v, log_decay, state, documents, cut)

@@ -1,0 +1,155 @@
+"""Linear attention: the public functions, their checks and the dispatch to a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.backend import resolve_backend
+from kernels.linear.chunked import chunked_linear_attention
+from kernels.linear.reference import reference_linear_attention
+
+ALGORITHMS = ("auto", "parallel", "chunk", "scan")
+
+
+@dataclass
+class NormalizedState:
+    """State of normalised linear attention: ``s`` (B, H, D, E) and the normaliser ``z`` (B, H, D), both fp32."""
+
+    s: Tensor
+    z: Tensor
+
+
+State = Tensor | NormalizedState
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: State | None = None,
+    return_state: bool = False,
+    documents: Tensor | None = None,
+    algorithm: str = "auto",
+    backend: str = "auto",
+) -> tuple[Tensor, State | None]:
+    """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
+
+    Args:
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, any floating dtype; sums are kept in fp32 or better.
+        log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0.
+        normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``; its absolute value is kept
+            at least ``eps``.
+        initial_state: state before token 0, ``(B, H, D, E)``, or a NormalizedState if ``normalize``. It belongs to
+            the document of token 0.
+        documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary.
+        algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
+            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
+            depth) or ``auto``.
+        backend: ``auto``, ``torch`` or ``reference``.
+
+    Returns:
+        Output ``(B, T, H, E)`` in the dtype of q, and the final state if ``return_state``, else None.
+
+    Raises:
+        ValueError: on shapes, an algorithm or a backend that do not fit.
+    """
+    _check(q, k, v, log_decay, documents, algorithm)
+    chosen = resolve_backend(backend, "linear attention", q.device)
+    if normalize:
+        v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+    state = _initial(initial_state, q, k, v, normalize)
+    if chosen == "reference":
+        wide = [x.to(state.dtype) for x in (q, k, v)]
+        output, state = reference_linear_attention(*wide, log_decay, state, documents, 1.0)
+    else:
+        chosen_algorithm = "chunk" if algorithm == "auto" else algorithm
+        output, state = chunked_linear_attention(q, k, v, log_decay, state, documents, chosen_algorithm)
+    if normalize:
+        output = output[..., :-1] / _bounded(output[..., -1:], eps)
+    if scale != 1.0:
+        output = output * scale
+    if not return_state:
+        return output.to(q.dtype), None
+    return output.to(q.dtype), NormalizedState(state[..., :-1], state[..., -1]) if normalize else state
+
+
+@torch.no_grad()
+def linear_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: State,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 1e-6,
+) -> Tensor:
+    """One token of :func:`linear_attention`, updating ``state`` in place; no gradient.
+
+    Args:
+        q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)`` or ``(B, H)``.
+        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
+
+    Returns:
+        Output ``(B, H, E)`` in the dtype of q.
+    """
+    s = state.s if isinstance(state, NormalizedState) else state
+    if normalize != isinstance(state, NormalizedState):
+        raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
+    kf, qf = k.to(s.dtype), q.to(s.dtype)
+    decay = None if log_decay is None else log_decay.to(s.dtype).exp().expand(q.shape[:2])
+    if decay is not None:
+        s.mul_(decay[..., None, None])
+    s.addcmul_(kf[..., :, None], v.to(s.dtype)[..., None, :])
+    output = (qf[..., None, :] @ s)[..., 0, :]
+    if isinstance(state, NormalizedState):
+        if decay is not None:
+            state.z.mul_(decay[..., None])
+        state.z.add_(kf)
+        output = output / _bounded((qf * state.z).sum(-1, keepdim=True), eps)
+    return (output * scale).to(q.dtype)
+
+
+def _bounded(value: Tensor, eps: float) -> Tensor:
+    return torch.where(value < 0, value.clamp(max=-eps), value.clamp(min=eps))
+
+
+def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> Tensor:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    shape = (q.shape[0], q.shape[2], k.shape[-1], v.shape[-1])
+    if given is None:
+        return torch.zeros(shape, dtype=dtype, device=q.device)
+    if normalize != isinstance(given, NormalizedState):
+        raise ValueError(f"normalize={normalize} does not go with an initial_state of type {type(given).__name__}.")
+    if isinstance(given, NormalizedState):
+        given = torch.cat([given.s, given.z[..., None]], dim=-1)
+    if given.shape != shape:
+        raise ValueError(f"initial_state has shape {tuple(given.shape)}, expected {shape}.")
+    return given.to(dtype)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str
+) -> None:
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm={algorithm!r}: expected one of {', '.join(ALGORITHMS)}.")
+    if q.dim() != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"expected q, k (B, T, H, D) and v (B, T, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    batch, length, heads, _ = q.shape
+    if log_decay is not None and log_decay.shape not in ((heads,), (batch, length, heads)):
+        raise ValueError(
+            f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, length, heads)}."
+        )
+    if documents is not None and documents.shape != (batch, length):
+        raise ValueError(f"documents has shape {tuple(documents.shape)}, expected {(batch, length)}.")

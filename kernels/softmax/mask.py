@@ -1,0 +1,51 @@
+"""Which keys a query may read: causal, aligned at the end, inside its document, inside a window or among the sinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def document_positions(documents: Tensor) -> Tensor:
+    """Position of each token in its document, counted from 0: ``(B, T)`` ids, each contiguous -> ``(B, T)`` int64."""
+    time = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return time - torch.where(starts, time, 0).cummax(dim=1).values
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """The rule, and how to evaluate it for a block of queries.
+
+    ``offset`` is Tk - Tq; ``window`` counts keys with the query's own; ``sinks`` are the first tokens of each document.
+    """
+
+    offset: int
+    window: int | None
+    sinks: int
+    documents: Tensor | None
+
+    def key_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Smallest range of keys that holds all keys of queries ``start <= t < stop``."""
+        last = max(stop + self.offset, 0)
+        if self.window is None or self.sinks:
+            return 0, last
+        return min(max(start + self.offset - self.window + 1, 0), last), last
+
+    def allowed(self, queries: tuple[int, int], keys: tuple[int, int], device: torch.device) -> Tensor:
+        """``(B or 1, 1, queries, keys)`` bool: True where the query may read the key."""
+        t = torch.arange(*queries, device=device)[:, None] + self.offset
+        j = torch.arange(*keys, device=device)[None, :]
+        causal = (j <= t)[None]
+        near = causal if self.window is None else causal & (j > t - self.window)
+        if self.documents is None:
+            return (near | (causal & (j < self.sinks)))[:, None]
+        ids = self.documents
+        of_queries = ids[:, max(queries[0] + self.offset, 0) : queries[1] + self.offset]
+        same = of_queries[:, :, None] == ids[:, None, slice(*keys)]
+        if self.sinks:
+            near = near | (causal & (document_positions(ids)[:, None, slice(*keys)] < self.sinks))
+        return (near & same)[:, None]

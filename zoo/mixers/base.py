@@ -1,0 +1,113 @@
+"""The contract of every token mixer.
+
+Letters: B batch, T time, C model width, H query heads, G key heads, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.softmax.mask import document_positions
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs for one sequence; FLOPs count a multiply and an add as two.
+
+    Attributes:
+        parameters: trained numbers.
+        flops_per_token: forward FLOPs per token, averaged over a training sequence of the context length.
+        decode_flops_per_token: FLOPs of the next token after the context.
+        cache_bytes: what a sequence of the context length keeps for decoding.
+    """
+
+    parameters: int
+    flops_per_token: float
+    decode_flops_per_token: float
+    cache_bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.parameters + other.parameters,
+            self.flops_per_token + other.flops_per_token,
+            self.decode_flops_per_token + other.decode_flops_per_token,
+            self.cache_bytes + other.cache_bytes,
+        )
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes tokens of a sequence, causally: ``(B, T, C) -> (B, T, C)``.
+
+    A subclass owns its projections, positions, norm and gate, and calls one kernel. The projection back to the model
+    width is called ``out``; the decoder scales its initial values with the depth.
+    """
+
+    out: nn.Linear
+
+    def __init__(self, width: int, heads: int, depth: int, layer: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers.")
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer={layer} is outside 0..{depth - 1} for depth={depth}.")
+        self.width, self.heads, self.depth, self.layer = width, heads, depth, layer
+        self.head_width = width // heads
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        documents: Tensor | None = None,
+        marks: Tensor | None = None,
+        cache: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Mix ``x`` (B, T, C).
+
+        Args:
+            documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary.
+            marks: ``(B, T)`` bool separators, for mixers that treat them apart; others ignore it.
+            cache: of :meth:`new_cache`; the piece continues where it stands and is added to it.
+            lengths: ``(B,)`` true lengths of a right-padded piece; outputs on padding are unspecified.
+
+        Raises:
+            ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``.
+        """
+
+    @abstractmethod
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """An empty cache for ``batch_size`` rows; ``capacity`` tokens are allocated at once where that matters."""
+
+    @abstractmethod
+    def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """Closed-form cost at a context length; ``dtype`` is that of the cache."""
+
+    def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
+        """Position of each token in its document, ``(1 or B, T)``."""
+        if documents is not None:
+            return document_positions(documents)
+        time = torch.arange(x.shape[1], device=x.device)[None]
+        return time if cache is None else time + cache.lengths[:, None]
+
+    @staticmethod
+    def check_call(documents: Tensor | None, cache: Any, lengths: Tensor | None) -> None:
+        """Refuse combinations that the contract leaves out."""
+        if documents is not None and cache is not None:
+            raise ValueError("documents and cache were given together: a cache continues one document per row.")
+        if lengths is not None and cache is None:
+            raise ValueError("lengths was given without cache: pass documents, or mask the loss of padded rows.")
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, heads={self.heads}, layer={self.layer} of {self.depth}"

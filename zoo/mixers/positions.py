@@ -1,0 +1,40 @@
+"""Position encodings of queries and keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864): adjacent pairs turn by position * theta^(-2i/D).
+
+    Args:
+        x: ``(B, T, H, D)`` with D even. positions: ``(1 or B, T)``. theta: base of the frequencies.
+
+    Returns:
+        Rotated ``(B, T, H, D)`` in the dtype of x.
+    """
+    width = x.shape[-1]
+    frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
+    angle = positions[..., None].float() * frequency
+    turn = torch.polar(torch.ones_like(angle), angle)[:, :, None]
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+class LinearizedRelativeEncoding(nn.Module):
+    """LRPE-d (Qin et al. 2023, arXiv:2307.09270): ``x -> [x cos(theta t), x sin(theta t)]``, theta learned.
+
+    The product of a query at t and a key at j becomes ``sum_i q_i k_i cos(theta_i (t - j))``. The width doubles.
+    """
+
+    def __init__(self, heads: int, width: int, base: float = 10000.0) -> None:
+        super().__init__()
+        index = torch.arange(heads * width, dtype=torch.float32).view(heads, width)
+        self.theta = nn.Parameter(base ** (-2 * index / (heads * width)))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """``(B, T, H, D)`` and positions ``(1 or B, T)`` -> ``(B, T, H, 2D)``."""
+        angle = positions[..., None, None].float() * self.theta.float()
+        return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], dim=-1)

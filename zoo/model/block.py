@@ -1,0 +1,50 @@
+"""One decoder block: norm, mixer, residual; norm, gated MLP, residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.mixers import Mixer
+from zoo.mixers.norms import build_norm
+
+
+class GatedMLP(nn.Module):
+    """``W_down (f(W_gate x) * W_up x)``: SwiGLU with f = SiLU (Shazeer 2020, arXiv:2002.05202), SGLU with f = identity."""
+
+    def __init__(self, width: int, hidden: int, activated: bool) -> None:
+        super().__init__()
+        self.activated = activated
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)``."""
+        gate = self.gate(x)
+        return self.down((F.silu(gate) if self.activated else gate) * self.up(x))
+
+
+class Block(nn.Module):
+    """Pre-norm block around a mixer; ``norm`` is ``rms`` or ``srms``."""
+
+    def __init__(self, mixer: Mixer, width: int, hidden: int, norm: str, activated: bool) -> None:
+        super().__init__()
+        self.mixer_norm = build_norm(norm, width)
+        self.mixer = mixer
+        self.mlp_norm = build_norm(norm, width)
+        self.mlp = GatedMLP(width, hidden, activated)
+
+    def forward(
+        self,
+        x: Tensor,
+        documents: Tensor | None = None,
+        marks: Tensor | None = None,
+        cache: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """``(B, T, C) -> (B, T, C)``; arguments as of :class:`zoo.mixers.Mixer`."""
+        x = x + self.mixer(self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths)
+        return x + self.mlp(self.mlp_norm(x))

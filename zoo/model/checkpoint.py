@@ -1,0 +1,76 @@
+"""Reading a decoder back from a run folder or a checkpoint file; never runs code from it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.model.decoder import Decoder, DecoderConfig
+
+CHECKPOINTS = "checkpoints"
+PREFIX = "decoder."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or not one of this project."""
+
+
+def find_checkpoint(path: str | Path, name: str = "last") -> Path:
+    """File of a run folder's checkpoint ``name`` (``last``, ``best``, ``step-N``), or ``path`` itself if it is a file.
+
+    Raises:
+        CheckpointError: if there is none; the message lists what exists.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    file = path / CHECKPOINTS / f"{name}.ckpt"
+    if file.is_file():
+        return file
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist: expected a run folder or a checkpoint file.")
+    found = sorted(p.stem for p in (path / CHECKPOINTS).glob("*.ckpt"))
+    exist = f"it has {', '.join(found)}" if found else "it has none yet"
+    raise CheckpointError(f"{path} has no checkpoint {name!r}: {exist}.")
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint file, tensors on the CPU; only plain data and tensors are unpickled.
+
+    Raises:
+        CheckpointError: if the file is damaged, holds anything else, or comes from another program.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file} cannot be read as a checkpoint ({reason}): it is damaged or holds more than plain data. "
+            f"Use another checkpoint of the run."
+        ) from error
+    if not isinstance(content, dict) or "decoder" not in content or "state_dict" not in content:
+        raise CheckpointError(f"{file} is not a checkpoint of this project: it has no decoder configuration.")
+    return content
+
+
+def load(path: str | Path, checkpoint: str = "last", device: str | torch.device = "cpu") -> Decoder:
+    """The decoder of a run folder or of a checkpoint file, in evaluation mode.
+
+    Args:
+        path: run folder or checkpoint file. checkpoint: which one of a run folder, ``last`` or ``best`` or ``step-N``.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    file = find_checkpoint(path, checkpoint)
+    content = read_checkpoint(file)
+    decoder = Decoder(DecoderConfig(**content["decoder"]))
+    state = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)}
+    try:
+        decoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
+    return decoder.to(device).eval()

@@ -1,0 +1,175 @@
+"""The decoder language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo import mixers
+from zoo.generation.generate import Sampling, generate, stream
+from zoo.mixers.base import Cost
+from zoo.mixers.norms import build_norm
+from zoo.model.block import Block
+from zoo.model.initialization import initialize
+
+STYLES: dict[str, tuple[str, bool]] = {"llama": ("rms", True), "transnormer": ("srms", False)}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that is needed to build a decoder; plain values only, so that a checkpoint can carry it.
+
+    Attributes:
+        layer_types: entry of ``mixers`` or registered mixer of each layer.
+        mixers: options of each entry; the key ``name`` says which mixer it is, if not the entry's own name.
+        style: ``llama`` (RMSNorm, SwiGLU) or ``transnormer`` (SRMSNorm, SGLU, embeddings times sqrt(width)).
+        mlp_width: hidden width of the MLP; None for 8/3 of the width, rounded up to a multiple of 64.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    layer_types: list[str]
+    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    style: str = "llama"
+    mlp_width: int | None = None
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}: expected a number >= 1.")
+        if self.style not in STYLES:
+            raise ValueError(f"model.style={self.style!r}: expected one of {', '.join(STYLES)}.")
+        if len(self.layer_types) != self.depth:
+            raise ValueError(f"layer_types has {len(self.layer_types)} entries for depth={self.depth}.")
+
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_width or -(-self.width * 8 // 3 // 64) * 64
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass
+class DecoderCache:
+    """One cache per layer."""
+
+    layers: list[Any]
+
+    def nbytes(self) -> int:
+        """Bytes that decoding keeps."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+
+class Decoder(nn.Module):
+    """Decoder language model whose layers mix tokens as ``config.layer_types`` says."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        norm, activated = STYLES[config.style]
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(
+            Block(self._build_mixer(layer), config.width, config.hidden_width(), norm, activated)
+            for layer in range(config.depth)
+        )
+        self.norm = build_norm(norm, config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.embedding_scale = config.width**0.5 if config.style == "transnormer" else 1.0
+        self.checkpoint_activations = False
+        initialize(self)
+
+    def _build_mixer(self, layer: int) -> mixers.Mixer:
+        config = self.config
+        entry = config.layer_types[layer]
+        options = dict(config.mixers.get(entry, {}))
+        name = options.pop("name", entry)
+        return mixers.build(name, width=config.width, heads=config.heads, depth=config.depth, layer=layer, **options)
+
+    def forward(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token.
+
+        Args:
+            ids: ``(B, T)`` token ids. documents: ``(B, T)`` ids of packed documents.
+            cache: of :meth:`new_cache`; the piece continues where it stands.
+            lengths: ``(B,)`` true lengths of a right-padded piece, with a cache.
+
+        Returns:
+            ``(B, T, vocab_size)``.
+        """
+        return self.head(self.hidden(ids, documents, cache, lengths))
+
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised last hidden states ``(B, T, C)``; arguments as of :meth:`forward`."""
+        x = self.embedding(ids)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        caches = cache.layers if cache is not None else [None] * len(self.blocks)
+        for block, layer_cache in zip(self.blocks, caches):
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, documents, use_reentrant=False)
+            else:
+                x = block(x, documents, None, layer_cache, lengths)
+        return self.norm(x)
+
+    def new_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
+        """Empty caches on the model's device and in its dtype."""
+        weight = self.embedding.weight
+        layers = [block.mixer.new_cache(batch_size, capacity, weight.device, weight.dtype) for block in self.blocks]
+        return DecoderCache(layers)
+
+    def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """Cost of the whole model for one sequence of ``context`` tokens, tied weights counted once."""
+        c = self.config
+        head, mlp = c.vocab_size * c.width, 3 * c.width * c.hidden_width()
+        norm = sum(p.numel() for p in self.norm.parameters())
+        total = Cost(head * (1 if c.tie_embeddings else 2) + norm, 2 * head, 2 * head, 0)
+        for block in self.blocks:
+            total = total + block.mixer.cost(context, dtype) + Cost(mlp + 2 * norm, 2 * mlp, 2 * mlp, 0)
+        return total
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_token: int | None = None,
+    ) -> list[list[int]]:
+        """New tokens of each prompt; a batch of prompts of unequal lengths gives what each would alone.
+
+        See :class:`zoo.generation.generate.Sampling` for the options and the errors.
+        """
+        return generate(self, prompts, max_new_tokens, Sampling(temperature, top_k, top_p, seed, stop_token))
+
+    def stream(self, prompt: list[int], max_new_tokens: int, **options: Any) -> Iterator[int]:
+        """New tokens of one prompt, one by one; options as of :meth:`generate`."""
+        for row in stream(self, [prompt], max_new_tokens, Sampling(**options)):
+            if row[0] is not None:
+                yield row[0]

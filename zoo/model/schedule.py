@@ -1,0 +1,62 @@
+"""Which mixer each layer has: ``7xlightning+softmax`` repeats, joins and cycles to the depth; patches replace by index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+_TOKEN = re.compile(r"(?:(\d+)x)?([A-Za-z_]\w*)")
+_PATCH = re.compile(r"(-?\d+):([A-Za-z_]\w*)")
+DEFAULT = "attention"
+
+
+class ScheduleError(ValueError):
+    """A pattern or patch that cannot be read, or that names what does not exist."""
+
+
+def expand_schedule(
+    pattern: str, depth: int, default: str, known: Collection[str], patch: str | None = None
+) -> list[str]:
+    """Names of the mixers of all layers.
+
+    Args:
+        pattern: tokens ``name`` or ``Nxname`` joined by ``+``; the token ``attention`` means ``default``. The whole
+            cycles until ``depth`` layers have a name.
+        known: names that exist.
+        patch: tokens ``index:name`` joined by ``+``; negative indices count from the end.
+
+    Raises:
+        ScheduleError: names the token that is wrong, and what exists.
+    """
+    names: list[str] = []
+    for token in pattern.split("+") if pattern else []:
+        match = _TOKEN.fullmatch(token.strip())
+        if match is None or match[1] is not None and int(match[1]) == 0:
+            raise ScheduleError(
+                f"schedule.pattern={pattern!r}: cannot read {token!r}; expected NAME or NxNAME with N >= 1, joined by +."
+            )
+        names += [_resolve(match[2], default, known, f"schedule.pattern={pattern!r}")] * int(match[1] or 1)
+        del names[depth:]
+    if not names:
+        raise ScheduleError(f"schedule.pattern={pattern!r} is empty: expected names such as 7xlightning+softmax.")
+    layers = [names[i % len(names)] for i in range(depth)]
+    for token in patch.split("+") if patch else []:
+        match = _PATCH.fullmatch(token.strip())
+        if match is None:
+            raise ScheduleError(
+                f"schedule.patch={patch!r}: cannot read {token!r}; expected INDEX:NAME joined by +, as 0:softmax+-1:softmax."
+            )
+        index = int(match[1])
+        if not -depth <= index < depth:
+            raise ScheduleError(
+                f"schedule.patch={patch!r}: index {index} is outside the {depth} layers ({-depth}..{depth - 1})."
+            )
+        layers[index] = _resolve(match[2], default, known, f"schedule.patch={patch!r}")
+    return layers
+
+
+def _resolve(name: str, default: str, known: Collection[str], where: str) -> str:
+    name = default if name == DEFAULT else name
+    if name not in known:
+        raise ScheduleError(f"{where}: unknown attention {name!r}; expected {DEFAULT} or one of {', '.join(sorted(known))}.")
+    return name
