@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from zoo import mixers
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMESPACE = "zoo."
-RAW = ("run", "resume", "prompt")
+PATHS = ("run", "resume")
 
 
 class ConfigError(ValueError):
@@ -53,16 +54,22 @@ def _targets(node: Any) -> Iterator[Any]:
             yield from _targets(value)
 
 
-def quote_raw(arguments: list[str], keys: Collection[str] = RAW) -> list[str]:
-    """Quote the values of free-text and path arguments, so that Hydra's grammar takes any character in them."""
+def quote_paths(arguments: list[str], keys: Collection[str] = PATHS) -> list[str]:
+    """Quote path arguments, so that Hydra's grammar takes commas, equals signs and spaces in them."""
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key in keys and value not in ("", "null") and not value.startswith(("'", '"', "[")):
-            value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-            value = value.replace("${", "\\${")
+        if equals and key in keys and value not in ("", "null") and value[0] not in "'\"[":
+            escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+            value = f"'{escaped}'"
         quoted.append(key + equals + value)
     return quoted
+
+
+def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The last ``key=...`` argument as it was typed, whatever characters it has, and the other arguments."""
+    given = [a for a in arguments if a.startswith(f"{key}=")]
+    return (given[-1].removeprefix(f"{key}=") if given else None), [a for a in arguments if a not in given]
 
 
 def load_run_config(run: str | Path) -> DictConfig:

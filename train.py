@@ -1,0 +1,38 @@
+"""Train a decoder language model: ``python train.py attention=lightning``; every option is in configs/."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.cli import friendly_errors
+from zoo.config import quote_paths, register_mixers
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
+    """One run; ``resume=RUN_DIR`` continues it."""
+    with friendly_errors():
+        from zoo.training.callbacks import Interrupted
+        from zoo.training.run import resumed_config, train
+
+        job = HydraConfig.get()
+        if config.resume:
+            config = resumed_config(config, list(job.overrides.task))
+        folder = job.runtime.output_dir
+        try:
+            train(config, folder)
+        except Interrupted as stop:
+            print(f"{stop}; continue with: python train.py resume={folder}", file=sys.stderr, flush=True)
+            raise SystemExit(128 + stop.number) from None
+        print(f"finished: {folder}\nevaluate: python eval.py run={folder}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default, replace=True)
+    register_mixers()
+    main()

@@ -1,0 +1,1 @@
+"""Training with Lightning: module, optimizers, callbacks, loggers and the run folder."""

@@ -1,0 +1,117 @@
+"""Loggers: jsonl and csv in the run folder always; wandb and tensorboard on request."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class LocalLogger(Logger):
+    """``metrics.jsonl``, a line at a time, and ``metrics.csv``, rewritten at each validation and at the end.
+
+    A resumed run drops the lines after its checkpoint, so that no step is there twice.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self.lines = folder / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        if resumed_step is not None and rank_zero_only.rank == 0:
+            self.rows = [row for row in read_metrics(self.lines) if row["step"] <= resumed_step]
+            replace_text(self.lines, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "local"
+
+    @property
+    def version(self) -> str:
+        """There is one version per run folder."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder keeps config.yaml instead."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line."""
+        row = {"step": step, "time": time.time(), **metrics}
+        self.rows.append(row)
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if "val/loss" in metrics:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the table."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        temporary = self.folder / ".metrics.csv.tmp"
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.folder / "metrics.csv")
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the table once more."""
+        if self.rows:
+            self.save()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line cut off by a crash is left out."""
+    rows = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one piece."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def build_loggers(
+    folder: Path, resumed_step: int | None, wandb: dict[str, Any] | None, tensorboard: bool, settings: dict[str, Any]
+) -> list[Logger]:
+    """All loggers of a run.
+
+    Args:
+        wandb: keywords of Lightning's WandbLogger with ``mode`` (online, offline, disabled), or None.
+        settings: the run's configuration, for loggers that show it.
+    """
+    loggers: list[Logger] = [LocalLogger(folder, resumed_step)]
+    if wandb is not None:
+        mode = wandb.get("mode", "online")
+        if mode not in ("online", "offline", "disabled"):
+            raise ValueError(f"logger.wandb.mode={mode!r}: expected online, offline or disabled.")
+        options = {key: value for key, value in wandb.items() if key != "mode"}
+        options = {"id": folder.name, "resume": "allow", "name": folder.name, **options}
+        loggers.append(WandbLogger(save_dir=folder, settings=_wandb_settings(mode), config=settings, **options))
+    if tensorboard:
+        loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
+    return loggers
+
+
+def _wandb_settings(mode: str) -> Any:
+    import wandb
+
+    return wandb.Settings(mode=mode)  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""The decoder as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.model import Decoder, DecoderConfig
+from zoo.model.loss import next_token_loss
+from zoo.training.meter import Meter, metrics_of
+from zoo.training.optimizers import build_optimizer, rate_factor
+
+SCHEDULE_KEYS = ("schedule", "warmup_steps", "decay_fraction", "final_factor")
+
+
+class LanguageModule(lightning.LightningModule):
+    """Next-token training of a decoder.
+
+    Args:
+        config: of the decoder. optimizer: options of the optimizer and of its schedule, as in configs/optimizer.
+        max_steps: the budget that the schedule runs over, in optimizer steps.
+        token_bytes: ``(vocab_size,)`` UTF-8 bytes that each token stands for, 0 for special tokens.
+        about: plain facts that a checkpoint carries under ``zoo`` (training length, tokenizer, data).
+        compile_model: run the decoder through torch.compile.
+        checkpoint_activations: recompute activations in the backward pass to save memory.
+    """
+
+    token_bytes: Tensor
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        optimizer: dict[str, Any],
+        max_steps: int,
+        token_bytes: np.ndarray,
+        about: dict[str, Any],
+        compile_model: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.decoder = Decoder(config)
+        self.decoder.checkpoint_activations = checkpoint_activations
+        self.optimizer_options, self.max_steps, self.about = optimizer, max_steps, about
+        self.register_buffer("token_bytes", torch.from_numpy(np.asarray(token_bytes)), persistent=False)
+        self.train_meter = self.validation_meter = Meter(self.token_bytes)
+        self.grad_norm: Tensor | None = None
+        self._hidden = torch.compile(self.decoder.hidden) if compile_model else self.decoder.hidden
+
+    def on_fit_start(self) -> None:
+        """Meters add up on the device of the run."""
+        self.train_meter, self.validation_meter = Meter(self.token_bytes), Meter(self.token_bytes)
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        hidden = self._hidden(inputs, batch.get("documents"))
+        mean, losses = next_token_loss(hidden, self.decoder.head.weight, targets, batch.get("mask"))
+        return mean, losses, targets
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of a micro batch."""
+        mean, losses, targets = self._losses(batch)
+        self.train_meter.add(losses, targets)
+        return mean
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds the losses of a batch to the validation meter."""
+        _, losses, targets = self._losses(batch)
+        self.validation_meter.add(losses, targets, batch.get("mask"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics of the whole validation set, over all ranks."""
+        metrics = {f"val/{k}": v for k, v in metrics_of(self.reduce(self.validation_meter.take())).items()}
+        self.log_dict(metrics, logger=False)
+        self.record(metrics)
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Sum over all ranks."""
+        return self.trainer.strategy.reduce(sums, reduce_op="sum")
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Send metrics of the current optimizer step to all loggers."""
+        step = self.trainer.global_step
+        metrics = {"tokens": step * self.about["tokens_per_step"], **metrics}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, stepped with every optimizer step."""
+        options = dict(self.optimizer_options)
+        schedule = {key: options.pop(key) for key in SCHEDULE_KEYS}
+        optimizer = build_optimizer(self.decoder, **options)
+        total = self.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, **schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of all gradients and keep that norm for the log."""
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if sharded is not None:
+            self.grad_norm = sharded(limit)
+        else:
+            self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is needed to rebuild, to check and to go on exactly: plain data and tensors only."""
+        checkpoint["decoder"] = self.decoder.config.to_dict()
+        checkpoint["zoo"] = {**self.about, "tokens": self.trainer.global_step * self.about["tokens_per_step"]}
+        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the random state."""
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if "cuda" in checkpoint["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])

@@ -1,0 +1,233 @@
+"""One training run: from a configuration to a run folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from zoo import mixers
+from zoo.config import ConfigError, instantiate, load_run_config
+from zoo.data import LanguageData, load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
+from zoo.model.checkpoint import find_checkpoint, read_checkpoint
+from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
+from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
+from zoo.training.hardware import choose_accelerator, choose_precision
+from zoo.training.loggers import build_loggers
+from zoo.training.module import LanguageModule
+from zoo.training.monitor import Monitor, ProgressDisplay
+from zoo.training.run_folder import RunFolder
+from zoo.training.strategies import build_strategy
+
+RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers")
+
+
+def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices and logger.
+
+    Raises:
+        ConfigError: on any other override.
+    """
+    saved = load_run_config(config.resume)
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key == "resume":
+            continue
+        if not any(key == name or key.startswith(f"{name}.") for name in RESUMABLE):
+            raise ConfigError(
+                f"{key} cannot be changed by a resumed run: only {', '.join(RESUMABLE)} can. Start a new run for it."
+            )
+        node = next(name for name in RESUMABLE if key == name or key.startswith(f"{name}."))
+        OmegaConf.update(saved, node, OmegaConf.select(config, node), merge=False, force_add=True)
+        if node == "trainer.max_tokens" and not any(o.startswith("trainer.max_steps=") for o in overrides):
+            saved.trainer.max_steps = None
+    saved.resume = config.resume
+    return saved
+
+
+def decoder_config(config: DictConfig, vocab_size: int) -> DecoderConfig:
+    """The decoder that a configuration asks for.
+
+    Raises:
+        ValueError: on an unknown attention, or on sizes that do not fit together.
+    """
+    entries = {name: dict(options) for name, options in OmegaConf.to_container(config.mixers, resolve=True).items()}
+    known = {*mixers.names(), *entries}
+    schedule = config.schedule
+    layers = expand_schedule(schedule.pattern, config.model.depth, config.attention, known, schedule.patch)
+    used = {name: entries[name] for name in dict.fromkeys(layers) if name in entries}
+    model = OmegaConf.to_container(config.model, resolve=True)
+    model.pop("name")
+    return DecoderConfig(vocab_size=vocab_size, layer_types=layers, mixers=used, **model)
+
+
+def step_budget(config: DictConfig) -> int:
+    """Optimizer steps of the budget, which is given in steps or in tokens.
+
+    Raises:
+        ConfigError: if neither is given, or if it is not positive.
+    """
+    trainer = config.trainer
+    if trainer.max_tokens is not None and trainer.max_steps is not None:
+        raise ConfigError(
+            f"trainer.max_steps={trainer.max_steps} and trainer.max_tokens={trainer.max_tokens} were both given: "
+            "set one of them to null."
+        )
+    tokens_per_step = trainer.batch_size * config.data.length
+    if trainer.max_tokens is not None:
+        steps = math.ceil(trainer.max_tokens / tokens_per_step)
+    elif trainer.max_steps is not None:
+        steps = trainer.max_steps
+    else:
+        raise ConfigError("no budget: set trainer.max_steps or trainer.max_tokens.")
+    if steps < 1:
+        raise ConfigError(f"the budget is {steps} steps: expected at least 1.")
+    return steps
+
+
+def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
+    """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    run = RunFolder(folder)
+    checkpoint = find_checkpoint(run.path) if config.resume else None
+    max_steps = step_budget(config)
+    with torch.device("meta"):
+        Decoder(decoder_config(config, vocab_size=1))  # says early what does not fit
+    if rank_zero_only.rank == 0:
+        run.lock()
+        if config.resume is None:
+            run.refuse_if_used()
+        remove_leftovers(run.checkpoints)
+    resumed = _resumed_facts(checkpoint) if checkpoint else None
+    if resumed and resumed["step"] >= max_steps:
+        raise ConfigError(
+            f"{run.path} has {resumed['step']} steps, its budget is {max_steps}: give a larger trainer.max_steps."
+        )
+    lightning.seed_everything(config.seed, verbose=False)
+    data = _prepare_data(config, run, resumed)
+    module = _build_module(config, data, max_steps)
+    if rank_zero_only.rank == 0:
+        run.describe(config)
+        save_tokenizer(data.tokenizer, run.tokenizer)
+    _print_summary(config, run, module, data, max_steps)
+    trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return monitor.latest
+
+
+def _resumed_facts(checkpoint: Path) -> dict[str, Any]:
+    content = read_checkpoint(checkpoint)
+    return {"step": content["global_step"], **content["zoo"]}
+
+
+def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | None) -> LanguageData:
+    options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
+    data = LanguageData(
+        instantiate(config.data.source),
+        OmegaConf.to_container(config.tokenizer, resolve=True),
+        batch_size=config.trainer.batch_size,
+        micro_batch_size=config.trainer.micro_batch_size,
+        seed=config.seed,
+        tokenizer=load_tokenizer(run.tokenizer) if resumed else None,
+        **options,
+    )
+    data.prepare()
+    if resumed and (resumed["tokenizer"] != tokenizer_fingerprint(data.tokenizer) or resumed["data"] != data.fingerprint):
+        raise CheckpointError(
+            f"the data or the tokenizer of {run.path} has changed since its checkpoint was written: an exact continuation "
+            "is not possible. Restore them, or start a new run."
+        )
+    return data
+
+
+def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> LanguageModule:
+    about = {
+        "tokens_per_step": config.trainer.batch_size * config.data.length,
+        "train_length": config.data.length,
+        "tokenizer": tokenizer_fingerprint(data.tokenizer),
+        "data": data.fingerprint,
+    }
+    return LanguageModule(
+        decoder_config(config, data.vocab_size),
+        OmegaConf.to_container(config.optimizer, resolve=True),
+        max_steps,
+        data.token_bytes,
+        about,
+        compile_model=config.trainer.compile,
+        checkpoint_activations=config.trainer.checkpoint_activations,
+    )
+
+
+def _build_trainer(
+    config: DictConfig,
+    run: RunFolder,
+    data: LanguageData,
+    module: LanguageModule,
+    max_steps: int,
+    resumed: dict[str, Any] | None,
+) -> tuple[lightning.Trainer, Monitor]:
+    options = config.trainer
+    accelerator = choose_accelerator(options.accelerator)
+    strategy = build_strategy(options.strategy, config.optimizer.name)
+    monitor = Monitor(options.log_every, 3 * module.decoder.cost(config.data.length).flops_per_token)
+    checkpoints = Checkpoints(run.checkpoints, options.checkpoint_every, options.keep_every, options.validate_every)
+    guard = StopOnNonFinite(data.stores["train"], config.data.length, checkpoints)
+    trainer = lightning.Trainer(
+        default_root_dir=run.path,
+        max_steps=max_steps,
+        accelerator=accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=strategy,
+        precision=choose_precision(options.precision, accelerator),
+        gradient_clip_val=options.gradient_clip,
+        logger=build_loggers(
+            run.path,
+            resumed["step"] if resumed else None,
+            OmegaConf.to_container(config.logger.wandb, resolve=True) if config.logger.wandb else None,
+            config.logger.tensorboard,
+            OmegaConf.to_container(config, resolve=True),
+        ),
+        callbacks=[guard, monitor, ProgressDisplay(monitor), ValidateAtEnd(), checkpoints, StopOnSignal(checkpoints)],
+        plugins=[AtomicCheckpointIO()],
+        val_check_interval=options.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    accumulate = data.accumulate(trainer.world_size)
+    trainer.accumulate_grad_batches = accumulate
+    trainer.val_check_interval = options.validate_every * accumulate
+    return trainer, monitor
+
+
+@rank_zero_only
+def _print_summary(
+    config: DictConfig, run: RunFolder, module: LanguageModule, data: LanguageData, max_steps: int
+) -> None:
+    cost = module.decoder.cost(config.data.length)
+    layers = module.decoder.config.layer_types
+    store = data.stores["train"]
+    tokens = max_steps * module.about["tokens_per_step"]
+    print(
+        f"run       {run.path}\n"
+        f"model     {config.model.name}, {cost.parameters:,} parameters, "
+        f"{cost.flops_per_token / 1e6:.1f} MFLOP per token forward\n"
+        f"layers    {' '.join(layers)}\n"
+        f"data      {config.data.name}, {len(store):,} documents, {store.num_tokens:,} tokens to train on, "
+        f"vocabulary {data.vocab_size:,}\n"
+        f"budget    {max_steps:,} steps of {module.about['tokens_per_step']:,} tokens, "
+        f"{tokens / max(store.num_tokens, 1):.2f} passes over the data",
+        flush=True,
+    )

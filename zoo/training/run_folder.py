@@ -1,0 +1,115 @@
+"""The folder of a run: its lock, and what it keeps beside checkpoints and metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.config import ConfigError
+from zoo.training.loggers import replace_text
+
+PACKAGES = ("torch", "triton", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy", "attention-zoo")
+
+
+class RunFolder:
+    """A run's folder. One process (with its own children) may write to it at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self._lock = FileLock(self.path / ".lock")
+
+    def lock(self) -> None:
+        """Take the folder, until this process ends.
+
+        Raises:
+            ConfigError: if another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / ".owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text() if owner.is_file() else "unknown"
+            raise ConfigError(
+                f"{self.path} is in use by another process ({who}): wait for it, stop it, or choose another hydra.run.dir."
+            ) from None
+        owner.write_text(f"process {os.getpid()} on {platform.node()}")
+
+    def refuse_if_used(self) -> None:
+        """A new run must not overwrite an old one.
+
+        Raises:
+            ConfigError: if the folder holds a run.
+        """
+        if (self.path / "config.yaml").exists() or any(self.checkpoints.glob("*.ckpt")):
+            raise ConfigError(
+                f"{self.path} already holds a run: continue it with resume={self.path}, or choose another hydra.run.dir."
+            )
+
+    def describe(self, config: DictConfig) -> None:
+        """Write the resolved configuration, the environment and the state of the source code."""
+        replace_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        write_json(self.path / "environment.json", environment())
+        state, difference = git_state(Path(__file__).resolve().parents[2])
+        write_json(self.path / "git.json", state)
+        if difference:
+            replace_text(self.path / "git.diff", difference)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and command of this process."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> tuple[dict[str, Any], str]:
+    """Commit, branch and whether files differ from it, and the difference itself (at most 1 MB)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "branch": None, "dirty": None}, ""
+    branch, changes, difference = git("rev-parse", "--abbrev-ref", "HEAD"), git("status", "--porcelain"), git("diff", "HEAD")
+    state = {"commit": commit.strip(), "branch": (branch or "").strip(), "dirty": bool(changes)}
+    return state, (difference or "")[:1_000_000]
