@@ -1,0 +1,187 @@
+"""What a run writes, and what it refuses."""
+
+import csv
+import errno
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from transformers import AutoTokenizer
+
+import zoo
+from zoo.config import ConfigError
+from zoo.model import CheckpointError
+from zoo.training.callbacks import NonFiniteLoss
+from zoo.training.checkpointing import AtomicCheckpointIO
+from zoo.training.loggers import read_metrics
+from zoo.training.run import decoder_config, step_budget, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_folder_holds_all_that_is_promised(small, tmp_path):
+    folder = tmp_path / "run"
+    train(small("trainer.keep_every=5"), folder)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 21))
+    assert [row["step"] for row in rows if "val/loss" in row] == [10, 20]
+    with (folder / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert {p.stem for p in (folder / "checkpoints").glob("*.ckpt")} == {"last", "best", *(f"step-{n}" for n in (5, 10, 15, 20))}
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"].startswith(torch.__version__[:4])
+    assert set(json.loads((folder / "git.json").read_text())) == {"commit", "branch", "dirty"}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    decoder = zoo.load(folder)
+    assert decoder.config.vocab_size == len(tokenizer)
+    assert decoder.generate([tokenizer("the")["input_ids"]], 3, temperature=0)
+
+
+def test_validation_numbers_are_those_of_the_data(small, tmp_path):
+    folder = tmp_path / "run"
+    train(small(), folder)
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "val/loss" in row]
+    for row in rows:
+        assert row["val/perplexity"] == pytest.approx(math.exp(row["val/loss"]))
+        assert row["val/bits_per_byte"] == pytest.approx(row["val/loss"] / math.log(2), rel=0.05)  # bytes, but for separators
+    assert rows[-1]["val/loss"] < rows[0]["val/loss"]
+
+
+def test_a_non_finite_loss_names_step_documents_and_checkpoint(small, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(NonFiniteLoss) as stopped:
+        train(small("optimizer.lr=1e30", "trainer.checkpoint_every=1", "optimizer.warmup_steps=1"), folder)
+    text = str(stopped.value)
+    assert "the loss is nan at step" in text and ".txt" in text
+    step = int(text.split("at step ")[1].split(";")[0])
+    if step > 0:
+        assert "last.ckpt" in text
+        state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert state["global_step"] <= step
+
+
+def test_two_processes_cannot_have_one_folder(small, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = f"from filelock import FileLock; lock = FileLock({str(folder / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="is in use by another process"):
+            train(small(), folder)
+        holder.communicate(b"\n")
+    train(small(), folder)
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(small, tmp_path):
+    train(small(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"already holds a run: continue it with resume="):
+        train(small(), tmp_path / "run")
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"a": torch.ones(3)}, path)
+    before = path.read_bytes()
+
+    def fails(content, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*previous last.ckpt is untouched"):
+        io.save_checkpoint({"a": torch.zeros(3)}, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_file_size_limit_ends_the_run_with_one_clear_line(small_overrides, tmp_path):
+    folder = tmp_path / "run"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    command = [sys.executable, "train.py", *small_overrides, f"hydra.run.dir={folder}", "model.width=64"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_budgets(small):
+    assert step_budget(small("trainer.max_steps=null", "trainer.max_tokens=1000")) == math.ceil(1000 / (4 * 32))
+    with pytest.raises(ConfigError, match="both given"):
+        step_budget(small("trainer.max_tokens=1000"))
+    with pytest.raises(ConfigError, match="no budget"):
+        step_budget(small("trainer.max_steps=null"))
+    with pytest.raises(ConfigError, match="at least 1"):
+        step_budget(small("trainer.max_steps=0"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.width=30", "model.heads=4"], r"width=30 is not divisible by heads=4"),
+        (["attention=gqa", "model.heads=4", "mixers.gqa.kv_heads=3"], r"heads=4 is not divisible by kv_heads=3"),
+        (["schedule.pattern=3xlightnin+softmax"], r"unknown attention 'lightnin'.*lightning"),
+        (["schedule.patch=7:softmax"], r"index 7 is outside the 2 layers"),
+        (["model.style=gpt"], r"model.style='gpt'.*llama, transnormer"),
+        (["mixers.lightning.decay=fast"], r"decay='fast'.*transnormer, paper"),
+        (["data.path=null"], r"data.path"),
+        (["data.path=/does/not/exist"], r"/does/not/exist"),
+        (["trainer.batch_size=3", "trainer.micro_batch_size=2"], r"batch_size=3 is not divisible"),
+        (["optimizer.name=sgd"], r"optimizer.name='sgd'.*adamw, muon"),
+        (["optimizer.schedule=linear"], r"optimizer.schedule='linear'.*cosine"),
+        (["trainer.strategy=zero"], r"trainer.strategy='zero'.*ddp"),
+        (["trainer.strategy=fsdp"], r"Muon needs whole"),
+    ],
+)
+def test_bad_input_is_a_clear_error(small, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train(small(*overrides), tmp_path / "run")
+    assert not list(tmp_path.glob("run/checkpoints/*.ckpt"))
+
+
+def test_the_schedule_reaches_the_layers(small):
+    config = decoder_config(small("schedule=hybrid_3to1", "model.depth=5", "schedule.patch=-1:mqa"), 10)
+    assert config.layer_types == ["lightning", "lightning", "lightning", "softmax", "mqa"]
+    config = decoder_config(small("attention=softmax", "mixers.softmax.rope=null", "+mixers.mine={name: lightning, gate: none}", "schedule.pattern=softmax+mine"), 10)
+    assert config.mixers == {
+        "softmax": {"kv_heads": None, "qk_norm": False, "gate": "none", "rope": None},
+        "mine": {"name": "lightning", "gate": "none"},
+    }
+
+
+def test_loggers_on_request(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(small("logger=tensorboard"), tmp_path / "a")
+    assert list((tmp_path / "a" / "tensorboard").glob("events.*"))
+    train(small("logger=wandb", "logger.wandb.mode=offline"), tmp_path / "b")
+    assert list((tmp_path / "b" / "wandb").glob("offline-run-*"))
+    train(small("logger=wandb", "logger.wandb.mode=disabled"), tmp_path / "c")
+    assert read_metrics(tmp_path / "c" / "metrics.jsonl")
+
+
+def test_command_line_errors_are_one_line(small_overrides, tmp_path):
+    command = [sys.executable, "train.py", *small_overrides, "model.width=30", "model.heads=4", f"hydra.run.dir={tmp_path / 'r'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: width=30") and done.stderr.count("\n") == 1
+    done = subprocess.run([sys.executable, "train.py", "attention=nope"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "nope" in done.stderr and "lightning" in done.stderr
+
+
+def test_options_of_memory_and_compilation_change_no_number(small, tmp_path):
+    train(small(), tmp_path / "plain")
+    train(small("trainer.checkpoint_activations=true"), tmp_path / "checkpointed")
+    plain, other = (read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("plain", "checkpointed"))
+    assert plain["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
+
+
+def test_lock_is_free_after_a_run(small, tmp_path):
+    train(small(), tmp_path / "run")
+    FileLock(tmp_path / "run" / ".lock").acquire(timeout=0)
