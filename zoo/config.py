@@ -12,8 +12,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from zoo import mixers
-
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMESPACE = "zoo."
 PATHS = ("run", "resume")
@@ -24,11 +22,18 @@ class ConfigError(ValueError):
 
 
 def register_mixers(folder: Path = CONFIGS / "attention") -> None:
-    """Make the ``mixers`` part of every file of configs/attention known, so that each entry can be overridden by name."""
+    """Make the ``mixers`` part of every file of configs/attention known, so that any entry can be overridden."""
     entries: dict[str, Any] = {}
     for file in sorted(folder.glob("*.yaml")):
         entries |= yaml.safe_load(file.read_text(encoding="utf-8"))["mixers"]
     ConfigStore.instance().store(name="all_mixers", node={"mixers": entries})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dictionary of a configuration node, interpolations resolved."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def instantiate(config: DictConfig, **kwargs: Any) -> Any:
@@ -37,7 +42,7 @@ def instantiate(config: DictConfig, **kwargs: Any) -> Any:
     Raises:
         ConfigError: if a ``_target_`` anywhere in the configuration is outside ``zoo.``.
     """
-    for target in _targets(OmegaConf.to_container(config, resolve=True)):
+    for target in _targets(to_dict(config)):
         if not isinstance(target, str) or not target.startswith(NAMESPACE):
             raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
     return hydra_instantiate(config, **kwargs)

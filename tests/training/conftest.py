@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from zoo.config import CONFIGS, register_mixers
 
-WORDS = "the attention of a layer reads what came before and never what comes after it while state decays".split()
+WORDS = ("attention", "layer", "reads", "what", "came", "before", "never", "after", "while", "state", "decays", "the")
 
 
 def write_text(folder: Path) -> Path:

@@ -69,7 +69,9 @@ def test_weight_decay_spares_embeddings_and_norms(name):
 def test_schedules():
     cosine = [rate_factor(s, 100, "cosine", 10, 0.2, 0.1) for s in range(101)]
     assert cosine[0] == pytest.approx(0.1) and cosine[9] == 1.0 and cosine[10] == 1.0
-    assert cosine[100] == pytest.approx(0.1) and cosine[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert cosine[100] == pytest.approx(0.1) and cosine[55] == pytest.approx(
+        0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2
+    )
     wsd = [rate_factor(s, 100, "wsd", 10, 0.2, 0.0) for s in range(101)]
     assert wsd[10:81] == [1.0] * 71 and wsd[90] == pytest.approx(0.5) and wsd[100] == 0.0
     assert {rate_factor(s, 100, "constant", 0, 0.2, 0.1) for s in range(120)} == {1.0}

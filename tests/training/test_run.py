@@ -34,7 +34,11 @@ def test_a_run_folder_holds_all_that_is_promised(small, tmp_path):
     assert [row["step"] for row in rows if "val/loss" in row] == [10, 20]
     with (folder / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    assert {p.stem for p in (folder / "checkpoints").glob("*.ckpt")} == {"last", "best", *(f"step-{n}" for n in (5, 10, 15, 20))}
+    assert {p.stem for p in (folder / "checkpoints").glob("*.ckpt")} == {
+        "last",
+        "best",
+        *(f"step-{n}" for n in (5, 10, 15, 20)),
+    }
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"].startswith(torch.__version__[:4])
     assert set(json.loads((folder / "git.json").read_text())) == {"commit", "branch", "dirty"}
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -49,7 +53,9 @@ def test_validation_numbers_are_those_of_the_data(small, tmp_path):
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "val/loss" in row]
     for row in rows:
         assert row["val/perplexity"] == pytest.approx(math.exp(row["val/loss"]))
-        assert row["val/bits_per_byte"] == pytest.approx(row["val/loss"] / math.log(2), rel=0.05)  # bytes, but for separators
+        assert row["val/bits_per_byte"] == pytest.approx(
+            row["val/loss"] / math.log(2), rel=0.05
+        )  # bytes, but for separators
     assert rows[-1]["val/loss"] < rows[0]["val/loss"]
 
 
@@ -69,7 +75,8 @@ def test_a_non_finite_loss_names_step_documents_and_checkpoint(small, tmp_path):
 def test_two_processes_cannot_have_one_folder(small, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    code = f"from filelock import FileLock; lock = FileLock({str(folder / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"
+    lock = f"lock = FileLock({str(folder / '.lock')!r}); lock.acquire()"
+    code = f"from filelock import FileLock; {lock}; print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match="is in use by another process"):
@@ -150,7 +157,15 @@ def test_bad_input_is_a_clear_error(small, tmp_path, overrides, message):
 def test_the_schedule_reaches_the_layers(small):
     config = decoder_config(small("schedule=hybrid_3to1", "model.depth=5", "schedule.patch=-1:mqa"), 10)
     assert config.layer_types == ["lightning", "lightning", "lightning", "softmax", "mqa"]
-    config = decoder_config(small("attention=softmax", "mixers.softmax.rope=null", "+mixers.mine={name: lightning, gate: none}", "schedule.pattern=softmax+mine"), 10)
+    config = decoder_config(
+        small(
+            "attention=softmax",
+            "mixers.softmax.rope=null",
+            "+mixers.mine={name: lightning, gate: none}",
+            "schedule.pattern=softmax+mine",
+        ),
+        10,
+    )
     assert config.mixers == {
         "softmax": {"kv_heads": None, "qk_norm": False, "gate": "none", "rope": None},
         "mine": {"name": "lightning", "gate": "none"},
@@ -168,7 +183,14 @@ def test_loggers_on_request(small, tmp_path, monkeypatch):
 
 
 def test_command_line_errors_are_one_line(small_overrides, tmp_path):
-    command = [sys.executable, "train.py", *small_overrides, "model.width=30", "model.heads=4", f"hydra.run.dir={tmp_path / 'r'}"]
+    command = [
+        sys.executable,
+        "train.py",
+        *small_overrides,
+        "model.width=30",
+        "model.heads=4",
+        f"hydra.run.dir={tmp_path / 'r'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: width=30") and done.stderr.count("\n") == 1
     done = subprocess.run([sys.executable, "train.py", "attention=nope"], cwd=ROOT, capture_output=True, text=True)

@@ -110,4 +110,5 @@ class Mixer(nn.Module, ABC):
             raise ValueError("lengths was given without cache: pass documents, or mask the loss of padded rows.")
 
     def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
         return f"width={self.width}, heads={self.heads}, layer={self.layer} of {self.depth}"

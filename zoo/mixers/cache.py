@@ -9,10 +9,13 @@ from kernels import softmax_attention, softmax_attention_step
 
 
 class StateCache:
-    """A state that does not grow: ``state`` (B, H, D, E) in fp32, and the tokens seen, ``lengths`` (B,)."""
+    """A state that does not grow: ``state`` (B, H, D, E) in fp32 or better, and the tokens seen, ``lengths`` (B,)."""
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device | str | None) -> None:
-        self.state = torch.zeros(shape, dtype=torch.float32, device=device)
+    def __init__(
+        self, shape: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        wide = torch.promote_types(dtype or torch.float32, torch.float32)
+        self.state = torch.zeros(shape, dtype=wide, device=device)
         self.lengths = torch.zeros(shape[0], dtype=torch.long, device=device)
 
     def nbytes(self) -> int:

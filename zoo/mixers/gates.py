@@ -9,7 +9,7 @@ ACTIVATIONS = ("none", "linear", "sigmoid")
 
 
 class OutputGate(nn.Module):
-    """``y -> f(W x) * y``; ``linear`` is the gate of TransNormerLLM, ``sigmoid`` that of MiniMax-01 and gated attention."""
+    """``y -> f(W x) * y``; ``linear`` is the gate of TransNormerLLM, ``sigmoid`` that of MiniMax-01."""
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()

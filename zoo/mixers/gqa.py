@@ -8,7 +8,7 @@ from zoo.mixers.softmax import SoftmaxAttention
 
 @register("gqa")
 class GroupedQueryAttention(SoftmaxAttention):
-    """Softmax attention whose ``kv_heads`` is a quarter of the heads by default, but not below 2 while heads is even."""
+    """Softmax attention whose ``kv_heads`` is a quarter of the heads by default, but at least 2 while heads is even."""
 
     def __init__(
         self,

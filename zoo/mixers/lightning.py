@@ -37,7 +37,7 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
 def lightning_slopes(
     decay: str, heads: int, layer: int, depth: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Decay rates ``(H,)`` fp32, >= 0, of layer ``layer`` of ``depth``; computed afresh so that no cast can touch them."""
+    """Decay rates ``(H,)`` fp32, >= 0, of layer ``layer`` of ``depth``; computed afresh, so no cast can touch them."""
     if decay == "transnormer":
         return alibi_slopes(heads, device) * (1 - layer / max(depth - 1, 1) + 1e-5)
     return torch.arange(heads, dtype=torch.float32, device=device) * (8 / heads) * (1 - layer / depth)
@@ -133,9 +133,9 @@ class LightningAttention(Mixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> StateCache:
-        """The state, in fp32 whatever ``dtype``; ``capacity`` does not matter."""
+        """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
         width = self.head_width * (2 if self.lrpe is not None else 1)
-        return StateCache((batch_size, self.heads, width, self.head_width), device)
+        return StateCache((batch_size, self.heads, width, self.head_width), device, dtype)
 
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """In training: the lower half of each chunk's products, and the state written and read once per token."""
@@ -149,5 +149,5 @@ class LightningAttention(Mixer):
             parameters=matrices + vectors,
             flops_per_token=2 * matrices + through_state + within_chunk,
             decode_flops_per_token=2 * matrices + through_state,
-            cache_bytes=key_width * self.head_width * torch.float32.itemsize,
+            cache_bytes=key_width * self.head_width * max(dtype.itemsize, torch.float32.itemsize),
         )

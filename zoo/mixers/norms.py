@@ -1,4 +1,4 @@
-"""Root-mean-square norms, in fp32 whatever the input."""
+"""Root-mean-square norms, in fp32, or fp64 for an fp64 input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), EPS).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), EPS).to(x.dtype)
 
 
 class SRMSNorm(nn.Module):
@@ -29,7 +30,8 @@ class SRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        return F.rms_norm(x.float(), x.shape[-1:], None, EPS).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), x.shape[-1:], None, EPS).to(x.dtype)
 
 
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}

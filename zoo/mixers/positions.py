@@ -16,10 +16,11 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
         Rotated ``(B, T, H, D)`` in the dtype of x.
     """
     width = x.shape[-1]
-    frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angle = positions[..., None].float() * frequency
+    wide = torch.promote_types(x.dtype, torch.float32)
+    frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=wide) / width)
+    angle = positions[..., None] * frequency
     turn = torch.polar(torch.ones_like(angle), angle)[:, :, None]
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
@@ -36,5 +37,5 @@ class LinearizedRelativeEncoding(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """``(B, T, H, D)`` and positions ``(1 or B, T)`` -> ``(B, T, H, 2D)``."""
-        angle = positions[..., None, None].float() * self.theta.float()
+        angle = positions[..., None, None] * self.theta.to(torch.promote_types(self.theta.dtype, torch.float32))
         return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], dim=-1)

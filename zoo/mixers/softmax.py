@@ -48,7 +48,9 @@ class SoftmaxAttention(Mixer):
         super().__init__(width, heads, depth, layer)
         self.kv_heads = heads if kv_heads is None else kv_heads
         if self.kv_heads < 1 or heads % self.kv_heads:
-            raise ValueError(f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size.")
+            raise ValueError(
+                f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
+            )
         if rope is not None and self.head_width % 2:
             raise ValueError(f"rope needs an even head width, got width / heads = {self.head_width}.")
         self.rope = rope
@@ -92,13 +94,13 @@ class SoftmaxAttention(Mixer):
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
 
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """Every query reads (context + 1) / 2 keys on average in training, context keys in decoding."""
+        """Every query reads (context + 1) / 2 keys on average in training, context + 1 keys in decoding."""
         matrices = 2 * self.width * (self.width + self.kv_heads * self.head_width)
         matrices += self.width**2 if self.gate is not None else 0
         vectors = 2 * self.head_width if self.query_norm is not None else 0
         return Cost(
             parameters=matrices + vectors,
             flops_per_token=2 * matrices + 4 * self.width * (context + 1) / 2,
-            decode_flops_per_token=2 * matrices + 4 * self.width * context,
+            decode_flops_per_token=2 * matrices + 4 * self.width * (context + 1),
             cache_bytes=2 * context * self.kv_heads * self.head_width * dtype.itemsize,
         )

@@ -12,7 +12,7 @@ from zoo.mixers.norms import build_norm
 
 
 class GatedMLP(nn.Module):
-    """``W_down (f(W_gate x) * W_up x)``: SwiGLU with f = SiLU (Shazeer 2020, arXiv:2002.05202), SGLU with f = identity."""
+    """``W_down (f(W_gate x) * W_up x)``: SwiGLU with f = SiLU (Shazeer 2020, arXiv:2002.05202), SGLU without f."""
 
     def __init__(self, width: int, hidden: int, activated: bool) -> None:
         super().__init__()

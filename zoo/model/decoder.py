@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,11 @@ class Decoder(nn.Module):
         self.checkpoint_activations = False
         initialize(self)
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, from first to last."""
+        return cast("list[Block]", list(self.blocks))
+
     def _build_mixer(self, layer: int) -> mixers.Mixer:
         config = self.config
         entry = config.layer_types[layer]
@@ -138,7 +143,7 @@ class Decoder(nn.Module):
     def new_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
         """Empty caches on the model's device and in its dtype."""
         weight = self.embedding.weight
-        layers = [block.mixer.new_cache(batch_size, capacity, weight.device, weight.dtype) for block in self.blocks]
+        layers = [block.mixer.new_cache(batch_size, capacity, weight.device, weight.dtype) for block in self.layers]
         return DecoderCache(layers)
 
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
@@ -147,7 +152,7 @@ class Decoder(nn.Module):
         head, mlp = c.vocab_size * c.width, 3 * c.width * c.hidden_width()
         norm = sum(p.numel() for p in self.norm.parameters())
         total = Cost(head * (1 if c.tie_embeddings else 2) + norm, 2 * head, 2 * head, 0)
-        for block in self.blocks:
+        for block in self.layers:
             total = total + block.mixer.cost(context, dtype) + Cost(mlp + 2 * norm, 2 * mlp, 2 * mlp, 0)
         return total
 

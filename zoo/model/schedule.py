@@ -1,4 +1,4 @@
-"""Which mixer each layer has: ``7xlightning+softmax`` repeats, joins and cycles to the depth; patches replace by index."""
+"""Which mixer each layer has: ``7xlightning+softmax`` repeats, joins and cycles to the depth; patches replace."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def expand_schedule(
     names: list[str] = []
     for token in pattern.split("+") if pattern else []:
         match = _TOKEN.fullmatch(token.strip())
-        if match is None or match[1] is not None and int(match[1]) == 0:
+        if match is None or (match[1] is not None and int(match[1]) == 0):
             raise ScheduleError(
-                f"schedule.pattern={pattern!r}: cannot read {token!r}; expected NAME or NxNAME with N >= 1, joined by +."
+                f"schedule.pattern={pattern!r}: cannot read {token!r}; expected NAME or NxNAME, N >= 1, joined by +."
             )
         names += [_resolve(match[2], default, known, f"schedule.pattern={pattern!r}")] * int(match[1] or 1)
         del names[depth:]
@@ -44,7 +44,7 @@ def expand_schedule(
         match = _PATCH.fullmatch(token.strip())
         if match is None:
             raise ScheduleError(
-                f"schedule.patch={patch!r}: cannot read {token!r}; expected INDEX:NAME joined by +, as 0:softmax+-1:softmax."
+                f"schedule.patch={patch!r}: cannot read {token!r}; expected INDEX:NAME joined by +, as 0:gqa+-1:gqa."
             )
         index = int(match[1])
         if not -depth <= index < depth:
@@ -58,5 +58,7 @@ def expand_schedule(
 def _resolve(name: str, default: str, known: Collection[str], where: str) -> str:
     name = default if name == DEFAULT else name
     if name not in known:
-        raise ScheduleError(f"{where}: unknown attention {name!r}; expected {DEFAULT} or one of {', '.join(sorted(known))}.")
+        raise ScheduleError(
+            f"{where}: unknown attention {name!r}; expected {DEFAULT} or one of {', '.join(sorted(known))}."
+        )
     return name

@@ -11,7 +11,7 @@ import lightning
 from torch import Tensor
 
 from zoo.data import TokenStore
-from zoo.training.checkpointing import Checkpoints
+from zoo.training.checkpointing import Checkpoints, StepEnd
 
 
 class Interrupted(Exception):
@@ -26,13 +26,14 @@ class NonFiniteLoss(ValueError):
     """The loss is no longer a finite number."""
 
 
-class StopOnSignal(lightning.Callback):
-    """On SIGINT or SIGTERM finishes the optimizer step, saves ``last`` and raises Interrupted; a second Ctrl-C stops at once.
+class StopOnSignal(StepEnd):
+    """On SIGINT or SIGTERM finishes the optimizer step, saves ``last`` and raises Interrupted; a second Ctrl-C ends it.
 
     With several processes they agree on it every ``agree_every`` steps, since a signal may reach only one.
     """
 
     def __init__(self, checkpoints: Checkpoints, agree_every: int = 10) -> None:
+        super().__init__(checkpoints.validate_every)
         self.checkpoints, self.agree_every = checkpoints, agree_every
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
@@ -53,24 +54,20 @@ class StopOnSignal(lightning.Callback):
             raise KeyboardInterrupt
         self.received = number
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop on the border of an optimizer step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
+    def on_step_end(self, trainer: lightning.Trainer) -> None:
+        """Save and stop."""
         stop = self.received is not None
         if trainer.world_size > 1:
             if trainer.global_step % self.agree_every:
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        if stop and trainer.global_step < trainer.max_steps:
             self.checkpoints.save_last(trainer)
             raise Interrupted(self.received or signal.SIGTERM, trainer.global_step)
 
 
 class StopOnNonFinite(lightning.Callback):
-    """Raises NonFiniteLoss before a bad loss can reach the weights on CPU, and before it can reach a checkpoint anywhere.
+    """Raises NonFiniteLoss before a bad loss can reach the weights on CPU, and a checkpoint anywhere.
 
     On an accelerator the loss of a step is read one step later, so that the host never waits for the device.
     """

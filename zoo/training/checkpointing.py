@@ -63,14 +63,34 @@ def remove_leftovers(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-class Checkpoints(lightning.Callback):
-    """Saves ``last`` every N steps and at the end, ``best`` after a better validation, ``step-N`` every ``keep_every``.
+class StepEnd(lightning.Callback):
+    """Calls :meth:`on_step_end` once per optimizer step, after the validation of that step if there is one."""
 
-    Saves on the borders of optimizer steps only, after the validation of that step if there is one.
-    """
+    def __init__(self, validate_every: int) -> None:
+        self.validate_every = validate_every
+
+    def on_step_end(self, trainer: lightning.Trainer) -> None:
+        """The border between two optimizer steps, where a run may be saved and stopped."""
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The end of a step that is not validated."""
+        validates = trainer.global_step % self.validate_every == 0 or trainer.global_step == trainer.max_steps
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validates:
+            self.on_step_end(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The end of a step that is validated."""
+        self.on_step_end(trainer)
+
+
+class Checkpoints(StepEnd):
+    """Saves ``last`` every N steps and at the end, ``best`` after a better validation, ``step-N`` to stay."""
 
     def __init__(self, folder: Path, every: int, keep_every: int | None, validate_every: int) -> None:
-        self.folder, self.every, self.keep_every, self.validate_every = folder, every, keep_every, validate_every
+        super().__init__(validate_every)
+        self.folder, self.every, self.keep_every = folder, every, keep_every
         self.best = float("inf")
         self.saved = -1
 
@@ -82,11 +102,9 @@ class Checkpoints(lightning.Callback):
         """Go on with the best so far."""
         self.best = state_dict["best"]
 
-    def save(self, trainer: lightning.Trainer, name: str) -> Path:
+    def save(self, trainer: lightning.Trainer, name: str) -> None:
         """Write the checkpoint ``name``."""
-        path = self.folder / f"{name}.ckpt"
-        trainer.save_checkpoint(path)
-        return path
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
     def save_last(self, trainer: lightning.Trainer) -> None:
         """Write ``last``, unless this step has been written."""
@@ -98,30 +116,21 @@ class Checkpoints(lightning.Callback):
         """A resumed run has its step on disk already."""
         self.saved = trainer.global_step if trainer.global_step > 0 else -1
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Periodic saves."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not self._validates(trainer):
-            self._periodic(trainer)
-
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the best, and what is due at this step."""
+        """Save the best, then what is due at this step."""
         value = float(trainer.callback_metrics.get("val/bits_per_byte", float("nan")))
         if value < self.best:
             self.best = value
             self.save(trainer, "best")
-        self._periodic(trainer)
+        super().on_validation_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The end of the budget."""
-        self.save_last(trainer)
-
-    def _validates(self, trainer: lightning.Trainer) -> bool:
-        return trainer.global_step % self.validate_every == 0 or trainer.global_step == trainer.max_steps
-
-    def _periodic(self, trainer: lightning.Trainer) -> None:
+    def on_step_end(self, trainer: lightning.Trainer) -> None:
+        """Periodic saves."""
         if trainer.global_step % self.every == 0:
             self.save_last(trainer)
         if self.keep_every and trainer.global_step % self.keep_every == 0:
             self.save(trainer, f"step-{trainer.global_step}")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The end of the budget."""
+        self.save_last(trainer)

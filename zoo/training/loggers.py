@@ -12,6 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.training.strategies import process_rank
+
 
 class LocalLogger(Logger):
     """``metrics.jsonl``, a line at a time, and ``metrics.csv``, rewritten at each validation and at the end.
@@ -24,7 +26,7 @@ class LocalLogger(Logger):
         self.folder = folder
         self.lines = folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
-        if resumed_step is not None and rank_zero_only.rank == 0:
+        if resumed_step is not None and process_rank() == 0:
             self.rows = [row for row in read_metrics(self.lines) if row["step"] <= resumed_step]
             replace_text(self.lines, "".join(json.dumps(row) + "\n" for row in self.rows))
 

@@ -17,7 +17,7 @@ from zoo.training.meter import metrics_of
 
 
 class Monitor(lightning.Callback):
-    """Every ``log_every`` optimizer steps: loss, bits per byte, tokens/s, MFU where the peak is known, rate, gradient norm.
+    """Every ``log_every`` optimizer steps: loss, bits per byte, tokens/s, MFU where known, rate, gradient norm.
 
     Sums run over all tokens since the last record and are part of the checkpoint, so a resumed run records the same.
     Time spent in validation does not count.
@@ -29,19 +29,15 @@ class Monitor(lightning.Callback):
         self._restored: list[float] | None = None
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Sums of all ranks since the last record."""
         checkpoint["meter"] = pl_module.reduce(pl_module.train_meter.sums.clone()).tolist()
 
-    def on_load_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Rank 0 takes the sums over."""
         self._restored = checkpoint["meter"]
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start the clock."""
         if self._restored is not None and trainer.is_global_zero:
             pl_module.train_meter.sums += torch.tensor(self._restored, dtype=pl_module.train_meter.sums.dtype).to(
@@ -49,17 +45,17 @@ class Monitor(lightning.Callback):
             )
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Stop the clock."""
         self._validation_since = time.perf_counter()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start the clock again."""
         self._paused += time.perf_counter() - self._validation_since
         self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record when due."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -105,7 +101,7 @@ class ProgressDisplay(lightning.Callback):
         self.started, self.first = time.perf_counter(), 0
 
     @rank_zero_only
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Show the bar."""
         self.started, self.first = time.perf_counter(), trainer.global_step
         if not self.console.is_terminal:
@@ -117,7 +113,7 @@ class ProgressDisplay(lightning.Callback):
 
     @rank_zero_only
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -131,7 +127,7 @@ class ProgressDisplay(lightning.Callback):
             print(f"step {step}/{trainer.max_steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     @rank_zero_only
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Remove the bar, also after an error."""
         if self.bar is not None:
             self.bar.stop()

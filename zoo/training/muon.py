@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose update of a matrix is made orthogonal, beside AdamW for all else.
 
-The update of an m x n matrix is scaled by 0.2 * sqrt(max(m, n)) (Liu et al. 2025, arXiv:2502.16982), so that its root mean square is
-that of AdamW and learning rates carry over.
+The update of an m x n matrix is scaled by 0.2 * sqrt(max(m, n)) (Liu et al. 2025, arXiv:2502.16982), so that its
+root mean square is that of AdamW and learning rates carry over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPS = 1e-8
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly (singular values in about 0.7..1.2), by a quintic Newton-Schulz iteration.
+    """Roughly the nearest semi-orthogonal matrices (singular values 0.7..1.2), by a quintic Newton-Schulz iteration.
 
     Works in bfloat16 on CUDA and in the given precision elsewhere. ``(n, rows, columns)`` in and out.
     """
@@ -41,7 +41,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.0, "muon": False, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.95)})
+        super().__init__(
+            groups, {"lr": 0.0, "muon": False, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.95)}
+        )
         for group in self.param_groups:
             if group["muon"] and any(p.dim() != 2 for p in group["params"]):
                 raise ValueError("Muon takes whole matrices: with sharded or flattened parameters use optimizer=adamw.")

@@ -19,7 +19,7 @@ def adamw(decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, 
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101); only matrices of linear layers decay."""
     hidden, rest = split_parameters(decoder)
     groups = [{"params": hidden, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), fused=_fused(hidden))
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=_fused(hidden))
 
 
 def muon(
@@ -50,9 +50,9 @@ def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.
 
 def split_parameters(decoder: Decoder) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of the blocks' linear layers, and everything else."""
-    hidden = [m.weight for m in decoder.blocks.modules() if isinstance(m, nn.Linear)]
-    chosen = {id(p) for p in hidden}
-    return hidden, [p for p in decoder.parameters() if id(p) not in chosen]
+    chosen = {id(m.weight) for m in decoder.blocks.modules() if isinstance(m, nn.Linear)}
+    parameters = list(decoder.parameters())
+    return [p for p in parameters if id(p) in chosen], [p for p in parameters if id(p) not in chosen]
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

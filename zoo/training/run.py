@@ -9,11 +9,10 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import mixers
-from zoo.config import ConfigError, instantiate, load_run_config
+from zoo.config import ConfigError, instantiate, load_run_config, to_dict
 from zoo.data import LanguageData, load_tokenizer, save_tokenizer, tokenizer_fingerprint
 from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
@@ -24,7 +23,7 @@ from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
 from zoo.training.run_folder import RunFolder
-from zoo.training.strategies import build_strategy
+from zoo.training.strategies import build_strategy, process_rank
 
 RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers")
 
@@ -58,12 +57,12 @@ def decoder_config(config: DictConfig, vocab_size: int) -> DecoderConfig:
     Raises:
         ValueError: on an unknown attention, or on sizes that do not fit together.
     """
-    entries = {name: dict(options) for name, options in OmegaConf.to_container(config.mixers, resolve=True).items()}
+    entries: dict[str, dict[str, Any]] = to_dict(config.mixers)
     known = {*mixers.names(), *entries}
     schedule = config.schedule
     layers = expand_schedule(schedule.pattern, config.model.depth, config.attention, known, schedule.patch)
     used = {name: entries[name] for name in dict.fromkeys(layers) if name in entries}
-    model = OmegaConf.to_container(config.model, resolve=True)
+    model = to_dict(config.model)
     model.pop("name")
     return DecoderConfig(vocab_size=vocab_size, layer_types=layers, mixers=used, **model)
 
@@ -100,11 +99,16 @@ def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     max_steps = step_budget(config)
     with torch.device("meta"):
         Decoder(decoder_config(config, vocab_size=1))  # says early what does not fit
-    if rank_zero_only.rank == 0:
-        run.lock()
+    if process_rank() != 0:  # a child of the process that has the folder
+        return _train(config, run, checkpoint, max_steps)
+    with run.locked():
         if config.resume is None:
             run.refuse_if_used()
         remove_leftovers(run.checkpoints)
+        return _train(config, run, checkpoint, max_steps)
+
+
+def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_steps: int) -> dict[str, float]:
     resumed = _resumed_facts(checkpoint) if checkpoint else None
     if resumed and resumed["step"] >= max_steps:
         raise ConfigError(
@@ -113,10 +117,10 @@ def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     lightning.seed_everything(config.seed, verbose=False)
     data = _prepare_data(config, run, resumed)
     module = _build_module(config, data, max_steps)
-    if rank_zero_only.rank == 0:
+    if process_rank() == 0:
         run.describe(config)
         save_tokenizer(data.tokenizer, run.tokenizer)
-    _print_summary(config, run, module, data, max_steps)
+        _print_summary(config, run, module, data, max_steps)
     trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return monitor.latest
@@ -131,7 +135,7 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
     options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
     data = LanguageData(
         instantiate(config.data.source),
-        OmegaConf.to_container(config.tokenizer, resolve=True),
+        to_dict(config.tokenizer),
         batch_size=config.trainer.batch_size,
         micro_batch_size=config.trainer.micro_batch_size,
         seed=config.seed,
@@ -139,10 +143,12 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
         **options,
     )
     data.prepare()
-    if resumed and (resumed["tokenizer"] != tokenizer_fingerprint(data.tokenizer) or resumed["data"] != data.fingerprint):
+    if resumed and (
+        resumed["tokenizer"] != tokenizer_fingerprint(data.tokenizer) or resumed["data"] != data.fingerprint
+    ):
         raise CheckpointError(
-            f"the data or the tokenizer of {run.path} has changed since its checkpoint was written: an exact continuation "
-            "is not possible. Restore them, or start a new run."
+            f"the data or the tokenizer of {run.path} has changed since its checkpoint was written: an exact "
+            "continuation is not possible. Restore them, or start a new run."
         )
     return data
 
@@ -156,7 +162,7 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
     }
     return LanguageModule(
         decoder_config(config, data.vocab_size),
-        OmegaConf.to_container(config.optimizer, resolve=True),
+        to_dict(config.optimizer),
         max_steps,
         data.token_bytes,
         about,
@@ -186,14 +192,14 @@ def _build_trainer(
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=strategy,
-        precision=choose_precision(options.precision, accelerator),
+        precision=choose_precision(options.precision, accelerator),  # type: ignore[arg-type]
         gradient_clip_val=options.gradient_clip,
         logger=build_loggers(
             run.path,
             resumed["step"] if resumed else None,
-            OmegaConf.to_container(config.logger.wandb, resolve=True) if config.logger.wandb else None,
+            to_dict(config.logger.wandb) if config.logger.wandb else None,
             config.logger.tensorboard,
-            OmegaConf.to_container(config, resolve=True),
+            to_dict(config),
         ),
         callbacks=[guard, monitor, ProgressDisplay(monitor), ValidateAtEnd(), checkpoints, StopOnSignal(checkpoints)],
         plugins=[AtomicCheckpointIO()],
@@ -212,7 +218,6 @@ def _build_trainer(
     return trainer, monitor
 
 
-@rank_zero_only
 def _print_summary(
     config: DictConfig, run: RunFolder, module: LanguageModule, data: LanguageData, max_steps: int
 ) -> None:

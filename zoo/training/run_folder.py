@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.config import ConfigError
 from zoo.training.loggers import replace_text
 
-PACKAGES = ("torch", "triton", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy", "attention-zoo")
+PACKAGES = (
+    "torch",
+    "triton",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "attention-zoo",
+)
 
 
 class RunFolder:
@@ -31,8 +43,9 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"
         self._lock = FileLock(self.path / ".lock")
 
-    def lock(self) -> None:
-        """Take the folder, until this process ends.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have the folder to this process; the lock also ends with the process, however it ends.
 
         Raises:
             ConfigError: if another process has it.
@@ -44,9 +57,14 @@ class RunFolder:
         except Timeout:
             who = owner.read_text() if owner.is_file() else "unknown"
             raise ConfigError(
-                f"{self.path} is in use by another process ({who}): wait for it, stop it, or choose another hydra.run.dir."
+                f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another hydra.run.dir."
             ) from None
-        owner.write_text(f"process {os.getpid()} on {platform.node()}")
+        try:
+            owner.write_text(f"process {os.getpid()} on {platform.node()}")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            self._lock.release()
 
     def refuse_if_used(self) -> None:
         """A new run must not overwrite an old one.
@@ -56,7 +74,7 @@ class RunFolder:
         """
         if (self.path / "config.yaml").exists() or any(self.checkpoints.glob("*.ckpt")):
             raise ConfigError(
-                f"{self.path} already holds a run: continue it with resume={self.path}, or choose another hydra.run.dir."
+                f"{self.path} already holds a run: continue it with resume={self.path}, or set another hydra.run.dir."
             )
 
     def describe(self, config: DictConfig) -> None:
@@ -110,6 +128,10 @@ def git_state(folder: Path) -> tuple[dict[str, Any], str]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "branch": None, "dirty": None}, ""
-    branch, changes, difference = git("rev-parse", "--abbrev-ref", "HEAD"), git("status", "--porcelain"), git("diff", "HEAD")
+    branch, changes, difference = (
+        git("rev-parse", "--abbrev-ref", "HEAD"),
+        git("status", "--porcelain"),
+        git("diff", "HEAD"),
+    )
     state = {"commit": commit.strip(), "branch": (branch or "").strip(), "dirty": bool(changes)}
     return state, (difference or "")[:1_000_000]

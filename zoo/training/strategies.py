@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.config import ConfigError
 from zoo.model.block import Block
 
 NAMES = ("auto", "ddp", "fsdp")
+
+
+def process_rank() -> int:
+    """Global rank of this process, before and after the processes have found each other; 0 if it is alone."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 def build_strategy(name: str, optimizer: str) -> str | Strategy:
