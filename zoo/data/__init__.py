@@ -1,0 +1,39 @@
+"""Text to batches: sources of documents, tokenizers, token stores on disk and the order in which they are read."""
+
+from zoo.data.datamodule import LanguageData
+from zoo.data.documents import DataError, Document, Source
+from zoo.data.hub import HubSource
+from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches, permute
+from zoo.data.sources import StdlibSource, TextSource
+from zoo.data.store import TokenStore
+from zoo.data.tokenizers import (
+    build_tokenizer,
+    encode_batch,
+    load_tokenizer,
+    save_tokenizer,
+    token_byte_lengths,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
+
+__all__ = [
+    "BatchPlan",
+    "DataError",
+    "Document",
+    "HubSource",
+    "LanguageData",
+    "Source",
+    "StdlibSource",
+    "TextSource",
+    "TokenStore",
+    "TrainBatches",
+    "ValidationBatches",
+    "build_tokenizer",
+    "encode_batch",
+    "load_tokenizer",
+    "permute",
+    "save_tokenizer",
+    "token_byte_lengths",
+    "tokenizer_fingerprint",
+    "vocabulary_size",
+]

@@ -1,0 +1,79 @@
+"""Folders that are either finished or absent, whoever else builds them and whenever a process dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], None]) -> None:
+    """Makes `folder` exist with ready() true: another process's copy if there is one, else build(temporary folder).
+
+    The temporary folder is a sibling, flushed to disk and renamed in one step. A lock file beside the folder lets a
+    second builder wait; what a killed builder left behind is removed. A folder that is there but not ready is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process to build {folder}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        _remove_leftovers(folder)
+        if ready():
+            return
+        unfinished = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            _flush(unfinished)
+            _replace(folder, unfinished)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file so that readers see the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f"{path.name}.tmp-{os.getpid()}"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _replace(folder: Path, unfinished: Path) -> None:
+    if folder.exists():
+        # A rename cannot replace a folder that is not empty, and processes may still map the old files: move it aside.
+        old = folder.parent / f"{folder.name}.tmp-old-{os.getpid()}"
+        os.rename(folder, old)
+        os.rename(unfinished, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(unfinished, folder)
+    _sync(folder.parent)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,133 @@
+"""Documents, the sources they come from, and how a pile of documents becomes train, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+FRACTIONS = (0.9, 0.05, 0.05)
+CACHE = "~/.cache/attention-zoo"
+
+
+class DataError(ValueError):
+    """What is wrong with the data a user asked for: the value, what was expected, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and the name it is reported under."""
+
+    name: str
+    text: str
+
+
+class Source(Protocol):
+    """Where documents come from; the order of a split never changes while its documents do not."""
+
+    name: str
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Documents of "train", "validation" or "test", in a fixed order."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """Content address: changes if and only if the documents of the split change."""
+        ...
+
+
+def check_split(split: str) -> None:
+    """Raises DataError unless `split` is one of the three names every source uses."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+
+
+def digest_documents(documents: Iterable[Document]) -> str:
+    """SHA-256 (hex) over names and texts in order; lengths are hashed too, so that no two lists share a digest."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.name.encode("utf-8", "surrogatepass"), document.text.encode()):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def text_hash(text: str) -> int:
+    """The first 64 bits of the text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_index(hashed: int, fractions: Sequence[float]) -> int:
+    """Index into SPLITS for a 64-bit hash, so that a document keeps its split when others come or go."""
+    position = hashed / 2**64
+    if position < fractions[0]:
+        return 0
+    return 1 if position < fractions[0] + fractions[1] else 2
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """Train, validation and test fractions as floats; DataError unless they are three, positive and sum to 1."""
+    values = tuple(float(value) for value in fractions)
+    if len(values) != 3 or min(values) < 0 or values[0] == 0 or values[1] == 0 or abs(sum(values) - 1) > 1e-6:
+        raise DataError(
+            f"split_fractions={list(values)}: expected three fractions (train, validation, test) that sum to 1, "
+            "the first two above 0"
+        )
+    return values[0], values[1], values[2]
+
+
+def assign_splits(hashes: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    """Split index (uint8) of every document from its 64-bit hash.
+
+    A corpus of few documents can leave a split empty; it is then divided by the rank of the hash instead.
+    Documents with equal text share a split. DataError if there are fewer than two different documents.
+    """
+    assigned = np.array([split_index(int(hashed), fractions) for hashed in hashes], dtype=np.uint8)
+    wanted = {index for index in range(3) if fractions[index] > 0}
+    unique = np.unique(hashes)
+    if wanted <= set(assigned.tolist()) or (len(unique) == 2 and {0, 1} <= set(assigned.tolist())):
+        return assigned
+    if len(unique) < 2:
+        raise DataError(
+            f"{len(hashes)} documents, all with the same text, cannot be divided into train and validation: "
+            "add different documents, or give folders named train/ and validation/"
+        )
+    validation = max(1, round(fractions[1] * len(unique)))
+    test = max(1, round(fractions[2] * len(unique))) if fractions[2] > 0 and len(unique) > 2 else 0
+    validation = min(validation, len(unique) - test - 1)
+    ranks = np.searchsorted(unique, hashes)
+    train = len(unique) - validation - test
+    return ((ranks >= train).astype(np.uint8) + (ranks >= train + validation)).astype(np.uint8)
+
+
+def cut_document(text: str, fractions: Sequence[float], name: str) -> tuple[str, str, str]:
+    """A single text as its head, middle and tail, cut at paragraph or line ends; DataError if it is too short."""
+    ends = [round(len(text) * fractions[0]), round(len(text) * (fractions[0] + fractions[1]))]
+    cuts = [_boundary(text, end, len(text) // 40) for end in ends]
+    if fractions[2] == 0:
+        cuts[1] = len(text)
+    pieces = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
+    if not pieces[0] or not pieces[1]:
+        raise DataError(
+            f"{name} is the only document and has {len(text)} characters, too few to cut train and validation from: "
+            "give a longer text, or folders named train/ and validation/"
+        )
+    return pieces
+
+
+def _boundary(text: str, end: int, slack: int) -> int:
+    for separator in ("\n\n", "\n"):
+        found = text.rfind(separator, end - slack, end)
+        if found >= 0:
+            return found + len(separator)
+    return end
+
+
+def expand(path: str | Path) -> Path:
+    """The path with `~` replaced by the home folder."""
+    return Path(path).expanduser()

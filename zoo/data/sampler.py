@@ -1,0 +1,200 @@
+"""Which tokens make up which batch: pure functions of (seed, step), so resuming a run needs one integer.
+
+Feistel networks as permutations of any domain: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from zoo.data.documents import DataError
+from zoo.data.store import TokenStore
+
+ROUNDS = 8
+WORD = 2**64 - 1
+
+
+def mix(*values: int) -> int:
+    """A 64-bit hash of integers; the same on every machine and in every version."""
+    state = np.uint64(0x243F6A8885A308D3)
+    for value in values:
+        state = _mix(np.array([state ^ np.uint64(value & WORD)], dtype=np.uint64))[0]
+    return int(state)
+
+
+def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Where a keyed bijection of range(n) sends each of `index` (int64, any shape), by a Feistel network.
+
+    The network permutes the next power of four; whatever falls outside range(n) is sent through it again.
+    """
+    index = np.asarray(index)
+    if n < 1 or (index.size and (index.min() < 0 or index.max() >= n)):
+        raise ValueError(f"indices must lie in range({n})")
+    half = max(1, (int(n - 1).bit_length() + 1) // 2)
+    keys = [np.uint64(mix(seed, number)) for number in range(ROUNDS)]
+    result = _feistel(index.astype(np.uint64), half, keys)
+    while (outside := result >= np.uint64(n)).any():
+        result[outside] = _feistel(result[outside], half, keys)
+    return result.astype(np.int64)
+
+
+class BatchPlan:
+    """Windows of length + 1 tokens in an order drawn anew for each epoch, so many of them per optimizer step.
+
+    Each epoch also shifts the borders of the windows by an offset in [0, length). An epoch holds `windows` windows that
+    overlap in one token (the last target of one is the first input of the next); what is left over, less than two
+    windows, differs between epochs. DataError if the store is too short for one window.
+    """
+
+    def __init__(self, num_tokens: int, length: int, global_batch: int, seed: int) -> None:
+        if length < 1 or global_batch < 1:
+            raise DataError(f"data.length={length} and batch_size={global_batch} must be positive")
+        if num_tokens < length + 1:
+            raise DataError(
+                f"the training split has {num_tokens} tokens, too few for one window of data.length={length} tokens "
+                "and its target: use a smaller data.length, or more text"
+            )
+        self.num_tokens, self.length, self.global_batch, self.seed = num_tokens, length, global_batch, seed
+        self.windows = max(1, (num_tokens - length) // length)
+
+    def starts(self, step: int) -> np.ndarray:
+        """Position of the first token of every sequence of an optimizer step, (global_batch,) int64."""
+        sample = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
+        epoch, index = np.divmod(sample, self.windows)
+        starts = np.empty_like(sample)
+        for number in np.unique(epoch).tolist():
+            here = epoch == number
+            order = permute(index[here], self.windows, mix(self.seed, number))
+            starts[here] = self.offset(number) + order * self.length
+        return starts
+
+    def offset(self, epoch: int) -> int:
+        """Where the first window of an epoch starts."""
+        slack = self.num_tokens - 1 - self.windows * self.length
+        return mix(self.seed, epoch, 1) % min(self.length, slack + 1)
+
+    def micro(self, step: int, m: int, rank: int, world: int, b: int) -> np.ndarray:
+        """The b starts that micro batch `m` of `rank` takes of the step's; together they are starts(step)."""
+        first = (m * world + rank) * b
+        if not (0 <= rank < world and m >= 0 and b > 0 and first + b <= self.global_batch):
+            raise ValueError(f"no micro batch {m} of {b} for rank {rank} of {world} in a batch of {self.global_batch}")
+        return self.starts(step)[first : first + b]
+
+
+class TrainBatches(IterableDataset):
+    """Endless micro batches of one rank, from micro batch start_step * accumulate on.
+
+    Each is a dict of tokens (b, L+1) int64, starts (b,) int64 and, with isolate_documents, documents (b, L) int32.
+    To be loaded with DataLoader(batch_size=None): worker w of W makes items w, w + W, ..., which the loader puts back
+    in order, so the stream does not depend on num_workers.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        plan: BatchPlan,
+        start_step: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        micro_batch: int,
+        isolate_documents: bool,
+    ) -> None:
+        self.store, self.plan, self.start_step, self.accumulate = store, plan, start_step, accumulate
+        self.rank, self.world, self.micro_batch = rank, world, micro_batch
+        self.isolate_documents = isolate_documents
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for item in itertools.count(self.start_step * self.accumulate + first, stride):
+            step, m = divmod(item, self.accumulate)
+            yield self._batch(self.plan.micro(step, m, self.rank, self.world, self.micro_batch))
+
+    def _batch(self, starts: np.ndarray) -> dict[str, torch.Tensor]:
+        length = self.plan.length
+        tokens = np.stack([self.store.tokens[start : start + length + 1] for start in starts.tolist()])
+        batch = {"tokens": torch.from_numpy(tokens.astype(np.int64)), "starts": torch.from_numpy(starts.copy())}
+        if self.isolate_documents:
+            batch["documents"] = torch.from_numpy(document_ids(self.store.offsets, starts, length))
+        return batch
+
+
+class ValidationBatches(Dataset):
+    """Windows over the first `max_tokens` targets of a store (all by default), each target exactly once.
+
+    Each batch is a dict as in TrainBatches and a mask (b, L) bool of the targets that count. The last window is padded
+    on the right with eos, and so are whole rows where ranks or batches would come out uneven; every rank has as
+    many batches as the others. Only the very first token of the store, an eos, is never a target.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        length: int,
+        rank: int,
+        world: int,
+        micro_batch: int,
+        max_tokens: int | None,
+        isolate_documents: bool,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise DataError(f"data.val_tokens={max_tokens}: expected a positive number, or null for the whole split")
+        self.targets = min(store.num_tokens - 1, max_tokens or store.num_tokens)
+        if self.targets < 1:
+            raise DataError("the validation split has no token to predict: it needs more text")
+        self.store, self.length, self.rank, self.world = store, length, rank, world
+        self.micro_batch, self.isolate_documents = micro_batch, isolate_documents
+
+    def __len__(self) -> int:
+        windows = -(-self.targets // self.length)
+        return -(-windows // (self.world * self.micro_batch))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first = (index * self.world + self.rank) * self.micro_batch
+        starts = np.arange(first, first + self.micro_batch, dtype=np.int64) * self.length
+        tokens = np.full((self.micro_batch, self.length + 1), self.store.eos, dtype=np.int64)
+        mask = starts[:, None] + np.arange(self.length) < self.targets
+        for row, start in enumerate(starts.tolist()):
+            window = self.store.tokens[start : min(start + self.length, self.targets) + 1]
+            tokens[row, : len(window)] = window
+        arrays = {"tokens": tokens, "mask": mask, "starts": starts}
+        if self.isolate_documents:
+            arrays["documents"] = document_ids(self.store.offsets, starts, self.length)
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def document_ids(offsets: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Number of the document that each of `length` tokens from each start belongs to, counted from 0 in every window.
+
+    A document starts at its eos. Padding beyond the store belongs to the last document. (b, length) int32.
+    """
+    begins = np.zeros((len(starts), length), dtype=np.int32)
+    bounds = offsets[:-1]
+    for row, start in enumerate(starts.tolist()):
+        first, last = np.searchsorted(bounds, [start + 1, start + length])
+        begins[row, bounds[first:last] - start] = 1
+    return np.cumsum(begins, axis=1, dtype=np.int32)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on uint64 arrays, which wrap around."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _feistel(value: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
+    mask, shift = np.uint64(2**half - 1), np.uint64(half)
+    left, right = value >> shift, value & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << shift) | right
