@@ -1,0 +1,82 @@
+"""Continue a text with a trained run: ``python scripts/generate.py run=RUN_DIR prompt="Once upon a time"``.
+
+Prints the prompt and its continuation as it is made, and nothing else, on stdout. Options are in configs/generate.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from zoo.cli import choose_device, friendly_errors
+from zoo.config import CONFIGS, PATHS, ConfigError, quote_paths, take_text
+
+PROMPT: str | None = None
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="generate")
+def main(config: DictConfig) -> None:
+    """One continuation of one prompt."""
+    with friendly_errors():
+        prompt = read_prompt(PROMPT, config.prompt_file)
+        try:
+            for piece in continuation(config, prompt):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            print(flush=True)
+        except BrokenPipeError:  # the reader has seen enough; what is buffered must not fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def read_prompt(prompt: str | None, file: str | None) -> str:
+    """The text to continue, from the command line or from a file.
+
+    Raises:
+        ConfigError: if both are given, or the text is not UTF-8.
+    """
+    if prompt is not None and file is not None:
+        raise ConfigError("prompt and prompt_file were both given: expected one of them.")
+    try:
+        if file is not None:
+            return Path(file).expanduser().read_bytes().decode("utf-8")
+        return os.fsencode(prompt or "").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the prompt is not UTF-8 at byte {error.start}: convert it first.") from error
+
+
+def continuation(config: DictConfig, prompt: str) -> Iterator[str]:
+    """The prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
+    from zoo.data import encode_batch
+    from zoo.evaluation.run import open_run
+    from zoo.evaluation.text_stream import TextStream
+
+    run = open_run(config.run, config.checkpoint, choose_device(config.device))
+    ids = [run.document_token, *encode_batch(run.tokenizer, [prompt])[0].tolist()]
+    tokens = run.decoder.stream(
+        ids,
+        config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=config.seed,
+        stop_token=run.document_token,
+    )
+    yield prompt
+    text = TextStream(run.tokenizer, ids)
+    for token in tokens:
+        yield text.push(token)
+    yield text.finish()
+
+
+if __name__ == "__main__":
+    PROMPT, arguments = take_text(sys.argv[1:], "prompt")
+    sys.argv[1:] = quote_paths(arguments, (*PATHS, "prompt_file"))
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    main()

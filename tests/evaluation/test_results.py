@@ -1,0 +1,99 @@
+import copy
+
+import pytest
+
+from zoo.evaluation.results import (
+    METRICS,
+    Record,
+    ResultError,
+    check_results,
+    read_results,
+    read_samples,
+    replace_file,
+    samples_file,
+    write_results,
+)
+
+RECORD = Record("perplexity", "window", 16, None, "bits_per_byte", 1.5, (1.0, 2.0), 3, "doc", None, False)
+
+
+def content(*records):
+    sections = {name: {} for name in ("run", "model", "tokenizer", "protocol")}
+    return {"schema": "zoo-eval/1", **sections, "results": [r.to_dict() for r in records], "warnings": []}
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "eval" / "perplexity-text-test.json"
+    samples = [{"id": "水", "nats": 1.25}, {"id": "b", "nats": 2.0}]
+    write_results(file, content(RECORD), samples)
+    assert read_results(file) == content(RECORD)
+    assert read_samples(file) == samples
+    assert sorted(p.name for p in file.parent.iterdir()) == sorted([file.name, samples_file(file).name])
+
+
+def test_a_file_without_samples_has_none(tmp_path):
+    write_results(tmp_path / "a.json", content(RECORD))
+    assert read_samples(tmp_path / "a.json") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "zoo-eval/2"}, "schema is 'zoo-eval/2'"),
+        ({"results": {}}, "results is missing or not a list"),
+        ({"protocol": None}, "protocol is missing or not a dict"),
+        ({"results": [3]}, r"results\[0\]: expected an object"),
+        ({"results": [{"task": "perplexity"}]}, r"results\[0\]: no variant, length"),
+    ],
+)
+def test_faults_of_a_file_are_named(change, message):
+    with pytest.raises(ResultError, match=message):
+        check_results(content(RECORD) | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metric", "ppl"),
+        ("unit", "token"),
+        ("value", float("nan")),
+        ("value", "1.5"),
+        ("ci95", [1.0]),
+        ("ci95", 1.0),
+        ("n", 0),
+    ],
+)
+def test_faults_of_a_record_are_named(tmp_path, name, value):
+    wrong = copy.deepcopy(content(RECORD))
+    wrong["results"][0][name] = value
+    with pytest.raises(ResultError, match=rf"results\[0\]: {name}"):
+        write_results(tmp_path / "a.json", wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_are_refused(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"schema": "zoo-ev')
+    with pytest.raises(ResultError, match=r"a\.json is not a result file"):
+        read_results(file)
+    file.write_text("[]")
+    with pytest.raises(ResultError, match="expected an object"):
+        read_results(file)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("old")
+
+    def stopped(unfinished):
+        unfinished.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(file, stopped)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_metric_names_are_those_of_the_design():
+    assert len(set(METRICS)) == len(METRICS) == 10

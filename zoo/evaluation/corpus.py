@@ -1,0 +1,146 @@
+"""The documents that an evaluation reads: a split of the run's own data, or other local text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoo.config import instantiate
+from zoo.data import DataError, Document, Source, TokenStore
+from zoo.data.documents import SPLITS, digest_documents
+from zoo.data.files import find_files, read_files
+from zoo.evaluation.run import OpenedRun
+
+WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to evaluate, the first ``count`` of those in the store.
+
+    Attributes:
+        name: of the data set. split: of it, ``all`` for undivided text.
+        store: tokens of all documents of the split. count: whole documents that are evaluated.
+    """
+
+    name: str
+    split: str
+    store: TokenStore
+    count: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every document of the split is evaluated."""
+        return self.count == len(self.store)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """``(count, 3)``: UTF-8 bytes, words and characters of each evaluated document's original text."""
+        return self.store.counts[: self.count]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the evaluated documents."""
+        return self.store.names[: self.count]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that will be scored."""
+        return int(self.store.offsets[self.count]) - self.count
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """Token ids of each evaluated document, in order, without the document token."""
+        return (self.store.document(index) for index in range(self.count))
+
+
+class LocalText:
+    """Local text, undivided, as the split ``all``; a folder with split folders keeps its own splits."""
+
+    def __init__(self, path: str, text_column: str = "text") -> None:
+        self.text_column = text_column
+        try:
+            self.files = find_files(path)
+        except DataError as error:
+            raise DataError(_rename(error)) from error
+        self.name = path.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "text"
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Documents of one split in the order of file names and lines."""
+        if split not in self.files:
+            raise DataError(f"task.path has no folder for the split {split!r}")
+        try:
+            yield from read_files(self.files[split], self.text_column)
+        except DataError as error:
+            raise DataError(_rename(error)) from error
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 over the names and texts of the split."""
+        return digest_documents(self.documents(split))
+
+
+def _rename(error: DataError) -> str:
+    return str(error).replace("data.path", "task.path").replace("data.source.text_column", "task.text_column")
+
+
+def open_corpus(
+    run: OpenedRun,
+    split: str = "test",
+    path: str | None = None,
+    text_column: str = "text",
+    max_bytes: int | None = None,
+    max_documents: int | None = None,
+) -> Corpus:
+    """The documents of a split of the run's data, or of the local text at ``path``, as tokens of the run's tokenizer.
+
+    Raises:
+        DataError: if the split does not exist (the message lists those that do), or a cap is below 1.
+    """
+    source: Source
+    if path is None:
+        source, name = instantiate(run.config.data.source), str(run.config.data.get("name", "data"))
+    else:
+        source = LocalText(path, text_column)
+        name, split = source.name, WHOLE if WHOLE in source.files else split
+    try:
+        store = TokenStore.open_or_build(source, split, run.tokenizer, run.config.data.cache_dir)
+    except DataError as error:
+        existing = [] if split == WHOLE else existing_splits(source)
+        if not existing or split in existing:
+            raise
+        listed = ", ".join(existing)
+        raise DataError(
+            f"{name} has no split {split!r} ({error}). It has {listed}: choose with task.split=..."
+        ) from error
+    return Corpus(name, split, store, count_documents(store.counts[:, 0], max_bytes, max_documents))
+
+
+def existing_splits(source: Source) -> list[str]:
+    """Splits of a source that hold at least one document."""
+    existing = []
+    for split in SPLITS:
+        try:
+            if next(iter(source.documents(split)), None) is not None:
+                existing.append(split)
+        except DataError:
+            continue
+    return existing
+
+
+def count_documents(sizes: np.ndarray, max_bytes: int | None = None, max_documents: int | None = None) -> int:
+    """How many whole documents, from the first on, fit both caps; at least one.
+
+    Args:
+        sizes: ``(documents,)`` bytes of each.
+
+    Raises:
+        DataError: if a cap is below 1.
+    """
+    for name, cap in (("max_bytes", max_bytes), ("max_documents", max_documents)):
+        if cap is not None and cap < 1:
+            raise DataError(f"task.{name}={cap}: expected a number >= 1, or null for all documents.")
+    count = len(sizes) if max_documents is None else min(len(sizes), max_documents)
+    if max_bytes is not None:
+        count = min(count, int(np.searchsorted(np.cumsum(sizes), max_bytes, side="right")))
+    return max(1, count)

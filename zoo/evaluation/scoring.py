@@ -1,0 +1,116 @@
+"""Negative log-likelihood of documents under a decoder, window by window, in batches of windows of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zoo.evaluation.windows import rolling_windows
+from zoo.model.decoder import Decoder
+from zoo.model.loss import next_token_loss
+
+BUFFER = 64  # batches' worth of windows among which those of similar length are put together
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window with its tokens: ``tokens[:-1]`` are the inputs, the last ``scored`` of ``tokens[1:]`` count."""
+
+    document: int
+    tokens: np.ndarray
+    scored: int
+
+    def __len__(self) -> int:
+        return len(self.tokens) - 1
+
+
+def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride: int | None) -> Iterator[Piece]:
+    """Windows of every document in order; ``bos`` is the document token, from which the first token is predicted."""
+    for index, document in enumerate(documents):
+        extended = np.concatenate([[bos], document]).astype(np.int64)
+        for window in rolling_windows(len(document), length, stride):
+            yield Piece(index, extended[window.start : window.stop + 1], window.scored)
+
+
+def batch_pieces(pieces: Iterable[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
+    """Batches of windows of similar length, at most ``batch_tokens`` inputs with padding, or one longer window.
+
+    Raises:
+        ValueError: if ``batch_tokens`` is below 1.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens}: expected a number >= 1.")
+    buffer: list[Piece] = []
+    held = 0
+    for piece in pieces:
+        buffer.append(piece)
+        held += len(piece)
+        if held >= BUFFER * batch_tokens:
+            yield from _by_length(buffer, batch_tokens)
+            buffer, held = [], 0
+    yield from _by_length(buffer, batch_tokens)
+
+
+def _by_length(pieces: list[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    for piece in sorted(pieces, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def score_pieces(decoder: Decoder, batch: list[Piece]) -> list[np.ndarray]:
+    """Nats of the scored tokens of every window, fp32.
+
+    Windows are padded on the right, where a causal model's earlier outputs cannot see, and padding is never scored.
+    """
+    longest = len(batch[0].tokens)
+    tokens = np.zeros((len(batch), longest), dtype=np.int64)
+    counts = np.zeros((len(batch), longest - 1), dtype=bool)
+    for row, piece in enumerate(batch):
+        tokens[row, : len(piece.tokens)] = piece.tokens
+        counts[row, len(piece) - piece.scored : len(piece)] = True
+    weight = decoder.head.weight.detach()
+    ids, mask = torch.from_numpy(tokens).to(weight.device), torch.from_numpy(counts).to(weight.device)
+    hidden = decoder.hidden(ids[:, :-1])[mask]
+    _, losses = next_token_loss(hidden[None], weight, ids[:, 1:][mask][None])
+    return np.split(losses[0].cpu().numpy(), np.cumsum([piece.scored for piece in batch])[:-1])
+
+
+def score_documents(
+    decoder: Decoder,
+    documents: Iterable[np.ndarray],
+    bos: int,
+    length: int,
+    stride: int | None = None,
+    batch_tokens: int = 8_192,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (document, nats of some of its tokens) until each token of each document has been scored once.
+
+    Args:
+        documents: token ids of each, without the document token ``bos``. length, stride: as of :func:`rolling_windows`.
+        batch_tokens: inputs per forward pass. progress: called with the number of tokens scored since its last call.
+    """
+    with _evaluating(decoder), torch.no_grad():
+        for batch in batch_pieces(cut_documents(documents, bos, length, stride), batch_tokens):
+            for piece, nats in zip(batch, score_pieces(decoder, batch)):
+                yield piece.document, nats
+            progress(sum(piece.scored for piece in batch))
+
+
+@contextmanager
+def _evaluating(decoder: Decoder) -> Iterator[None]:
+    training = decoder.training
+    decoder.eval()
+    try:
+        yield
+    finally:
+        decoder.train(training)
