@@ -23,7 +23,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import instantiate, register_mixers, to_dict
-from zoo.data import BatchPlan, LanguageData
+from zoo.data import BatchPlan
+from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
 from zoo.training.module import SCHEDULE_KEYS

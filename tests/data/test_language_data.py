@@ -3,7 +3,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from zoo.data import DataError, LanguageData, StdlibSource, TextSource, load_tokenizer, save_tokenizer
+from zoo.data import DataError, StdlibSource, TextSource, load_tokenizer, save_tokenizer
+from zoo.data.datamodule import LanguageData
 
 
 @pytest.fixture

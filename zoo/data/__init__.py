@@ -1,6 +1,8 @@
-"""Text to batches: sources of documents, tokenizers, token stores on disk and the order in which they are read."""
+"""Text to batches: sources of documents, tokenizers, token stores on disk and the order in which they are read.
 
-from zoo.data.datamodule import LanguageData
+Lightning's data module is in :mod:`zoo.data.datamodule`, since importing Lightning takes seconds.
+"""
+
 from zoo.data.documents import DataError, Document, Source
 from zoo.data.hub import HubSource
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches, permute
@@ -21,7 +23,6 @@ __all__ = [
     "DataError",
     "Document",
     "HubSource",
-    "LanguageData",
     "Source",
     "StdlibSource",
     "TextSource",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import mixers
 from zoo.config import ConfigError, instantiate, load_run_config, to_dict
-from zoo.data import LanguageData, load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from zoo.data.datamodule import LanguageData
 from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
@@ -94,6 +96,8 @@ def step_budget(config: DictConfig) -> int:
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if config.data.path and config.resume is None:
+        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))  # so that eval.py works from anywhere
     run = RunFolder(folder)
     checkpoint = find_checkpoint(run.path) if config.resume else None
     max_steps = step_budget(config)
