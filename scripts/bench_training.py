@@ -58,7 +58,7 @@ def bare_loop(config: DictConfig, data: LanguageData) -> float:
 
 def run_loop(config: DictConfig) -> float:
     """Median seconds per step of a run, from the rates that it records, one per step."""
-    from zoo.training.loggers import read_metrics
+    from zoo.files import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         train(config, folder)
@@ -83,7 +83,10 @@ def main(config: DictConfig) -> None:
     pairs = []
     for number in range(ROUNDS):
         pairs.append((bare_loop(config, data), run_loop(config)))
-        print(f"round {number + 1}: bare {pairs[-1][0] * 1e3:.1f} ms, run {pairs[-1][1] * 1e3:.1f} ms per step", flush=True)
+        print(
+            f"round {number + 1}: bare {pairs[-1][0] * 1e3:.1f} ms, run {pairs[-1][1] * 1e3:.1f} ms per step",
+            flush=True,
+        )
     overhead = statistics.median(run / bare - 1 for bare, run in pairs)
     print(f"overhead of the training loop: {overhead:+.1%} (median of {ROUNDS} rounds, {os.cpu_count()} cores)")
 

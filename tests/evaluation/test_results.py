@@ -9,10 +9,10 @@ from zoo.evaluation.results import (
     check_results,
     read_results,
     read_samples,
-    replace_file,
     samples_file,
     write_results,
 )
+from zoo.files import replace_file
 
 RECORD = Record("perplexity", "window", 16, None, "bits_per_byte", 1.5, (1.0, 2.0), 3, "doc", None, False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.training.loggers import read_metrics
+from zoo.files import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from zoo.config import ConfigError
+from zoo.files import read_metrics
 from zoo.model import CheckpointError
 from zoo.training.callbacks import Interrupted
-from zoo.training.loggers import read_metrics
 from zoo.training.module import LanguageModule
 from zoo.training.run import resumed_config, train
 

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 import zoo
 from zoo.config import ConfigError
+from zoo.files import read_metrics
 from zoo.model import CheckpointError
 from zoo.training.callbacks import NonFiniteLoss
 from zoo.training.checkpointing import AtomicCheckpointIO
-from zoo.training.loggers import read_metrics
 from zoo.training.run import decoder_config, step_budget, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from zoo.files import sync
+
 
 def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], None]) -> None:
     """Makes `folder` exist with ready() true: another process's copy if there is one, else build(temporary folder).
@@ -40,14 +42,6 @@ def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], 
         lock.release()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that readers see the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f"{path.name}.tmp-{os.getpid()}"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def _replace(folder: Path, unfinished: Path) -> None:
     if folder.exists():
         # A rename cannot replace a folder that is not empty, and processes may still map the old files: move it aside.
@@ -57,7 +51,7 @@ def _replace(folder: Path, unfinished: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(unfinished, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -67,13 +61,5 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(folder)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoo.data.atomic import build_once, write_atomically
+from zoo.data.atomic import build_once
 from zoo.data.documents import (
     CACHE,
     SPLITS,
@@ -23,6 +23,7 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
+from zoo.files import replace_text
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
@@ -90,7 +91,7 @@ class HubSource:
         recipe = json.dumps([1, self._stamp(split), split, self.splits, self._recipe(), self.validation_fraction])
         remembered = self.cache_dir / "fingerprints" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
         if not remembered.exists():
-            write_atomically(remembered, digest_documents(self.documents(split)))
+            replace_text(remembered, digest_documents(self.documents(split)))
         return remembered.read_text(encoding="utf-8")
 
     def _check_options(self) -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.evaluation.describe import describe_model, describe_run, describe_tokenizer, layer_pattern
-from zoo.evaluation.plots import plot_documents, plot_training, read_metrics
+from zoo.evaluation.plots import plot_documents, plot_training
 from zoo.evaluation.results import SCHEMA, Record, write_results
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Outcome, Task
+from zoo.files import read_metrics
 
 FOLDER = "eval"
 

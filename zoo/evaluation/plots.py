@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from zoo.evaluation.results import replace_file
+from zoo.files import replace_file
 
 TRAIN, VALIDATION, HELD_OUT = "#9ec1e0", "#08519c", "#d94801"
 STYLE: Any = {
@@ -30,25 +29,11 @@ STYLE: Any = {
 }
 
 
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl in order of tokens; lines that are cut off are left out, no file gives none."""
-    rows = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and "tokens" in row:
-                rows.append(row)
-    return sorted(rows, key=lambda row: row["tokens"])
-
-
 def plot_training(file: Path, metrics: list[dict[str, Any]], title: str, held_out: dict[str, float]) -> bool:
     """Bits per byte of training and validation against trained tokens, and held-out results as lines.
 
     Args:
-        metrics: of :func:`read_metrics`. held_out: bits per byte by label.
+        metrics: of :func:`zoo.files.read_metrics`. held_out: bits per byte by label.
 
     Returns:
         Whether there was anything to draw.

@@ -16,11 +16,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from zoo.files import replace_file
 
 SCHEMA = "zoo-eval/1"
 SECTIONS: dict[str, type] = {
@@ -99,17 +100,6 @@ def write_results(file: Path, content: dict[str, Any], samples: Iterable[dict[st
 def samples_file(file: Path) -> Path:
     """Where the samples of a result file lie."""
     return file.with_name(f"{file.stem}.samples.jsonl.gz")
-
-
-def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Make ``file`` by write(temporary file beside it) and one rename; nothing is left of an attempt that fails."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_results(file: str | Path) -> dict[str, Any]:

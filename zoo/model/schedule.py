@@ -35,7 +35,7 @@ def expand_schedule(
             raise ScheduleError(
                 f"schedule.pattern={pattern!r}: cannot read {token!r}; expected NAME or NxNAME, N >= 1, joined by +."
             )
-        names += [_resolve(match[2], default, known, f"schedule.pattern={pattern!r}")] * int(match[1] or 1)
+        names += [_resolve(match[2], default, known, f"schedule.pattern={pattern!r}")] * min(int(match[1] or 1), depth)
         del names[depth:]
     if not names:
         raise ScheduleError(f"schedule.pattern={pattern!r} is empty: expected names such as 7xlightning+softmax.")

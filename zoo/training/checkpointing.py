@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from zoo.files import replace_file
 from zoo.model.checkpoint import CheckpointError, read_checkpoint
 
 
@@ -23,38 +23,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: if the disk is full or not writable; the previous file stays.
         """
         path = Path(path)
-        temporary = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+
+        try:
+            replace_file(path, write, durable=True)
         except (OSError, RuntimeError) as error:
             kept = f"the previous {path.name} is untouched" if path.is_file() else "no earlier one exists"
             raise CheckpointError(
                 f"{path} could not be written ({error}); {kept}. Free some space, then continue with resume=."
             ) from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read plain data and tensors only; CheckpointError if the file is damaged."""
         return read_checkpoint(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.files import read_metrics, replace_file, replace_text
 from zoo.training.strategies import process_rank
 
 
@@ -58,37 +58,20 @@ class LocalLogger(Logger):
     def save(self) -> None:
         """Write the table."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        temporary = self.folder / ".metrics.csv.tmp"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.folder / "metrics.csv")
+
+        def write(path: Path) -> None:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+        replace_file(self.folder / "metrics.csv", write)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the table once more."""
         if self.rows:
             self.save()
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line cut off by a crash is left out."""
-    rows = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one piece."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def build_loggers(

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError
-from zoo.training.loggers import replace_text
+from zoo.files import replace_text
 
 PACKAGES = (
     "torch",

@@ -1,0 +1,91 @@
+"""Every file of configs/ composes and builds; the command line reaches what it names."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, quote_paths, register_mixers, take_text
+from zoo.model import Decoder
+from zoo.training.optimizers import OPTIMIZERS, rate_factor
+from zoo.training.run import decoder_config, step_budget
+from zoo.training.strategies import build_strategy
+
+GROUPS = ("attention", "schedule", "model", "data", "tokenizer", "optimizer", "trainer", "logger", "experiment")
+SIZES = {"nano": (2e6, 6e6), "125m": (100e6, 150e6), "350m": (300e6, 400e6), "1b": (0.9e9, 1.3e9)}
+
+
+def composed(*overrides):
+    register_mixers()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def files(group):
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml") if p.stem != "base")
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS for n in files(g)])
+def test_every_file_composes_and_builds(group, name):
+    config = composed(f"{group}={name}", *(["data.path=books"] if name == "text" else []))
+    assert step_budget(config) > 0
+    with torch.device("meta"):
+        Decoder(decoder_config(config, 1000))
+    assert config.optimizer.name in OPTIMIZERS
+    options = {k: config.optimizer[k] for k in ("schedule", "warmup_steps", "decay_fraction", "final_factor")}
+    assert 0 < rate_factor(0, 100, **options) <= 1
+    build_strategy(config.trainer.strategy, "adamw")
+    assert instantiate(config.data.source).name
+
+
+@pytest.mark.parametrize("name", files("model"))
+@pytest.mark.parametrize("style", ["llama", "transnormer"])
+def test_sizes_are_what_their_names_say(name, style):
+    config = composed(f"model={name}", f"model.style={style}", "attention=softmax")
+    with torch.device("meta"):
+        decoder = Decoder(decoder_config(config, 4096 if name == "nano" else 50257))
+    low, high = SIZES[name]
+    assert low <= sum(p.numel() for p in decoder.parameters()) <= high
+
+
+def test_attention_options_are_one_place_whoever_uses_them():
+    config = composed("attention=gqa", "mixers.lightning.decay=paper", "schedule.pattern=attention+lightning")
+    built = decoder_config(config, 10)
+    assert built.layer_types == ["gqa", "lightning"] * 2 and built.mixers["lightning"]["decay"] == "paper"
+
+
+def test_an_unknown_attention_says_what_exists():
+    with pytest.raises(Exception, match=r"nope[\s\S]*lightning") as raised:
+        composed("attention=nope")
+    assert "softmax" in str(raised.value)
+    with pytest.raises(ConfigCompositionException, match="widnow"):
+        composed("mixers.softmax.widnow=3")
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "zoolander.Evil", "builtins.eval"])
+def test_targets_outside_the_project_are_refused(target):
+    for node in ({"_target_": target}, {"_target_": "zoo.data.TextSource", "path": {"_target_": target}}):
+        with pytest.raises(ConfigError, match=f"_target_='{target}' is refused"):
+            instantiate(OmegaConf.create(node))
+
+
+def test_paths_and_prompts_may_hold_any_character(tmp_path):
+    for path in ("runs/a=b, c", "it's", "C:\\x\\y", "ends in \\", "ünï/{cödé}[1]"):
+        assert composed(*quote_paths([f"resume={path}"])).resume == path
+    given = ["run=x", "prompt=def f(a, b='c'):\n  ${x}", "seed=1"]
+    assert take_text(given, "prompt") == (given[1].removeprefix("prompt="), ["run=x", "seed=1"])
+    assert take_text(["run=x"], "prompt") == (None, ["run=x"])
+
+
+def test_a_damaged_run_configuration_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="has no config.yaml"):
+        load_run_config(tmp_path)
+    for text, message in (
+        ("a: [", "is damaged"),
+        ("a: 1", "not the configuration of a run"),
+        ("!!python/name:os.system {}", "is damaged"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_run_config(tmp_path)
