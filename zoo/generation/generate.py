@@ -32,7 +32,7 @@ class Sampling:
     stop_token: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature}: expected a number >= 0.")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k}: expected a number >= 1.")
