@@ -1,4 +1,4 @@
-"""Overhead of the training loop: steps of a run against the same steps in a bare PyTorch loop, alternating in one process.
+"""Overhead of the training loop: steps of a run against those of a bare PyTorch loop, in turn in one process.
 
     python scripts/bench_training.py [attention=softmax] [model.depth=2] ...
 

@@ -79,7 +79,7 @@ def test_paths_and_prompts_may_hold_any_character(tmp_path):
 
 
 def test_a_damaged_run_configuration_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="has no config.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         load_run_config(tmp_path)
     for text, message in (
         ("a: [", "is damaged"),

@@ -18,8 +18,8 @@ INTERRUPTED = 130
 def friendly_errors() -> Iterator[None]:
     """Print a user's error as one line on stderr and exit with status 2; Ctrl-C exits with 130.
 
-    A user's error is any ValueError (ConfigError, CheckpointError, DataError, ScheduleError and plain ones), a file that
-    is not found, and a full disk. ``ZOO_DEBUG=1`` shows the traceback instead.
+    A user's error is any ValueError (ConfigError, CheckpointError, DataError, ScheduleError and plain ones), a file
+    that is not found, and a full disk. ``ZOO_DEBUG=1`` shows the traceback instead.
     """
     try:
         yield

@@ -1,0 +1,141 @@
+"""Runs side by side: a Markdown table of held-out bits per byte, parameters and cache, and a picture of their curves.
+
+    python scripts/compare.py out=docs/comparison.md [speed=docs/speed.json] [picture=docs/overview.png] RUN_DIR ...
+
+Each run must have been evaluated (python eval.py run=RUN_DIR). ``speed`` is the file of scripts/bench_models.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+import zoo
+from zoo.config import load_run_config
+from zoo.evaluation.results import read_results
+from zoo.files import read_metrics, replace_file, replace_text
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Facts of one evaluated run."""
+    config = load_run_config(folder)
+    files = sorted((folder / "eval").glob("perplexity-*.json"))
+    if not files:
+        raise ValueError(f"{folder} has not been evaluated: python eval.py run={folder}")
+    result = read_results(files[0])
+    record = next(r for r in result["results"] if r["metric"] == "bits_per_byte")
+    decoder = zoo.load(folder)
+    pattern = config.schedule.pattern
+    cost = decoder.cost(65536)
+    return {
+        "data": config.data.name,
+        "attention": config.attention if pattern == "attention" else pattern,
+        "parameters": cost.parameters,
+        "bits": record["value"],
+        "ci95": record["ci95"],
+        "tokens": result["model"]["train_tokens"],
+        "cache": cost.cache_bytes,
+        "curve": [
+            (row["tokens"], row["val/bits_per_byte"])
+            for row in read_metrics(folder / "metrics.jsonl")
+            if "val/bits_per_byte" in row
+        ],
+    }
+
+
+def table(runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> str:
+    """Markdown, a section per data set."""
+    rates = {(row["attention"], row["context"]): row["tokens_per_second"] for row in speed}
+    contexts = sorted({row["context"] for row in speed})
+    by_data = defaultdict(list)
+    for run in runs:
+        by_data[run["data"]].append(run)
+    lines = []
+    for data, arms in by_data.items():
+        lines += [f"### {data}, {arms[0]['tokens']:,} training tokens", ""]
+        heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 64k, bf16"]
+        heads += [f"tokens/s at {context:,}" for context in contexts]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for run in sorted(arms, key=lambda r: r["bits"]):
+            cells = [f"`{run['attention']}`", f"{run['parameters']:,}"]
+            cells += [
+                f"{run['bits']:.3f} ({run['ci95'][0]:.3f} to {run['ci95'][1]:.3f})",
+                f"{run['cache'] / 2**20:.1f} MiB",
+            ]
+            cells += [f"{rates.get((run['attention'], context), 0):,}" for context in contexts]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def picture(file: Path, runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> None:
+    """Left: validation curves by data set; right: training speed against context."""
+    sets = list(dict.fromkeys(run["data"] for run in runs))
+    names = list(dict.fromkeys(run["attention"] for run in runs))
+    colour = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(names)}
+    style = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+    }
+    with plt.rc_context(style):
+        figure, panels = plt.subplots(
+            1, len(sets) + bool(speed), figsize=(4.4 * (len(sets) + bool(speed)), 3.7), dpi=150
+        )
+        for axes, data in zip(panels, sets):
+            for run in (r for r in runs if r["data"] == data):
+                x, y = zip(*run["curve"])
+                axes.plot(
+                    [v / 1e3 for v in x],
+                    y,
+                    marker="o",
+                    markersize=3,
+                    color=colour[run["attention"]],
+                    label=run["attention"],
+                )
+            axes.set(title=f"{data}: validation", xlabel="thousand training tokens", ylabel="bits per byte")
+        for name in names if speed else []:
+            points = [(row["context"], row["tokens_per_second"]) for row in speed if row["attention"] == name]
+            panels[-1].plot(*zip(*points), marker="o", markersize=3, color=colour[name], label=name)
+        if speed:
+            panels[-1].set(title="training speed", xlabel="context", ylabel="tokens per second", xscale="log")
+            contexts = sorted({row["context"] for row in speed})
+            panels[-1].set_xticks(contexts, [f"{c:,}" for c in contexts])
+            panels[-1].minorticks_off()
+            panels[-1].set_ylim(bottom=0)
+        panels[0].legend(frameon=False, fontsize=9)
+        figure.tight_layout()
+        replace_file(file, lambda unfinished: figure.savefig(unfinished, format="png"))
+
+
+def main() -> None:
+    """Read the runs, print and write the table, draw the picture."""
+    given = dict(a.split("=", 1) for a in sys.argv[1:] if a.startswith(("out=", "speed=", "picture=")))
+    folders = [Path(a) for a in sys.argv[1:] if not a.startswith(("out=", "speed=", "picture="))]
+    if not folders:
+        raise SystemExit(__doc__)
+    runs = [describe(folder) for folder in folders]
+    speed = json.loads(Path(given["speed"]).read_text())["rows"] if "speed" in given else []
+    text = table(runs, speed)
+    print(text)
+    if "out" in given:
+        replace_text(Path(given["out"]), text)
+    if "picture" in given:
+        picture(Path(given["picture"]), runs, speed)
+
+
+if __name__ == "__main__":
+    main()
