@@ -23,7 +23,7 @@ demo: install
 	@echo; echo "Results and plots: $(RUN)/eval   Metrics: $(RUN)/metrics.csv   Checkpoints: $(RUN)/checkpoints"
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check .
