@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 
 log = logging.getLogger("kernels")
 
 BACKENDS = ("torch", "reference")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class BackendError(ValueError):
@@ -23,7 +27,8 @@ def resolve_backend(requested: str, family: str, device: torch.device) -> str:
         BackendError: if ``requested`` is none of ``auto``, ``torch`` and ``reference``.
     """
     if requested == "auto":
-        _announce(family, device.type)
+        if not torch.compiler.is_compiling():  # a log call has no place in a graph
+            _announce(family, device.type)
         return "torch"
     if requested not in BACKENDS:
         raise BackendError(
@@ -35,3 +40,17 @@ def resolve_backend(requested: str, family: str, device: torch.device) -> str:
 @cache
 def _announce(family: str, device_type: str) -> None:
     log.info("%s on %s: backend=torch (the only fast form there is)", family, device_type)
+
+
+def without_autocast(function: Function) -> Function:
+    """Decorator: products inside keep the precision of their operands, whatever autocast the caller is under."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        if not torch.amp.is_autocast_available(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return cast(Function, run)

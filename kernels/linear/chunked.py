@@ -1,4 +1,4 @@
-"""Linear attention in chunks (Lightning Attention-2, Qin et al. 2024, arXiv:2401.04658) in plain PyTorch, on any device.
+"""Linear attention in chunks (Lightning Attention-2, Qin et al. 2024, arXiv:2401.04658) in plain PyTorch.
 
 Inside a chunk of C tokens the masked left product is taken directly; between chunks a running state is carried. All
 exponents are differences that are <= 0, so no decay can overflow. Chunks are worked through in segments small enough
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from kernels.backend import without_autocast
 
 CACHE_ELEMENTS = 2**17  # of one array of a segment: q, k, v and the products then share a second-level cache
 
@@ -34,6 +36,11 @@ def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk:
         return Plan(chunk, max(chunks, 1), True)
     fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
     return Plan(chunk, max(1, min(chunks, fitting)), False)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """fp64, where the device has it: sums of strong decays would lose the weak ones in fp32."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 class Weights(NamedTuple):
@@ -66,7 +73,7 @@ class _Segments:
     def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, cut: Plan) -> None:
         self.batch, self.length, self.heads = q.shape[:3]
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.log_decay = None if log_decay is None else log_decay.double()
+        self.log_decay = None if log_decay is None else _precise(log_decay)
         self.documents = documents
         self.chunk = cut.chunk
         self.constant: dict[int, Weights] = {}
@@ -96,7 +103,7 @@ class _Segments:
         if chunk not in self.constant:
             log_decay = self.log_decay
             if log_decay is None:
-                log_decay = torch.zeros(1, dtype=torch.double, device=device)
+                log_decay = _precise(torch.zeros(1, device=device))
             self.constant[chunk] = _decay_weights(log_decay[None, :, None, None].expand(-1, -1, 1, chunk), self.dtype)
         return self.constant[chunk]
 
@@ -132,7 +139,11 @@ def _carry(state: Tensor, factor: Tensor, update: Tensor, scan: bool) -> tuple[T
         offset = 1
         while offset < chunks:
             after = torch.cat(
-                [after[:, :, :offset], torch.addcmul(after[:, :, offset:], reach[:, :, offset:], after[:, :, :-offset])], 2
+                [
+                    after[:, :, :offset],
+                    torch.addcmul(after[:, :, offset:], reach[:, :, offset:], after[:, :, :-offset]),
+                ],
+                2,
             )
             reach = torch.cat([reach[:, :, :offset], reach[:, :, offset:] * reach[:, :, :-offset]], 2)
             offset *= 2
@@ -162,6 +173,22 @@ def _forward(
     return output, state, starts
 
 
+def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) -> Tensor:
+    """Gradient of the log decay of each token ``(.., c)``: the decay at t scales what passes over t.
+
+    The same numbers are added where they enter and taken away where they leave, in fp64, so that what does not pass
+    over t cancels without a trace, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
+
+    Args:
+        pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
+            state before and after the chunk. state: ``(..,)`` through both.
+    """
+    pairs, keys = _precise(pairs.tril(-1)), _precise(keys)
+    change = pairs.sum(-1) - pairs.sum(-2) + queries - keys
+    change[..., -1] += keys.sum(-1) + state
+    return change.flip(-1).cumsum(-1).flip(-1)
+
+
 def _backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     log_decay: Tensor | None,
@@ -170,6 +197,7 @@ def _backward(
     cut: Plan,
     grad_output: Tensor,
     grad_state: Tensor,
+    grad_decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = inputs
     segments = _Segments(q, log_decay, documents, cut)
@@ -184,11 +212,16 @@ def _backward(
         after, grad_state = _carry(grad_state, flipped, toward.flip(2), cut.scan)
         after = after.flip(2)
         pair = (gs @ vs.mT).mul_(w.pair)
-        dq = pair @ ks
-        dq += (gs @ before.mT).mul_(w.query)
-        dk = pair.mT @ qs
-        dk += (vs @ after.mT).mul_(w.key)
-        dv = (qs @ ks.mT).mul_(w.pair).mT @ gs
+        scores = qs @ ks.mT
+        dq, from_state = pair @ ks, (gs @ before.mT).mul_(w.query)
+        dk, to_state = pair.mT @ qs, (vs @ after.mT).mul_(w.key)
+        if grad_decay is not None:
+            kept = _precise(before * after).sum((-2, -1)) * w.state[..., 0, 0]
+            through = (qs * from_state).sum(-1), (ks * to_state).sum(-1), kept
+            grad_decay[:, span[0] : span[1]] = _decay_gradient(scores * pair, *through).flatten(2).transpose(1, 2)
+        dq += from_state
+        dk += to_state
+        dv = scores.mul_(w.pair).mT @ gs
         dv += weighted @ after
         for full, part in ((grad_q, dq), (grad_k, dk), (grad_v, dv)):
             full[:, span[0] : span[1]] = part.flatten(2, 3).transpose(1, 2)
@@ -208,30 +241,23 @@ class _Chunked(torch.autograd.Function):
         cut: Plan,
     ) -> tuple[Tensor, Tensor]:
         output, final, starts = _forward(q, k, v, log_decay, state, documents, cut)
-        ctx.save_for_backward(q, k, v, log_decay, documents, final, *starts)
+        ctx.save_for_backward(q, k, v, log_decay, documents, *starts)
         ctx.cut = cut
         return output, final.clone() if final is state else final
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, log_decay, documents, final, *starts = ctx.saved_tensors
-        grads = _backward((q, k, v), log_decay, documents, starts, ctx.cut, grad_output, grad_final)
-        grad_q, grad_k, grad_v, grad_state = grads
+        q, k, v, log_decay, documents, *starts = ctx.saved_tensors
         grad_decay = None
         if log_decay is not None and ctx.needs_input_grad[3]:
-            grad_decay = _decay_gradient((q, k), (grad_q, grad_k), log_decay, (grad_final * final).sum((-2, -1)))
+            grad_decay = _precise(torch.empty(q.shape[:3], device=q.device))
+        grads = _backward((q, k, v), log_decay, documents, starts, ctx.cut, grad_output, grad_final, grad_decay)
+        grad_q, grad_k, grad_v, grad_state = grads
+        if grad_decay is not None and log_decay is not None:
+            grad_decay = (grad_decay if log_decay.dim() == 3 else grad_decay.sum((0, 1))).to(log_decay.dtype)
         return grad_q, grad_k, grad_v, grad_decay, grad_state, None, None
-
-
-def _decay_gradient(
-    inputs: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], log_decay: Tensor, through_state: Tensor
-) -> Tensor:
-    """A decay at t scales every pair j < t <= i: what queries from t on gain, less what keys from t on gain."""
-    q, k = inputs
-    gain = (q.double() * grads[0]).sum(-1) - (k.double() * grads[1]).sum(-1)  # (B, T, H)
-    per_token = gain.flip(1).cumsum(1).flip(1) + through_state[:, None].double()
-    return (per_token if log_decay.dim() == 3 else per_token.sum((0, 1))).to(log_decay.dtype)
 
 
 def chunked_linear_attention(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.backend import resolve_backend
+from kernels.backend import resolve_backend, without_autocast
 from kernels.linear.chunked import chunked_linear_attention
 from kernels.linear.reference import reference_linear_attention
 
@@ -25,6 +25,7 @@ class NormalizedState:
 State = Tensor | NormalizedState
 
 
+@without_autocast
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -67,8 +68,8 @@ def linear_attention(
         v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
     state = _initial(initial_state, q, k, v, normalize)
     if chosen == "reference":
-        wide = [x.to(state.dtype) for x in (q, k, v)]
-        output, state = reference_linear_attention(*wide, log_decay, state, documents, 1.0)
+        q_wide, k_wide, v_wide = (x.to(state.dtype) for x in (q, k, v))
+        output, state = reference_linear_attention(q_wide, k_wide, v_wide, log_decay, state, documents)
     else:
         chosen_algorithm = "chunk" if algorithm == "auto" else algorithm
         output, state = chunked_linear_attention(q, k, v, log_decay, state, documents, chosen_algorithm)
@@ -81,6 +82,7 @@ def linear_attention(
     return output.to(q.dtype), NormalizedState(state[..., :-1], state[..., -1]) if normalize else state
 
 
+@without_autocast
 @torch.no_grad()
 def linear_attention_step(
     q: Tensor,
@@ -137,9 +139,7 @@ def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bo
     return given.to(dtype)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str) -> None:
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r}: expected one of {', '.join(ALGORITHMS)}.")
     if q.dim() != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def reference_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, documents: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, documents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``o_t = scale * q_t S_t`` by summing over all pairs ``j <= t``; O(T^2) memory.
+    """``o_t = q_t S_t`` by summing over all pairs ``j <= t``; O(T^2) memory.
 
     Args:
         q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. state: ``(B, H, D, E)``, the state before token 0.
@@ -29,7 +29,7 @@ def reference_linear_attention(
     weights = torch.einsum("bthd,bjhd->bhtj", q, k) * exponent.exp()
     first = (ids == ids[:, :1])[:, None, :, None]  # tokens that the given state reaches
     from_state = torch.einsum("bthd,bhde->bhte", q, state) * total.exp()[..., None] * first
-    output = scale * (torch.einsum("bhtj,bjhe->bhte", weights, v) + from_state).transpose(1, 2)
+    output = (torch.einsum("bhtj,bjhe->bhte", weights, v) + from_state).transpose(1, 2)
     if length == 0:
         return output, state
     last = (total[:, :, -1:] - total).exp() * (ids == ids[:, -1:])[:, None]

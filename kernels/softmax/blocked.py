@@ -1,8 +1,8 @@
 """Exact attention over blocks of queries in plain PyTorch (after FlashAttention-2, Dao 2023, arXiv:2307.08691).
 
 Each block of queries reads only the range of keys that its rule can reach, and the backward pass recomputes the weights
-from the log-sum-exp, so memory is linear in T. Query heads that share a key head are folded into the query rows, so keys
-are never repeated.
+from the log-sum-exp, so memory is linear in T. Query heads that share a key head are folded into the query rows:
+keys are never repeated.
 
 Letters: G key heads, R query heads per key head, c queries of a block, s keys of its range.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import without_autocast
 from kernels.softmax.mask import KeyRule
 
 QUERY_BLOCK = 256
@@ -74,6 +75,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, _, output, lse = ctx.saved_tensors
         groups, heads = k.shape[2], q.shape[2]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kernels.backend import resolve_backend
+from kernels.backend import resolve_backend, without_autocast
 from kernels.softmax.blocked import blocked_softmax_attention, dense_causal_attention
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.reference import reference_softmax_attention
 
 
+@without_autocast
 def softmax_attention(
     q: Tensor,
     k: Tensor,
@@ -23,7 +26,7 @@ def softmax_attention(
     documents: Tensor | None = None,
     backend: str = "auto",
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Exact causal softmax attention, aligned at the end when there are fewer queries than keys.
 
     Args:
@@ -66,6 +69,7 @@ def _is_plain(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule) -> bool:
     return rule.offset == 0 and rule.documents is None and reaches_all and q.shape[1] > 0
 
 
+@without_autocast
 def softmax_attention_step(
     q: Tensor,
     k_cache: Tensor,

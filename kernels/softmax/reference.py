@@ -8,9 +8,7 @@ from torch import Tensor
 from kernels.softmax.mask import KeyRule
 
 
-def reference_softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, rule: KeyRule, scale: float
-) -> tuple[Tensor, Tensor]:
+def reference_softmax_attention(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(B, Tq, H, E)`` and natural log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
     repeats = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)

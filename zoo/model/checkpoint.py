@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,16 @@ from zoo.model.decoder import Decoder, DecoderConfig
 
 CHECKPOINTS = "checkpoints"
 PREFIX = "decoder."
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class CheckpointError(ValueError):
@@ -44,8 +56,11 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         CheckpointError: if the file is damaged, holds anything else, or comes from another program.
     """
     try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums of its parts
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {part} is wrong")
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read as a checkpoint ({reason}): it is damaged or holds more than plain data. "
@@ -67,10 +82,10 @@ def load(path: str | Path, checkpoint: str = "last", device: str | torch.device 
     """
     file = find_checkpoint(path, checkpoint)
     content = read_checkpoint(file)
-    decoder = Decoder(DecoderConfig(**content["decoder"]))
-    state = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)}
     try:
-        decoder.load_state_dict(state)
-    except RuntimeError as error:
+        decoder = Decoder(DecoderConfig(**content["decoder"]))
+        weights = content["state_dict"].items()
+        decoder.load_state_dict({key.removeprefix(PREFIX): x for key, x in weights if key.startswith(PREFIX)})
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
     return decoder.to(device).eval()

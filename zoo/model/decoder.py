@@ -45,6 +45,8 @@ class DecoderConfig:
         for name in ("vocab_size", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: expected a number >= 1.")
+        if self.mlp_width is not None and self.mlp_width < 1:
+            raise ValueError(f"model.mlp_width={self.mlp_width}: expected a number >= 1, or null.")
         if self.style not in STYLES:
             raise ValueError(f"model.style={self.style!r}: expected one of {', '.join(STYLES)}.")
         if len(self.layer_types) != self.depth:
@@ -134,7 +136,7 @@ class Decoder(nn.Module):
             x = x * self.embedding_scale
         caches = cache.layers if cache is not None else [None] * len(self.blocks)
         for block, layer_cache in zip(self.blocks, caches):
-            if self.checkpoint_activations and self.training:
+            if self.checkpoint_activations and self.training and cache is None:
                 x = checkpoint(block, x, documents, use_reentrant=False)
             else:
                 x = block(x, documents, None, layer_cache, lengths)

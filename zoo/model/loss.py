@@ -57,5 +57,7 @@ def next_token_loss(
     """
     factors = torch.ones(targets.shape, device=hidden.device) if mask is None else mask.float()
     factors = factors / factors.sum().clamp(min=1.0)
+    if not torch.is_grad_enabled():
+        weight, hidden = weight.detach(), hidden.detach()
     total, losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), factors.flatten())
     return total, losses.detach().view_as(targets)

@@ -1,0 +1,75 @@
+"""Every registered mixer, a few of their options, and what the tests of the contract share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+
+WIDTH, HEADS, DEPTH = 32, 4, 3
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "softmax": [{"kv_heads": 2}, {"qk_norm": True}, {"gate": "sigmoid"}, {"rope": None}],
+    "gqa": [{"kv_heads": 1, "qk_norm": True}, {"kv_heads": 4}],
+    "mqa": [{"gate": "linear", "qk_norm": True}],
+    "lightning": [
+        {"layer": 1},
+        {"layer": 2, "decay": "paper"},
+        {"lrpe": "all", "layer": 1, "algorithm": "scan"},
+        {"lrpe": "none", "algorithm": "parallel"},
+        {"norm": "rms", "gate": "sigmoid"},
+        {"gate": "none", "algorithm": "chunk"},
+    ],
+}
+CASES = [(name, options) for name in zoo.mixers.names() for options in [{}, *OPTIONS.get(name, [])]]
+
+
+def _label(case: tuple[str, dict[str, Any]]) -> str:
+    return "-".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
+
+
+every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=map(_label, CASES))
+every_name = pytest.mark.parametrize("name", zoo.mixers.names())
+
+
+def make(name: str, options: dict[str, Any] | None = None, *, heads: int = HEADS, **more: Any) -> zoo.mixers.Mixer:
+    """A mixer in fp64 and evaluation mode, with weights large enough for its choices to matter."""
+    torch.manual_seed(0)
+    given = {"depth": DEPTH} | (options or {}) | more
+    mixer = zoo.mixers.build(name, width=WIDTH, heads=heads, **given).double().eval()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            if parameter.dim() == 2 and min(parameter.shape) > 1:
+                parameter.mul_(2)
+    return mixer
+
+
+def draw(batch: int, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Inputs ``(B, T, C)``."""
+    return torch.randn(batch, length, WIDTH, dtype=dtype)
+
+
+def new_cache(mixer: zoo.mixers.Mixer, batch: int, capacity: int | None = None) -> Any:
+    """A cache in fp64."""
+    return mixer.new_cache(batch, capacity, dtype=torch.float64)
+
+
+def assert_equal(got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
+    """Equal up to the order of sums in fp64."""
+    assert torch.isfinite(got).all()
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+def tensors(thing: Any) -> list[Tensor]:
+    """Every tensor that an object holds."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        return [t for value in thing.values() for t in tensors(value)]
+    if isinstance(thing, list | tuple):
+        return [t for value in thing for t in tensors(value)]
+    return tensors(vars(thing)) if hasattr(thing, "__dict__") else []

@@ -1,0 +1,175 @@
+"""Shapes, precision, state dicts, compilation and refused arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zoo
+from tests.conformance.cases import HEADS, WIDTH, assert_equal, draw, every_mixer, every_name, make, new_cache, tensors
+
+
+@every_mixer
+@pytest.mark.parametrize("length", [1, 2, 1000])
+def test_outputs_are_finite_at_any_length(name, options, length):
+    mixer = make(name, options).float()
+    x = draw(1, length, torch.float32).requires_grad_()
+    y = mixer(x)
+    y.square().sum().backward()
+    assert y.shape == x.shape
+    assert torch.isfinite(y).all()
+    for tensor in (x, *mixer.parameters()):
+        assert torch.isfinite(tensor.grad).all()
+
+
+@every_mixer
+def test_zero_inputs_give_no_nan(name, options):
+    mixer, x = make(name, options).float(), torch.zeros(1, 5, WIDTH, requires_grad=True)
+    y = mixer(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(x.grad).all()
+
+
+@every_mixer
+def test_every_parameter_matters(name, options):
+    mixer = make(name, options)
+    mixer(draw(2, 70)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in mixer.parameters())
+
+
+@every_mixer
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_other_numbers_of_heads(name, options, heads):
+    options = options | ({"kv_heads": heads} if "kv_heads" in options else {})
+    mixer, x = make(name, options, heads=heads), draw(2, 66)
+    y, cache = mixer(x), new_cache(mixer, 2)
+    assert_equal(torch.cat([mixer(piece, cache=cache) for piece in x.split([65, 1], 1)], 1), y)
+
+
+@every_mixer
+def test_heads_do_not_read_each_other(name, options):
+    """Scaling what one value head gives changes the output: no head is lost or read twice."""
+    mixer, x = make(name, options), draw(1, 20)
+    outputs = []
+    for head in range(HEADS):
+        changed = make(name, options)
+        with torch.no_grad():
+            width = WIDTH // HEADS
+            changed.out.weight[:, head * width : (head + 1) * width] = 0
+        outputs.append(changed(x) - mixer(x))
+    assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+@every_mixer
+def test_a_state_dict_gives_the_same_mixer(name, options):
+    mixer, other, x = make(name, options), make(name, options), draw(2, 70)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    assert not torch.equal(other(x), mixer(x))
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(other(x), mixer(x))
+
+
+@every_mixer
+def test_two_runs_give_the_same(name, options):
+    mixer, x = make(name, options), draw(2, 70)
+    assert torch.equal(mixer(x), mixer(x))
+
+
+@every_mixer
+def test_marks_of_separators_are_accepted(name, options):
+    mixer, x = make(name, options), draw(2, 20)
+    assert mixer(x, marks=torch.zeros(2, 20, dtype=torch.bool)).shape == x.shape
+
+
+@every_mixer
+def test_a_state_stays_fp32_under_autocast(name, options):
+    mixer, x = make(name, options).float(), draw(2, 70, torch.float32)
+    cache = mixer.new_cache(2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for piece in x.split([65, 1, 4], 1):
+            mixer(piece, cache=cache)
+    assert all(t.dtype == torch.float32 for t in tensors(cache) if t.is_floating_point())
+
+
+@every_mixer
+def test_autocast_costs_no_more_than_bf16(name, options):
+    """Forward and backward under autocast stay within the rounding of bf16 of the exact result."""
+    x = draw(2, 70)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        mixer, inputs = make(name, options).to(dtype), x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            y = mixer(inputs)
+        (grad,) = torch.autograd.grad(y.double().square().mean(), inputs)
+        results.append((y.double(), grad.double()))
+    for want, got in zip(*results):
+        assert (got - want).norm() < 2**-5 * want.norm()
+
+
+@every_mixer
+def test_a_mixer_in_bf16_stays_close_to_fp64_over_a_long_sequence(name, options):
+    """Nothing that is raised to a power of the position, as a decay is, may be rounded to bf16."""
+    mixer, x = make(name, options), draw(1, 700).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
+        want = mixer(x.double())
+        got = mixer.to(torch.bfloat16)(x)
+    assert got.dtype == torch.bfloat16
+    error = (got.double() - want).norm(dim=-1) / want.norm(dim=-1)
+    assert error[:, -100:].mean() < 3 * error[:, 100:200].mean() + 2**-7
+
+
+@every_name
+def test_compiled_in_one_graph_equals_eager(name):
+    mixer, x = make(name), draw(1, 70).requires_grad_()
+    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True, dynamic=False)
+    for documents in (None, torch.arange(70)[None] // 40):
+        want, got = mixer(x, documents=documents), compiled(x, documents=documents)
+        assert_equal(got, want, 1e-12)
+        assert_equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (got, want)), 1e-12)
+
+
+@every_name
+def test_an_unknown_option_is_refused_with_the_known_ones(name):
+    known = zoo.mixers.option_names(name)
+    with pytest.raises(ValueError, match=rf"'{name}' has no option 'widow'.*{', '.join(known)}"):
+        zoo.mixers.build(name, width=WIDTH, heads=HEADS, widow=3)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=f"unknown attention 'lightnig'.*{', '.join(zoo.mixers.names())}"):
+        zoo.mixers.build("lightnig", width=WIDTH, heads=HEADS)
+
+
+@every_name
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 5}, "width=32 is not divisible by heads=5"),
+        ({"heads": 0}, "heads=0"),
+        ({"layer": 2}, r"layer=2 is outside 0\.\.1"),
+        ({"layer": -1}, "layer=-1"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.mixers.build(name, **({"width": WIDTH, "heads": HEADS, "depth": 2} | change))
+
+
+@every_mixer
+def test_wrong_values_of_choices_are_refused_by_name(name, options):
+    for option in {"gate", "norm", "decay", "lrpe", "feature_map", "normalizer"} & set(zoo.mixers.option_names(name)):
+        with pytest.raises(ValueError, match=f"{option}='nonsense': expected one of"):
+            make(name, options | {option: "nonsense"})
+
+
+def test_two_mixers_of_one_name_are_refused():
+    from zoo.mixers.registry import register
+
+    with pytest.raises(ValueError, match="two mixers are called 'softmax'"):
+        register("softmax")(zoo.mixers.get("lightning"))
+    assert zoo.mixers.get("softmax") is not zoo.mixers.get("lightning")

@@ -1,0 +1,35 @@
+"""Fixtures of all tests: one thread, one seed, and buffers that show what was never written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fill every fresh floating-point buffer with NaN, so that an output that is not written is seen."""
+
+    def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        return filled
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+    yield

@@ -1,0 +1,202 @@
+"""Linear attention: precision, autocast, compilation, empty sequences and refused arguments."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from tests.kernels.linear_oracle import Case, make_case
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FORMS = [("torch", "parallel"), ("torch", "chunk"), ("torch", "scan"), ("reference", "auto")]
+every_form = pytest.mark.parametrize(("backend", "algorithm"), FORMS, ids=[f"{b}-{a}" for b, a in FORMS])
+
+
+def eager(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The quadratic formula with every product and sum in ``dtype``: what plain code would lose."""
+    x = case.leaves(dtype)
+    total = x["log_decay"].expand(*x["q"].shape[:3]).cumsum(1).transpose(1, 2)
+    lower = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool).tril()
+    assert total.dtype == torch.promote_types(dtype, torch.float32)
+    mask = (total[..., :, None] - total[..., None, :]).masked_fill(~lower, -torch.inf).exp().to(dtype)
+    q, k, v = (x[n].transpose(1, 2) for n in ("q", "k", "v"))
+    state = x["state"].to(dtype)
+    o = ((q @ k.mT) * mask) @ v + (q * total.exp().to(dtype)[..., None]) @ state
+    left = (total[..., -1:] - total).exp().to(dtype)
+    final = (k * left[..., None]).mT @ v + state * total[..., -1].exp().to(dtype)[..., None, None]
+    return case.gradients(x, o.transpose(1, 2), final)
+
+
+def low_precision(case: Case, dtype: torch.dtype) -> Case:
+    """The case with numbers that ``dtype`` can hold, so that only the computation can be wrong."""
+    inputs = {n: x.to(dtype).double() if n in "qkv" else x.float().double() for n, x in case.inputs.items()}
+    return Case(inputs, case.grad_output.to(dtype).double(), case.grad_state.float().double())
+
+
+def blocks(x: Tensor) -> list[Tensor]:
+    """Parts of an array for which the error must be small on its own: heads, and 64 tokens of them."""
+    if x.dim() == 4 and x.shape[2] == 3:  # (B, T, H, X)
+        return [part[:, :, h] for part in x.tensor_split(max(x.shape[1] // 64, 1), 1) for h in range(3)]
+    return [x[:, h] for h in range(3)]  # (B, H, D, E)
+
+
+@cache
+def solved(length: int, kind: str, dtype: torch.dtype) -> tuple[Case, dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """The case, its exact and its plain solution, and the size of the decay's gradient.
+
+    The gradient of one decay per head is a sum over tokens: its size is that of its terms.
+    """
+    case = low_precision(make_case(length, kind, batch=1), dtype)
+    every_token = case.inputs["log_decay"].expand(1, length, 3)
+    of_tokens = Case(case.inputs | {"log_decay": every_token}, case.grad_output, case.grad_state).expected()
+    terms = of_tokens.pop("grad log_decay")
+    exact = of_tokens | {"grad log_decay": terms if case.inputs["log_decay"].dim() == 3 else terms.sum((0, 1))}
+    size = terms.abs().amax((0, 1)) if case.inputs["log_decay"].dim() == 3 else terms.abs().sum((0, 1))
+    return case, exact, eager(case, dtype), size
+
+
+LOW = [
+    *[
+        (n, kind, d)
+        for n in (1, 64, 129)
+        for kind in ("alibi", "paper", "strong", "token", "soft_token")
+        for d in DTYPES
+    ],
+    *[(1000, kind, torch.float32) for kind in ("alibi", "token")],
+]
+
+
+@every_form
+@pytest.mark.parametrize(("length", "kind", "dtype"), LOW)
+def test_error_is_at_most_twice_that_of_plain_code(length, kind, dtype, backend, algorithm):
+    case, exact, plain, size = solved(length, kind, dtype)
+    ours = case.measured(dtype, backend=backend, algorithm=algorithm)
+    eps = torch.finfo(dtype).eps
+    for name in ("output", "final", "grad q", "grad k", "grad v", "grad state"):
+        assert torch.isfinite(ours[name]).all(), name
+        for want, base, got in zip(*(blocks(x[name].double()) for x in (exact, plain, ours))):
+            allowed = 2 * ((base - want).abs().max() + eps * want.abs().max())
+            assert (got - want).abs().max() <= allowed, name
+    if length == 1:  # one number per head: the plain error is one draw, no bound
+        return
+    want, base, got = (x["grad log_decay"].double().reshape(-1, 3) for x in (exact, plain, ours))
+    assert ((got - want).abs().amax(0) <= 2 * ((base - want).abs().amax(0) + eps * size)).all()
+
+
+@every_form
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_output_has_the_dtype_of_q_and_the_state_is_fp32_or_better(dtype, backend, algorithm):
+    q, k, v = (torch.randn(1, 70, 2, 8, dtype=dtype) for _ in range(3))
+    o, state = linear_attention(q, k, v, torch.zeros(2), return_state=True, backend=backend, algorithm=algorithm)
+    assert o.dtype == dtype
+    assert state.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@every_form
+def test_autocast_changes_nothing(backend, algorithm):
+    x = make_case(129, "alibi").leaves(torch.float32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(linear_attention(*list(x.values())[:4], backend=backend, algorithm=algorithm)[0])
+    grads = [torch.autograd.grad(o.square().sum(), list(x.values())[:4]) for o in results]
+    assert torch.equal(*results)
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("algorithm", ["parallel", "chunk", "scan"])
+def test_a_backward_pass_under_autocast_changes_nothing(algorithm):
+    case = make_case(129, "alibi")
+    outside = case.measured(torch.float32, algorithm=algorithm)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = case.measured(torch.float32, algorithm=algorithm)
+    assert all(torch.equal(outside[n], inside[n]) for n in outside)
+
+
+def test_autocast_changes_no_step():
+    q, k, v = torch.randn(3, 2, 4, 8)
+    states = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    outside = linear_attention_step(q, k, v, -torch.ones(4), states[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = linear_attention_step(q=q, k=k, v=v, log_decay=-torch.ones(4), state=states[1])
+    assert torch.equal(outside, inside)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(("algorithm", "length"), [("parallel", 5), ("chunk", 65), ("scan", 128)])
+def test_compiled_in_one_graph_equals_eager(algorithm, length):
+    case = make_case(length, "token")
+    x, y = case.leaves(), case.leaves()
+    compiled = torch.compile(linear_attention, backend="aot_eager", fullgraph=True, dynamic=False)
+    results = []
+    for function, leaves in ((linear_attention, x), (compiled, y)):
+        o, s = function(
+            *list(leaves.values())[:4], initial_state=leaves["state"], return_state=True, algorithm=algorithm
+        )
+        results.append(case.gradients(leaves, o, s))
+    for name, want in results[0].items():
+        torch.testing.assert_close(results[1][name], want, rtol=1e-12, atol=1e-12)
+
+
+@every_form
+@pytest.mark.parametrize("kind", ["alibi", "token"])
+def test_an_empty_sequence_returns_its_state(kind, backend, algorithm):
+    case = make_case(0, kind)
+    got = case.measured(backend=backend, algorithm=algorithm)
+    assert got["output"].shape == (2, 0, 3, 24)
+    assert torch.equal(got["final"], case.inputs["state"])
+    assert torch.equal(got["grad state"], case.grad_state)
+    assert not got["grad log_decay"].any()
+
+
+@every_form
+def test_without_return_state_there_is_none(backend, algorithm):
+    x = torch.randn(1, 3, 2, 4)
+    assert linear_attention(x, x, x, backend=backend, algorithm=algorithm)[1] is None
+
+
+def test_the_given_state_is_not_written_to():
+    case = make_case(70, "alibi")
+    state = case.inputs["state"].clone()
+    case.measured()
+    assert torch.equal(state, case.inputs["state"])
+
+
+X = torch.zeros(2, 5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": "fast"}, r"algorithm='fast'.*auto, parallel, chunk, scan"),
+        ({"backend": "cuda"}, r"backend='cuda'.*auto, torch, reference"),
+        ({"q": X[0]}, r"expected q, k \(B, T, H, D\)"),
+        ({"k": X[:, :4]}, r"got \(2, 5, 3, 4\), \(2, 4, 3, 4\)"),
+        ({"k": X[..., :3]}, "expected q, k"),
+        ({"v": X[:, :, :2]}, r"v \(B, T, H, E\)"),
+        ({"log_decay": torch.zeros(4)}, r"log_decay has shape \(4,\), expected \(3,\) or \(2, 5, 3\)"),
+        ({"log_decay": torch.zeros(5, 3)}, r"log_decay has shape \(5, 3\)"),
+        ({"documents": torch.zeros(2, 4)}, r"documents has shape \(2, 4\), expected \(2, 5\)"),
+        ({"initial_state": torch.zeros(2, 3, 4, 5)}, r"initial_state has shape .*expected \(2, 3, 4, 4\)"),
+        ({"initial_state": X, "normalize": True}, "normalize=True does not go with an initial_state of type Tensor"),
+        ({"initial_state": NormalizedState(X, X[..., 0])}, "normalize=False does not go with .*NormalizedState"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        linear_attention(**({"q": X, "k": X, "v": X} | change))
+
+
+def test_an_unknown_backend_is_a_backend_error():
+    with pytest.raises(BackendError):
+        linear_attention(X, X, X, backend="cuda")
+
+
+def test_a_step_refuses_a_state_of_the_other_kind():
+    x = torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match="normalize=True does not go with a state of type Tensor"):
+        linear_attention_step(x, x, x, None, torch.zeros(1, 2, 4, 4), normalize=True)
