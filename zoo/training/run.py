@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def step_budget(config: DictConfig) -> int:
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
     if config.data.path and config.resume is None:
         config.data.path = os.path.abspath(os.path.expanduser(config.data.path))  # so that eval.py works from anywhere
     run = RunFolder(folder)
