@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from hydra import compose, initialize_config_dir
 
+from zoo.cli import friendly_errors
 from zoo.config import CONFIGS, register_mixers
 from zoo.files import replace_text
 from zoo.model import Decoder
@@ -90,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

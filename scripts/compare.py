@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import zoo
+from zoo.cli import friendly_errors
 from zoo.config import load_run_config
 from zoo.evaluation.results import read_results
 from zoo.files import read_metrics, replace_file, replace_text
@@ -70,13 +71,18 @@ def table(runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> str:
         for run in sorted(arms, key=lambda r: r["bits"]):
             cells = [f"`{run['attention']}`", f"{run['parameters']:,}"]
             cells += [
-                f"{run['bits']:.3f} ({run['ci95'][0]:.3f} to {run['ci95'][1]:.3f})",
+                f"{run['bits']:.3f} ({interval(run['ci95'])})",
                 f"{run['cache'] / 2**20:.1f} MiB",
             ]
             cells += [f"{rates.get((run['attention'], context), 0):,}" for context in contexts]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def interval(ci95: list[float] | None) -> str:
+    """The interval, which needs more than one document."""
+    return "one document" if ci95 is None else f"{ci95[0]:.3f} to {ci95[1]:.3f}"
 
 
 def picture(file: Path, runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> None:
@@ -138,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()
