@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-6
+
+
+class _FusedBackward(torch.autograd.Function):
+    """RMS norm for CPUs, where PyTorch's own backward pass is a chain of separate operations, several times slower.
+
+    Layer norm's fused backward with a mean of zero is that of the RMS norm but for the part that centres the gradient,
+    which is added back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(EPS).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        y = x * scale
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad, wanted = grad.contiguous(), [True, weight is not None, False]
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, x.shape[-1:], torch.zeros_like(scale), scale, weight, None, wanted
+        )
+        mean = grad.mean(-1, keepdim=True) if weight is None else (grad @ (weight / len(weight)))[..., None]
+        return grad_x.add_(mean * scale), grad_weight
+
+
+def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    """``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension, in fp32 or better; dtype as x."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    wide_weight = None if weight is None else weight.to(wide)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _FusedBackward.apply(x.to(wide).contiguous(), wide_weight).to(x.dtype)
+    return F.rms_norm(x.to(wide), x.shape[-1:], wide_weight, EPS).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -18,8 +56,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), EPS).to(x.dtype)
+        return rms_norm(x, self.weight)
 
 
 class SRMSNorm(nn.Module):
@@ -30,8 +67,7 @@ class SRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), x.shape[-1:], None, EPS).to(x.dtype)
+        return rms_norm(x, None)
 
 
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}
