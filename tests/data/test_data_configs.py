@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import zoo.data
+from zoo.data.datamodule import LanguageData
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "base")
@@ -55,7 +56,7 @@ def test_wikitext_by_its_preset(shared_data, cache):
         pytest.skip("no wikitext folder")
     config = load("+data=wikitext2", f"++data.path={folder}", f"++data.cache_dir={cache}", "++data.length=64").data
     source = instantiate(config.source)
-    module = zoo.data.LanguageData(
+    module = LanguageData(
         source, {"kind": "bytes"}, length=config.length, batch_size=2, cache_dir=config.cache_dir
     )
     module.prepare()
