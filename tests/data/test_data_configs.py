@@ -56,8 +56,6 @@ def test_wikitext_by_its_preset(shared_data, cache):
         pytest.skip("no wikitext folder")
     config = load("+data=wikitext2", f"++data.path={folder}", f"++data.cache_dir={cache}", "++data.length=64").data
     source = instantiate(config.source)
-    module = LanguageData(
-        source, {"kind": "bytes"}, length=config.length, batch_size=2, cache_dir=config.cache_dir
-    )
+    module = LanguageData(source, {"kind": "bytes"}, length=config.length, batch_size=2, cache_dir=config.cache_dir)
     module.prepare()
     assert len(module.stores["train"]) > 40 and len(module.stores["validation"]) > 2
