@@ -15,7 +15,7 @@ from zoo.files import read_metrics
 from zoo.model import CheckpointError
 from zoo.training.callbacks import Interrupted
 from zoo.training.module import LanguageModule
-from zoo.training.run import resumed_config, train
+from zoo.training.run import resumed_config, step_budget, train
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("step", "tokens", "train/loss", "train/bits_per_byte", "train/grad_norm", "train/lr", "val/loss")
@@ -126,6 +126,14 @@ def test_resume_refuses_what_would_not_be_exact(small, text_folder, tmp_path):
     options = [f"resume={folder}", "trainer.max_steps=30"]
     with pytest.raises(CheckpointError, match="has changed since its checkpoint"):
         train(resumed_config(small(*options), options), folder)
+
+
+def test_either_budget_can_take_the_place_of_the_other(small, tmp_path):
+    folder = tmp_path / "run"
+    train(small("trainer.max_tokens=256"), folder)
+    for option, steps in (("trainer.max_steps=7", 7), ("trainer.max_tokens=640", 5)):
+        options = [f"resume={folder}", option]
+        assert step_budget(resumed_config(small(*options), options)) == steps
 
 
 def test_resume_names_what_is_missing_or_damaged(small, tmp_path):

@@ -121,9 +121,10 @@ def test_a_file_size_limit_ends_the_run_with_one_clear_line(small_overrides, tmp
 
 
 def test_budgets(small):
-    assert step_budget(small("trainer.max_steps=null", "trainer.max_tokens=1000")) == math.ceil(1000 / (4 * 32))
-    with pytest.raises(ConfigError, match="both given"):
-        step_budget(small("trainer.max_tokens=1000"))
+    assert step_budget(small()) == 20
+    assert step_budget(small("trainer.max_tokens=1000")) == math.ceil(1000 / (4 * 32))
+    with pytest.raises(ConfigError, match="at least 1"):
+        step_budget(small("trainer.max_tokens=0"))
     with pytest.raises(ConfigError, match="no budget"):
         step_budget(small("trainer.max_steps=null"))
     with pytest.raises(ConfigError, match="at least 1"):

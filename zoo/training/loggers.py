@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -89,7 +90,10 @@ def build_loggers(
         if mode not in ("online", "offline", "disabled"):
             raise ValueError(f"logger.wandb.mode={mode!r}: expected online, offline or disabled.")
         options = {key: value for key, value in wandb.items() if key != "mode"}
-        options = {"id": folder.name, "resume": "allow", "name": folder.name, **options}
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
+            :16
+        ]  # folders of sweeps are called 0, 1, ...
+        options = {"id": identity, "resume": "allow", "name": folder.name, **options}
         loggers.append(WandbLogger(save_dir=folder, settings=_wandb_settings(mode), config=settings, **options))
     if tensorboard:
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))

@@ -48,8 +48,8 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
             )
         node = next(name for name in RESUMABLE if key == name or key.startswith(f"{name}."))
         OmegaConf.update(saved, node, OmegaConf.select(config, node), merge=False, force_add=True)
-        if node == "trainer.max_tokens" and not any(o.startswith("trainer.max_steps=") for o in overrides):
-            saved.trainer.max_steps = None
+        if node == "trainer.max_steps" and not any(o.startswith("trainer.max_tokens=") for o in overrides):
+            saved.trainer.max_tokens = None
     saved.resume = config.resume
     return saved
 
@@ -71,17 +71,12 @@ def decoder_config(config: DictConfig, vocab_size: int) -> DecoderConfig:
 
 
 def step_budget(config: DictConfig) -> int:
-    """Optimizer steps of the budget, which is given in steps or in tokens.
+    """Optimizer steps of the budget, which is given in tokens, or else in steps.
 
     Raises:
         ConfigError: if neither is given, or if it is not positive.
     """
     trainer = config.trainer
-    if trainer.max_tokens is not None and trainer.max_steps is not None:
-        raise ConfigError(
-            f"trainer.max_steps={trainer.max_steps} and trainer.max_tokens={trainer.max_tokens} were both given: "
-            "set one of them to null."
-        )
     tokens_per_step = trainer.batch_size * config.data.length
     if trainer.max_tokens is not None:
         steps = math.ceil(trainer.max_tokens / tokens_per_step)
