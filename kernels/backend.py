@@ -1,4 +1,4 @@
-"""Choice of a backend: ``auto`` takes the fastest one that exists for the device and says so once."""
+"""Choice of a backend: ``auto`` takes the fastest form that can run and says once which one, and why."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+
+from kernels.launch import obstacle
 
 log = logging.getLogger("kernels")
 
-BACKENDS = ("torch", "reference")
+BACKENDS = ("triton", "torch", "reference")
+WIDEST = 256  # head width that the Triton kernels have tiles for
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -20,26 +25,52 @@ class BackendError(ValueError):
     """The backend that was asked for does not exist or cannot run here."""
 
 
-def resolve_backend(requested: str, family: str, device: torch.device) -> str:
-    """Name of the backend that will run ``family`` on ``device``.
+def resolve_backend(requested: str, family: str, *arrays: Tensor, missing: str | None = None) -> str:
+    """Name of the backend that will run ``family`` on these arrays: ``triton``, ``torch`` or ``reference``.
+
+    Args:
+        missing: what this call asks for and the Triton form of the family does not have.
 
     Raises:
-        BackendError: if ``requested`` is none of ``auto``, ``torch`` and ``reference``.
+        BackendError: if ``requested`` does not exist, or is ``triton`` and cannot run: it says what is missing.
     """
-    if requested == "auto":
-        if not torch.compiler.is_compiling():  # a log call has no place in a graph
-            _announce(family, device.type)
+    if requested not in ("auto", *BACKENDS):
+        raise BackendError(f"backend={requested!r} does not exist for {family}: expected auto, {', '.join(BACKENDS)}.")
+    if requested in ("torch", "reference"):
+        return requested
+    device = arrays[0].device
+    if requested == "auto" and device.type != "cuda":
+        _announce(family, device.type, "torch", "the Triton form needs a CUDA device")
         return "torch"
-    if requested not in BACKENDS:
-        raise BackendError(
-            f"backend={requested!r} does not exist for {family}: expected one of auto, {', '.join(BACKENDS)}."
-        )
-    return requested
+    reason = obstacle(device) or missing or _unfit(arrays)
+    if requested == "triton":
+        if reason is not None:
+            raise BackendError(f"backend='triton' cannot run {family} here: {reason}. Use backend=auto or torch.")
+        return "triton"
+    chosen = "torch" if reason else "triton"
+    _announce(family, device.type, chosen, reason or "a CUDA device with Triton")
+    return chosen
+
+
+def _unfit(arrays: tuple[Tensor, ...]) -> str | None:
+    for x in arrays:
+        if x.dtype not in TRITON_DTYPES:
+            return f"its arrays are {x.dtype}, and the kernels take float32, float16 and bfloat16"
+        if x.shape[-1] > WIDEST:
+            return f"its heads are {x.shape[-1]} wide, and the kernels take up to {WIDEST}"
+    if len({x.dtype for x in arrays}) > 1:
+        return f"q, k and v are of different types ({', '.join(str(x.dtype) for x in arrays)})"
+    return None
+
+
+def _announce(family: str, device: str, chosen: str, reason: str) -> None:
+    if not torch.compiler.is_compiling():  # a log call has no place in a graph
+        _announce_once(family, device, chosen, reason)
 
 
 @cache
-def _announce(family: str, device_type: str) -> None:
-    log.info("%s on %s: backend=torch (the only fast form there is)", family, device_type)
+def _announce_once(family: str, device: str, chosen: str, reason: str) -> None:
+    log.info("%s on %s: backend=%s (%s)", family, device, chosen, reason)
 
 
 def without_autocast(function: Function) -> Function:

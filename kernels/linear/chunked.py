@@ -9,12 +9,10 @@ Letters: N = B*H rows; n chunks of c tokens in a segment; D key width; E value w
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from kernels.backend import without_autocast
 
 CACHE_ELEMENTS = 2**17  # of one array of a segment: q, k, v and the products then share a second-level cache
 
@@ -25,6 +23,17 @@ class Plan(NamedTuple):
     chunk: int
     segment: int
     scan: bool
+
+    def spans(self, length: int) -> list[tuple[int, int, int]]:
+        """Segments as (start, stop, tokens per chunk): whole chunks, then what is left of the sequence."""
+        whole, step = length - length % self.chunk, self.segment * self.chunk
+        spans = [(start, min(start + step, whole), self.chunk) for start in range(0, whole, step)]
+        return spans if whole == length else [*spans, (whole, length, length - whole)]
+
+    def segments(self, length: int) -> int:
+        """How many segments a sequence of ``length`` tokens has."""
+        whole = length // self.chunk
+        return (whole + self.segment - 1) // self.segment + (length - whole * self.chunk + self.chunk - 1) // self.chunk
 
 
 def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Plan:
@@ -38,7 +47,7 @@ def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk:
     return Plan(chunk, max(1, min(chunks, fitting)), False)
 
 
-def _precise(x: Tensor) -> Tensor:
+def precise(x: Tensor) -> Tensor:
     """fp64, where the device has it: sums of strong decays would lose the weak ones in fp32."""
     return x.float() if x.device.type == "mps" else x.double()
 
@@ -70,19 +79,15 @@ def _decay_weights(log_decay: Tensor, dtype: torch.dtype) -> Weights:
 class _Segments:
     """The segments of one call: slices, their weights, and views of arrays cut into chunks."""
 
-    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, cut: Plan) -> None:
+    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
+        self.scale = scale
         self.batch, self.length, self.heads = q.shape[:3]
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.log_decay = None if log_decay is None else _precise(log_decay)
+        self.log_decay = None if log_decay is None else precise(log_decay)
         self.documents = documents
         self.chunk = cut.chunk
         self.constant: dict[int, Weights] = {}
-        self.spans: list[tuple[int, int, int]] = []  # start, stop, tokens per chunk
-        whole = self.length - self.length % cut.chunk
-        step = cut.segment * cut.chunk
-        self.spans += [(start, min(start + step, whole), cut.chunk) for start in range(0, whole, step)]
-        if whole < self.length:
-            self.spans.append((whole, self.length, self.length - whole))
+        self.spans = cut.spans(self.length)
 
     def cut(self, array: Tensor, span: tuple[int, int, int]) -> Tensor:
         """``(B, T, H, X) -> (B, H, n, c, X)``, contiguous, in the computing precision."""
@@ -97,13 +102,15 @@ class _Segments:
             decay = _decay_weights(part.reshape(self.batch, self.heads, -1, chunk), self.dtype)
         else:
             decay = self._constant_weights(chunk, device)
+        if self.scale != 1.0:
+            decay = decay._replace(pair=decay.pair * self.scale, query=decay.query * self.scale)
         return decay if self.documents is None else self._within_documents(decay, span)
 
     def _constant_weights(self, chunk: int, device: torch.device) -> Weights:
         if chunk not in self.constant:
             log_decay = self.log_decay
             if log_decay is None:
-                log_decay = _precise(torch.zeros(1, device=device))
+                log_decay = precise(torch.zeros(1, device=device))
             self.constant[chunk] = _decay_weights(log_decay[None, :, None, None].expand(-1, -1, 1, chunk), self.dtype)
         return self.constant[chunk]
 
@@ -156,14 +163,23 @@ def _carry(state: Tensor, factor: Tensor, update: Tensor, scan: bool) -> tuple[T
     return before, state
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, documents: Tensor | None, cut: Plan
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    segments = _Segments(q, log_decay, documents, cut)
-    output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
-    starts = []
-    for span in segments.spans:
-        starts.append(state)
+def chunked_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    scale: float,
+    cut: Plan,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output ``(B, T, H, E)`` in ``dtype``, final state, and the states before the segments ``(n, B, H, D, E)``."""
+    segments = _Segments(q, log_decay, documents, scale, cut)
+    output = torch.empty(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
+    starts = torch.empty(len(segments.spans), *state.shape, dtype=state.dtype, device=state.device)
+    for start, span in zip(starts, segments.spans):
+        start.copy_(state)
         qs, ks, vs = segments.cut(q, span), segments.cut(k, span), segments.cut(v, span)
         w = segments.weights(span, q.device)
         before, state = _carry(state, w.state, (ks * w.key).mT @ vs, cut.scan)
@@ -183,26 +199,28 @@ def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor)
         pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
             state before and after the chunk. state: ``(..,)`` through both.
     """
-    pairs, keys = _precise(pairs.tril(-1)), _precise(keys)
+    pairs, keys = precise(pairs.tril(-1)), precise(keys)
     change = pairs.sum(-1) - pairs.sum(-2) + queries - keys
     change[..., -1] += keys.sum(-1) + state
     return change.flip(-1).cumsum(-1).flip(-1)
 
 
-def _backward(
+def chunked_backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     log_decay: Tensor | None,
     documents: Tensor | None,
-    starts: list[Tensor],
+    starts: Tensor,
+    scale: float,
     cut: Plan,
     grad_output: Tensor,
     grad_state: Tensor,
     grad_decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and the first state; ``grad_decay`` ``(B, T, H)`` fp64 is filled if it is given."""
     q, k, v = inputs
-    segments = _Segments(q, log_decay, documents, cut)
+    segments = _Segments(q, log_decay, documents, scale, cut)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
-    for span, state in zip(reversed(segments.spans), reversed(starts)):
+    for span, state in zip(reversed(segments.spans), reversed(starts.unbind(0))):
         qs, ks, vs, gs = (segments.cut(x, span) for x in (q, k, v, grad_output))
         w = segments.weights(span, q.device)
         weighted = ks * w.key
@@ -216,7 +234,7 @@ def _backward(
         dq, from_state = pair @ ks, (gs @ before.mT).mul_(w.query)
         dk, to_state = pair.mT @ qs, (vs @ after.mT).mul_(w.key)
         if grad_decay is not None:
-            kept = _precise(before * after).sum((-2, -1)) * w.state[..., 0, 0]
+            kept = precise(before * after).sum((-2, -1)) * w.state[..., 0, 0]
             through = (qs * from_state).sum(-1), (ks * to_state).sum(-1), kept
             grad_decay[:, span[0] : span[1]] = _decay_gradient(scores * pair, *through).flatten(2).transpose(1, 2)
         dq += from_state
@@ -226,49 +244,3 @@ def _backward(
         for full, part in ((grad_q, dq), (grad_k, dk), (grad_v, dv)):
             full[:, span[0] : span[1]] = part.flatten(2, 3).transpose(1, 2)
     return grad_q, grad_k, grad_v, grad_state
-
-
-class _Chunked(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        log_decay: Tensor | None,
-        state: Tensor,
-        documents: Tensor | None,
-        cut: Plan,
-    ) -> tuple[Tensor, Tensor]:
-        output, final, starts = _forward(q, k, v, log_decay, state, documents, cut)
-        ctx.save_for_backward(q, k, v, log_decay, documents, *starts)
-        ctx.cut = cut
-        return output, final.clone() if final is state else final
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
-    def backward(ctx: Any, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, log_decay, documents, *starts = ctx.saved_tensors
-        grad_decay = None
-        if log_decay is not None and ctx.needs_input_grad[3]:
-            grad_decay = _precise(torch.empty(q.shape[:3], device=q.device))
-        grads = _backward((q, k, v), log_decay, documents, starts, ctx.cut, grad_output, grad_final, grad_decay)
-        grad_q, grad_k, grad_v, grad_state = grads
-        if grad_decay is not None and log_decay is not None:
-            grad_decay = (grad_decay if log_decay.dim() == 3 else grad_decay.sum((0, 1))).to(log_decay.dtype)
-        return grad_q, grad_k, grad_v, grad_decay, grad_state, None, None
-
-
-def chunked_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    documents: Tensor | None,
-    algorithm: str,
-) -> tuple[Tensor, Tensor]:
-    """Unscaled, unnormalised output ``(B, T, H, E)`` and final state; arguments as in the reference."""
-    cut = plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
-    return _Chunked.apply(q, k, v, log_decay, state, documents, cut)

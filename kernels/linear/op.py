@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
-from kernels.linear.chunked import chunked_linear_attention
+from kernels.flops import offer_flops
+from kernels.linear.custom import linear_forward
 from kernels.linear.reference import reference_linear_attention
 
 ALGORITHMS = ("auto", "parallel", "chunk", "scan")
+FORGOTTEN = -1000.0
 
 
 @dataclass
@@ -54,7 +56,7 @@ def linear_attention(
         algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
             a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
             depth) or ``auto``.
-        backend: ``auto``, ``torch`` or ``reference``.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference``.
 
     Returns:
         Output ``(B, T, H, E)`` in the dtype of q, and the final state if ``return_state``, else None.
@@ -63,23 +65,27 @@ def linear_attention(
         ValueError: on shapes, an algorithm or a backend that do not fit.
     """
     _check(q, k, v, log_decay, documents, algorithm)
-    chosen = resolve_backend(backend, "linear attention", q.device)
+    offer_flops()
+    dtype = q.dtype
+    chosen = resolve_backend(backend, "linear attention", q, k, v, missing="it has no kernels yet")
+    if log_decay is not None:  # e^-1000 is 0 in every precision, and a difference of infinities would be NaN
+        log_decay = log_decay.clamp(min=FORGOTTEN)
     if normalize:
         v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
     state = _initial(initial_state, q, k, v, normalize)
     if chosen == "reference":
-        q_wide, k_wide, v_wide = (x.to(state.dtype) for x in (q, k, v))
-        output, state = reference_linear_attention(q_wide, k_wide, v_wide, log_decay, state, documents)
+        q, k, v = (x.to(state.dtype) for x in (q, k, v))
+        output, state = reference_linear_attention(q, k, v, log_decay, state, documents)
     else:
-        chosen_algorithm = "chunk" if algorithm == "auto" else algorithm
-        output, state = chunked_linear_attention(q, k, v, log_decay, state, documents, chosen_algorithm)
+        inner = 1.0 if normalize else scale  # the denominator is that of the unscaled products
+        output, state, _ = linear_forward(q, k, v, log_decay, state, documents, inner, algorithm, normalize, chosen)
     if normalize:
         output = output[..., :-1] / _bounded(output[..., -1:], eps)
-    if scale != 1.0:
+    if scale != 1.0 and (normalize or chosen == "reference"):
         output = output * scale
     if not return_state:
-        return output.to(q.dtype), None
-    return output.to(q.dtype), NormalizedState(state[..., :-1], state[..., -1]) if normalize else state
+        return output.to(dtype), None
+    return output.to(dtype), NormalizedState(state[..., :-1], state[..., -1]) if normalize else state
 
 
 @without_autocast

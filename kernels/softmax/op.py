@@ -46,7 +46,7 @@ def softmax_attention(
         ValueError: on shapes, a window or a backend that do not fit.
     """
     _check(q, k, v, window, sinks, documents)
-    chosen = resolve_backend(backend, "softmax attention", q.device)
+    chosen = resolve_backend(backend, "softmax attention", q, k, v, missing="it has no kernels yet")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rule = KeyRule(k.shape[1] - q.shape[1], window, sinks, documents)
     if chosen == "reference":

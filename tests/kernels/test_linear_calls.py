@@ -173,7 +173,7 @@ X = torch.zeros(2, 5, 3, 4)
     ("change", "message"),
     [
         ({"algorithm": "fast"}, r"algorithm='fast'.*auto, parallel, chunk, scan"),
-        ({"backend": "cuda"}, r"backend='cuda'.*auto, torch, reference"),
+        ({"backend": "cuda"}, r"backend='cuda'.*auto, triton, torch, reference"),
         ({"q": X[0]}, r"expected q, k \(B, T, H, D\)"),
         ({"k": X[:, :4]}, r"got \(2, 5, 3, 4\), \(2, 4, 3, 4\)"),
         ({"k": X[..., :3]}, "expected q, k"),

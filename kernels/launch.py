@@ -1,0 +1,114 @@
+"""How a Triton kernel is started: what stands in its way, its tiles for this GPU, the launch itself.
+
+Launches can be recorded instead of run. scripts/compile_kernels.py compiles what it records for GPUs that are not
+there, and tests compare what two calls would compile. Triton itself is imported only when a kernel is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+ARCHITECTURES = ("sm_80", "sm_90")
+INTERPRETER = "interpreter"
+
+
+class Config(NamedTuple):
+    """Tiles (compile-time constants of the kernel by name), warps and pipeline stages of one launch."""
+
+    tiles: dict[str, int]
+    warps: int = 4
+    stages: int = 2
+
+
+Table = dict[str, dict[str, dict[tuple[int, int], Config]]]  # kernel -> architecture -> (bytes of a number, width)
+
+
+class Launch(NamedTuple):
+    """One recorded launch: the kernel (a triton.JITFunction), its grid and its arguments."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    config: Config
+
+
+class _Recording(NamedTuple):
+    architecture: str
+    launches: list[Launch]
+
+
+_recording: _Recording | None = None
+
+
+@contextlib.contextmanager
+def record(architecture: str) -> Iterator[list[Launch]]:
+    """Within it ``backend="triton"`` accepts tensors of any device, and launches are listed and not run.
+
+    Args:
+        architecture: one of ARCHITECTURES; its tiles are taken.
+    """
+    global _recording
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture={architecture!r}: expected one of {', '.join(ARCHITECTURES)}.")
+    before, _recording = _recording, _Recording(architecture, [])
+    try:
+        yield _recording.launches
+    finally:
+        _recording = before
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why no Triton kernel can run on ``device``; None if it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if _recording is not None:
+        return None
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return None if capability >= (8, 0) else f"the GPU has compute capability {capability}, and 8.0 is needed"
+    if device.type == "cpu" and interpreting():
+        return None
+    return f"the tensors are on {device.type}; it needs a CUDA device, or TRITON_INTERPRET=1 on CPU for tests"
+
+
+def architecture(device: torch.device) -> str:
+    """Row of the tables of tiles that serves ``device``."""
+    if _recording is not None:
+        return _recording.architecture
+    return INTERPRETER if device.type == "cpu" else _of_gpu(device.index or 0)
+
+
+@cache
+def _of_gpu(index: int) -> str:
+    return "sm_90" if torch.cuda.get_device_capability(index) == (9, 0) else "sm_80"
+
+
+def choose(table: Table, kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> Config:
+    """Tiles of ``kernel`` for heads up to ``width`` wide: the row of the next width that the table has."""
+    rows = table[kernel][architecture(device)]
+    size = 4 if dtype == torch.float32 else 2
+    return rows[min(key for key in rows if key[0] == size and key[1] >= width)]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:
+    """Runs ``kernel[grid]``; ``constants`` are compile-time constants other than the tiles."""
+    if _recording is not None:
+        _recording.launches.append(Launch(kernel, grid, arguments, constants, config))
+        return
+    first = next(x for x in arguments if isinstance(x, torch.Tensor))
+    guard = torch.cuda.device(first.device) if first.device.type == "cuda" else contextlib.nullcontext()
+    with guard:
+        kernel[grid](*arguments, **constants, **config.tiles, num_warps=config.warps, num_stages=config.stages)
