@@ -15,8 +15,23 @@ _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor state, Tensor
 _HOW = "float scale, str algorithm, bool wide, str backend"
 
 
+PROGRAMS = 264  # of the Triton form, two for each multiprocessor of an H100, whatever batch x heads is
+SHORTEST = 512  # tokens of a segment that are worth a pass of their own over keys and values
+
+
 def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
     return plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
+
+
+def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
+    """Tokens of a segment of the Triton form: from shapes alone, so that nothing depends on the GPU that compiles."""
+    batch, length, heads = q.shape[:3]
+    if algorithm == "scan":
+        return 64
+    if algorithm != "auto":
+        return max(length, 1)
+    wanted = PROGRAMS // max(batch * heads * max(v.shape[-1] // 64, 1), 1) + 1
+    return max(SHORTEST, -(-length // (256 * wanted)) * 256)
 
 
 @torch.library.custom_op(
@@ -43,6 +58,11 @@ def linear_forward(
         backend: ``torch`` or ``triton``; the others as in :func:`kernels.linear_attention`.
     """
     dtype = state.dtype if wide else q.dtype
+    if backend == "triton" and q.numel() > 0:
+        from kernels.linear.triton_host import triton_forward
+
+        segment = _segment(q, v, algorithm)
+        return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, segment, dtype)
     cut = _cut(q, v, algorithm)
     output, final, starts = chunked_forward(q, k, v, log_decay, state, documents, scale, cut, dtype)
     return output, final.clone() if final is state else final, starts
@@ -63,6 +83,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=state.dtype if wide else q.dtype)
     segments = _cut(q, v, algorithm).segments(q.shape[1])
+    if backend == "triton":
+        segments = -(-q.shape[1] // _segment(q, v, algorithm))
+        segments = 0 if segments == 1 else segments
     return output, torch.empty_like(state), state.new_empty(segments, *state.shape)
 
 
@@ -89,17 +112,33 @@ def linear_backward(
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the state and the log decay (empty unless ``decay_gradient``)."""
-    cut = _cut(q, v, algorithm)
-    grad_decay = precise(torch.empty(q.shape[:3], device=q.device)) if decay_gradient else None
-    grad_q, grad_k, grad_v, grad_state = chunked_backward(
-        (q, k, v), log_decay, documents, starts, scale, cut, grad_output, grad_final, grad_decay
-    )
+    if backend == "triton" and q.numel() > 0:
+        from kernels.linear.triton_host import triton_backward
+
+        how = scale, algorithm, _segment(q, v, algorithm), decay_gradient
+        arrays = q, k, v, log_decay, state, documents, starts, grad_output, grad_final
+        grad_q, grad_k, grad_v, grad_state, added = triton_backward(*arrays, *how)
+        grad_decay = _token_gradients(added, state, grad_state)
+    else:
+        cut = _cut(q, v, algorithm)
+        grad_decay = precise(torch.empty(q.shape[:3], device=q.device)) if decay_gradient else None
+        grad_q, grad_k, grad_v, grad_state = chunked_backward(
+            (q, k, v), log_decay, documents, starts, scale, cut, grad_output, grad_final, grad_decay
+        )
     if grad_state is grad_final:
         grad_state = grad_final.clone()
     if grad_decay is None or log_decay is None:
         return grad_q, grad_k, grad_v, grad_state, q.new_empty(0)
     of_heads = grad_decay if log_decay.dim() == 3 else grad_decay.sum((0, 1))
     return grad_q, grad_k, grad_v, grad_state, of_heads.to(log_decay.dtype)
+
+
+def _token_gradients(added: Tensor | None, state: Tensor, grad_state: Tensor) -> Tensor | None:
+    """Gradient of each token's log decay from what tokens add to it: that of token 0 passes over the first state."""
+    if added is None:
+        return None
+    entering = (state.double() * grad_state).sum((-2, -1))[:, None]
+    return entering - added.cumsum(1) + added
 
 
 @linear_backward.register_fake
@@ -142,6 +181,34 @@ def _differentiate(ctx: Any, grad_output: Tensor, grad_final: Tensor, _: Tensor)
 linear_forward.register_autograd(_differentiate, setup_context=_save)
 
 
+@torch.library.custom_op(
+    "attention_zoo::linear_attention_step",
+    mutates_args={"state"},
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor(a!) state, float scale, bool wide, str backend)"
+    " -> Tensor",
+)
+def linear_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
+) -> Tensor:
+    """Output ``(B, H, E)`` of one token; the state moves on in place."""
+    dtype = state.dtype if wide else q.dtype
+    if backend == "triton":
+        from kernels.linear.triton_host import triton_step
+
+        return triton_step(q, k, v, log_decay, state, scale, dtype)
+    if log_decay is not None:
+        state.mul_(log_decay.to(state.dtype).exp().expand(q.shape[:2])[..., None, None])
+    state.addcmul_(k.to(state.dtype)[..., :, None], v.to(state.dtype)[..., None, :])
+    return ((q.to(state.dtype)[..., None, :] @ state)[..., 0, :] * scale).to(dtype)
+
+
+@linear_step.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
+) -> Tensor:
+    return q.new_empty(v.shape, dtype=state.dtype if wide else q.dtype)
+
+
 def _pairs(q: tuple[int, ...], v: tuple[int, ...], algorithm: str) -> int:
     """Pairs of query and key of the left products of all heads."""
     cut = plan(q[0], q[1], q[2], max(q[-1], v[-1]), algorithm)
@@ -153,6 +220,12 @@ def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) ->
     """Two FLOPs per multiplication and addition of the matrix products of the chunked form."""
     width, value, tokens = q[-1], v[-1], q[0] * q[1] * q[2]
     return 2 * _pairs(q, v, rest[4]) * (width + value) + 4 * tokens * width * value
+
+
+@flop_formula(torch.ops.attention_zoo.linear_attention_step)
+def _step_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
+    """The product with the state; its update is elementwise and not counted, as torch counts none."""
+    return 2 * q[0] * q[1] * q[2] * v[-1]
 
 
 @flop_formula(torch.ops.attention_zoo.linear_attention_backward)

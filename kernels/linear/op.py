@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
 from kernels.flops import offer_flops
-from kernels.linear.custom import linear_forward
+from kernels.linear.custom import linear_forward, linear_step
 from kernels.linear.reference import reference_linear_attention
 
 ALGORITHMS = ("auto", "parallel", "chunk", "scan")
@@ -67,7 +67,7 @@ def linear_attention(
     _check(q, k, v, log_decay, documents, algorithm)
     offer_flops()
     dtype = q.dtype
-    chosen = resolve_backend(backend, "linear attention", q, k, v, missing="it has no kernels yet")
+    chosen = resolve_backend(backend, "linear attention", q, k, v)
     if log_decay is not None:  # e^-1000 is 0 in every precision, and a difference of infinities would be NaN
         log_decay = log_decay.clamp(min=FORGOTTEN)
     if normalize:
@@ -100,12 +100,14 @@ def linear_attention_step(
     scale: float = 1.0,
     normalize: bool = False,
     eps: float = 1e-6,
+    backend: str = "auto",
 ) -> Tensor:
-    """One token of :func:`linear_attention`, updating ``state`` in place; no gradient.
+    """One token of :func:`linear_attention`, updating ``state`` in place; no gradient, and safe inside a CUDA graph.
 
     Args:
         q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)`` or ``(B, H)``.
         state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q.
@@ -113,18 +115,22 @@ def linear_attention_step(
     s = state.s if isinstance(state, NormalizedState) else state
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
-    kf, qf = k.to(s.dtype), q.to(s.dtype)
-    decay = None if log_decay is None else log_decay.to(s.dtype).exp().expand(q.shape[:2])
-    if decay is not None:
-        s.mul_(decay[..., None, None])
-    s.addcmul_(kf[..., :, None], v.to(s.dtype)[..., None, :])
-    output = (qf[..., None, :] @ s)[..., 0, :]
+    chosen = resolve_backend(backend, "a step of linear attention", q, k, v, missing=_unfit_state(s))
+    if log_decay is not None:
+        log_decay = log_decay.clamp(min=FORGOTTEN)
+    output = linear_step(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize, chosen)
     if isinstance(state, NormalizedState):
-        if decay is not None:
-            state.z.mul_(decay[..., None])
-        state.z.add_(kf)
-        output = output / _bounded((qf * state.z).sum(-1, keepdim=True), eps)
-    return (output * scale).to(q.dtype)
+        if log_decay is not None:
+            state.z.mul_(log_decay.to(state.z.dtype).exp().expand(q.shape[:2])[..., None])
+        state.z.add_(k)
+        output = output / _bounded((q.to(state.z.dtype) * state.z).sum(-1, keepdim=True), eps) * scale
+    return output.to(q.dtype)
+
+
+def _unfit_state(s: Tensor) -> str | None:
+    if s.dtype == torch.float32 and s.is_contiguous():
+        return None
+    return f"the state is {s.dtype} with strides {s.stride()}, and the kernel takes contiguous float32"
 
 
 def _bounded(value: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,214 @@
+"""Linear attention in Triton: one kernel for the output and for all three gradients.
+
+With W the weight of a pair (0 above the diagonal), r, w the weights with which a token reads and writes the state and a
+that of the state itself, a chunk of tokens computes
+
+    mix(x, y, z):   out = ((x y^T) * W) z + r (x S),   S <- a S + y^T (w z)
+
+and  o = mix(q, k, v),  dq = mix(do, v, k) with S transposed; running backwards in time, with R the gradient of the
+state in place of S:  dv = mix(k, q, do),  dk = mix(v, do, q) with R transposed. A sequence is cut into segments, as
+many as the GPU needs programs: `states` sums each segment's own, `combine` runs over them, `mix` starts from there.
+
+Traffic of one head's token, each array read once per kernel (the column tiles of one segment run side by side and share
+the cache), in units of one row of D = E numbers:
+    forward   one segment: q k v o = 4 of 4 (1.0x); several: states k v, mix q k v o = 6 (1.5x)
+    backward  one segment: dq (do v k dq), dv (k q do dv), dk (v do q dk) = 12 of 7 (1.7x);
+              several: states q do = 14 (2.0x)
+Exponents are in base 2 and never positive; sums and states are fp32; offsets are 64 bits wide.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# Neither these nor the strides may cause a new compilation: alignment is told by ALIGN.
+UNSPECIALIZED = ("T", "H", "segments", "segment", "scale", *(f"{array}{axis}" for array in "xyzo" for axis in "bth"))
+
+
+@triton.jit
+def load(base, rows, stride, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows `rows` of an array whose token 0 is at `base`; zero beyond T and beyond WIDTH."""
+    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    inside = (rows < T)[:, None]
+    if PADDED != WIDTH:
+        inside = inside & (columns < WIDTH)[None, :]
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def totals(log_decay, t0, T, b, h, H, CHUNK: tl.constexpr, KIND: tl.constexpr):
+    """Running sum of the chunk's log decays (base 2), and its last value."""
+    i = tl.arange(0, CHUNK)
+    if KIND == 0:
+        total = tl.zeros((CHUNK,), tl.float32)
+        last = tl.sum(total, 0)
+    elif KIND == 1:
+        decay = tl.load(log_decay + h) * LOG2E
+        total = (i + 1).to(tl.float32) * decay
+        last = tl.minimum(T - t0, CHUNK).to(tl.float32) * decay
+    else:
+        decay = tl.load(log_decay + (b * T + t0 + i) * H + h, mask=t0 + i < T, other=0.0) * LOG2E
+        total = tl.cumsum(decay, 0)
+        last = tl.sum(decay, 0)
+    return total, last
+
+
+@triton.jit
+def state_weights(
+    log_decay, documents, t0, T, b, h, H, scale, CHUNK: tl.constexpr, KIND: tl.constexpr, DOCUMENTS: tl.constexpr
+):
+    """Weights with which tokens read the state before the chunk and write the one after it, and that of the state."""
+    total, last = totals(log_decay, t0, T, b, h, H, CHUNK, KIND)
+    query = tl.exp2(total) * scale
+    key = tl.exp2(tl.minimum(last - total, 0.0))
+    state = tl.exp2(last)
+    if DOCUMENTS:
+        t = t0 + tl.arange(0, CHUNK)
+        ids = tl.load(documents + b * T + t, mask=t < T, other=0)
+        before = tl.load(documents + b * T + tl.maximum(t0 - 1, 0))
+        final = tl.load(documents + b * T + tl.minimum(t0 + CHUNK, T) - 1)
+        query = tl.where(ids == before, query, 0.0)
+        key = tl.where(ids == final, key, 0.0)
+        state = tl.where(final == before, state, 0.0)
+    return query, key, state
+
+
+@triton.jit
+def pair_weights(
+    log_decay,
+    documents,
+    t0,
+    T,
+    b,
+    h,
+    H,
+    scale,
+    CHUNK: tl.constexpr,
+    KIND: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """Weight of key j for query i: row i, column j; transposed if REVERSE."""
+    total, _ = totals(log_decay, t0, T, b, h, H, CHUNK, KIND)
+    i = tl.arange(0, CHUNK)
+    if REVERSE:
+        exponent = total[None, :] - total[:, None]
+        allowed = i[None, :] >= i[:, None]
+    else:
+        exponent = total[:, None] - total[None, :]
+        allowed = i[:, None] >= i[None, :]
+    if DOCUMENTS:
+        ids = tl.load(documents + b * T + t0 + i, mask=t0 + i < T, other=0)
+        allowed = allowed & (ids[:, None] == ids[None, :])
+    return tl.where(allowed, tl.exp2(tl.minimum(exponent, 0.0)) * scale, 0.0)
+
+
+@triton.jit
+def place(TILES: tl.constexpr, segments, H):
+    """Column tile, segment, batch row and head of this program; tiles of one segment are neighbours."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // (TILES * segments)
+    return program % TILES, (program // TILES) % segments, row // H, row % H
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def mix_kernel(
+    x,
+    y,
+    z,
+    out,
+    own,
+    log_decay,
+    documents,
+    starts,
+    final,
+    partial,
+    T: tl.int64,
+    H: tl.int64,
+    segments: tl.int64,
+    segment: tl.int64,
+    scale: tl.float32,
+    xb: tl.int64,
+    xt: tl.int64,
+    xh: tl.int64,
+    yb: tl.int64,
+    yt: tl.int64,
+    yh: tl.int64,
+    zb: tl.int64,
+    zt: tl.int64,
+    zh: tl.int64,
+    ob: tl.int64,
+    ot: tl.int64,
+    oh: tl.int64,
+    X: tl.constexpr,
+    X_PADDED: tl.constexpr,
+    Z: tl.constexpr,
+    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
+    KIND: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    FINAL: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """out (B, T, H, Z) from x, y (.., X) and z (.., Z); strides are in units of ALIGN numbers.
+
+    starts: state before each segment (after it, if REVERSE), (segments, B, H, X, Z), or (.., Z, X) if TRANSPOSED.
+    GRADIENT 1 (own = q, out = dq) and 2 (own = k, out = dk): what token t adds to the gradient of the log decay of
+    every token up to its own, (TILES, B, T, H).
+    """
+    tile, part, b, h = place(TILES, segments, H)
+    rows_of_all = tl.num_programs(0).to(tl.int64) // (TILES * segments)
+    columns = tile * TILE + tl.arange(0, TILE)
+    wide = tl.arange(0, X_PADDED)
+    x += (b * xb + h * xh) * ALIGN
+    y += (b * yb + h * yh) * ALIGN
+    z += (b * zb + h * zh) * ALIGN
+    if TRANSPOSED:
+        element = columns[None, :] * X + wide[:, None]
+    else:
+        element = wide[:, None] * Z + columns[None, :]
+    held = (wide < X)[:, None] & (columns < Z)[None, :]
+    row = b * H + h
+    state = tl.load(starts + (part * rows_of_all + row) * (X * Z) + element, mask=held, other=0.0)
+    first = part * segment
+    count = tl.cdiv(tl.minimum(segment, T - first), CHUNK)
+    for n in range(count):
+        t0 = first + n * CHUNK
+        if REVERSE:
+            t0 = first + (count - 1 - n) * CHUNK
+        t = t0 + tl.arange(0, CHUNK)
+        x_tile = load(x, t, xt * ALIGN, wide, T, X, X_PADDED)
+        y_tile = load(y, t, yt * ALIGN, wide, T, X, X_PADDED)
+        z_tile = load(z, t, zt * ALIGN, columns, T, Z, TILE * TILES)
+        query, key, keep = state_weights(log_decay, documents, t0, T, b, h, H, scale, CHUNK, KIND, DOCUMENTS)
+        pair = pair_weights(log_decay, documents, t0, T, b, h, H, scale, CHUNK, KIND, DOCUMENTS, REVERSE)
+        if REVERSE:
+            read, write = key, query
+        else:
+            read, write = query, key
+        scores = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION) * pair
+        near = tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
+        far = tl.dot(x_tile, state.to(x_tile.dtype), input_precision=PRECISION) * read[:, None]
+        written = (t < T)[:, None] & (columns < Z)[None, :]
+        token = (b * T + t) * H + h
+        tl.store(out + token[:, None] * Z + columns[None, :], near + far, mask=written)
+        weighted = (z_tile * write[:, None]).to(z_tile.dtype)
+        state = state * keep + tl.dot(tl.trans(y_tile), weighted, input_precision=PRECISION)
+        if GRADIENT:
+            own_tile = load(own + (b * ob + h * oh) * ALIGN, t, ot * ALIGN, columns, T, Z, TILE * TILES)
+            through = tl.sum(own_tile * far, 1)
+            if GRADIENT == 1:
+                products = tl.dot(own_tile, tl.trans(z_tile), input_precision=PRECISION) * scores
+                i = tl.arange(0, CHUNK)
+                products = tl.where(i[:, None] > i[None, :], products, 0.0)  # a token's own key passes over no decay
+                through += tl.sum(products, 1) - tl.sum(products, 0)
+            else:
+                through = -through
+            tl.store(partial + tile * (rows_of_all * T) + token, through, mask=t < T)
+    if FINAL:
+        tl.store(final + row * (X * Z) + element, state, mask=held)

@@ -1,0 +1,253 @@
+"""Starts the Triton kernels of linear attention: how a sequence is cut, buffers, strides, tiles."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.launch import Config, choose, launch
+from kernels.linear.chunked import _carry
+from kernels.linear.configs import TABLE
+from kernels.linear.triton import mix_kernel
+from kernels.linear.triton_parallel import parallel_kernel
+from kernels.linear.triton_states import combine_kernel, states_kernel
+from kernels.linear.triton_step import step_kernel
+
+
+class _Call(NamedTuple):
+    """What the kernels of one call share."""
+
+    batch: int
+    length: int
+    heads: int
+    log_decay: Tensor | None
+    totals: Tensor | None
+    documents: Tensor | None
+    scale: float
+    segment: int
+    segments: int
+    parallel: bool
+    scan: bool
+
+    @property
+    def kind(self) -> int:
+        return 0 if self.log_decay is None else 1 if self.log_decay.dim() == 1 else 2
+
+
+def _call(
+    q: Tensor,
+    log_decay: Tensor | None,
+    documents: Tensor | None,
+    scale: float,
+    algorithm: str,
+    segment: int,
+) -> _Call:
+    batch, length, heads = q.shape[:3]
+    parallel, totals = algorithm == "parallel", None
+    if log_decay is not None:
+        if parallel and log_decay.dim() == 3:
+            totals = log_decay.double().cumsum(1)
+        log_decay = log_decay.float().contiguous()
+    documents = None if documents is None else documents.long().contiguous()
+    return _Call(
+        batch,
+        length,
+        heads,
+        log_decay,
+        totals,
+        documents,
+        scale,
+        segment,
+        -(-length // segment),
+        parallel,
+        algorithm == "scan",
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _alignment(*arrays: Tensor) -> int:
+    """How many numbers all strides are multiples of: 16 bytes of them, or 1."""
+    unit = 16 // arrays[0].element_size()
+    steps = [step for x in arrays for step in x.stride()[:3]]
+    return unit if all(step % unit == 0 for step in steps) else 1
+
+
+def _padded(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _flags(call: _Call, dtype: torch.dtype) -> dict[str, Any]:
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    return {"KIND": call.kind, "DOCUMENTS": call.documents is not None, "PRECISION": precision}
+
+
+def _config(name: str, like: Tensor, *widths: int) -> Config:
+    return choose(TABLE, name, like.device, like.dtype, max(widths))
+
+
+def mix(
+    call: _Call,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    state: Tensor,
+    dtype: torch.dtype,
+    *,
+    reverse: bool = False,
+    transposed: bool = False,
+    final: Tensor | None = None,
+    own: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """mix(x, y, z) of triton.py, and with ``own`` what each token adds to the decay's gradient (B, T, H)."""
+    out = torch.empty(*x.shape[:3], z.shape[-1], dtype=dtype, device=x.device)
+    like = z if own is None else own
+    config = _config("parallel" if call.parallel else "mix", x, x.shape[-1], z.shape[-1])
+    tiles = -(-z.shape[-1] // config.tiles["TILE"])
+    rows, partial = call.batch * call.heads, out
+    if own is not None:
+        partial = torch.empty(tiles, *x.shape[:3], dtype=torch.float32, device=x.device)
+    align = _alignment(x, y, z, like)
+    steps = [step // align for array in (x, y, z, like) for step in array.stride()[:3]]
+    constants = _flags(call, x.dtype) | {
+        "X": x.shape[-1],
+        "X_PADDED": _padded(x.shape[-1]),
+        "Z": z.shape[-1],
+        "TILES": tiles,
+        "ALIGN": align,
+        "REVERSE": reverse,
+        "TRANSPOSED": transposed,
+        "GRADIENT": 0 if own is None else 2 if reverse else 1,
+    }
+    decay, documents = (out if a is None else a for a in (call.log_decay, call.documents))
+    if call.parallel:
+        segments = -(-call.length // config.tiles["CHUNK"])
+        totals = out if call.totals is None else call.totals
+        launch(
+            parallel_kernel, (tiles * segments * rows,), x, y, z, out, like, decay, totals, documents, state, partial,
+            call.length, call.heads, segments, call.scale, *steps, config=config, **constants,
+        )  # fmt: skip
+    else:
+        launch(
+            mix_kernel, (tiles * call.segments * rows,), x, y, z, out, like, decay, documents, state,
+            out if final is None else final, partial, call.length, call.heads, call.segments, call.segment, call.scale,
+            *steps, config=config, FINAL=final is not None, **constants,
+        )  # fmt: skip
+    return out, None if own is None else partial.sum(0)
+
+
+def starts(call: _Call, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``, and the last one."""
+    rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
+    states = initial.new_empty(call.segments, *initial.shape, dtype=torch.float32)
+    factors = initial.new_empty(call.segments, call.batch, call.heads, dtype=torch.float32)
+    config = _config("states", y, width, value)
+    tiles, tall = -(-value // config.tiles["TILE"]), -(-width // config.tiles["TILE_Y"])
+    align = _alignment(y, z)
+    steps = [step // align for array in (y, z) for step in array.stride()[:3]]
+    decay, documents = (states if a is None else a for a in (call.log_decay, call.documents))
+    launch(
+        states_kernel, (tall * tiles * call.segments * rows,), y, z, decay, documents, states, factors, call.length,
+        call.heads, call.segments, call.segment, call.scale, *steps, config=config, Y=width, Z=value, TILES_Y=tall,
+        TILES=tiles, ALIGN=align, REVERSE=reverse, **_flags(call, y.dtype),
+    )  # fmt: skip
+    if call.scan:
+        return _scan(states, factors, initial, reverse)
+    final = torch.empty_like(initial)
+    config = _config("combine", y, width, value)
+    tiles = -(-width * value // config.tiles["TILE"])
+    launch(
+        combine_kernel, (tiles * rows,), states, factors, initial, final, rows, call.segments,
+        config=config, SIZE=width * value, TILES=tiles, REVERSE=reverse,
+    )  # fmt: skip
+    return states, final
+
+
+def _scan(states: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The same in log depth: a prefix scan over the segments instead of a walk."""
+    if reverse:
+        states, factors = states.flip(0), factors.flip(0)
+    before, final = _carry(initial, factors.movedim(0, 2)[..., None, None], states.movedim(0, 2), True)
+    before = before.movedim(2, 0)
+    return (before.flip(0) if reverse else before).contiguous(), final
+
+
+def triton_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    scale: float,
+    algorithm: str,
+    segment: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output in ``dtype``, final state, and the states before the segments (none if there is one segment)."""
+    call = _call(q, log_decay, documents, scale, algorithm, segment)
+    q, k, v, state = _rows(q), _rows(k), _rows(v), state.contiguous()
+    if call.parallel:
+        output, _ = mix(call, q, k, v, state, dtype)
+        return output, starts(call, k, v, state)[1], state.new_empty(0, *state.shape)
+    if call.segments == 1:
+        final = torch.empty_like(state)
+        return mix(call, q, k, v, state, dtype, final=final)[0], final, state.new_empty(0, *state.shape)
+    before, final = starts(call, k, v, state)
+    return mix(call, q, k, v, before, dtype)[0], final, before
+
+
+def triton_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    before: Tensor,
+    grad_output: Tensor,
+    grad_final: Tensor,
+    scale: float,
+    algorithm: str,
+    segment: int,
+    decay_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and the state, and what each token adds to that of every log decay up to it (B, T, H)."""
+    call = _call(q, log_decay, documents, scale, algorithm, segment)
+    q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
+    behind = grad_final.contiguous()
+    grad_state = torch.empty_like(behind)
+    one = call.segments == 1 and not call.parallel
+    before = state.contiguous() if call.segments == 1 else before
+    if not one:
+        behind, grad_state = starts(call, q, do, behind, reverse=True)
+    if call.parallel:
+        behind = grad_final.contiguous()
+    own_q, own_k = (q, k) if decay_gradient else (None, None)
+    dq, of_queries = mix(call, do, v, k, before, q.dtype, transposed=True, own=own_q)
+    dk, of_keys = mix(call, v, do, q, behind, k.dtype, reverse=True, transposed=True, own=own_k)
+    dv, _ = mix(call, k, q, do, behind, v.dtype, reverse=True, final=grad_state if one else None)
+    if of_queries is None or of_keys is None:
+        return dq, dk, dv, grad_state, None
+    return dq, dk, dv, grad_state, of_queries.double() + of_keys
+
+
+def triton_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """One token: q, k (B, H, D), v (B, H, E), state (B, H, D, E) fp32 contiguous, updated in place."""
+    batch, heads, width = q.shape
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty_like(v, dtype=dtype)
+    decay = out if log_decay is None else log_decay.float().contiguous()
+    config = _config("step", q, width, v.shape[-1])
+    tiles = -(-v.shape[-1] // config.tiles["TILE"])
+    launch(
+        step_kernel, (batch * heads * tiles,), q, k, v, out, decay, state, heads, scale, config=config, D=width,
+        D_PADDED=_padded(width), E=v.shape[-1], TILES=tiles, KIND=0 if log_decay is None else log_decay.dim(),
+    )  # fmt: skip
+    return out
