@@ -5,7 +5,7 @@ RUN    ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 STEPS  ?=
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint kernels install clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kernels: install
+	$(BIN)/python scripts/compile_kernels.py calls=main dtype=bf16
 
 clean:
 	rm -rf $(VENV)

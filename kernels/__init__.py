@@ -4,11 +4,13 @@ Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this pack
 """
 
 from kernels.backend import BackendError
+from kernels.layout import BlockLayout
 from kernels.linear import NormalizedState, linear_attention, linear_attention_step
 from kernels.softmax import softmax_attention, softmax_attention_step
 
 __all__ = [
     "BackendError",
+    "BlockLayout",
     "NormalizedState",
     "linear_attention",
     "linear_attention_step",

@@ -7,16 +7,19 @@ there, and tests compare what two calls would compile. Triton itself is imported
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 ARCHITECTURES = ("sm_80", "sm_90")
 INTERPRETER = "interpreter"
+CONFIGS_VARIABLE = "ATTENTION_ZOO_CONFIGS"  # names a file of scripts/tune_kernels.py
 
 
 class Config(NamedTuple):
@@ -96,11 +99,35 @@ def _of_gpu(index: int) -> str:
     return "sm_90" if torch.cuda.get_device_capability(index) == (9, 0) else "sm_80"
 
 
+@cache
+def _tuned(file: str) -> dict[tuple[str, str, int, int], Config]:
+    try:
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))["configs"]
+        return {
+            (row["kernel"], row["architecture"], row["bytes"], row["width"]): Config(
+                {name: int(size) for name, size in row["tiles"].items()}, int(row["warps"]), int(row["stages"])
+            )
+            for row in rows
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{CONFIGS_VARIABLE}={file} is not a file of scripts/tune_kernels.py ({text}).") from error
+
+
 def choose(table: Table, kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> Config:
-    """Tiles of ``kernel`` for heads up to ``width`` wide: the row of the next width that the table has."""
-    rows = table[kernel][architecture(device)]
+    """Tiles of ``kernel`` for heads up to ``width`` wide: the row of the next width that the table has.
+
+    A row of the file that ATTENTION_ZOO_CONFIGS names goes before that of the table.
+    """
+    name = architecture(device)
+    rows = table[kernel][name]
     size = 4 if dtype == torch.float32 else 2
-    return rows[min(key for key in rows if key[0] == size and key[1] >= width)]
+    key = min(key for key in rows if key[0] == size and key[1] >= width)
+    file = os.environ.get(CONFIGS_VARIABLE)
+    config = _tuned(file).get((kernel, name, *key), rows[key]) if file else rows[key]
+    if config.tiles.keys() != rows[key].tiles.keys():
+        raise ValueError(f"{CONFIGS_VARIABLE}={file}: {kernel} has the tiles {', '.join(rows[key].tiles)}.")
+    return config
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:

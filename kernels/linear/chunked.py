@@ -4,7 +4,7 @@ Inside a chunk of C tokens the masked left product is taken directly; between ch
 exponents are differences that are <= 0, so no decay can overflow. Chunks are worked through in segments small enough
 for the cache, and the backward pass recomputes what it needs from the inputs and one state per segment.
 
-Letters: N = B*H rows; n chunks of c tokens in a segment; D key width; E value width.
+Letters: n chunks of c tokens in a segment; D key width; E value width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**17  # of one array of a segment: q, k, v and the products then share a second-level cache
+CACHE_ELEMENTS = 2**16  # of one array of a segment: all of them then share a few MiB of cache
 
 
 class Plan(NamedTuple):
@@ -53,7 +53,7 @@ def precise(x: Tensor) -> Tensor:
 
 
 class Weights(NamedTuple):
-    """Decay and document factors of a segment, each broadcastable over ``(B, H, n, ...)``."""
+    """Decay and document factors of a segment, each broadcastable over ``(n, B, H, ...)``."""
 
     pair: Tensor  # (.., c, c) weight of key j for query i inside the chunk; 0 above the diagonal
     query: Tensor  # (.., c, 1) weight of the state before the chunk for query i
@@ -61,106 +61,135 @@ class Weights(NamedTuple):
     state: Tensor  # (.., 1, 1) weight of the state before the chunk in the state after it
 
 
-def _decay_weights(log_decay: Tensor, dtype: torch.dtype) -> Weights:
-    """Factors from the log decay of each token, ``(.., c)`` in fp64 so that sums of strong decays stay exact."""
-    total = log_decay.cumsum(-1)
-    size = total.shape[-1]
-    future = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
-    pair = (total[..., :, None] - total[..., None, :]).masked_fill_(future, -torch.inf)
-    last = total[..., -1:]
+def _decay_weights(log_decay: Tensor, dtype: torch.dtype, scale: float) -> Weights:
+    """Factors from the log decay of each token, ``(.., c, 1)`` in fp64 so that sums of strong decays stay exact."""
+    total = log_decay.cumsum(-2)
+    last = total[..., -1:, :]
     return Weights(
-        pair.to(dtype).exp(),
-        total.to(dtype).exp()[..., None],
-        (last - total).to(dtype).exp()[..., None],
-        last.to(dtype).exp()[..., None],
+        (total - total.mT).to(dtype).exp_().tril_().mul_(scale),
+        total.to(dtype).exp().mul_(scale),
+        (last - total).to(dtype).exp(),
+        last.to(dtype).exp(),
     )
 
 
+class Buffer(NamedTuple):
+    """Three views of an array of a segment: for weights ``(n, B, H, c, X)``, and for products ``(n B H, ..)``."""
+
+    wide: Tensor
+    flat: Tensor
+    turned: Tensor
+
+    def multiply(self, a: Tensor, b: Tensor, add: bool = False) -> None:
+        """``self = a @ b`` or ``self += a @ b``."""
+        self.flat.baddbmm_(a, b, beta=float(add))
+
+
 class _Segments:
-    """The segments of one call: slices, their weights, and views of arrays cut into chunks."""
+    """The segments of one call: views of arrays, weights, and buffers, which all segments share.
+
+    Fresh memory costs as much as the arithmetic on it (page faults and cache misses), hence the buffers.
+    """
 
     def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
-        self.scale = scale
-        self.batch, self.length, self.heads = q.shape[:3]
+        batch, length, heads, _ = q.shape
+        self.cut, self.scale, self.device, self.rows = cut, scale, q.device, (batch, heads)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.log_decay = None if log_decay is None else precise(log_decay)
-        self.documents = documents
-        self.chunk = cut.chunk
+        self.buffers: dict[tuple[str, int, int, int], Buffer] = {}
         self.constant: dict[int, Weights] = {}
-        self.spans = cut.spans(self.length)
+        self.chunks = [chunk for _, _, chunk in cut.spans(length)]
+        self.log_decay = precise(torch.zeros(1, device=q.device) if log_decay is None else log_decay)
+        self.of_tokens = self.views(self.log_decay[..., None]) if self.log_decay.dim() == 3 else None
+        self.documents = None
+        if documents is not None:
+            before = torch.cat([documents[:, :1], documents[:, :-1]], dim=1)
+            self.documents = [self.views(ids[:, :, None, None]) for ids in (documents, before)]
 
-    def cut(self, array: Tensor, span: tuple[int, int, int]) -> Tensor:
-        """``(B, T, H, X) -> (B, H, n, c, X)``, contiguous, in the computing precision."""
-        start, stop, chunk = span
-        part = array[:, start:stop].to(self.dtype).transpose(1, 2)
-        return part.reshape(self.batch, self.heads, (stop - start) // chunk, chunk, array.shape[-1])
+    def views(self, array: Tensor) -> list[Tensor]:
+        """The segments of ``(B, T, H, X)`` as ``(n, B, H, c, X)``."""
+        length, chunk = array.shape[1], self.cut.chunk
+        whole = length - length % chunk
+        parts: list[Tensor] = []
+        if whole:
+            chunks = array[:, :whole].unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
+            parts.extend(chunks.split(self.cut.segment))
+        if whole < length:
+            parts.append(array[:, None, whole:].permute(1, 0, 3, 2, 4))
+        return parts
 
-    def weights(self, span: tuple[int, int, int], device: torch.device) -> Weights:
-        start, stop, chunk = span
-        if self.log_decay is not None and self.log_decay.dim() == 3:
-            part = self.log_decay[:, start:stop].transpose(1, 2)
-            decay = _decay_weights(part.reshape(self.batch, self.heads, -1, chunk), self.dtype)
+    def buffer(self, name: str, count: int, rows: int, columns: int) -> Buffer:
+        """An array of a segment with whatever the last segment left there."""
+        key = name, count, rows, columns
+        if key not in self.buffers:
+            wide = torch.empty(count, *self.rows, rows, columns, dtype=self.dtype, device=self.device)
+            flat = wide.flatten(0, 2)
+            self.buffers[key] = Buffer(wide, flat, flat.mT)
+        return self.buffers[key]
+
+    def load(self, name: str, view: Tensor, weight: Tensor | None = None) -> Buffer:
+        """A copy of a segment in the computing precision, multiplied by ``weight``."""
+        copy = self.buffer(name, view.shape[0], view.shape[3], view.shape[4])
+        if weight is None:
+            copy.wide.copy_(view)
         else:
-            decay = self._constant_weights(chunk, device)
-        if self.scale != 1.0:
-            decay = decay._replace(pair=decay.pair * self.scale, query=decay.query * self.scale)
-        return decay if self.documents is None else self._within_documents(decay, span)
+            torch.mul(view, weight, out=copy.wide)
+        return copy
 
-    def _constant_weights(self, chunk: int, device: torch.device) -> Weights:
-        if chunk not in self.constant:
-            log_decay = self.log_decay
-            if log_decay is None:
-                log_decay = precise(torch.zeros(1, device=device))
-            self.constant[chunk] = _decay_weights(log_decay[None, :, None, None].expand(-1, -1, 1, chunk), self.dtype)
-        return self.constant[chunk]
+    def product(self, name: str, a: Tensor, b: Tensor) -> Buffer:
+        """``a @ b`` of flat arrays."""
+        out = self.buffer(name, a.shape[0] // (self.rows[0] * self.rows[1]), a.shape[1], b.shape[2])
+        out.multiply(a, b)
+        return out
 
-    def _within_documents(self, decay: Weights, span: tuple[int, int, int]) -> Weights:
-        """Zeroes what crosses a document boundary, by comparing ids inside the chunk and with the token before it."""
-        assert self.documents is not None
-        start, stop, chunk = span
-        ids = self.documents[:, start:stop].reshape(self.batch, 1, -1, chunk)
-        before = self.documents[:, max(start - 1, 0) : stop - 1 : chunk] if start else self._before_first(span)
-        before = before.reshape(self.batch, 1, -1, 1)
-        last = ids[..., -1:]
-        return Weights(
-            decay.pair * (ids[..., :, None] == ids[..., None, :]),
-            decay.query * (ids == before)[..., None],
-            decay.key * (ids == last)[..., None],
-            decay.state * (last == before)[..., None],
-        )
-
-    def _before_first(self, span: tuple[int, int, int]) -> Tensor:
-        assert self.documents is not None
-        _, stop, chunk = span
-        return torch.cat([self.documents[:, :1], self.documents[:, chunk - 1 : stop - 1 : chunk]], dim=1)
+    def weights(self, i: int) -> Weights:
+        """Factors of segment ``i``; those of one decay per head are the same for all chunks of a size."""
+        chunk = self.chunks[i]
+        if self.of_tokens is not None:
+            decay = _decay_weights(self.of_tokens[i], self.dtype, self.scale)
+        elif chunk in self.constant:
+            decay = self.constant[chunk]
+        else:
+            every_token = self.log_decay[:, None, None].expand(1, 1, -1, chunk, 1)
+            decay = self.constant[chunk] = _decay_weights(every_token, self.dtype, self.scale)
+        return decay if self.documents is None else _within_documents(decay, *(ids[i] for ids in self.documents))
 
 
-def _carry(state: Tensor, factor: Tensor, update: Tensor, scan: bool) -> tuple[Tensor, Tensor]:
-    """States before each chunk ``(B, H, n, D, E)`` and after the last, for ``S <- factor * S + update`` over dim 2."""
-    chunks = update.shape[2]
-    if chunks == 1:
-        return state[:, :, None], torch.addcmul(update[:, :, 0], factor[:, :, 0], state)
-    factor = factor.expand(*factor.shape[:2], chunks, 1, 1)
-    if scan:
-        after, reach = update, factor
-        offset = 1
-        while offset < chunks:
-            after = torch.cat(
-                [
-                    after[:, :, :offset],
-                    torch.addcmul(after[:, :, offset:], reach[:, :, offset:], after[:, :, :-offset]),
-                ],
-                2,
-            )
-            reach = torch.cat([reach[:, :, :offset], reach[:, :, offset:] * reach[:, :, :-offset]], 2)
-            offset *= 2
-        after = torch.addcmul(after, reach, state[:, :, None])
-        return torch.cat([state[:, :, None], after[:, :, :-1]], 2), after[:, :, -1]
-    before = torch.empty_like(update)
-    for i in range(chunks):
-        before[:, :, i] = state
-        state = torch.addcmul(update[:, :, i], factor[:, :, i], state)
-    return before, state
+def _within_documents(decay: Weights, ids: Tensor, before: Tensor) -> Weights:
+    """Zeroes what crosses a document boundary, by comparing ids inside the chunk and with the token before it."""
+    before, last = before[..., :1, :], ids[..., -1:, :]
+    return Weights(
+        decay.pair * (ids == ids.mT),
+        decay.query * (ids == before),
+        decay.key * (ids == last),
+        decay.state * (last == before),
+    )
+
+
+def _fill_states(states: Tensor, factor: Tensor, update: Tensor, scan: bool, backwards: bool = False) -> None:
+    """Fills ``states`` ``(n + 1, ..)`` from its first, ``S[i + 1] = factor[i] * S[i] + update[i]``, or its last."""
+    factor = factor.expand(update.shape[0], *factor.shape[1:])
+    known, wanted = states[:-1], states[1:]
+    if backwards:
+        known, wanted = wanted, known
+    if scan and backwards:
+        wanted.copy_(prefix_scan(known[-1], factor.flip(0), update.flip(0)).flip(0))
+    elif scan:
+        wanted.copy_(prefix_scan(known[0], factor, update))
+    else:
+        steps = list(zip(update, factor, known, wanted))
+        for u, f, s, out in reversed(steps) if backwards else steps:
+            torch.addcmul(u, f, s, out=out)
+
+
+def prefix_scan(state: Tensor, reach: Tensor, after: Tensor) -> Tensor:
+    """States after each of ``n`` chunks from their factors and updates ``(n, ..)``, in log2(n) steps."""
+    offset = 1
+    while offset < after.shape[0]:
+        later = torch.addcmul(after[offset:], reach[offset:], after[:-offset])
+        after = torch.cat([after[:offset], later])
+        reach = torch.cat([reach[:offset], reach[offset:] * reach[:-offset]])
+        offset *= 2
+    return torch.addcmul(after, reach, state)
 
 
 def chunked_forward(
@@ -177,16 +206,24 @@ def chunked_forward(
     """Output ``(B, T, H, E)`` in ``dtype``, final state, and the states before the segments ``(n, B, H, D, E)``."""
     segments = _Segments(q, log_decay, documents, scale, cut)
     output = torch.empty(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
-    starts = torch.empty(len(segments.spans), *state.shape, dtype=state.dtype, device=state.device)
-    for start, span in zip(starts, segments.spans):
-        start.copy_(state)
-        qs, ks, vs = segments.cut(q, span), segments.cut(k, span), segments.cut(v, span)
-        w = segments.weights(span, q.device)
-        before, state = _carry(state, w.state, (ks * w.key).mT @ vs, cut.scan)
-        out = (qs @ ks.mT).mul_(w.pair) @ vs
-        out += (qs * w.query) @ before
-        output[:, span[0] : span[1]] = out.flatten(2, 3).transpose(1, 2)
-    return output, state, starts
+    starts = torch.empty(len(segments.chunks), *state.shape, dtype=state.dtype, device=state.device)
+    rows = state.shape[0] * state.shape[1]
+    for i, (*inputs, wanted) in enumerate(zip(*map(segments.views, (q, k, v, output)))):
+        w = segments.weights(i)
+        qs, ks, vs = map(segments.load, "qkv", inputs)
+        scores = segments.product("scores", qs.flat, ks.turned)
+        scores.wide.mul_(w.pair)
+        ks.wide.mul_(w.key)
+        update = segments.product("update", ks.turned, vs.flat)
+        states = segments.buffer("states", wanted.shape[0] + 1, *state.shape[2:])
+        states.wide[0] = starts[i] = state
+        _fill_states(states.wide, w.state, update.wide, cut.scan)
+        state = states.wide[-1]
+        out = segments.product("out", qs.flat, states.flat[:-rows])
+        out.wide.mul_(w.query)
+        out.multiply(scores.flat, vs.flat, add=True)
+        wanted.copy_(out.wide)
+    return output, state.clone(), starts
 
 
 def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) -> Tensor:
@@ -217,30 +254,35 @@ def chunked_backward(
     grad_decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the first state; ``grad_decay`` ``(B, T, H)`` fp64 is filled if it is given."""
-    q, k, v = inputs
-    segments = _Segments(q, log_decay, documents, scale, cut)
+    segments = _Segments(inputs[0], log_decay, documents, scale, cut)
+    load, product, rows = segments.load, segments.product, grad_state.shape[0] * grad_state.shape[1]
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
-    for span, state in zip(reversed(segments.spans), reversed(starts.unbind(0))):
-        qs, ks, vs, gs = (segments.cut(x, span) for x in (q, k, v, grad_output))
-        w = segments.weights(span, q.device)
-        weighted = ks * w.key
-        before, _ = _carry(state, w.state, weighted.mT @ vs, cut.scan)
-        toward = (qs * w.query).mT @ gs
-        flipped = w.state.expand(*w.state.shape[:2], toward.shape[2], 1, 1).flip(2)
-        after, grad_state = _carry(grad_state, flipped, toward.flip(2), cut.scan)
-        after = after.flip(2)
-        pair = (gs @ vs.mT).mul_(w.pair)
-        scores = qs @ ks.mT
-        dq, from_state = pair @ ks, (gs @ before.mT).mul_(w.query)
-        dk, to_state = pair.mT @ qs, (vs @ after.mT).mul_(w.key)
-        if grad_decay is not None:
-            kept = precise(before * after).sum((-2, -1)) * w.state[..., 0, 0]
-            through = (qs * from_state).sum(-1), (ks * to_state).sum(-1), kept
-            grad_decay[:, span[0] : span[1]] = _decay_gradient(scores * pair, *through).flatten(2).transpose(1, 2)
-        dq += from_state
-        dk += to_state
-        dv = scores.mul_(w.pair).mT @ gs
-        dv += weighted @ after
-        for full, part in ((grad_q, dq), (grad_k, dk), (grad_v, dv)):
-            full[:, span[0] : span[1]] = part.flatten(2, 3).transpose(1, 2)
-    return grad_q, grad_k, grad_v, grad_state
+    views = [segments.views(x) for x in (*inputs, grad_output, grad_q, grad_k, grad_v)]
+    decay_views = [] if grad_decay is None else segments.views(grad_decay[..., None])
+    for i in reversed(range(len(segments.chunks))):
+        w = segments.weights(i)
+        *sources, to_q, to_k, to_v = (x[i] for x in views)
+        q, k, v, g = map(load, "qkvg", sources)
+        kw, gw = load("kw", k.wide, w.key), load("gw", g.wide, w.query)
+        before, after = (segments.buffer(n, len(to_q) + 1, *grad_state.shape[2:]) for n in ("before", "after"))
+        before.wide[0], after.wide[-1] = starts[i], grad_state
+        _fill_states(before.wide, w.state, product("update", kw.turned, v.flat).wide, cut.scan)
+        _fill_states(after.wide, w.state, product("update", q.turned, gw.flat).wide, cut.scan, backwards=True)
+        grad_state = after.wide[0]
+        pair, scores = product("pair", g.flat, v.turned), product("scores", q.flat, k.turned)
+        pair.wide.mul_(w.pair)
+        dq = product("dq", gw.flat, before.turned[:-rows])
+        dv = product("gw", kw.flat, after.flat[rows:])  # what was there has been read for the last time, as below
+        dk = product("kw", v.flat, after.turned[rows:])
+        dk.wide.mul_(w.key)
+        if decay_views:
+            kept = precise(before.wide[:-1] * after.wide[1:]).sum((-2, -1)) * w.state[..., 0, 0]
+            through = (q.wide * dq.wide).sum(-1), (k.wide * dk.wide).sum(-1), kept
+            decay_views[i][..., 0] = _decay_gradient(scores.wide * pair.wide, *through)
+        dq.multiply(pair.flat, k.flat, add=True)
+        dk.multiply(pair.turned, q.flat, add=True)
+        scores.wide.mul_(w.pair)
+        dv.multiply(scores.turned, g.flat, add=True)
+        for wanted, part in (to_q, dq), (to_k, dk), (to_v, dv):
+            wanted.copy_(part.wide)
+    return grad_q, grad_k, grad_v, grad_state.clone()

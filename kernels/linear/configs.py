@@ -42,6 +42,8 @@ _SMALL = {(size, 256): _mix(32, 32, 4, 1) for size in (2, 4)}
 
 TABLE: Table = {
     "mix": {"sm_90": _HOPPER, "sm_80": _HOPPER, "interpreter": _SMALL},
+    "mix_heavy": {"sm_90": _HOPPER, "sm_80": _HOPPER, "interpreter": _SMALL},
+    "parallel_heavy": {"sm_90": _HOPPER, "sm_80": _HOPPER, "interpreter": _SMALL},
     "parallel": {"sm_90": _HOPPER, "sm_80": _HOPPER, "interpreter": _SMALL},
     "states": {
         "sm_90": _STATES,

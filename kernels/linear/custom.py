@@ -64,8 +64,7 @@ def linear_forward(
         segment = _segment(q, v, algorithm)
         return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, segment, dtype)
     cut = _cut(q, v, algorithm)
-    output, final, starts = chunked_forward(q, k, v, log_decay, state, documents, scale, cut, dtype)
-    return output, final.clone() if final is state else final, starts
+    return chunked_forward(q, k, v, log_decay, state, documents, scale, cut, dtype)
 
 
 @linear_forward.register_fake
@@ -117,28 +116,17 @@ def linear_backward(
 
         how = scale, algorithm, _segment(q, v, algorithm), decay_gradient
         arrays = q, k, v, log_decay, state, documents, starts, grad_output, grad_final
-        grad_q, grad_k, grad_v, grad_state, added = triton_backward(*arrays, *how)
-        grad_decay = _token_gradients(added, state, grad_state)
+        grad_q, grad_k, grad_v, grad_state, grad_decay = triton_backward(*arrays, *how)
     else:
         cut = _cut(q, v, algorithm)
         grad_decay = precise(torch.empty(q.shape[:3], device=q.device)) if decay_gradient else None
         grad_q, grad_k, grad_v, grad_state = chunked_backward(
             (q, k, v), log_decay, documents, starts, scale, cut, grad_output, grad_final, grad_decay
         )
-    if grad_state is grad_final:
-        grad_state = grad_final.clone()
     if grad_decay is None or log_decay is None:
         return grad_q, grad_k, grad_v, grad_state, q.new_empty(0)
     of_heads = grad_decay if log_decay.dim() == 3 else grad_decay.sum((0, 1))
     return grad_q, grad_k, grad_v, grad_state, of_heads.to(log_decay.dtype)
-
-
-def _token_gradients(added: Tensor | None, state: Tensor, grad_state: Tensor) -> Tensor | None:
-    """Gradient of each token's log decay from what tokens add to it: that of token 0 passes over the first state."""
-    if added is None:
-        return None
-    entering = (state.double() * grad_state).sum((-2, -1))[:, None]
-    return entering - added.cumsum(1) + added
 
 
 @linear_backward.register_fake

@@ -36,32 +36,44 @@ def load(base, rows, stride, columns, T, WIDTH: tl.constexpr, PADDED: tl.constex
 
 
 @triton.jit
-def totals(log_decay, t0, T, b, h, H, CHUNK: tl.constexpr, KIND: tl.constexpr):
-    """Running sum of the chunk's log decays (base 2), and its last value."""
-    i = tl.arange(0, CHUNK)
-    if KIND == 0:
-        total = tl.zeros((CHUNK,), tl.float32)
-        last = tl.sum(total, 0)
-    elif KIND == 1:
+def head_decay(log_decay, h, KIND: tl.constexpr):
+    """The log decay (base 2) of a head; 0 where it has none or one for each token."""
+    if KIND == 1:
         decay = tl.load(log_decay + h) * LOG2E
+    else:
+        decay = (h * 0).to(tl.float32)
+    return decay
+
+
+@triton.jit
+def totals(decay, log_decay, t0, T, b, h, H, CHUNK: tl.constexpr, KIND: tl.constexpr):
+    """Running sum of the chunk's log decays (base 2) in two parts, and its last value; `decay` is that of the head."""
+    i = tl.arange(0, CHUNK)
+    if KIND == 2:
+        of_tokens = tl.load(log_decay + (b * T + t0 + i) * H + h, mask=t0 + i < T, other=0.0) * LOG2E
+        of_tokens = tl.maximum(of_tokens, -160.0)  # 0 as a factor, and a sum of such stays within 24 bits
+        coarse = (of_tokens * 512.0).to(tl.int32).to(tl.float32) / 512.0  # sums of these are exact
+        rest = of_tokens - coarse
+        total = tl.cumsum(coarse, 0)
+        fine = tl.cumsum(rest, 0)
+        last = tl.sum(coarse, 0)
+        last_fine = tl.sum(rest, 0)
+    else:
         total = (i + 1).to(tl.float32) * decay
         last = tl.minimum(T - t0, CHUNK).to(tl.float32) * decay
-    else:
-        decay = tl.load(log_decay + (b * T + t0 + i) * H + h, mask=t0 + i < T, other=0.0) * LOG2E
-        total = tl.cumsum(decay, 0)
-        last = tl.sum(decay, 0)
-    return total, last
+        fine = total * 0.0
+        last_fine = last * 0.0
+    return total, fine, last, last_fine
 
 
 @triton.jit
 def state_weights(
-    log_decay, documents, t0, T, b, h, H, scale, CHUNK: tl.constexpr, KIND: tl.constexpr, DOCUMENTS: tl.constexpr
+    total, fine, last, last_fine, documents, t0, T, b, scale, CHUNK: tl.constexpr, DOCUMENTS: tl.constexpr
 ):
     """Weights with which tokens read the state before the chunk and write the one after it, and that of the state."""
-    total, last = totals(log_decay, t0, T, b, h, H, CHUNK, KIND)
-    query = tl.exp2(total) * scale
-    key = tl.exp2(tl.minimum(last - total, 0.0))
-    state = tl.exp2(last)
+    query = tl.exp2(total + fine) * scale
+    key = tl.exp2(tl.minimum((last - total) + (last_fine - fine), 0.0))
+    state = tl.exp2(last + last_fine)
     if DOCUMENTS:
         t = t0 + tl.arange(0, CHUNK)
         ids = tl.load(documents + b * T + t, mask=t < T, other=0)
@@ -74,33 +86,29 @@ def state_weights(
 
 
 @triton.jit
-def pair_weights(
-    log_decay,
-    documents,
-    t0,
-    T,
-    b,
-    h,
-    H,
-    scale,
-    CHUNK: tl.constexpr,
-    KIND: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+def pair_weights(total, fine, scale, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
     """Weight of key j for query i: row i, column j; transposed if REVERSE."""
-    total, _ = totals(log_decay, t0, T, b, h, H, CHUNK, KIND)
     i = tl.arange(0, CHUNK)
     if REVERSE:
-        exponent = total[None, :] - total[:, None]
+        exponent = (total[None, :] - total[:, None]) + (fine[None, :] - fine[:, None])
         allowed = i[None, :] >= i[:, None]
     else:
-        exponent = total[:, None] - total[None, :]
+        exponent = (total[:, None] - total[None, :]) + (fine[:, None] - fine[None, :])
         allowed = i[:, None] >= i[None, :]
-    if DOCUMENTS:
-        ids = tl.load(documents + b * T + t0 + i, mask=t0 + i < T, other=0)
-        allowed = allowed & (ids[:, None] == ids[None, :])
     return tl.where(allowed, tl.exp2(tl.minimum(exponent, 0.0)) * scale, 0.0)
+
+
+@triton.jit
+def advance(state, y_tile, z_tile, write, PRECISION: tl.constexpr):
+    """The state plus y^T (w z)."""
+    if z_tile.dtype == tl.float16:  # whose smallest number is 6e-8: the weights are taken relative to their largest
+        largest = tl.maximum(tl.max(write, 0), 1e-30)
+        weighted = (z_tile * (write / largest)[:, None]).to(z_tile.dtype)
+        state += tl.dot(tl.trans(y_tile), weighted, input_precision=PRECISION) * largest
+    else:
+        weighted = (z_tile * write[:, None]).to(z_tile.dtype)
+        state = tl.dot(tl.trans(y_tile), weighted, acc=state, input_precision=PRECISION)
+    return state
 
 
 @triton.jit
@@ -177,6 +185,10 @@ def mix_kernel(
     state = tl.load(starts + (part * rows_of_all + row) * (X * Z) + element, mask=held, other=0.0)
     first = part * segment
     count = tl.cdiv(tl.minimum(segment, T - first), CHUNK)
+    decay = head_decay(log_decay, h, KIND)
+    if KIND < 2:  # the same for every chunk
+        total, fine, _, _ = totals(decay, log_decay, first, T, b, h, H, CHUNK, KIND)
+        pair = pair_weights(total, fine, scale, CHUNK, REVERSE)
     for n in range(count):
         t0 = first + n * CHUNK
         if REVERSE:
@@ -185,20 +197,24 @@ def mix_kernel(
         x_tile = load(x, t, xt * ALIGN, wide, T, X, X_PADDED)
         y_tile = load(y, t, yt * ALIGN, wide, T, X, X_PADDED)
         z_tile = load(z, t, zt * ALIGN, columns, T, Z, TILE * TILES)
-        query, key, keep = state_weights(log_decay, documents, t0, T, b, h, H, scale, CHUNK, KIND, DOCUMENTS)
-        pair = pair_weights(log_decay, documents, t0, T, b, h, H, scale, CHUNK, KIND, DOCUMENTS, REVERSE)
+        total, fine, last, last_fine = totals(decay, log_decay, t0, T, b, h, H, CHUNK, KIND)
+        query, key, keep = state_weights(total, fine, last, last_fine, documents, t0, T, b, scale, CHUNK, DOCUMENTS)
+        if KIND == 2:
+            pair = pair_weights(total, fine, scale, CHUNK, REVERSE)
         if REVERSE:
             read, write = key, query
         else:
             read, write = query, key
         scores = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION) * pair
+        if DOCUMENTS:
+            ids = tl.load(documents + b * T + t, mask=t < T, other=0)
+            scores = tl.where(ids[:, None] == ids[None, :], scores, 0.0)
         near = tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
         far = tl.dot(x_tile, state.to(x_tile.dtype), input_precision=PRECISION) * read[:, None]
         written = (t < T)[:, None] & (columns < Z)[None, :]
         token = (b * T + t) * H + h
         tl.store(out + token[:, None] * Z + columns[None, :], near + far, mask=written)
-        weighted = (z_tile * write[:, None]).to(z_tile.dtype)
-        state = state * keep + tl.dot(tl.trans(y_tile), weighted, input_precision=PRECISION)
+        state = advance(state * keep, y_tile, z_tile, write, PRECISION)
         if GRADIENT:
             own_tile = load(own + (b * ob + h * oh) * ALIGN, t, ot * ALIGN, columns, T, Z, TILE * TILES)
             through = tl.sum(own_tile * far, 1)

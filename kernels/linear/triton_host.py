@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import Config, choose, launch
-from kernels.linear.chunked import _carry
+from kernels.linear.chunked import prefix_scan
 from kernels.linear.configs import TABLE
 from kernels.linear.triton import mix_kernel
 from kernels.linear.triton_parallel import parallel_kernel
 from kernels.linear.triton_states import combine_kernel, states_kernel
 from kernels.linear.triton_step import step_kernel
+
+EXACT = 256  # tokens of a segment where the gradient of the log decay is asked for
 
 
 class _Call(NamedTuple):
@@ -106,7 +109,9 @@ def mix(
     """mix(x, y, z) of triton.py, and with ``own`` what each token adds to the decay's gradient (B, T, H)."""
     out = torch.empty(*x.shape[:3], z.shape[-1], dtype=dtype, device=x.device)
     like = z if own is None else own
-    config = _config("parallel" if call.parallel else "mix", x, x.shape[-1], z.shape[-1])
+    heavy = call.documents is not None or call.kind == 2 or own is not None
+    name = ("parallel" if call.parallel else "mix") + ("_heavy" if heavy else "")
+    config = _config(name, x, x.shape[-1], z.shape[-1])
     tiles = -(-z.shape[-1] // config.tiles["TILE"])
     rows, partial = call.batch * call.heads, out
     if own is not None:
@@ -171,9 +176,9 @@ def _scan(states: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> tu
     """The same in log depth: a prefix scan over the segments instead of a walk."""
     if reverse:
         states, factors = states.flip(0), factors.flip(0)
-    before, final = _carry(initial, factors.movedim(0, 2)[..., None, None], states.movedim(0, 2), True)
-    before = before.movedim(2, 0)
-    return (before.flip(0) if reverse else before).contiguous(), final
+    after = prefix_scan(initial, factors[..., None, None], states)
+    before = torch.cat([initial[None], after[:-1]])
+    return before.flip(0) if reverse else before, after[-1]
 
 
 def triton_forward(
@@ -216,24 +221,52 @@ def triton_backward(
     segment: int,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and the state, and what each token adds to that of every log decay up to it (B, T, H)."""
+    """Gradients of q, k, v and the state, and that of each token's log decay (B, T, H) in fp64, if asked for."""
+    if decay_gradient and algorithm != "parallel":  # what is known at the ends of segments bounds its rounding error
+        segment = min(segment, EXACT)
     call = _call(q, log_decay, documents, scale, algorithm, segment)
     q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
     behind = grad_final.contiguous()
     grad_state = torch.empty_like(behind)
     one = call.segments == 1 and not call.parallel
-    before = state.contiguous() if call.segments == 1 else before
+    state = state.contiguous()
+    if one or call.parallel:
+        before = state
+    elif decay_gradient:
+        before, _ = starts(call, k, v, state)
     if not one:
-        behind, grad_state = starts(call, q, do, behind, reverse=True)
-    if call.parallel:
-        behind = grad_final.contiguous()
+        after, grad_state = starts(call, q, do, behind, reverse=True)
+        behind = behind if call.parallel else after
     own_q, own_k = (q, k) if decay_gradient else (None, None)
     dq, of_queries = mix(call, do, v, k, before, q.dtype, transposed=True, own=own_q)
     dk, of_keys = mix(call, v, do, q, behind, k.dtype, reverse=True, transposed=True, own=own_k)
     dv, _ = mix(call, k, q, do, behind, v.dtype, reverse=True, final=grad_state if one else None)
     if of_queries is None or of_keys is None:
         return dq, dk, dv, grad_state, None
-    return dq, dk, dv, grad_state, of_queries.double() + of_keys
+    added = of_queries.double() + of_keys
+    return dq, dk, dv, grad_state, _decay_gradient(call, added, before, behind, state, grad_state)
+
+
+def _decay_gradient(
+    call: _Call, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
+) -> Tensor:
+    """Gradient of each token's log decay (B, T, H): how much of the output passes over the token.
+
+    What passes over the border of a segment is the product of the state there and that one's gradient; inside, tokens
+    add and take away (``added``). What then seems to leave differs from what is known to leave by the rounding errors
+    of the tokens between, and is spread over them by the size of what they add.
+    """
+    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
+    if call.segments > 1:
+        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
+    batch, length, heads = added.shape
+    added = F.pad(added, (0, 0, 0, call.segments * call.segment - length)).view(batch, -1, call.segment, heads)
+    passed = added.cumsum(2)
+    error = F.pad(known[:, 1:] - (known - passed[:, :, -1])[:, :-1], (0, 0, 0, 1))
+    sizes = added.abs().cumsum(2)
+    share = (sizes - added.abs()) / sizes[:, :, -1:].clamp(min=1e-300)
+    passing = known[:, :, None] - passed + added + error[:, :, None] * share
+    return passing.reshape(batch, -1, heads)[:, :length]
 
 
 def triton_step(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place, state_weights, totals
+from kernels.linear.triton import UNSPECIALIZED, advance, head_decay, load, place, state_weights, totals
 
 _NEGLIGIBLE = tl.constexpr(64.0)  # halvings after which a contribution is lost beside any newer one
 
@@ -52,8 +52,8 @@ def states_kernel(
     count = tl.cdiv(stop - first, CHUNK)
     total = tl.zeros((1,), tl.float32)
     skipped = count * 0
+    decay = head_decay(log_decay, h, KIND)
     if KIND == 1:  # of a strong decay only the nearest tokens are left
-        decay = tl.load(log_decay + h) * LOG2E
         total += (stop - first).to(tl.float32) * decay
         reach = (1.0 / tl.maximum(-decay, 1e-6) * _NEGLIGIBLE).to(tl.int64) + 1
         skipped = tl.maximum(count - 1 - tl.cdiv(reach, CHUNK), 0)
@@ -65,16 +65,15 @@ def states_kernel(
         t = t0 + tl.arange(0, CHUNK)
         y_tile = load(y, t, yt * ALIGN, tall, T, Y, TILE_Y * TILES_Y)
         z_tile = load(z, t, zt * ALIGN, columns, T, Z, TILE * TILES)
-        query, key, keep = state_weights(log_decay, documents, t0, T, b, h, H, scale, CHUNK, KIND, DOCUMENTS)
+        chunk, fine, last, last_fine = totals(decay, log_decay, t0, T, b, h, H, CHUNK, KIND)
+        query, key, keep = state_weights(chunk, fine, last, last_fine, documents, t0, T, b, scale, CHUNK, DOCUMENTS)
         if REVERSE:
             write = query
         else:
             write = key
-        weighted = (z_tile * write[:, None]).to(z_tile.dtype)
-        state = state * keep + tl.dot(tl.trans(y_tile), weighted, input_precision=PRECISION)
+        state = advance(state * keep, y_tile, z_tile, write, PRECISION)
         if KIND == 2:
-            _, last = totals(log_decay, t0, T, b, h, H, CHUNK, KIND)
-            total += last
+            total += last + last_fine
     slot = part * rows_of_all + b * H + h
     element = tall[:, None] * Z + columns[None, :]
     tl.store(states + slot * (Y * Z) + element, state, mask=(tall < Y)[:, None] & (columns < Z)[None, :])

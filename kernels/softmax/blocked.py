@@ -1,110 +1,202 @@
-"""Exact attention over blocks of queries in plain PyTorch (after FlashAttention-2, Dao 2023, arXiv:2307.08691).
-
-Each block of queries reads only the range of keys that its rule can reach, and the backward pass recomputes the weights
-from the log-sum-exp, so memory is linear in T. Query heads that share a key head are folded into the query rows:
-keys are never repeated.
-
-Letters: G key heads, R query heads per key head, c queries of a block, s keys of its range.
-"""
+"""Tiles of the plain rules: causal, windows, sinks and packed documents."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import without_autocast
-from kernels.softmax.mask import KeyRule
+from kernels.softmax import tiles
+from kernels.softmax.mask import KeyRule, document_starts
+from kernels.softmax.tiles import HIDDEN, Grid, Tiles
 
 QUERY_BLOCK = 256
 
 
-def _fold(x: Tensor, groups: int, span: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """``(B, T, G*R, X) -> (B, G, R*c, X)`` for the queries of a span."""
-    batch, _, heads, width = x.shape
-    part = x[:, slice(*span)].to(dtype).reshape(batch, -1, groups, heads // groups, width)
-    return part.permute(0, 2, 3, 1, 4).reshape(batch, groups, -1, width)
+@dataclass(frozen=True)
+class Range:
+    """One block of queries of some heads, and one range of keys for all of it."""
+
+    heads: slice
+    block: int
+    queries: tuple[int, int]
+    key_range: tuple[int, int]
+    rule: KeyRule
+    groups: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The block of each head."""
+        return x[self.heads, self.block]
+
+    def write(self, x: Tensor, part: Tensor) -> None:
+        """Puts the block back."""
+        x[self.heads, self.block] = part
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The range of each head."""
+        return x[self.heads, slice(*self.key_range)]
+
+    def add(self, x: Tensor, part: Tensor) -> None:
+        """Adds to the range."""
+        x[self.heads, slice(*self.key_range)] += part
+
+    def rule_(self, scores: Tensor) -> None:
+        """Hides keys by the rule; the padding behind the last query sees what it likes."""
+        (start, stop), (first, last) = self.queries, self.key_range
+        skipped = 0
+        if self.rule.window is None and self.rule.documents is None:
+            skipped = max(start + self.rule.offset - first, 0)  # all queries may read the keys before
+        allowed = self.rule.allowed((start, stop), (first + skipped, last), scores.device)
+        if allowed.shape[0] > 1:
+            allowed = allowed[torch.arange(self.heads.start, self.heads.stop, device=scores.device) // self.groups]
+        scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, HIDDEN)
+
+    def bias_gradient(self, grad_scores: Tensor) -> None:
+        """There is no bias."""
 
 
-def _unfold(x: Tensor, heads: int) -> Tensor:
-    """Inverse of :func:`_fold`: ``(B, G, R*c, X) -> (B, c, G*R, X)``."""
-    batch, groups, rows, width = x.shape
-    part = x.reshape(batch, groups, heads // groups, rows // (heads // groups), width)
-    return part.permute(0, 3, 1, 2, 4).reshape(batch, -1, heads, width)
+@dataclass(frozen=True)
+class Strip:
+    """Consecutive blocks of queries of some heads; each reads the sinks, and the keys from ``reach`` before it on."""
+
+    heads: slice
+    blocks: slice
+    block: int
+    reach: int
+    key_front: int
+    rule: KeyRule
+    batches: Tensor  # (heads,) batch row of each
+    starts: Tensor  # (B or 1, positions) first token of the document of each position
+    band: Tensor  # (block, reach + block) what hides the keys outside the window
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The blocks of each head."""
+        return x[self.heads, self.blocks].flatten(0, 1)
+
+    def write(self, x: Tensor, part: Tensor) -> None:
+        """Puts the blocks back."""
+        x[self.heads, self.blocks] = part.view(len(self.batches), -1, *part.shape[1:])
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Overlapping strips, without a copy where one head has no sinks; the sinks come first."""
+        part, width = x[self.heads, self._first + self.key_front :], x.shape[-1]
+        size = len(self.batches), self._count, self.reach + self.block, width
+        strides = part.stride(0), self.block * width, width, 1
+        strips = part.as_strided(size, strides, part.storage_offset())
+        if self.rule.sinks:
+            strips = torch.cat([x[self._at_sinks()].view(*size[:2], -1, width), strips], 2)
+        return strips.flatten(0, 1)
+
+    def add(self, x: Tensor, part: Tensor) -> None:
+        """Adds the strips piece by piece: pieces of one place do not overlap."""
+        part, sinks = part.unflatten(0, (-1, self._count)), self.rule.sinks
+        if sinks:
+            x.index_put_(self._at_sinks(), part[:, :, :sinks].flatten(1, 2), accumulate=True)
+        for skip in range(0, self.reach + self.block, self.block):
+            start = self._first + self.key_front + skip
+            pieces = part[:, :, sinks + skip : sinks + skip + self.block].flatten(1, 2)
+            x[self.heads, start : start + pieces.shape[1]] += pieces
+
+    def rule_(self, scores: Tensor) -> None:
+        """Hides what is outside the window and not a sink, before the sequence or in another document."""
+        shaped = scores.unflatten(0, (-1, self._count))
+        if self.rule.sinks or self.rule.documents is not None:
+            shaped.masked_fill_(self._hidden()[:, :, None], HIDDEN)
+            return
+        shaped.add_(self.band)
+        for block, before in enumerate(range(-self._first, 0, -self.block)):
+            if block < self._count:
+                shaped[:, block, ..., :before] = HIDDEN
+
+    def bias_gradient(self, grad_scores: Tensor) -> None:
+        """There is no bias."""
+
+    @property
+    def _count(self) -> int:
+        return self.blocks.stop - self.blocks.start
+
+    @property
+    def _first(self) -> int:
+        """Position of the first key of the first strip; negative before the sequence."""
+        return self.blocks.start * self.block + self.rule.offset - self.reach
+
+    def _sinks(self) -> Tensor:
+        """Positions of the sinks that the first query of each block reads: ``(B or 1, blocks, sinks)``."""
+        first = self.starts[:, self._first + self.reach :: self.block][:, : self._count]
+        return first[..., None] + torch.arange(self.rule.sinks, device=first.device)
+
+    def _at_sinks(self) -> tuple[Tensor, Tensor]:
+        """Where the sinks are in the padded keys of all heads."""
+        at = (self._sinks() + self.key_front).flatten(1).expand(len(self.starts), -1)
+        heads = torch.arange(self.heads.start, self.heads.stop, device=at.device)
+        return heads[:, None], at[self.batches if len(at) > 1 else torch.zeros_like(self.batches)]
+
+    def _hidden(self) -> Tensor:
+        """``(heads or 1, blocks, block, sinks + reach + block)`` bool."""
+        device = self.starts.device
+        blocks = self._first + self.block * torch.arange(self._count, device=device)[:, None]
+        j = blocks + torch.arange(self.reach + self.block, device=device)
+        t = blocks + self.reach + torch.arange(self.block, device=device)
+        start = self.starts[:, t].unsqueeze(-1)
+        j, t = j[None, :, None], t[None, :, :, None]
+        near = (j >= start) & (j <= t) & ((j > t - (self.rule.window or 0)) | (j < start + self.rule.sinks))
+        if self.rule.sinks:
+            j = self._sinks()[:, :, None]
+            far = (j >= start) & (j < start + self.rule.sinks) & (j < blocks[None, :, None])
+            near = torch.cat([far, near], -1)
+        return ~(near if len(near) == 1 else near[self.batches])
 
 
-def _keys(x: Tensor, span: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return x[:, slice(*span)].to(dtype).transpose(1, 2)
+def plan(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
+    """How to cut the queries, and the tiles that do the work: strips where the window is short, else ranges of keys."""
+    queries, fold = q.shape[1], q.shape[2] // k.shape[2]
+    if rule.window is not None and 3 * (rule.window + rule.sinks) < k.shape[1]:
+        block = min(max(16, 1 << rule.window.bit_length() >> 3), QUERY_BLOCK)
+        blocks = -(-queries // block)
+        reach = -(-max(rule.window - 1, 0) // block) * block
+        front = max(reach - rule.offset, 0)
+        grid = Grid(k.shape[2], block, blocks, 0, front, front + blocks * block + rule.offset + rule.sinks)
+        return grid, partial(_strips, grid, reach, fold, rule, *_common(grid, reach, rule, k))
+    count = max(-(-queries // QUERY_BLOCK), 1)
+    grid = Grid(k.shape[2], max(-(-queries // count), 1), count, 0, 0, k.shape[1])
+    return grid, partial(_ranges, queries, fold, grid, rule)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
+def _ranges(queries: int, fold: int, grid: Grid, rule: KeyRule, first: int, last: int) -> Iterator[Range]:
+    for block in range(grid.blocks):
+        span = block * grid.block, min((block + 1) * grid.block, queries)
+        keys = rule.key_range(*span)
+        if span[0] >= span[1] or keys[0] == keys[1]:
+            continue
+        step = max(tiles.ELEMENTS // (fold * grid.block * (keys[1] - keys[0])), 1)
+        for start in range(first, last, step):
+            yield Range(slice(start, min(start + step, last)), block, span, keys, rule, grid.groups)
 
 
-def _scores(query: Tensor, key: Tensor, rule: KeyRule, spans: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
-    allowed = rule.allowed(*spans, query.device)
-    scores = query @ key.mT
-    batch, groups, rows, keys = scores.shape
-    count = spans[0][1] - spans[0][0]
-    shaped = scores.view(batch, groups, rows // count, count, keys)
-    shaped.masked_fill_(~allowed[:, :, None], -torch.inf)
-    return scores
+def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, Tensor]:
+    """First token of the document of each position, and what hides the keys outside the window."""
+    positions = grid.blocks * grid.block + rule.offset
+    starts = torch.zeros(1, 1, dtype=torch.int64, device=k.device).expand(1, positions)
+    if rule.documents is not None:
+        known = document_starts(rule.documents)
+        starts = torch.cat([known, known[:, -1:].expand(-1, positions - known.shape[1])], 1)
+    distance = torch.arange(-reach, grid.block, device=k.device) - torch.arange(grid.block, device=k.device)[:, None]
+    seen = (distance <= 0) & (distance > -(rule.window or 0))
+    band = torch.zeros(seen.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
+    return starts, band.masked_fill_(~seen, HIDDEN)
 
 
-class _Blocked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rule: KeyRule, scale: float) -> tuple[Tensor, Tensor]:
-        groups, heads = k.shape[2], q.shape[2]
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        output = torch.zeros(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
-        lse = torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
-        for span in _blocks(q.shape[1]):
-            keys = rule.key_range(*span)
-            if keys[0] == keys[1]:
-                continue
-            scores = _scores(_fold(q, groups, span, dtype) * scale, _keys(k, keys, dtype), rule, (span, keys))
-            block_lse = scores.logsumexp(-1, keepdim=True)
-            weights = scores.sub_(block_lse.clamp(min=torch.finfo(dtype).min)).exp_()
-            output[:, slice(*span)] = _unfold(weights @ _keys(v, keys, dtype), heads).to(q.dtype)
-            lse[:, slice(*span)] = _unfold(block_lse, heads)[..., 0]
-        ctx.save_for_backward(q, k, v, rule.documents, output, lse)
-        ctx.rule, ctx.scale = rule, scale
-        return output, lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
-    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, _, output, lse = ctx.saved_tensors
-        groups, heads = k.shape[2], q.shape[2]
-        dtype = lse.dtype
-        grad_q = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-        grad_k, grad_v = (torch.zeros(x.transpose(1, 2).shape, dtype=dtype, device=x.device) for x in (k, v))
-        inner = (grad_output.to(dtype) * output).sum(-1) - grad_lse
-        for span in _blocks(q.shape[1]):
-            keys = ctx.rule.key_range(*span)
-            if keys[0] == keys[1]:
-                continue
-            query, grad = _fold(q, groups, span, dtype) * ctx.scale, _fold(grad_output, groups, span, dtype)
-            key, value = _keys(k, keys, dtype), _keys(v, keys, dtype)
-            block_lse = _fold(lse[..., None], groups, span, dtype).clamp(min=torch.finfo(dtype).min)
-            weights = _scores(query, key, ctx.rule, (span, keys)).sub_(block_lse).exp_()
-            grad_v[:, :, slice(*keys)] += weights.mT @ grad
-            grad_scores = (grad @ value.mT).sub_(_fold(inner[..., None], groups, span, dtype)).mul_(weights)
-            grad_k[:, :, slice(*keys)] += grad_scores.mT @ query
-            grad_q[:, slice(*span)] = _unfold((grad_scores @ key).mul_(ctx.scale), heads).to(q.dtype)
-        return grad_q, grad_k.transpose(1, 2).to(k.dtype), grad_v.transpose(1, 2).to(v.dtype), None, None
-
-
-def blocked_softmax_attention(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
-    return _Blocked.apply(q, k, v, rule, scale)
-
-
-def dense_causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Plain causal attention for Tq == Tk through PyTorch's fused kernel."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
+def _strips(
+    grid: Grid, reach: int, fold: int, rule: KeyRule, starts: Tensor, band: Tensor, first: int, last: int
+) -> Iterator[Strip]:
+    fits = max(tiles.ELEMENTS // (fold * grid.block * (reach + grid.block)), 1)
+    heads, blocks = max(fits // max(grid.blocks, 1), 1), max(min(fits, grid.blocks), 1)
+    for head in range(first, last, heads):
+        some = slice(head, min(head + heads, last))
+        batches = torch.arange(some.start, some.stop, device=starts.device) // grid.groups
+        for start in range(0, grid.blocks, blocks):
+            part = slice(start, min(start + blocks, grid.blocks))
+            yield Strip(some, part, grid.block, reach, grid.key_front, rule, batches, starts, band)

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.documents import document_positions, document_starts
 
-def document_positions(documents: Tensor) -> Tensor:
-    """Position of each token in its document, counted from 0: ``(B, T)`` ids, each contiguous -> ``(B, T)`` int64."""
-    time = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return time - torch.where(starts, time, 0).cummax(dim=1).values
+__all__ = ["KeyRule", "document_positions", "document_starts"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
-from kernels.softmax.blocked import blocked_softmax_attention, dense_causal_attention
+from kernels.flops import offer_flops
+from kernels.layout import BlockLayout
+from kernels.softmax.custom import softmax_forward, softmax_step
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.reference import reference_softmax_attention
 
@@ -19,9 +21,11 @@ def softmax_attention(
     k: Tensor,
     v: Tensor,
     *,
+    layout: BlockLayout | None = None,
     window: int | None = None,
     sinks: int = 0,
     sink_logits: Tensor | None = None,
+    block_bias: Tensor | None = None,
     scale: float | None = None,
     documents: Tensor | None = None,
     backend: str = "auto",
@@ -31,42 +35,47 @@ def softmax_attention(
 
     Args:
         q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; query head h reads key head ``h // (H // G)``.
+        layout: pairs of blocks that are read, instead of a window and sinks; others cost nothing.
         window: keys a query may read, its own included; None for all, 0 for none.
         sinks: first tokens of each document that stay visible beside the window.
         sink_logits: ``(H,)`` learned logits that take weight and give nothing.
+        block_bias: ``(B | 1, H | 1, blocks, blocks)`` added to the scores of a layout's pairs of blocks.
         scale: of the scores, ``D ** -0.5`` by default.
         documents: ``(B, Tk)`` integer ids of packed documents, each contiguous; the queries are the last Tq tokens.
-        backend: ``auto``, ``torch`` or ``reference``.
+            Blocks of the layout and of the bias count from the start of a document.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference``.
         return_lse: also return the natural log-sum-exp of the scores, ``(B, Tq, H)`` in fp32 or better.
 
     Returns:
         Output ``(B, Tq, H, E)`` in the dtype of q; rows without a key are 0, and their log-sum-exp is -inf.
 
     Raises:
-        ValueError: on shapes, a window or a backend that do not fit.
+        ValueError: on shapes, a window, a layout or a backend that do not fit.
     """
     _check(q, k, v, window, sinks, documents)
-    chosen = resolve_backend(backend, "softmax attention", q, k, v, missing="it has no kernels yet")
+    _check_layout(q, k, layout, window, sinks, block_bias)
+    biased = block_bias is not None and documents is not None
+    missing = "block_bias over packed documents" if biased else None
+    chosen = resolve_backend(backend, "softmax attention", q, k, v, missing=missing)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    rule = KeyRule(k.shape[1] - q.shape[1], window, sinks, documents)
     if chosen == "reference":
+        rule = KeyRule(k.shape[1] - q.shape[1], window, sinks, documents)
         wide = torch.promote_types(q.dtype, torch.float32)
-        output, lse = reference_softmax_attention(q.to(wide), k.to(wide), v.to(wide), rule, scale)
-    elif _is_plain(q, k, v, rule) and sink_logits is None and not return_lse:
-        return dense_causal_attention(q, k, v, scale)
+        output, lse = reference_softmax_attention(q.to(wide), k.to(wide), v.to(wide), rule, scale, layout, block_bias)
     else:
-        output, lse = blocked_softmax_attention(q, k, v, rule, scale)
+        tensors, block, of_bias = [], 0, documents
+        if layout is not None:
+            layout = layout if documents is None else layout.packed(documents)
+            tensors, block, of_bias = layout.tensors(), layout.block, documents if biased else None
+        reach = -1 if window is None else window
+        offer_flops()
+        output, lse = softmax_forward(q, k, v, of_bias, block_bias, tensors, block, reach, sinks, scale, chosen)
     if sink_logits is not None:
         total = torch.logaddexp(lse, sink_logits.to(lse.dtype))
         output = output * (lse - total).exp()[..., None]
         lse = total
     output = output.to(q.dtype)
     return (output, lse) if return_lse else output
-
-
-def _is_plain(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule) -> bool:
-    reaches_all = rule.window is None or rule.window >= k.shape[1]
-    return rule.offset == 0 and rule.documents is None and reaches_all and q.shape[1] > 0
 
 
 @without_autocast
@@ -80,34 +89,34 @@ def softmax_attention_step(
     sinks: int = 0,
     sink_logits: Tensor | None = None,
     scale: float | None = None,
+    ring: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
-    """One query per row over its cache.
+    """One query per row over its cache. It has no gradient.
 
     Args:
         q: ``(B, H, D)``. k_cache: ``(B, capacity, G, D)``. v_cache: ``(B, capacity, G, E)``.
-        lengths: ``(B,)`` keys that are valid in each row, from the front, the query's own included.
+        lengths: ``(B,)`` tokens seen in each row, the query's own included; without a ring they lie at the front.
         window, sinks, sink_logits, scale: as in :func:`softmax_attention`.
+        ring: the cache holds the sinks and, behind them, the latest tokens: see :func:`kernels.softmax.ring_slots`.
+        backend: ``auto``, ``triton`` or ``torch``; ``reference`` is ``torch``.
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q.
+
+    Raises:
+        ValueError: on shapes or a backend that do not fit, or a ring that is shorter than the window.
     """
-    batch, heads, width = q.shape
-    groups = k_cache.shape[2]
-    scale = width**-0.5 if scale is None else scale
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    query = q.reshape(batch, groups, heads // groups, width).to(dtype) * scale
-    scores = query @ k_cache.to(dtype).permute(0, 2, 3, 1)  # (B, G, R, capacity)
-    j = torch.arange(k_cache.shape[1], device=q.device)[None]
-    valid = j < lengths[:, None]
-    if window is not None:
-        valid = valid & ((j >= lengths[:, None] - window) | (j < sinks))
-    scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
-    lse = scores.logsumexp(-1, keepdim=True)
+    _check_step(q, k_cache, v_cache, lengths, window, sinks, ring)
+    chosen = resolve_backend(backend, "softmax attention", q, k_cache, v_cache)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    reach = -1 if window is None else window
+    offer_flops()
+    output, lse = softmax_step(q, k_cache, v_cache, lengths, reach, sinks, ring, scale, chosen)
     if sink_logits is not None:
-        lse = torch.logaddexp(lse, sink_logits.to(dtype).view(1, groups, -1, 1))
-    weights = (scores - lse.clamp(min=torch.finfo(dtype).min)).exp()
-    output = weights @ v_cache.to(dtype).transpose(1, 2)
-    return output.reshape(batch, heads, -1).to(q.dtype)
+        total = torch.logaddexp(lse, sink_logits.to(lse.dtype))
+        output = (output * (lse - total).exp()[..., None]).to(q.dtype)
+    return output
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, documents: Tensor | None) -> None:
@@ -122,3 +131,43 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, docu
         raise ValueError(f"window={window} and sinks={sinks}: expected numbers >= 0.")
     if documents is not None and documents.shape != k.shape[:2]:
         raise ValueError(f"documents has shape {tuple(documents.shape)}, expected {tuple(k.shape[:2])}.")
+
+
+def _check_layout(
+    q: Tensor, k: Tensor, layout: BlockLayout | None, window: int | None, sinks: int, block_bias: Tensor | None
+) -> None:
+    if layout is None:
+        if block_bias is not None:
+            raise ValueError("block_bias is added to the pairs of blocks of a layout: give one.")
+        return
+    if window is not None or sinks:
+        raise ValueError(f"window={window} and sinks={sinks} do not go with a layout, which says all that is read.")
+    batches, heads, blocks = layout.shape
+    needed = -(-k.shape[1] // layout.block)
+    if batches not in (1, q.shape[0]) or heads not in (1, q.shape[2]) or blocks < needed:
+        wanted = f"1 or {q.shape[0]}, 1 or {q.shape[2]}, at least {needed}"
+        raise ValueError(f"the layout is of {batches} rows, {heads} heads, {blocks} blocks, expected {wanted}.")
+    if block_bias is None:
+        return
+    shape = tuple(block_bias.shape)
+    fits = len(shape) == 4 and shape[0] in (1, q.shape[0]) and shape[1] in (1, q.shape[2])
+    if not fits or min(shape[2:]) < needed:
+        wanted = f"(1 or {q.shape[0]}, 1 or {q.shape[2]}, {needed}, {needed}) or more blocks"
+        raise ValueError(f"block_bias has shape {shape}, expected {wanted}.")
+
+
+def _check_step(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, window: int | None, sinks: int, ring: bool
+) -> None:
+    shapes = f"{tuple(q.shape)}, {tuple(k_cache.shape)}, {tuple(v_cache.shape)}, {tuple(lengths.shape)}"
+    if q.dim() != 3 or k_cache.dim() != 4 or k_cache.shape[:3] != v_cache.shape[:3]:
+        raise ValueError(f"expected q (B, H, D), caches (B, capacity, G, D or E) and lengths (B,), got {shapes}.")
+    if lengths.shape != q.shape[:1] or q.shape[0] != k_cache.shape[0] or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(f"expected q (B, H, D), caches (B, capacity, G, D or E) and lengths (B,), got {shapes}.")
+    if k_cache.shape[2] == 0 or q.shape[1] % k_cache.shape[2]:
+        raise ValueError(f"query heads must be a multiple of key heads, got {shapes}.")
+    if (window is not None and window < 0) or sinks < 0:
+        raise ValueError(f"window={window} and sinks={sinks}: expected numbers >= 0.")
+    room = k_cache.shape[1] - sinks
+    if ring and (window is None or window > room or room < 1):
+        raise ValueError(f"a ring of {k_cache.shape[1]} slots with {sinks} sinks cannot serve window={window}.")

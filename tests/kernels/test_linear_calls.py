@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor
 
 from kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
-from tests.kernels.linear_oracle import Case, make_case
+from tests.kernels.linear_oracle import assert_contract, make_case
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FORMS = [("torch", "parallel"), ("torch", "chunk"), ("torch", "scan"), ("reference", "auto")]
 every_form = pytest.mark.parametrize(("backend", "algorithm"), FORMS, ids=[f"{b}-{a}" for b, a in FORMS])
-
-
-def eager(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The quadratic formula with every product and sum in ``dtype``: what plain code would lose."""
-    x = case.leaves(dtype)
-    total = x["log_decay"].expand(*x["q"].shape[:3]).cumsum(1).transpose(1, 2)
-    lower = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool).tril()
-    assert total.dtype == torch.promote_types(dtype, torch.float32)
-    mask = (total[..., :, None] - total[..., None, :]).masked_fill(~lower, -torch.inf).exp().to(dtype)
-    q, k, v = (x[n].transpose(1, 2) for n in ("q", "k", "v"))
-    state = x["state"].to(dtype)
-    o = ((q @ k.mT) * mask) @ v + (q * total.exp().to(dtype)[..., None]) @ state
-    left = (total[..., -1:] - total).exp().to(dtype)
-    final = (k * left[..., None]).mT @ v + state * total[..., -1].exp().to(dtype)[..., None, None]
-    return case.gradients(x, o.transpose(1, 2), final)
-
-
-def low_precision(case: Case, dtype: torch.dtype) -> Case:
-    """The case with numbers that ``dtype`` can hold, so that only the computation can be wrong."""
-    inputs = {n: x.to(dtype).double() if n in "qkv" else x.float().double() for n, x in case.inputs.items()}
-    return Case(inputs, case.grad_output.to(dtype).double(), case.grad_state.float().double())
-
-
-def blocks(x: Tensor) -> list[Tensor]:
-    """Parts of an array for which the error must be small on its own: heads, and 64 tokens of them."""
-    if x.dim() == 4 and x.shape[2] == 3:  # (B, T, H, X)
-        return [part[:, :, h] for part in x.tensor_split(max(x.shape[1] // 64, 1), 1) for h in range(3)]
-    return [x[:, h] for h in range(3)]  # (B, H, D, E)
-
-
-@cache
-def solved(length: int, kind: str, dtype: torch.dtype) -> tuple[Case, dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """The case, its exact and its plain solution, and the size of the decay's gradient.
-
-    The gradient of one decay per head is a sum over tokens: its size is that of its terms.
-    """
-    case = low_precision(make_case(length, kind, batch=1), dtype)
-    every_token = case.inputs["log_decay"].expand(1, length, 3)
-    of_tokens = Case(case.inputs | {"log_decay": every_token}, case.grad_output, case.grad_state).expected()
-    terms = of_tokens.pop("grad log_decay")
-    exact = of_tokens | {"grad log_decay": terms if case.inputs["log_decay"].dim() == 3 else terms.sum((0, 1))}
-    size = terms.abs().amax((0, 1)) if case.inputs["log_decay"].dim() == 3 else terms.abs().sum((0, 1))
-    return case, exact, eager(case, dtype), size
 
 
 LOW = [
@@ -73,18 +27,7 @@ LOW = [
 @every_form
 @pytest.mark.parametrize(("length", "kind", "dtype"), LOW)
 def test_error_is_at_most_twice_that_of_plain_code(length, kind, dtype, backend, algorithm):
-    case, exact, plain, size = solved(length, kind, dtype)
-    ours = case.measured(dtype, backend=backend, algorithm=algorithm)
-    eps = torch.finfo(dtype).eps
-    for name in ("output", "final", "grad q", "grad k", "grad v", "grad state"):
-        assert torch.isfinite(ours[name]).all(), name
-        for want, base, got in zip(*(blocks(x[name].double()) for x in (exact, plain, ours))):
-            allowed = 2 * ((base - want).abs().max() + eps * want.abs().max())
-            assert (got - want).abs().max() <= allowed, name
-    if length == 1:  # one number per head: the plain error is one draw, no bound
-        return
-    want, base, got = (x["grad log_decay"].double().reshape(-1, 3) for x in (exact, plain, ours))
-    assert ((got - want).abs().amax(0) <= 2 * ((base - want).abs().amax(0) + eps * size)).all()
+    assert_contract(length, kind, dtype, backend=backend, algorithm=algorithm)
 
 
 @every_form

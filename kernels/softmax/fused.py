@@ -1,0 +1,40 @@
+"""PyTorch's own fused causal attention on the CPU, called directly: it also returns the log-sum-exp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.softmax.mask import KeyRule
+
+_aten = torch.ops.aten
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # its log-sum-exp of fp64 is fp32
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule) -> bool:
+    """Whether it computes this."""
+    plain = rule.offset == 0 and rule.documents is None and (rule.window is None or rule.window >= k.shape[1])
+    alike = q.dtype == k.dtype == v.dtype and q.dtype in DTYPES and q.shape[-1] == v.shape[-1]
+    return plain and alike and q.device.type == "cpu" and q.numel() > 0
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``(B, T, H, D)`` and log-sum-exp ``(B, T, H)``."""
+    heads = _heads(q, k, v)
+    output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, True, scale=scale)
+    return output.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
+
+
+def backward(arrays: tuple[Tensor, ...], grad_output: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from q, k, v, output and log-sum-exp of :func:`forward`."""
+    q, k, v, output, lse = arrays
+    heads = _heads(grad_output.contiguous(), q, k, v, output)
+    call = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grad_q, grad_k, grad_v = call(*heads, lse.transpose(1, 2), 0.0, True, scale=scale)
+    grad_q, grad_k, grad_v = (x.transpose(1, 2).contiguous() for x in (grad_q, grad_k, grad_v))
+    return grad_q, grad_k, grad_v
+
+
+def _heads(*arrays: Tensor) -> list[Tensor]:
+    dense = (x if x.stride(-1) == 1 else x.contiguous() for x in arrays)
+    return [x.transpose(1, 2) for x in dense]

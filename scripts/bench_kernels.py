@@ -1,0 +1,24 @@
+"""Speed and correctness of the kernels, in turn beside PyTorch and other libraries, in one process.
+
+    python scripts/bench_kernels.py device=cpu [piece=linear,sparse,decode] [out=FILE.json] [plot=FILE.png] [quick=true]
+    python scripts/bench_kernels.py device=cuda piece=correctness [out=DIR] [minutes=8] [only=TEXT]
+    TRITON_INTERPRET=1 python scripts/bench_kernels.py device=cpu dry=true piece=all   # the GPU's pieces without one
+
+On the CPU: the ratios that the project promises there. On a GPU: pieces that each end in a compact table, within
+`minutes` each. `threads=N` sets PyTorch's threads, `only=TEXT` keeps the rows whose name holds the text.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from kernel_bench.run import main
+
+from zoo.cli import friendly_errors
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main(sys.argv[1:])

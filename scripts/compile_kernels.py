@@ -1,0 +1,226 @@
+"""Compile every shipped configuration of the Triton kernels for GPUs that need not be here, and refuse bad ones.
+
+    python scripts/compile_kernels.py [arch=all] [family=linear,softmax] [kernel=linear.mix] [width=64,128]
+                                      [dtype=bf16,fp32] [calls=all] [jobs=2] [out=FILE.json]
+
+arch is sm_80, sm_90 or all; kernel, width, dtype and family narrow the choice of rows. calls=all compiles every call of
+kernels/calls.py for the 16-bit rows and the main ones for the 32-bit rows; calls=main leaves out, for both, the calls
+that differ from others in a flag or two.
+`make kernels`, which CI runs, is calls=main dtype=bf16: every 16-bit row of the tables with the plain and the heaviest
+flags. The status is 1, with a list, if a kernel does not compile, spills a register, takes more shared memory than a
+block may have, computes addresses in 32 bits, or if a row of the tables is launched by no call (kernels/calls.py).
+
+The table has a line for each row of kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
+Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones cannot be compiled
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from kernels.aot import Cost, Job, compile_all, job
+from kernels.calls import CALLS, Call, Size
+from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
+from kernels.tuner import Row
+from zoo.cli import friendly_errors
+from zoo.files import replace_text
+
+FAMILIES = ("linear", "softmax")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEFAULTS = {"arch": "all", "family": ",".join(FAMILIES), "width": "", "dtype": "bf16,fp32", "calls": "all"}
+DEFAULTS |= {"kernel": "", "jobs": str(os.cpu_count() or 2), "out": ""}
+COLUMNS = ("kernel", "arch", "bytes", "width", "tiles", "warps", "stages", "registers", "stack", "shared")
+COLUMNS += ("wgmma", "tma", "mma", "narrow", "wide", "binaries", "heaviest")
+
+
+class Marked(Config):
+    """A configuration that knows its row, also after a host function has cut its tiles."""
+
+    row: Row
+
+    def _replace(self, **changes: Any) -> Marked:
+        made = super()._replace(**changes)
+        made.row = self.row
+        return made
+
+
+class Binary(NamedTuple):
+    """A job and the calls, by row, that need it."""
+
+    job: Job
+    users: dict[Row, set[str]]
+
+
+def options(arguments: list[str]) -> dict[str, str]:
+    """KEY=VALUE arguments over the defaults; ValueError on an unknown key or value."""
+    given = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := set(given) - set(DEFAULTS):
+        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
+    chosen = {**DEFAULTS, **given}
+    choices = {"arch": ("all", *ARCHITECTURES), "calls": ("all", "main"), "family": FAMILIES, "dtype": tuple(DTYPES)}
+    for key, values in choices.items():
+        if unknown := set(chosen[key].split(",")) - set(values):
+            raise ValueError(f"{key}={','.join(sorted(unknown))}: expected {', '.join(values)}.")
+    for key in ("jobs", "width"):
+        if not all(part.isdigit() and int(part) for part in chosen[key].split(",") if chosen[key] or key == "jobs"):
+            raise ValueError(f"{key}={chosen[key]}: expected whole numbers above 0.")
+    return chosen
+
+
+def mark(family: str, table: Table) -> list[Row]:
+    """Give every configuration of ``table`` its row, in place; the rows."""
+    rows = []
+    for kernel, by_architecture in table.items():
+        table[kernel] = {}
+        for architecture, configs in by_architecture.items():
+            table[kernel][architecture] = {}
+            for key, config in configs.items():
+                marked = table[kernel][architecture][key] = Marked(*config)
+                marked.row = Row(family, kernel, architecture, *key)
+                rows.append(marked.row)
+    return [row for row in rows if row.architecture in ARCHITECTURES]
+
+
+def gather(call: Call, size: Size, architecture: str, found: dict[str, Binary]) -> None:
+    """Add to ``found``, by key, the binaries that ``call`` needs."""
+    with record(architecture) as launches:
+        call.run(call.inputs(size), "triton")
+    for launch in launches:
+        made = job(launch, architecture)
+        found.setdefault(made.key, Binary(made, {})).users.setdefault(launch.config.row, set()).add(call.name)
+
+
+def compile_them(binaries: dict[str, Binary], workers: int) -> dict[str, Cost]:
+    """Cost of each binary by its key, under a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    costs = {}
+    columns = TextColumn("{task.description:50}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("compiling", total=len(binaries))
+        for done, cost in compile_all([b.job for b in binaries.values()], workers):
+            costs[done.key] = cost
+            progress.update(bar, advance=1, description=f"{done.kernel.name} {done.architecture}")
+    return costs
+
+
+def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str, Any]]:
+    """A record for each row of the tables that was launched: the highest figures of its binaries."""
+    of_row = defaultdict(list)
+    for key, binary in binaries.items():
+        for row, calls in binary.users.items():
+            of_row[row].append((binary.job, costs[key], ", ".join(sorted(calls))))
+    found = []
+    for row, members in sorted(of_row.items()):
+        top, cost, calls = max(members, key=lambda m: (m[1].stack, m[1].registers, m[1].shared))
+        config = import_module(f"kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][row.size, row.width]
+        line: dict[str, Any] = {"kernel": f"{row.family}.{row.kernel}", "arch": row.architecture, "bytes": row.size}
+        line |= {"width": row.width, "tiles": " ".join(f"{k}={v}" for k, v in config.tiles.items())}
+        line |= {"warps": top.warps, "stages": top.stages}
+        for name in ("registers", "stack", "shared"):
+            line[name] = max(getattr(cost, name) for _, cost, _ in members)
+        line |= {"wgmma": cost.wgmma, "tma": cost.tma, "mma": cost.mma}
+        line |= {"narrow": cost.offsets.narrow, "wide": cost.offsets.wide, "binaries": len(members), "heaviest": calls}
+        found.append(line)
+    return found
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Print them as a table."""
+    cells = [COLUMNS]
+    for line in records:
+        line = {**line, "shared": f"{line['shared'] / 1024:.0f}K", "heaviest": line["heaviest"][:40]}
+        cells.append(tuple(str(line[column]) for column in COLUMNS))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Row]) -> tuple[list[str], list[str]]:
+    """Why the kernels must not ship, and what makes them slow, a line each."""
+    faults, warnings = [], []
+    launched = {row for binary in binaries.values() for row in binary.users}
+    for key, binary in binaries.items():
+        row, calls = min(binary.users.items())
+        where = f"{row.family}.{row.kernel} {row.architecture}, {row.size} bytes, width {row.width}"
+        where += f" ({', '.join(sorted(calls))}; {' '.join(f'{k}={x}' for k, x in binary.job.flags.items())})"
+        faults += [f"{where}: {fault}" for fault in costs[key].faults(binary.job)]
+        warnings += [f"{where}: {warning}" for warning in costs[key].warnings(binary.job)]
+    faults += [
+        f"{' '.join(map(str, row))}: no call of kernels/calls.py launches it" for row in rows if row not in launched
+    ]
+    return sorted(faults), sorted(warnings)
+
+
+def choose_rows(chosen: dict[str, str]) -> list[Row]:
+    """The rows that the options ask for; every configuration is marked with its row."""
+    rows = [row for f in chosen["family"].split(",") for row in mark(f, import_module(f"kernels.{f}.configs").TABLE)]
+    wanted, sizes = (
+        {int(w) for w in chosen["width"].split(",") if w},
+        {DTYPES[d].itemsize for d in _list(chosen, "dtype")},
+    )
+    rows = [r for r in rows if chosen["arch"] in ("all", r.architecture) and r.size in sizes]
+    rows = [r for r in rows if not wanted or r.width in wanted]
+    rows = [r for r in rows if not chosen["kernel"] or f"{r.family}.{r.kernel}" in _list(chosen, "kernel")]
+    if not rows:
+        raise ValueError("no row of the tables of tiles fits these options.")
+    return rows
+
+
+def _list(chosen: dict[str, str], key: str) -> list[str]:
+    return chosen[key].split(",")
+
+
+def collect(rows: list[Row], chosen: dict[str, str]) -> dict[str, Binary]:
+    """The binaries of ``rows`` by key."""
+    found: dict[str, Binary] = {}
+    for family, architecture, size, width in sorted({(r.family, r.architecture, r.size, r.width) for r in rows}):
+        every = chosen["calls"] == "all" and size == 2
+        calls = [call for call in CALLS if call.family == family and (call.main or every)]
+        for dtype in (DTYPES[name] for name in _list(chosen, "dtype") if DTYPES[name].itemsize == size):
+            for call in calls:
+                gather(call, Size(width, call.length, dtype=dtype), architecture, found)
+    return {key: binary for key, binary in found.items() if not binary.users.keys().isdisjoint(rows)}
+
+
+def main() -> int:
+    """Record, compile, print, judge; the exit status."""
+    begin, chosen = time.perf_counter(), options(sys.argv[1:])
+    os.environ.pop(CONFIGS_VARIABLE, None)  # what ships is checked
+    rows = choose_rows(chosen)
+    binaries = collect(rows, chosen)
+    print(f"{len(rows)} rows of the tables, {len(binaries)} binaries", flush=True)
+    costs = compile_them(binaries, int(chosen["jobs"]))
+    records = lines(binaries, costs)
+    show(records)
+    faults, warnings = judge(binaries, costs, rows)
+    for title, found in (("slow", warnings), ("FAILED", faults)):
+        print("".join(f"\n{title}: {line}" for line in found), end="\n" if found else "")
+    if chosen["out"]:
+        about = {"torch": torch.__version__, "triton": import_module("triton").__version__}
+        every = [{**b.job._asdict(), **costs[k]._asdict(), "users": [*map(str, b.users)]} for k, b in binaries.items()]
+        text = json.dumps({"about": about, "rows": records, "binaries": every, "faults": faults}, indent=1, default=str)
+        replace_text(Path(chosen["out"]), text + "\n")
+    print(f"{len(faults)} faults, {len(warnings)} warnings, {time.perf_counter() - begin:.0f} s")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        sys.exit(main())

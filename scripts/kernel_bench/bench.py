@@ -1,0 +1,246 @@
+"""What all pieces share: the clock, the records, the errors that must not stop the rest, and the file."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import math
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from kernel_bench.options import Options
+from kernel_bench.timing import Run, Timing, timer_for
+from kernels import BackendError
+from kernels.launch import interpreting
+from zoo.files import replace_text
+
+Item = TypeVar("Item")
+
+CHECK, REPEATS = "error / allowance", "arrays that differ"  # metrics of correctness, which hold in a dry run too
+
+
+class Shape(NamedTuple):
+    """Batch, tokens, query heads, head width, and key heads if they are fewer."""
+
+    batch: int
+    length: int
+    heads: int
+    width: int
+    groups: int = 0
+
+    def __str__(self) -> str:
+        keys = f" G{self.groups}" if self.groups else ""
+        return f"B{self.batch} T{self.length} H{self.heads}{keys} D{self.width}"
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.groups or self.heads
+
+
+class Row(NamedTuple):
+    """What a number is about; ``direction`` is forward, backward or forward+backward."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+    implementation: str
+    direction: str
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number. ``target`` is a bound such as ">= 2"; ``reached`` says whether the value keeps it."""
+
+    piece: str
+    name: str
+    shape: dict[str, int]
+    dtype: str
+    implementation: str
+    direction: str
+    milliseconds: float | None
+    low: float | None
+    high: float | None
+    metric: str
+    value: float
+    target: str | None
+    unit: str
+    reached: bool | None
+
+
+class Bench:
+    """One piece as it runs: what it measured, what failed, what there was no time for."""
+
+    def __init__(self, options: Options, piece: str) -> None:
+        self.options, self.piece = options, piece
+        self.device, self.scale, self.dry = options.device, options.scale, options.dry
+        self.timer = timer_for(options.device, options.scale)
+        self.records: list[Record] = []
+        self.errors: list[dict[str, str]] = []
+        self.dropped: list[str] = []
+        self.notes: list[str] = []
+        self.bandwidth: float | None = None  # measured bytes per second, see ceilings.py
+        self.after_row: Callable[[], None] = lambda: None  # run.py writes what there is until now
+        self._begin, self._lost = time.monotonic(), False
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        print(f"[{time.monotonic() - self._begin:5.0f} s] {self.piece}: {text}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Something the reader must know; said and stored once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.say(text)
+
+    def each(self, items: Iterable[Item], run: Callable[[Item], Any], name: Callable[[Item], str] = str) -> None:
+        """``run`` for every item while there is time; an item that fails is recorded and the next one starts."""
+        for item in items:
+            label = name(item)
+            if self.options.only not in label:
+                continue
+            if self._lost or time.monotonic() - self._begin > self.options.minutes * 60:
+                self.dropped.append(label)
+                continue
+            self.say(label)
+            with self.guard(label):
+                run(item)
+            self.after_row()
+
+    @contextlib.contextmanager
+    def guard(self, name: str) -> Iterator[None]:
+        """An error inside becomes a record of it."""
+        try:
+            yield
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            self.fail(name, f"{type(error).__name__}: {lines[0]}", traceback.format_exc())
+            self._recover()
+
+    def fail(self, name: str, text: str, trace: str = "") -> None:
+        """Record an error."""
+        self.errors.append({"piece": self.piece, "name": name, "error": text[:500], "traceback": trace[-6000:]})
+        self.say(f"ERROR {name}: {text[:300]}")
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _recover(self) -> None:
+        if self.device.type != "cuda":
+            return
+        try:
+            self._wait()
+            torch.cuda.empty_cache()
+        except Exception as error:  # after an illegal access nothing more runs in this process
+            self._lost = True
+            self.note(f"the GPU can no longer be used by this process ({type(error).__name__}); the rest is dropped")
+
+    def measure(self, name: str, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
+        """Timings of the functions that run; one that fails is recorded and left out."""
+        working = {}
+        for key, run in runs.items():
+            with self.guard(f"{name}, {key}"):
+                if key not in once and not self.dry:
+                    run(0)
+                    self._wait()  # so that an error is told of the one that made it
+                working[key] = run
+        return self.timer.measure(working, once) if working and not self._lost else {}
+
+    def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The kernel in its Triton form, or, where that cannot run, in PyTorch, which is then noted."""
+        if "backend" not in inspect.signature(function).parameters:
+            self.note(f"{function.__name__} has one form only")
+            return function
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            try:
+                return function(*arguments, backend="triton", **options)
+            except BackendError as error:
+                self.note(f"{function.__name__} runs with backend=torch: {error}")
+                return function(*arguments, backend="torch", **options)
+
+        return run
+
+    def add(self, row: Row, metric: str, value: float, unit: str = "", target: str | None = None) -> None:
+        """Append one record; ``target`` is ``">= x"`` or ``"<= x"``."""
+        shape = row.shape
+        letters = {"B": shape.batch, "T": shape.length, "H": shape.heads, "G": shape.key_heads, "D": shape.width}
+        if self.dry and metric not in (CHECK, REPEATS):
+            target = None
+        reached = None if target is None else _reached(value, target)
+        if not math.isfinite(value):
+            self.fail(f"{row.name}, {row.implementation}", f"{metric} is {value}")
+            value, reached = 0.0, None if target is None else False
+        kind, timing = str(row.dtype).removeprefix("torch."), row.timing
+        record = Record(
+            self.piece,
+            row.name,
+            letters,
+            kind,
+            row.implementation,
+            row.direction,
+            milliseconds=timing.median if timing else None,
+            low=timing.low if timing else None,
+            high=timing.high if timing else None,
+            metric=metric,
+            value=value,
+            target=target,
+            unit=unit,
+            reached=reached,
+        )
+        self.records.append(record)
+
+    def content(self, interrupted: bool = False) -> dict[str, Any]:
+        """All that is written to the file."""
+        about = {**environment(self.device), "command": " ".join(["bench_kernels.py", *self.options.given])}
+        about |= {"piece": self.piece, "seconds": round(time.monotonic() - self._begin, 1), "interrupted": interrupted}
+        records = [asdict(record) for record in self.records]
+        rest = {"errors": self.errors, "dropped": self.dropped, "notes": self.notes}
+        return {"environment": about, "records": records, **rest}
+
+
+def _reached(value: float, target: str) -> bool:
+    relation, bound = target.split()
+    return value >= float(bound) if relation == ">=" else value <= float(bound)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine and versions."""
+    found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "threads": torch.get_num_threads()}
+    found |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "interpreted": interpreting()}
+    triton = sys.modules.get("triton")
+    if hasattr(os, "getloadavg"):
+        found |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
+    found["triton"] = getattr(triton, "__version__", None)
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results in one piece."""
+    replace_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")

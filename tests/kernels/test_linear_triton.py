@@ -1,0 +1,208 @@
+"""Linear attention's Triton kernels, in the interpreter: the recurrence in fp64 is the oracle, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from kernels.aot import compile_keys
+from kernels.launch import ARCHITECTURES, record
+from kernels.linear import custom
+from tests.kernels.linear_oracle import (
+    DECAYS,
+    Case,
+    assert_all_close,
+    assert_contract,
+    decay,
+    make_case,
+    make_documents,
+    recurrence,
+)
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poisoned", "short_segments")
+
+FP32 = torch.float32
+ALGORITHMS = ("chunk", "auto", "scan", "parallel")
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+@pytest.fixture
+def short_segments(monkeypatch):
+    """Two levels at lengths that the interpreter can manage: segments of 64 tokens, chunks of 32."""
+    original = custom._segment
+    monkeypatch.setattr(custom, "_segment", lambda q, v, a: 64 if a == "auto" else original(q, v, a))
+
+
+@pytest.mark.parametrize("dtype", [FP32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("length", "kind", "algorithm"),
+    [
+        (1, "alibi", "chunk"),
+        (2, "token", "parallel"),
+        (15, "paper", "auto"),
+        (63, "soft_token", "scan"),
+        (64, "strong", "auto"),
+        (65, "token", "auto"),
+        (65, "paper", "scan"),
+        (100, "soft_token", "parallel"),
+        (100, "strong", "chunk"),
+        (127, "alibi", "scan"),
+        (129, "token", "chunk"),
+        (129, "paper", "parallel"),
+        (129, "alibi", "auto"),
+    ],
+)
+def test_error_is_at_most_twice_that_of_plain_code(length, kind, algorithm, dtype):
+    assert_contract(length, kind, dtype, backend="triton", algorithm=algorithm)
+
+
+def test_error_over_a_thousand_tokens():
+    assert_contract(1000, "alibi", FP32, backend="triton", algorithm="chunk")
+
+
+def close(case: Case, tolerance: float = 2e-5, **options) -> None:
+    """Equal to the recurrence within fp32 rounding, for numbers around 1."""
+    assert_all_close(case.measured(FP32, backend="triton", **options), case.expected(), tolerance)
+
+
+@every_algorithm
+@pytest.mark.parametrize("kind", DECAYS)
+def test_every_decay(kind, algorithm):
+    close(make_case(70, kind, batch=1, heads=2), algorithm=algorithm)
+
+
+@every_algorithm
+@pytest.mark.parametrize(("width", "value"), [(16, 32), (60, 60), (80, 60), (128, 128), (256, 16), (3, 256)])
+def test_any_width(width, value, algorithm):
+    close(make_case(34, "token", batch=1, heads=1, width=width, value=value), 1e-4, algorithm=algorithm)
+
+
+@every_algorithm
+@pytest.mark.parametrize("kind", ["none", "alibi", "token"])
+def test_documents(kind, algorithm):
+    case = make_case(129, kind, batch=2, heads=1)
+    case.documents = make_documents([[1, 31, 1, 1, 64, 3, 28], [130 - 33, 1, 31]])
+    close(case, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("kind", ["strong", "paper"])
+@pytest.mark.parametrize("documents", [None, [[90, 1, 166]]])
+def test_a_segment_reads_only_what_its_decay_leaves(kind, documents, monkeypatch):
+    """Segments of four chunks, of which strong decays need the nearest ones only."""
+    monkeypatch.setattr(custom, "_segment", lambda q, v, a: 128)
+    case = make_case(257, kind, batch=1, heads=3)
+    case.documents = None if documents is None else make_documents(documents)
+    close(case, algorithm="auto")
+
+
+@every_algorithm
+def test_normalized(algorithm):
+    case = make_case(66, "token", batch=1, heads=2)
+    x = case.leaves()
+    q, k, v = x["q"].square(), x["k"].square() + 0.1, x["v"]
+    z = torch.rand(1, 2, 16, dtype=torch.float64)
+    want, s, last = recurrence(q, k, v, x["log_decay"], x["state"], None, z, normalize=True)
+    arrays = [a.float() for a in (q, k, v, x["log_decay"])]
+    state = NormalizedState(x["state"].float(), z.float())
+    o, final = linear_attention(
+        *arrays, normalize=True, initial_state=state, return_state=True, algorithm=algorithm, backend="triton"
+    )
+    leaves = [x["q"], x["k"], x["v"], x["log_decay"], x["state"]]
+    got = dict(zip("qkvds", torch.autograd.grad(o.sum() + final.z.sum(), leaves)))
+    exact = dict(zip("qkvds", torch.autograd.grad(want.sum() + last.sum(), leaves)))
+    assert_all_close(got | {"o": o, "s": final.s}, exact | {"o": want, "s": s}, 5e-5)
+
+
+@every_algorithm
+def test_strided_inputs_and_broadcast_gradients(algorithm):
+    case = make_case(40, "token", batch=2, heads=2)
+    results = []
+    for strided in (False, True):
+        x = case.leaves(FP32)
+        view = dict(x)
+        if strided:
+            view |= {n: x[n].transpose(1, 2).contiguous().transpose(1, 2) for n in "qk"}
+            view["v"] = torch.nn.functional.pad(x["v"], (1, 2))[..., 1:-2]
+        o, s = linear_attention(
+            *(view[n] for n in ("q", "k", "v", "log_decay")), initial_state=x["state"].mT.contiguous().mT,
+            return_state=True, algorithm=algorithm, backend="triton",
+        )  # fmt: skip
+        (o.sum() + s.sum()).backward()  # the gradients arrive with stride 0
+        results.append({n: t.grad for n, t in x.items()})
+    assert_all_close(results[1], results[0], 1e-6)
+
+
+@every_algorithm
+@pytest.mark.parametrize("cut", [1, 64, 69])
+def test_splitting_with_the_state_handed_over(cut, algorithm):
+    case = make_case(70, "alibi", batch=1, heads=1)
+    x, outputs = case.leaves(FP32), []
+    state = x["state"]
+    for span in (slice(0, cut), slice(cut, None)):
+        o, state = linear_attention(
+            x["q"][:, span], x["k"][:, span], x["v"][:, span], x["log_decay"], initial_state=state,
+            return_state=True, algorithm=algorithm, backend="triton",
+        )  # fmt: skip
+        outputs.append(o)
+    assert_all_close(case.gradients(x, torch.cat(outputs, 1), state), case.expected(), 2e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "alibi", "token"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [FP32, torch.float16], ids=["fp32", "fp16"])
+def test_steps_update_the_state_in_place(kind, normalize, dtype):
+    q, k, v = (torch.rand(2, 5, 3, d, dtype=torch.float64).to(dtype).double() for d in (20, 20, 40))
+    log_decay = decay(kind, 2, 5, 3)
+    log_decay = None if log_decay is None else log_decay.float().double()
+    s, z = torch.rand(2, 3, 20, 40), torch.rand(2, 3, 20)
+    want, s_want, z_want = recurrence(q, k, v, log_decay, s.double(), None, z.double(), normalize)
+    state = NormalizedState(s, z) if normalize else s
+    for t in range(5):
+        now = log_decay[:, t] if log_decay is not None and log_decay.dim() == 3 else log_decay
+        arrays = (x[:, t].to(dtype) for x in (q, k, v))
+        o = linear_attention_step(*arrays, now, state, normalize=normalize, scale=0.5, backend="triton")
+        assert o.dtype == dtype
+        torch.testing.assert_close(o.double(), 0.5 * want[:, t], rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
+    torch.testing.assert_close(s.double(), s_want, rtol=1e-5, atol=1e-5)
+    if normalize:
+        torch.testing.assert_close(z.double(), z_want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_that_the_step_cannot_take_is_refused():
+    q, state = torch.rand(1, 2, 4), torch.rand(1, 2, 4, 4).mT
+    with pytest.raises(BackendError, match="the kernel takes contiguous float32"):
+        linear_attention_step(q, q, q, None, state, backend="triton")
+
+
+def test_no_token_gives_no_output_and_keeps_the_state():
+    q, state = torch.rand(1, 0, 2, 4), torch.rand(1, 2, 4, 4)
+    o, final = linear_attention(q, q, q, initial_state=state, return_state=True, backend="triton")
+    assert o.shape == q.shape
+    assert torch.equal(final, state)
+
+
+def launches(batch, length, architecture, algorithm, per_token, documents, width=64):
+    """What a training pass and a step would start on a GPU; nothing runs."""
+    q = torch.zeros(batch, length, 2, width, dtype=torch.bfloat16, requires_grad=True)
+    log_decay = torch.zeros(batch, length, 2) if per_token else torch.zeros(2)
+    ids = torch.zeros(batch, length, dtype=torch.long) if documents else None
+    with record(architecture) as found:
+        o, _ = linear_attention(
+            q, q, q, log_decay.requires_grad_(), documents=ids, algorithm=algorithm, backend="triton"
+        )
+        o.sum().backward()
+        row = q.detach()[:, 0]
+        linear_attention_step(row, row, row, None, torch.zeros(batch, 2, width, width), backend="triton")
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("per_token", "documents"), [(False, False), (True, True)])
+def test_batch_and_length_compile_nothing_new(algorithm, per_token, documents, architecture):
+    flags = architecture, algorithm, per_token, documents
+    keys = [compile_keys(launches(b, t, *flags), architecture) for b, t in [(2, 128), (3, 1001), (1, 4097), (16, 65)]]
+    assert len(keys[0]) >= 2
+    assert all(k == keys[0] for k in keys[1:])
