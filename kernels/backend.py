@@ -15,8 +15,7 @@ from kernels.launch import obstacle
 log = logging.getLogger("kernels")
 
 BACKENDS = ("triton", "torch", "reference")
-WIDEST = 256  # head width that the Triton kernels have tiles for
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}  # heads that the Triton kernels have tiles for
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,10 +53,10 @@ def resolve_backend(requested: str, family: str, *arrays: Tensor, missing: str |
 
 def _unfit(arrays: tuple[Tensor, ...]) -> str | None:
     for x in arrays:
-        if x.dtype not in TRITON_DTYPES:
+        if x.dtype not in WIDEST:
             return f"its arrays are {x.dtype}, and the kernels take float32, float16 and bfloat16"
-        if x.shape[-1] > WIDEST:
-            return f"its heads are {x.shape[-1]} wide, and the kernels take up to {WIDEST}"
+        if x.shape[-1] > WIDEST[x.dtype]:
+            return f"its heads are {x.shape[-1]} wide, and the kernels take up to {WIDEST[x.dtype]} in {x.dtype}"
     if len({x.dtype for x in arrays}) > 1:
         return f"q, k and v are of different types ({', '.join(str(x.dtype) for x in arrays)})"
     return None

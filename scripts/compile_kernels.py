@@ -3,12 +3,12 @@
     python scripts/compile_kernels.py [arch=all] [family=linear,softmax] [kernel=linear.mix] [width=64,128]
                                       [dtype=bf16,fp32] [calls=all] [jobs=2] [out=FILE.json]
 
-arch is sm_80, sm_90 or all; kernel, width, dtype and family narrow the choice of rows. calls=all compiles every call of
-kernels/calls.py for the 16-bit rows and the main ones for the 32-bit rows; calls=main leaves out, for both, the calls
-that differ from others in a flag or two.
+arch is sm_80, sm_90 or all; kernel, width, dtype and family narrow the choice of rows. calls=all compiles every call
+of kernels/tools/calls.py for the 16-bit rows and the main ones for the 32-bit rows; calls=main leaves out, for both,
+calls that differ from others in a flag or two.
 `make kernels`, which CI runs, is calls=main dtype=bf16: every 16-bit row of the tables with the plain and the heaviest
 flags. The status is 1, with a list, if a kernel does not compile, spills a register, takes more shared memory than a
-block may have, computes addresses in 32 bits, or if a row of the tables is launched by no call (kernels/calls.py).
+block may have, computes addresses in 32 bits, or if no call of kernels/tools/calls.py launches a row of the tables.
 
 The table has a line for each row of kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
 Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
@@ -33,10 +33,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from kernels.aot import Cost, Job, compile_all, job
-from kernels.calls import CALLS, Call, Size
 from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
-from kernels.tuner import Row
+from kernels.tools.aot import Cost, Job, compile_all, job
+from kernels.tools.calls import CALLS, Call, Size
+from kernels.tools.tuner import Row
 from zoo.cli import friendly_errors
 from zoo.files import replace_text
 
@@ -163,7 +163,9 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
         faults += [f"{where}: {fault}" for fault in costs[key].faults(binary.job)]
         warnings += [f"{where}: {warning}" for warning in costs[key].warnings(binary.job)]
     faults += [
-        f"{' '.join(map(str, row))}: no call of kernels/calls.py launches it" for row in rows if row not in launched
+        f"{' '.join(map(str, row))}: no call of kernels/tools/calls.py launches it"
+        for row in rows
+        if row not in launched
     ]
     return sorted(faults), sorted(warnings)
 

@@ -5,7 +5,7 @@
     ATTENTION_ZOO_CONFIGS=configs.json python train.py ...
 
 Candidates are checked on short inputs against the reference, then timed on (batch, length, heads, width) through all
-calls of kernels/calls.py that launch the kernel. A winner is written to ``out`` beside those of earlier searches.
+calls of kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of earlier searches.
 The status is 2 where there is no GPU.
 """
 
@@ -19,8 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kernels.calls import Size
-from kernels.tuner import Trial, as_record, find_row, save, tune, winner
+from kernels.tools.calls import Size
+from kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
 from zoo.cli import friendly_errors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

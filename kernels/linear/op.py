@@ -67,11 +67,11 @@ def linear_attention(
     _check(q, k, v, log_decay, documents, algorithm)
     offer_flops()
     dtype = q.dtype
-    chosen = resolve_backend(backend, "linear attention", q, k, v)
     if log_decay is not None:  # e^-1000 is 0 in every precision, and a difference of infinities would be NaN
         log_decay = log_decay.clamp(min=FORGOTTEN)
     if normalize:
         v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+    chosen = resolve_backend(backend, "linear attention", q, k, v)
     state = _initial(initial_state, q, k, v, normalize)
     if chosen == "reference":
         q, k, v = (x.to(state.dtype) for x in (q, k, v))

@@ -54,6 +54,10 @@ class Range:
             allowed = allowed[torch.arange(self.heads.start, self.heads.stop, device=scores.device) // self.groups]
         scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, HIDDEN)
 
+    def mask(self) -> Tensor | None:
+        """None: a range is one block."""
+        return None
+
     def bias_gradient(self, grad_scores: Tensor) -> None:
         """There is no bias."""
 
@@ -110,6 +114,11 @@ class Strip:
         for block, before in enumerate(range(-self._first, 0, -self.block)):
             if block < self._count:
                 shaped[:, block, ..., :before] = HIDDEN
+
+    def mask(self) -> Tensor | None:
+        """The band of the window, where nothing else hides."""
+        plain = not self.rule.sinks and self.rule.documents is None and self._first >= 0
+        return self.band if plain else None
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
         """There is no bias."""
@@ -197,6 +206,7 @@ def _strips(
     for head in range(first, last, heads):
         some = slice(head, min(head + heads, last))
         batches = torch.arange(some.start, some.stop, device=starts.device) // grid.groups
-        for start in range(0, grid.blocks, blocks):
-            part = slice(start, min(start + blocks, grid.blocks))
+        early = min(-(-max(reach - rule.offset, 0) // grid.block), grid.blocks)  # whose keys begin before the sequence
+        for start in (*range(0, early, blocks), *range(early, grid.blocks, blocks)):
+            part = slice(start, min(start + blocks, early if start < early else grid.blocks))
             yield Strip(some, part, grid.block, reach, grid.key_front, rule, batches, starts, band)

@@ -1,6 +1,6 @@
 """Tiles of the Triton kernels of softmax attention, by GPU, bytes of a number and head width.
 
-The 16-bit rows spill no register and take at most 99 KB (sm_80, for consumer cards) or 227 KB (sm_90) of shared memory;
+No row spills a register and all take at most 99 KB (sm_80, for consumer cards) or 227 KB (sm_90) of shared memory;
 scripts/compile_kernels.py shows that. Speeds were not measured yet.
 """
 
@@ -28,8 +28,6 @@ _DECODED = {
     (_HALF, 128): _decode(64, 4, 3),
     (_HALF, 256): _decode(32, 4, 3),
     (_FULL, 64): _decode(32, 4, 3),
-    (_FULL, 128): _decode(32, 4, 3),
-    (_FULL, 256): _decode(16, 4, 3),
 }
 
 _FORWARD: dict[str, dict[tuple[int, int], Config]] = {
@@ -38,16 +36,12 @@ _FORWARD: dict[str, dict[tuple[int, int], Config]] = {
         (_HALF, 128): _tiles(128, 64, 8, 3),
         (_HALF, 256): _tiles(128, 32, 8, 2),
         (_FULL, 64): _tiles(32, 32, 4, 1),
-        (_FULL, 128): _tiles(16, 16, 4, 1),
-        (_FULL, 256): _tiles(16, 16, 4, 1),
     },
     "sm_80": {
         (_HALF, 64): _tiles(128, 64, 8, 2),
         (_HALF, 128): _tiles(128, 32, 8, 2),
         (_HALF, 256): _tiles(64, 32, 8, 2),
         (_FULL, 64): _tiles(32, 32, 4, 1),
-        (_FULL, 128): _tiles(16, 16, 4, 1),
-        (_FULL, 256): _tiles(16, 16, 4, 1),
     },
     INTERPRETER: _INTERPRETED,
 }
@@ -57,16 +51,12 @@ _KEY_GRADIENT: dict[str, dict[tuple[int, int], Config]] = {
         (_HALF, 128): _tiles(32, 128, 8, 2),
         (_HALF, 256): _tiles(32, 32, 8, 2),
         (_FULL, 64): _tiles(16, 32, 4, 1),
-        (_FULL, 128): _tiles(16, 16, 8, 1),
-        (_FULL, 256): _tiles(16, 16, 8, 1),
     },
     "sm_80": {
         (_HALF, 64): _tiles(32, 64, 8, 2),
         (_HALF, 128): _tiles(32, 64, 8, 1),
         (_HALF, 256): _tiles(16, 32, 8, 1),
         (_FULL, 64): _tiles(16, 32, 4, 1),
-        (_FULL, 128): _tiles(16, 16, 8, 1),
-        (_FULL, 256): _tiles(16, 16, 8, 1),
     },
     INTERPRETER: _INTERPRETED,
 }
@@ -94,16 +84,12 @@ TABLE: Table = {
             (_HALF, 128): _tiles(128, 64, 8, 2),
             (_HALF, 256): _tiles(64, 32, 8, 2),
             (_FULL, 64): _tiles(32, 32, 4, 2),
-            (_FULL, 128): _tiles(32, 32, 8, 2),
-            (_FULL, 256): _tiles(16, 16, 8, 1),
         },
         "sm_80": {
             (_HALF, 64): _tiles(128, 32, 8, 2),
             (_HALF, 128): _tiles(64, 32, 4, 2),
             (_HALF, 256): _tiles(64, 16, 8, 1),
             (_FULL, 64): _tiles(32, 32, 4, 2),
-            (_FULL, 128): _tiles(32, 32, 8, 1),
-            (_FULL, 256): _tiles(16, 16, 8, 1),
         },
         INTERPRETER: _INTERPRETED,
     },

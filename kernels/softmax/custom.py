@@ -117,7 +117,7 @@ def softmax_backward(
         if bias_gradient and block_bias is not None:
             place = torch.zeros(block_bias.shape, dtype=lse.dtype, device=q.device)
         plan = sparse.plan(q, k, lists, block_bias, documents, place)
-        grads = tiles.differentiate(arrays, grad_output, grad_lse, *plan, scale, alone=bias_gradient)
+        grads = tiles.differentiate(arrays, grad_output, grad_lse, *plan, scale, bias_gradient)
         return *grads, none if place is None else place.to(q.dtype if block_bias is None else block_bias.dtype)
     if grad_lse is None and fused.fits(q, k, v, rule):
         return *fused.backward(arrays, grad_output, scale), none

@@ -18,6 +18,28 @@ def fits(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule) -> bool:
     return plain and alike and q.device.type == "cpu" and q.numel() > 0
 
 
+def fuses(query: Tensor, v: Tensor) -> bool:
+    """Whether it computes a tile."""
+    return query.dtype == torch.float32 and query.device.type == "cpu" and query.shape[-1] == v.shape[-1]
+
+
+def fused_forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``(n, 1, rows, X)`` and log-sum-exp ``(n, 1, rows)`` of tiles with what is added to their scores."""
+    call = _aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = call(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+    return output, lse
+
+
+def fused_backward(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, output: Tensor, lse: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; ``lse`` is ``(n, 1, rows, 1)``."""
+    call = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+    arrays = grad, query, key, value, output, lse[..., 0].contiguous()
+    grad_q, grad_k, grad_v = call(*arrays, 0.0, False, attn_mask=mask, scale=scale)
+    return grad_q, grad_k, grad_v
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(B, T, H, D)`` and log-sum-exp ``(B, T, H)``."""
     heads = _heads(q, k, v)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.documents import document_positions
@@ -132,6 +133,15 @@ class Listed:
             bits = read_bits(words[masks.clamp(min=0)]) | (masks < 0)[..., None, None]
             seen = seen & bits.transpose(1, 2)
         scores[..., self.checked * block :].masked_fill_(~seen.flatten(2)[:, None], HIDDEN)
+
+    def mask(self) -> Tensor | None:
+        """The triangle of the block itself behind full blocks, which is all that most layouts hide."""
+        last, plain = self.blocks[:, -1] == self.query_block, self.masks.amax() < 0 and self.listed.all()
+        if self.lists.bias is not None or self.checked < self.blocks.shape[1] - 1 or not (plain and last.all()):
+            return None
+        block = self.lists.block
+        seen = torch.ones(block, block, dtype=torch.bool, device=self.units.device).tril_()
+        return F.pad(torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, HIDDEN), (self.checked * block, 0))
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
         """Sums over the tokens of each pair of blocks."""

@@ -2,7 +2,7 @@
 
 A tile is a batch of blocks of queries with all the keys that each of them may read, so that one softmax finishes it.
 The backward pass computes the weights again: memory is linear in T. Query heads that share a key head are folded into
-the query rows, so that keys are never repeated.
+the query rows, so that keys are never repeated. On CPUs in fp32, PyTorch's fused attention works on each tile.
 
 Letters: G key heads, R query heads per key head, c queries of a block, n blocks of a tile, s keys of each.
 Arrays inside: queries ``(B*G, blocks, R*c, D)``, keys ``(B*G, Tk, D)``, both padded, in fp32 or better.
@@ -11,7 +11,6 @@ Arrays inside: queries ``(B*G, blocks, R*c, D)``, keys ``(B*G, Tk, D)``, both pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.softmax.fused import fused_backward, fused_forward, fuses
+
 HIDDEN = -1e30  # finite, so that a row without a key has weights that are numbers; they are multiplied by zero
 ELEMENTS = 1 << 20  # scores of a tile: few enough for the cache, enough for few calls
-PARALLEL = 1 << 24  # scores of a call from which on threads pay
 
 
 class Tile(Protocol):
@@ -41,6 +41,9 @@ class Tile(Protocol):
 
     def rule_(self, scores: Tensor) -> None:
         """Adds biases to the scores ``(n, R, c, s)`` and hides what may not be read."""
+
+    def mask(self) -> Tensor | None:
+        """What :meth:`rule_` adds to zeros ``(c, s)``, if it is the same for all blocks and heads of the tile."""
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
         """Takes that of the biases from the gradient of the scores ``(n, R, c, s)``."""
@@ -90,24 +93,42 @@ class Grid:
 Tiles = Callable[[int, int], Iterable[Tile]]  # those of a range of the B*G key heads
 
 
+def _mask(tile: Tile, rows: Tensor, keys: Tensor, fold: int) -> Tensor:
+    """What the rule adds to the scores, ``(n or 1, 1, R*c, s)``."""
+    common = tile.mask()
+    if common is not None:
+        return common.to(rows.dtype).repeat(fold, 1)[None, None]
+    mask = rows.new_zeros(rows.shape[0], rows.shape[1], keys.shape[1])
+    tile.rule_(mask.unflatten(1, (fold, -1)))
+    return mask[:, None]
+
+
+def _weigh(tile: Tile, query: Tensor, key: Tensor, fold: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Weights of the keys of a tile ``(n, R*c, s)``, and the highest score of each row."""
+    scores = tile.rows(query).mul(scale) @ tile.keys(key).mT
+    tile.rule_(scores.unflatten(1, (fold, -1)))
+    return scores.softmax(-1), scores.amax(-1, keepdim=True)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid, tiles: Tiles, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(B, Tq, H, E)`` in the dtype of q and log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
     dtype, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // grid.groups
-    query, key, value = grid.split(q, dtype) * scale, grid.split_keys(k, dtype), grid.split_keys(v, dtype)
+    query, key, value = grid.split(q, dtype), grid.split_keys(k, dtype), grid.split_keys(v, dtype)
     output = query.new_zeros(*query.shape[:3], v.shape[-1])
     lse = query.new_full((*query.shape[:3], 1), -torch.inf)
-
-    def work(start: int, stop: int) -> None:
-        for tile in tiles(start, stop):
-            scores = tile.rows(query) @ tile.keys(key).mT
-            tile.rule_(scores.unflatten(1, (fold, -1)))
-            highest = scores.amax(-1, keepdim=True)
-            weights = scores.softmax(-1)
-            seen = highest > HIDDEN / 2
-            tile.write(lse, torch.where(seen, highest - weights.amax(-1, keepdim=True).log_(), -torch.inf))
-            tile.write(output, (weights @ tile.keys(value)).mul_(seen))
-
-    _share_out(work, q, k)
+    fused = fuses(query, v)
+    for tile in tiles(0, key.shape[0]):
+        if fused:
+            inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
+            part, total = fused_forward(*inputs, _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold), scale)
+            part, total = part[:, 0], total[:, 0, :, None]
+            seen = total > HIDDEN / 2
+        else:
+            weights, highest = _weigh(tile, query, key, fold, scale)
+            part, seen = weights @ tile.keys(value), highest > HIDDEN / 2
+            total = highest - weights.amax(-1, keepdim=True).log_()
+        tile.write(lse, total.masked_fill(~seen, -torch.inf))
+        tile.write(output, part.mul_(seen))
     shape = tuple(q.shape)
     return grid.join(output, shape, q.dtype), grid.join(lse, shape, dtype)[..., 0].contiguous()
 
@@ -119,59 +140,41 @@ def differentiate(
     grid: Grid,
     tiles: Tiles,
     scale: float,
-    alone: bool = False,
+    bias_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v.
 
     Args:
         arrays: q, k, v, and output and log-sum-exp of :func:`attend`.
-        alone: heads add to a common gradient, and may not do so at the same time.
+        bias_gradient: tiles take the gradient of their bias.
     """
     q, k, v, output, lse = arrays
     dtype, fold = lse.dtype, q.shape[2] // grid.groups
-    inner = (grad_output.to(dtype) * output).sum(-1)
-    inner = inner if grad_lse is None else inner - grad_lse
     empty = (lse == -torch.inf)[..., None]
-    inner = grid.split(inner[..., None].masked_fill(empty, 0), dtype)
-    grad = grid.split(grad_output.masked_fill(empty, 0), dtype)
-    query, key, value = grid.split(q, dtype) * scale, grid.split_keys(k, dtype), grid.split_keys(v, dtype)
+    grad = grid.split(grad_output.masked_fill(empty, 0) if empty.any() else grad_output, dtype)
+    query, key, value = grid.split(q, dtype), grid.split_keys(k, dtype), grid.split_keys(v, dtype)
     grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (query, key, value))
-
-    def work(start: int, stop: int) -> None:
-        for tile in tiles(start, stop):
-            rows, of_rows, columns = tile.rows(query), tile.rows(grad), tile.keys(key)
-            scores = rows @ columns.mT
-            tile.rule_(scores.unflatten(1, (fold, -1)))
-            weights = scores.softmax(-1)
+    if fuses(query, v) and grad_lse is None and not bias_gradient:
+        known = grid.split(output, dtype), grid.split(lse[..., None].masked_fill(empty, 0), dtype)
+        for tile in tiles(0, key.shape[0]):
+            inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
+            mask = _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold)
+            results = tile.rows(grad)[:, None], tile.rows(known[0])[:, None], tile.rows(known[1])[:, None]
+            found = fused_backward(*inputs, *results, mask, scale)
+            tile.write(grad_q, found[0][:, 0])
+            tile.add(grad_k, found[1][:, 0])
+            tile.add(grad_v, found[2][:, 0])
+    else:
+        inner = (grad_output.to(dtype) * output).sum(-1)
+        inner = inner if grad_lse is None else inner - grad_lse
+        inner = grid.split(inner[..., None].masked_fill(empty, 0), dtype)
+        for tile in tiles(0, key.shape[0]):
+            rows, of_rows = tile.rows(query).mul(scale), tile.rows(grad)
+            weights, _ = _weigh(tile, query, key, fold, scale)
             tile.add(grad_v, weights.mT @ of_rows)
             grad_scores = (of_rows @ tile.keys(value).mT).sub_(tile.rows(inner)).mul_(weights)
-            tile.write(grad_q, grad_scores @ columns)
+            tile.write(grad_q, (grad_scores @ tile.keys(key)).mul_(scale))
             tile.add(grad_k, grad_scores.mT @ rows)
             tile.bias_gradient(grad_scores.unflatten(1, (fold, -1)))
-
-    _share_out(work, q, k, alone)
-    grad_q = grid.join(grad_q.mul_(scale), tuple(q.shape), q.dtype)
+    grad_q = grid.join(grad_q, tuple(q.shape), q.dtype)
     return grad_q, grid.join_keys(grad_k, tuple(k.shape), k.dtype), grid.join_keys(grad_v, tuple(v.shape), v.dtype)
-
-
-def _share_out(work: Callable[[int, int], None], q: Tensor, k: Tensor, alone: bool = False) -> None:
-    """Runs ``work`` over the B*G key heads, on as many threads as PyTorch has, each with its own heads.
-
-    PyTorch's own threads meet at the end of every operation; here they meet once. What is added to the gradient of a
-    key head is added by one thread, so that the order of the sums does not change from run to run.
-    """
-    heads, threads = k.shape[0] * k.shape[2], torch.get_num_threads()
-    count = min(threads, heads)
-    if alone or count < 2 or q.device.type != "cpu" or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] < PARALLEL:
-        return work(0, heads)
-
-    def one_of(part: int) -> None:
-        torch.set_num_threads(1)  # of this thread
-        with torch.no_grad():
-            work(part * heads // count, (part + 1) * heads // count)
-
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(one_of, range(count)))
-    finally:
-        torch.set_num_threads(threads)  # also for threads to come

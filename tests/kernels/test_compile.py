@@ -13,10 +13,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.aot import compile_keys
-from kernels.calls import CALLS, Size
 from kernels.launch import ARCHITECTURES, record
-from kernels.offsets import Offsets, count_offsets
+from kernels.tools.aot import compile_keys
+from kernels.tools.calls import CALLS, Size
+from kernels.tools.offsets import Offsets, count_offsets
 from tests.kernels import dummy_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_dtype_width_tiles_and_warps_are_part_of_the_key():
 
 GATE = """
 import json, sys
-from kernels.aot import Named, compile_all, job
+from kernels.tools.aot import Named, compile_all, job
 from kernels.launch import record
 from tests.kernels import dummy_kernels as d
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import BlockLayout, softmax_attention
-from kernels.softmax import tiles
+from kernels.softmax import fused, tiles
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import Pattern, sparse
 
@@ -90,21 +90,37 @@ def test_any_size_of_tiles(elements, documents, monkeypatch):
     compare(draw(), pattern(lists=4), make_bias(2, 1), documents, backend="torch")
 
 
-@pytest.mark.parametrize("rule", ["layout", "window", "causal"])
-def test_threads_give_the_same_every_time(rule, monkeypatch):
-    inputs = draw()
-    shown = {"layout": {"layout": pattern(lists=4).layout()}, "window": {"window": 9, "sinks": 2}, "causal": {}}[rule]
-    alone = gradients(softmax_attention, inputs, shown, return_lse=True)
-    monkeypatch.setattr(tiles, "PARALLEL", 0)
-    torch.set_num_threads(3)
-    try:
-        together = [gradients(softmax_attention, inputs, shown, return_lse=True) for _ in range(3)]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(1)
-    assert all(map(torch.equal, together[0], together[1]))
-    assert all(map(torch.equal, together[0], together[2]))
-    assert_same(together[0], alone, 1e-13)
+FUSED = {
+    "per head": lambda: {"layout": pattern(lists=4).layout()},
+    "shared": lambda: {"layout": pattern(lists=1, ruled=False).layout()},
+    "documents": lambda: {"layout": pattern(lists=4).layout(), "documents": DOCUMENTS},
+    "biased": lambda: {"layout": pattern(lists=4).layout(), "block_bias": make_bias(2, 4).detach()},
+    "whole": lambda: {"layout": everything(5)},
+    "window": lambda: {"window": 9},
+    "window, sinks": lambda: {"window": 9, "sinks": 2},
+    "window, documents": lambda: {"window": 9, "documents": DOCUMENTS},
+    "documents alone": lambda: {"documents": DOCUMENTS},
+    "long window": lambda: {"window": 60},
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("name", FUSED)
+def test_tiles_of_the_fused_attention_equal_plain_products(name, groups, monkeypatch):
+    """It computes in fp32 only; fp64 takes the products that the other tests compare with the definition."""
+    calls = []
+    for function in (fused.fused_forward, fused.fused_backward):
+        monkeypatch.setattr(tiles, function.__name__, lambda *x, f=function: calls.append(f) or f(*x))
+    rule, inputs = FUSED[name](), draw(groups=groups, value=8)
+    weight, results = torch.randn(inputs[0].shape, dtype=torch.float64), []
+    for dtype in (torch.float64, torch.float32):
+        given = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        o = softmax_attention(*given, **rule)
+        results.append([o.detach(), *torch.autograd.grad((o * weight.to(dtype)).sum(), given)])
+        assert bool(calls) == (dtype == torch.float32)
+    for want, got in zip(*results):
+        torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
+    assert len(set(calls)) == 2
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 79, 80])

@@ -13,10 +13,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.aot import compile_keys
 from kernels.launch import record
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.triton_host import document_bounds, triton_backward, triton_forward, triton_step
+from kernels.tools.aot import compile_keys
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense, visible
 

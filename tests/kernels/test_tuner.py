@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.calls import CALLS, Size
 from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, choose, record
-from kernels.tuner import Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
+from kernels.tools.calls import CALLS, Size
+from kernels.tools.tuner import Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Config({"CHUNK": 64, "TILE": 32}, 4, 2)
@@ -121,7 +121,7 @@ import json, sys
 from pathlib import Path
 import torch
 from kernels import tuner
-from kernels.calls import CALLS, Size
+from kernels.tools.calls import CALLS, Size
 from kernels.launch import INTERPRETER, Config, choose
 from kernels.linear import triton_host
 

@@ -172,56 +172,38 @@ def _softmax(
     return Call("softmax", name, inputs, run, main)
 
 
-class _Lists(NamedTuple):
-    """As kernels.layout.Lists, of one batch row and head."""
-
-    offsets: Tensor
-    full: Tensor
-    blocks: Tensor
-    masks: Tensor
-
-
-class _Layout(NamedTuple):
-    """As kernels.layout.BlockLayout: what the host functions read."""
-
-    block: int
-    by_query: _Lists
-    by_key: _Lists
-    bits: Tensor
-
-
-def _layout(size: Size, block: int) -> _Layout:
-    """Each block reads itself by a mask of bits: a diagonal."""
+def _layout(size: Size, block: int) -> kernels.BlockLayout:
+    """Each block of queries reads the first block, the one before itself and itself, the last two by masks of bits."""
     rows = -(-size.length // block)
-    index = torch.arange(rows + 1, dtype=torch.int32, device=size.device)
-    lists = _Lists(index[None, None], index[None, None, :-1] * 0, index[:-1].clone(), index[:-1] * 0)
-    i, bit = torch.arange(block), torch.arange(32)
-    words = (i[:, None, None] >= i.view(1, -1, 32)).long() << bit
-    return _Layout(block, lists, lists, words.sum(-1).to(torch.int32)[None].to(size.device))
+    query = torch.arange(rows, device=size.device)
+    pairs = torch.stack([query * 0, query - 1, query], 1).reshape(-1)
+    masks = torch.stack([query * 0 - 1, query * 0, query * 0], 1).reshape(-1)
+    i, words = torch.arange(block), -(-block // 32)
+    seen = torch.nn.functional.pad((i[:, None] + i) % 3 > 0, (0, words * 32 - block)).view(1, block, words, 32)
+    bits = (seen.long() << torch.arange(32)).sum(-1).to(torch.int32).to(size.device)
+    none = pairs * 0
+    return kernels.BlockLayout.from_pairs(
+        block, rows, none, none, query.repeat_interleave(3), pairs, masks, bits, longest=3
+    )
 
 
 def _softmax_layout(name: str, block: int, *, biased: bool = False, share: int = 1, main: bool = False) -> Call:
-    """Only for the Triton form: it is started without the public function."""
+    plain = _softmax(name, share=share)
 
     def inputs(size: Size) -> Inputs:
-        made = _softmax(name, share=share).inputs(size)
         rows = -(-size.length // block)
-        bias = torch.zeros(1, size.heads, rows, rows, device=size.device) if biased else None
-        return made | {"layout": _layout(size, block), "bias": bias}
+        bias = None
+        if biased:
+            bias = torch.randn(1, size.heads, rows, rows, generator=torch.Generator().manual_seed(5)).to(size.device)
+        return plain.inputs(size) | {"layout": _layout(size, block), "block_bias": bias}
 
     def run(given: Inputs, backend: str) -> Outputs:
-        from kernels.softmax.mask import KeyRule
-        from kernels.softmax.triton_host import triton_backward, triton_forward
+        followed = ("q", "k", "v", *(["block_bias"] if biased else []))
+        given = _followed(given, followed)
+        o, lse = kernels.softmax_attention(**given, return_lse=True, backend=backend)
+        return _differentiated(given, followed, {"output": o, "lse": lse})
 
-        if backend != "triton":
-            raise NotImplementedError(f"{name} has only the Triton form.")
-        arrays = given["q"], given["k"], given["v"]
-        rule, layout, bias = KeyRule(0, None, 0, None), given["layout"], given["bias"]
-        o, lse = triton_forward(*arrays, rule, 0.1, layout, bias)
-        triton_backward(*arrays, o, lse, o, lse, rule, 0.1, layout, bias)
-        return {"output": o, "lse": lse}
-
-    return Call("softmax", name, inputs, run, main)
+    return Call("softmax", name, inputs, run, main, 300)
 
 
 def _softmax_step(name: str, *, share: int = 1, ring: bool = False, main: bool = False, **options: Any) -> Call:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.calls import CALLS, Call, Outputs, Size, raised
 from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
+from kernels.tools.calls import CALLS, Call, Outputs, Size, raised
 
 Timer = Callable[[Callable[[], Any]], float]
 GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
@@ -192,7 +192,7 @@ def tune(
     """
     chosen = calls_of(row, calls, small)
     if not chosen:
-        raise ValueError(f"no call of kernels/calls.py launches {row.family}.{row.kernel}.")
+        raise ValueError(f"no call of kernels/tools/calls.py launches {row.family}.{row.kernel}.")
     checks = [Check(call, small) for call in chosen]
     inputs = [call.inputs(large) for call in chosen]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernels.launch import Launch
-from kernels.offsets import Offsets, count_offsets
+from kernels.tools.offsets import Offsets, count_offsets
 
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # of one thread block
 CRASHED = "the compiler crashed"
