@@ -25,7 +25,7 @@ class Range:
     queries: tuple[int, int]
     key_range: tuple[int, int]
     rule: KeyRule
-    groups: int
+    batches: Tensor  # (heads,) batch row of each
 
     def rows(self, x: Tensor) -> Tensor:
         """The block of each head."""
@@ -51,7 +51,7 @@ class Range:
             skipped = max(start + self.rule.offset - first, 0)  # all queries may read the keys before
         allowed = self.rule.allowed((start, stop), (first + skipped, last), scores.device)
         if allowed.shape[0] > 1:
-            allowed = allowed[torch.arange(self.heads.start, self.heads.stop, device=scores.device) // self.groups]
+            allowed = allowed[self.batches]
         scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, HIDDEN)
 
     def mask(self) -> Tensor | None:
@@ -167,22 +167,31 @@ def plan(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
         blocks = -(-queries // block)
         reach = -(-max(rule.window - 1, 0) // block) * block
         front = max(reach - rule.offset, 0)
-        grid = Grid(k.shape[2], block, blocks, 0, front, front + blocks * block + rule.offset + rule.sinks)
-        return grid, partial(_strips, grid, reach, fold, rule, *_common(grid, reach, rule, k))
+        grid = Grid(fold, block, blocks, 0, front, front + blocks * block + rule.offset + rule.sinks)
+        return grid, partial(_strips, grid, reach, k.shape[2], rule, *_common(grid, reach, rule, k))
     count = max(-(-queries // QUERY_BLOCK), 1)
-    grid = Grid(k.shape[2], max(-(-queries // count), 1), count, 0, 0, k.shape[1])
-    return grid, partial(_ranges, queries, fold, grid, rule)
+    grid = Grid(fold, max(-(-queries // count), 1), count, 0, 0, k.shape[1])
+    return grid, partial(_ranges, queries, k.shape[2], k.device, grid, rule)
 
 
-def _ranges(queries: int, fold: int, grid: Grid, rule: KeyRule, first: int, last: int) -> Iterator[Range]:
+def _heads(first: int, last: int, step: int, groups: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Key heads counted from the first one, and the batch row of each."""
+    for start in range(first, last, step):
+        some = torch.arange(start, min(start + step, last), device=device)
+        yield slice(start - first, start - first + len(some)), some // groups
+
+
+def _ranges(
+    queries: int, groups: int, device: torch.device, grid: Grid, rule: KeyRule, first: int, last: int
+) -> Iterator[Range]:
     for block in range(grid.blocks):
         span = block * grid.block, min((block + 1) * grid.block, queries)
         keys = rule.key_range(*span)
         if span[0] >= span[1] or keys[0] == keys[1]:
             continue
-        step = max(tiles.ELEMENTS // (fold * grid.block * (keys[1] - keys[0])), 1)
-        for start in range(first, last, step):
-            yield Range(slice(start, min(start + step, last)), block, span, keys, rule, grid.groups)
+        step = max(tiles.ELEMENTS // (grid.fold * grid.block * (keys[1] - keys[0])), 1)
+        for heads, batches in _heads(first, last, step, groups, device):
+            yield Range(heads, block, span, keys, rule, batches)
 
 
 def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,13 +208,11 @@ def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, T
 
 
 def _strips(
-    grid: Grid, reach: int, fold: int, rule: KeyRule, starts: Tensor, band: Tensor, first: int, last: int
+    grid: Grid, reach: int, groups: int, rule: KeyRule, starts: Tensor, band: Tensor, first: int, last: int
 ) -> Iterator[Strip]:
-    fits = max(tiles.ELEMENTS // (fold * grid.block * (reach + grid.block)), 1)
+    fits = max(tiles.ELEMENTS // (grid.fold * grid.block * (reach + grid.block)), 1)
     heads, blocks = max(fits // max(grid.blocks, 1), 1), max(min(fits, grid.blocks), 1)
-    for head in range(first, last, heads):
-        some = slice(head, min(head + heads, last))
-        batches = torch.arange(some.start, some.stop, device=starts.device) // grid.groups
+    for some, batches in _heads(first, last, heads, groups, starts.device):
         early = min(-(-max(reach - rule.offset, 0) // grid.block), grid.blocks)  # whose keys begin before the sequence
         for start in (*range(0, early, blocks), *range(early, grid.blocks, blocks)):
             part = slice(start, min(start + blocks, early if start < early else grid.blocks))

@@ -53,7 +53,8 @@ class Lists:
         count = self.key_blocks - self.first
         shared = layout.shape[1] == 1 and (bias is None or bias.positions is None)
         groups = self.groups if shared else heads
-        self.grid = Grid(groups, block, count, offset - self.first * block, 0, self.key_blocks * block)
+        self.folded = groups
+        self.grid = Grid(heads // groups, block, count, offset - self.first * block, 0, self.key_blocks * block)
         shape = batch, groups, layout.shape[2]
         lists = layout.by_query
         begin, end = lists.offsets[..., :-1], lists.offsets[..., 1:]
@@ -64,28 +65,29 @@ class Lists:
 
     def tiles(self, first: int, last: int) -> Iterator[Listed]:
         """Tiles of the key heads from ``first`` on, counted over the batch."""
-        fold = self.grid.groups // self.groups
+        fold = self.folded // self.groups
         counts = (self.end - self.begin)[first * fold : last * fold].flatten()
         lengths, order = counts.sort(descending=True)
         units, sizes = order + first * fold * self.grid.blocks, lengths.tolist()
-        rows = self.block * (self.heads // self.grid.groups)
+        rows = self.block * self.grid.fold
         start = 0
         while start < len(sizes) and sizes[start]:
             limit = max(tiles.ELEMENTS // (rows * self.block * sizes[start]), 1)
             stop = start + 1
             while stop < min(len(sizes), start + limit) and sizes[stop] >= FILL * sizes[start] and sizes[stop]:
                 stop += 1
-            yield Listed(self, units[start:stop], sizes[start], sizes[stop - 1])
+            yield Listed(self, units[start:stop], sizes[start], sizes[stop - 1], first)
             start = stop
 
 
 class Listed:
     """Some units, with lists of about one length."""
 
-    def __init__(self, lists: Lists, units: Tensor, longest: int, shortest: int) -> None:
-        self.lists, self.units = lists, units
+    def __init__(self, lists: Lists, units: Tensor, longest: int, shortest: int, first: int) -> None:
+        fold = lists.folded // lists.groups
+        self.lists, self.units = lists, units - first * fold * lists.grid.blocks
         self.row, self.query_block = units // lists.grid.blocks, units % lists.grid.blocks + lists.first
-        self.batch = self.row // lists.grid.groups
+        self.batch = self.row // lists.folded
         begin, end, full = (x.flatten()[units][:, None].long() for x in (lists.begin, lists.end, lists.full))
         slot = torch.arange(longest, device=units.device)
         late = end - longest + slot
@@ -97,9 +99,8 @@ class Listed:
         self.masks = torch.where(self.listed, by_query.masks[entry].long(), -1)
         whole = (self.listed & (begin + slot < full)).all(0)
         self.checked = int(whole.long().cumprod(0).sum())  # slots before are full in every list
-        fold = lists.grid.groups // lists.groups
         key_head = self.row // fold if fold > 1 else self.row
-        self.at = (key_head[:, None] * lists.key_blocks + self.blocks).flatten()
+        self.at = ((key_head - first)[:, None] * lists.key_blocks + self.blocks).flatten()
 
     def rows(self, x: Tensor) -> Tensor:
         """Queries of the units."""
@@ -167,8 +168,8 @@ class Listed:
     def _bias_index(self, bias: Bias) -> Tensor:
         """``(n, R, lists)``, or ``(n, 1, c, s)`` where blocks of the bias are not those of the layout."""
         lists, block = self.lists, self.lists.block
-        fold = lists.heads // lists.grid.groups
-        head = (self.row % lists.grid.groups)[:, None] * fold + torch.arange(fold, device=self.row.device)
+        fold = lists.grid.fold
+        head = (self.row % lists.folded)[:, None] * fold + torch.arange(fold, device=self.row.device)
         if bias.positions is None:
             query = self.query_block[:, None, None]
             return bias.index(self.batch[:, None, None], head[..., None], query, self.blocks[:, None])

@@ -10,7 +10,8 @@ Arrays inside: queries ``(B*G, blocks, R*c, D)``, keys ``(B*G, Tk, D)``, both pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from kernels.softmax.fused import fused_backward, fused_forward, fuses
 
 HIDDEN = -1e30  # finite, so that a row without a key has weights that are numbers; they are multiplied by zero
 ELEMENTS = 1 << 20  # scores of a tile: few enough for the cache, enough for few calls
+PARALLEL = 1 << 24  # pairs of tokens of a call from which on threads pay
+PART = 1 << 19  # numbers of the keys that are worked on at a time: they and their gradients then share a cache
 
 
 class Tile(Protocol):
@@ -53,7 +56,7 @@ class Tile(Protocol):
 class Grid:
     """How queries are cut and keys padded: ``front`` counts what is put before the first token."""
 
-    groups: int
+    fold: int
     block: int
     blocks: int
     front: int
@@ -63,18 +66,23 @@ class Grid:
     def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """``(B, Tq, H, X) -> (B*G, blocks, R*c, X)``."""
         batch, length, heads, width = x.shape
+        groups = heads // self.fold
         padding = self.front, self.blocks * self.block - self.front - length
         x = F.pad(x.to(dtype), (0, 0, 0, 0, *padding)) if any(padding) else x.to(dtype)
-        x = x.reshape(batch, self.blocks, self.block, self.groups, heads // self.groups, width)
-        x = x.permute(0, 3, 1, 4, 2, 5).reshape(batch * self.groups, self.blocks, -1, width)
+        x = x.reshape(batch, self.blocks, self.block, groups, self.fold, width)
+        x = x.permute(0, 3, 1, 4, 2, 5).reshape(batch * groups, self.blocks, -1, width)
         return x.contiguous()
 
-    def join(self, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Inverse of :meth:`split`."""
-        batch, length, heads, _ = shape
-        x = x.reshape(batch, self.groups, self.blocks, heads // self.groups, self.block, -1)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.blocks * self.block, heads, -1)
-        return x[:, self.front : self.front + length].to(dtype).contiguous()
+    def join(self, x: Tensor, out: Tensor) -> None:
+        """Inverse of :meth:`split`, into ``out``."""
+        batch, length, heads, _ = out.shape
+        x = x.reshape(batch, heads // self.fold, self.blocks, self.fold, self.block, -1)
+        x = x.permute(0, 2, 4, 1, 3, 5)
+        if length == self.blocks * self.block:
+            out.unflatten(1, (self.blocks, self.block)).unflatten(3, (-1, self.fold)).copy_(x)
+        else:
+            x = x.reshape(batch, self.blocks * self.block, heads, -1)
+            out.copy_(x[:, self.front : self.front + length])
 
     def split_keys(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """``(B, Tk, G, X) -> (B*G, keys, X)``."""
@@ -83,14 +91,59 @@ class Grid:
         x = F.pad(x, (0, 0, self.key_front, self.keys - self.key_front - length))
         return x.reshape(batch * groups, self.keys, width).contiguous()
 
-    def join_keys(self, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Inverse of :meth:`split_keys`."""
-        batch, length, groups, width = shape
+    def join_keys(self, x: Tensor, out: Tensor) -> None:
+        """Inverse of :meth:`split_keys`, into ``out``."""
+        batch, length, groups, width = out.shape
         x = x.view(batch, groups, self.keys, width)[:, :, self.key_front : self.key_front + length]
-        return x.transpose(1, 2).to(dtype).contiguous()
+        out.copy_(x.transpose(1, 2))
 
 
-Tiles = Callable[[int, int], Iterable[Tile]]  # those of a range of the B*G key heads
+Part = tuple[slice, slice]  # batch rows and key heads
+Tiles = Callable[[int, int], Iterable[Tile]]  # those of a range of the B*G key heads, which they count from its start
+
+
+def _parts(k: Tensor) -> Iterator[tuple[int, int, Part]]:
+    """Ranges of the B*G key heads: first, last, their batch rows and their heads."""
+    batch, length, groups, width = k.shape
+    fitting = max(PART // max(length * width, 1), 1)
+    rows, heads = max(fitting // groups, 1), min(fitting, groups)
+    for row in range(0, batch, rows):
+        below = min(row + rows, batch)
+        for head in range(0, groups, heads):
+            last = min(head + heads, groups)
+            yield row * groups + head, (below - 1) * groups + last, (slice(row, below), slice(head, last))
+
+
+def _each_part(work: Callable[[int, int, Part], None], q: Tensor, k: Tensor, alone: bool = False) -> None:
+    """Runs ``work`` for all parts, on as many threads as PyTorch has, each with parts of its own.
+
+    PyTorch's own threads meet at the end of every operation; here they meet once. Parts share no sum, so the result
+    does not depend on who is first.
+    """
+    parts, threads = list(_parts(k)), torch.get_num_threads()
+    small = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] < PARALLEL
+    if alone or small or threads == 1 or len(parts) < threads or q.device.type != "cpu":
+        for part in parts:
+            work(*part)
+        return
+
+    def one_of(part: tuple[int, int, Part]) -> None:
+        torch.set_num_threads(1)  # of this thread
+        with torch.no_grad():
+            work(*part)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one_of, parts))
+    finally:
+        torch.set_num_threads(threads)  # also for threads to come
+
+
+def _of(x: Tensor, which: Part, groups: int) -> Tensor:
+    """The heads of ``(B, T, H or G, X)`` that belong to some key heads."""
+    fold = x.shape[2] // groups
+    rows, heads = which
+    return x[rows, :, heads.start * fold : heads.stop * fold]
 
 
 def _mask(tile: Tile, rows: Tensor, keys: Tensor, fold: int) -> Tensor:
@@ -112,25 +165,41 @@ def _weigh(tile: Tile, query: Tensor, key: Tensor, fold: int, scale: float) -> t
 
 def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid, tiles: Tiles, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(B, Tq, H, E)`` in the dtype of q and log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
-    dtype, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // grid.groups
-    query, key, value = grid.split(q, dtype), grid.split_keys(k, dtype), grid.split_keys(v, dtype)
-    output = query.new_zeros(*query.shape[:3], v.shape[-1])
-    lse = query.new_full((*query.shape[:3], 1), -torch.inf)
-    fused = fuses(query, v)
-    for tile in tiles(0, key.shape[0]):
-        if fused:
-            inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
-            part, total = fused_forward(*inputs, _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold), scale)
-            part, total = part[:, 0], total[:, 0, :, None]
-            seen = total > HIDDEN / 2
-        else:
-            weights, highest = _weigh(tile, query, key, fold, scale)
-            part, seen = weights @ tile.keys(value), highest > HIDDEN / 2
-            total = highest - weights.amax(-1, keepdim=True).log_()
-        tile.write(lse, total.masked_fill(~seen, -torch.inf))
-        tile.write(output, part.mul_(seen))
-    shape = tuple(q.shape)
-    return grid.join(output, shape, q.dtype), grid.join(lse, shape, dtype)[..., 0].contiguous()
+    dtype, groups = torch.promote_types(q.dtype, torch.float32), k.shape[2]
+    output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
+    lse = torch.empty(*q.shape[:3], 1, dtype=dtype, device=q.device)
+
+    def work(first: int, last: int, which: Part) -> None:
+        query = grid.split(_of(q, which, groups), dtype)
+        key, value = (grid.split_keys(_of(x, which, groups), dtype) for x in (k, v))
+        out = query.new_zeros(*query.shape[:3], v.shape[-1])
+        total = query.new_full((*query.shape[:3], 1), -torch.inf)
+        for tile in tiles(first, last):
+            _attend_tile(tile, (query, key, value), out, total, grid.fold, scale)
+        grid.join(out, _of(output, which, groups))
+        grid.join(total, _of(lse, which, groups))
+
+    _each_part(work, q, k)
+    return output, lse[..., 0]
+
+
+def _attend_tile(
+    tile: Tile, arrays: tuple[Tensor, Tensor, Tensor], output: Tensor, lse: Tensor, fold: int, scale: float
+) -> None:
+    query, key, value = arrays
+    if fuses(query, value):
+        inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
+        part, total = fused_forward(*inputs, _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold), scale)
+        part, total = part[:, 0], total[:, 0, :, None]
+        seen = total > HIDDEN / 2
+    else:
+        weights, highest = _weigh(tile, query, key, fold, scale)
+        part, seen = weights @ tile.keys(value), highest > HIDDEN / 2
+        total = highest - weights.amax(-1, keepdim=True).log_()
+    if not seen.all():
+        part, total = part * seen, total.masked_fill(~seen, -torch.inf)
+    tile.write(lse, total)
+    tile.write(output, part)
 
 
 def differentiate(
@@ -149,32 +218,49 @@ def differentiate(
         bias_gradient: tiles take the gradient of their bias.
     """
     q, k, v, output, lse = arrays
-    dtype, fold = lse.dtype, q.shape[2] // grid.groups
-    empty = (lse == -torch.inf)[..., None]
-    grad = grid.split(grad_output.masked_fill(empty, 0) if empty.any() else grad_output, dtype)
-    query, key, value = grid.split(q, dtype), grid.split_keys(k, dtype), grid.split_keys(v, dtype)
-    grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (query, key, value))
-    if fuses(query, v) and grad_lse is None and not bias_gradient:
-        known = grid.split(output, dtype), grid.split(lse[..., None].masked_fill(empty, 0), dtype)
-        for tile in tiles(0, key.shape[0]):
-            inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
-            mask = _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold)
-            results = tile.rows(grad)[:, None], tile.rows(known[0])[:, None], tile.rows(known[1])[:, None]
-            found = fused_backward(*inputs, *results, mask, scale)
-            tile.write(grad_q, found[0][:, 0])
-            tile.add(grad_k, found[1][:, 0])
-            tile.add(grad_v, found[2][:, 0])
-    else:
-        inner = (grad_output.to(dtype) * output).sum(-1)
-        inner = inner if grad_lse is None else inner - grad_lse
-        inner = grid.split(inner[..., None].masked_fill(empty, 0), dtype)
-        for tile in tiles(0, key.shape[0]):
-            rows, of_rows = tile.rows(query).mul(scale), tile.rows(grad)
-            weights, _ = _weigh(tile, query, key, fold, scale)
-            tile.add(grad_v, weights.mT @ of_rows)
-            grad_scores = (of_rows @ tile.keys(value).mT).sub_(tile.rows(inner)).mul_(weights)
-            tile.write(grad_q, (grad_scores @ tile.keys(key)).mul_(scale))
-            tile.add(grad_k, grad_scores.mT @ rows)
-            tile.bias_gradient(grad_scores.unflatten(1, (fold, -1)))
-    grad_q = grid.join(grad_q, tuple(q.shape), q.dtype)
-    return grad_q, grid.join_keys(grad_k, tuple(k.shape), k.dtype), grid.join_keys(grad_v, tuple(v.shape), v.dtype)
+    dtype, groups = lse.dtype, k.shape[2]
+    empty, lse = (lse == -torch.inf)[..., None], lse[..., None]
+    if empty.any():
+        grad_output, lse = grad_output.masked_fill(empty, 0), lse.masked_fill(empty, 0)
+    fused = fuses(q.to(dtype), v) and grad_lse is None and not bias_gradient
+    rows = [grad_output, output, lse]
+    if not fused:
+        inner = (grad_output.to(dtype) * output).sum(-1, keepdim=True)
+        rows = [grad_output, inner if grad_lse is None else (inner - grad_lse[..., None]).masked_fill(empty, 0)]
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+
+    def work(first: int, last: int, which: Part) -> None:
+        of_rows = [grid.split(_of(x, which, groups), dtype) for x in (q, *rows)]
+        of_keys = [grid.split_keys(_of(x, which, groups), dtype) for x in (k, v)]
+        found = [torch.zeros_like(x) for x in (of_rows[0], *of_keys)]
+        for tile in tiles(first, last):
+            (_fused_gradients if fused else _gradients)(tile, of_rows, of_keys, found, grid.fold, scale)
+        for join, part, out in zip((grid.join, grid.join_keys, grid.join_keys), found, grads):
+            join(part, _of(out, which, groups))
+
+    _each_part(work, q, k, alone=bias_gradient)
+    return grads[0], grads[1], grads[2]
+
+
+def _fused_gradients(
+    tile: Tile, of_rows: list[Tensor], of_keys: list[Tensor], found: list[Tensor], fold: int, scale: float
+) -> None:
+    query, *known = (tile.rows(x)[:, None] for x in of_rows)
+    key, value = (tile.keys(x)[:, None] for x in of_keys)
+    mask = _mask(tile, query[:, 0], key[:, 0], fold)
+    grad_query, grad_key, grad_value = fused_backward(query, key, value, known[0], known[1], known[2], mask, scale)
+    tile.write(found[0], grad_query[:, 0])
+    tile.add(found[1], grad_key[:, 0])
+    tile.add(found[2], grad_value[:, 0])
+
+
+def _gradients(
+    tile: Tile, of_rows: list[Tensor], of_keys: list[Tensor], found: list[Tensor], fold: int, scale: float
+) -> None:
+    (query, grad, inner), (key, value) = of_rows, of_keys
+    weights, _ = _weigh(tile, query, key, fold, scale)
+    tile.add(found[2], weights.mT @ tile.rows(grad))
+    grad_scores = (tile.rows(grad) @ tile.keys(value).mT).sub_(tile.rows(inner)).mul_(weights)
+    tile.write(found[0], (grad_scores @ tile.keys(key)).mul_(scale))
+    tile.add(found[1], grad_scores.mT @ tile.rows(query).mul(scale))
+    tile.bias_gradient(grad_scores.unflatten(1, (fold, -1)))
