@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,41 +67,81 @@ class Lists:
     def tiles(self, first: int, last: int) -> Iterator[Listed]:
         """Tiles of the key heads from ``first`` on, counted over the batch."""
         fold = self.folded // self.groups
-        counts = (self.end - self.begin)[first * fold : last * fold].flatten()
-        lengths, order = counts.sort(descending=True)
-        units, sizes = order + first * fold * self.grid.blocks, lengths.tolist()
-        rows = self.block * self.grid.fold
-        start = 0
+        blocks = self.grid.blocks
+        begin, end, full = (x[first * fold : last * fold].flatten().long() for x in (self.begin, self.end, self.full))
+        lengths, units = (end - begin).sort(descending=True, stable=True)
+        sizes = lengths.tolist()
+        cuts = self._cut(sizes)
+        longest = lengths.new_tensor([size for start, stop in cuts for size in [sizes[start]] * (stop - start)])
+        if not cuts:
+            return
+        units = units[: len(longest)]
+        entries = _Entries.of(self, units, first * fold * blocks, first, longest, begin[units], end[units], full[units])
+        known, plain = (full - begin)[units].tolist(), entries.plain.tolist()
+        for start, stop in cuts:
+            size, whole = sizes[start], min(known[start:stop])
+            triangle = all(plain[start:stop]) and sizes[stop - 1] == size and whole == size - 1
+            yield Listed(self, entries.part(start, stop, size), whole, triangle)
+
+    def _cut(self, sizes: list[int]) -> list[tuple[int, int]]:
+        """Ranges of the sorted lists that make a tile each."""
+        rows, cuts, start = self.block * self.grid.fold, [], 0
         while start < len(sizes) and sizes[start]:
             limit = max(tiles.ELEMENTS // (rows * self.block * sizes[start]), 1)
             stop = start + 1
             while stop < min(len(sizes), start + limit) and sizes[stop] >= FILL * sizes[start] and sizes[stop]:
                 stop += 1
-            yield Listed(self, units[start:stop], sizes[start], sizes[stop - 1], first)
+            cuts.append((start, stop))
             start = stop
+        return cuts
+
+
+class _Entries(NamedTuple):
+    """Sorted units with their lists, all padded to the longest: full blocks first, partial ones last."""
+
+    units: Tensor  # counted from the first of the part
+    row: Tensor  # batch row times heads, and head
+    query_block: Tensor
+    listed: Tensor  # (units, slots) whether a slot holds an entry
+    blocks: Tensor  # (units, slots) key blocks
+    masks: Tensor  # (units, slots) their rows of bits, or -1
+    at: Tensor  # (units, slots) where the blocks are in the keys of the part
+    plain: Tensor  # whether a list hides nothing but the triangle of its last block, its own
+
+    @classmethod
+    def of(
+        cls, lists: Lists, units: Tensor, skipped: int, first: int, longest: Tensor, begin: Tensor, end: Tensor,
+        full: Tensor,
+    ) -> _Entries:  # fmt: skip
+        """``longest``: slots of the tile of each unit; entries are ``begin`` to ``end``, full ones to ``full``."""
+        fold, by_query = lists.folded // lists.groups, lists.layout.by_query
+        number = units + skipped
+        row, query_block = number // lists.grid.blocks, number % lists.grid.blocks + lists.first
+        slot = torch.arange(int(longest[0]), device=units.device)
+        early = (begin[:, None] + slot) < full[:, None]
+        entry = torch.where(early, begin[:, None] + slot, (end - longest)[:, None] + slot)
+        listed = (early | (entry >= full[:, None])) & (slot < longest[:, None])
+        entry = torch.where(listed, entry, 0)
+        blocks = torch.where(listed, by_query.blocks[entry].long(), 0)
+        masks = torch.where(listed, by_query.masks[entry].long(), -1)
+        key_head = row // fold - first
+        own = blocks.gather(1, longest[:, None] - 1)[:, 0] == query_block
+        plain = own & (masks.amax(1) < 0) & (end - full == 1)
+        return cls(units, row, query_block, listed, blocks, masks, key_head[:, None] * lists.key_blocks + blocks, plain)
+
+    def part(self, start: int, stop: int, slots: int) -> _Entries:
+        """Some units, with as many slots as they need."""
+        return _Entries(*(x[start:stop] if x.dim() == 1 else x[start:stop, :slots] for x in self))
 
 
 class Listed:
     """Some units, with lists of about one length."""
 
-    def __init__(self, lists: Lists, units: Tensor, longest: int, shortest: int, first: int) -> None:
-        fold = lists.folded // lists.groups
-        self.lists, self.units = lists, units - first * fold * lists.grid.blocks
-        self.row, self.query_block = units // lists.grid.blocks, units % lists.grid.blocks + lists.first
-        self.batch = self.row // lists.folded
-        begin, end, full = (x.flatten()[units][:, None].long() for x in (lists.begin, lists.end, lists.full))
-        slot = torch.arange(longest, device=units.device)
-        late = end - longest + slot
-        entry = torch.where(begin + slot < full, begin + slot, late)
-        self.listed = entry >= torch.where(begin + slot < full, begin, full)
-        entry = entry.clamp(min=0)
-        by_query = lists.layout.by_query
-        self.blocks = torch.where(self.listed, by_query.blocks[entry].long(), 0)
-        self.masks = torch.where(self.listed, by_query.masks[entry].long(), -1)
-        whole = (self.listed & (begin + slot < full)).all(0)
-        self.checked = int(whole.long().cumprod(0).sum())  # slots before are full in every list
-        key_head = self.row // fold if fold > 1 else self.row
-        self.at = ((key_head - first)[:, None] * lists.key_blocks + self.blocks).flatten()
+    def __init__(self, lists: Lists, entries: _Entries, whole: int, triangle: bool) -> None:
+        self.lists, self.checked, self.triangle = lists, whole, triangle  # slots before ``checked`` are full in all
+        self.units, self.row, self.query_block = entries.units, entries.row, entries.query_block
+        self.listed, self.blocks, self.masks = entries.listed, entries.blocks, entries.masks
+        self.batch, self.at = entries.row // lists.folded, entries.at.flatten()
 
     def rows(self, x: Tensor) -> Tensor:
         """Queries of the units."""
@@ -137,8 +178,7 @@ class Listed:
 
     def mask(self) -> Tensor | None:
         """The triangle of the block itself behind full blocks, which is all that most layouts hide."""
-        last, plain = self.blocks[:, -1] == self.query_block, self.masks.amax() < 0 and self.listed.all()
-        if self.lists.bias is not None or self.checked < self.blocks.shape[1] - 1 or not (plain and last.all()):
+        if not self.triangle or self.lists.bias is not None:
             return None
         block = self.lists.block
         seen = torch.ones(block, block, dtype=torch.bool, device=self.units.device).tril_()

@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels.softmax.fused import fused_backward, fused_forward, fuses
 
 HIDDEN = -1e30  # finite, so that a row without a key has weights that are numbers; they are multiplied by zero
-ELEMENTS = 1 << 20  # scores of a tile: few enough for the cache, enough for few calls
+ELEMENTS = 1 << 19  # scores of a tile: few enough for the cache, enough for few calls
 PARALLEL = 1 << 24  # pairs of tokens of a call from which on threads pay
 PART = 1 << 19  # numbers of the keys that are worked on at a time: they and their gradients then share a cache
 
