@@ -19,8 +19,8 @@ def _states(chunk: int, tall: int, tile: int, warps: int, stages: int) -> Config
 
 
 _SMALL = {(size, 256): _mix(32, 32, 4, 1) for size in (2, 4)}
-_COMBINE = {(size, 256): Config({"TILE": 1024}, 4, 1) for size in (2, 4)}
-_STEP = {(size, 256): Config({"TILE": 32}, 4, 1) for size in (2, 4)}
+_COMBINE = {(2, 256): Config({"TILE": 1024}, 4, 1), (4, 64): Config({"TILE": 1024}, 4, 1)}
+_STEP = {(2, 256): Config({"TILE": 32}, 4, 1), (4, 64): Config({"TILE": 32}, 4, 1)}
 
 TABLE: Table = {
     "mix": {

@@ -178,7 +178,7 @@ def _scan(states: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> tu
         states, factors = states.flip(0), factors.flip(0)
     after = prefix_scan(initial, factors[..., None, None], states)
     before = torch.cat([initial[None], after[:-1]])
-    return before.flip(0) if reverse else before, after[-1]
+    return before.flip(0) if reverse else before, after[-1].clone()
 
 
 def triton_forward(

@@ -22,7 +22,7 @@ def _decode(keys: int, warps: int, stages: int) -> Config:
     return Config({"KEYS": keys}, warps, stages)
 
 
-_MERGED = {(_FULL, 256): Config({"SPLITS": 32}, 4, 2), (_HALF, 256): Config({"SPLITS": 32}, 4, 2)}
+_MERGED = {(_FULL, 64): Config({"SPLITS": 32}, 4, 2), (_HALF, 256): Config({"SPLITS": 32}, 4, 2)}
 _DECODED = {
     (_HALF, 64): _decode(128, 4, 3),
     (_HALF, 128): _decode(64, 4, 3),
@@ -98,5 +98,9 @@ TABLE: Table = {
         "sm_80": _DECODED,
         INTERPRETER: {(_HALF, 256): _decode(16, 4, 1), (_FULL, 256): _decode(16, 4, 1)},
     },
-    "merge": {"sm_90": _MERGED, "sm_80": _MERGED, INTERPRETER: {key: Config({"SPLITS": 4}, 4, 1) for key in _MERGED}},
+    "merge": {
+        "sm_90": _MERGED,
+        "sm_80": _MERGED,
+        INTERPRETER: {(s, 256): Config({"SPLITS": 4}, 4, 1) for s in (_HALF, _FULL)},
+    },
 }
