@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/mypy
 
 kernels: install
-	$(BIN)/python scripts/compile_kernels.py calls=main dtype=bf16
+	$(BIN)/python scripts/compile_kernels.py
 
 clean:
 	rm -rf $(VENV)

@@ -35,13 +35,13 @@ _FORWARD: dict[str, dict[tuple[int, int], Config]] = {
         (_HALF, 64): _tiles(128, 128, 8, 3),
         (_HALF, 128): _tiles(128, 64, 8, 3),
         (_HALF, 256): _tiles(128, 32, 8, 2),
-        (_FULL, 64): _tiles(32, 32, 4, 1),
+        (_FULL, 64): _tiles(32, 32, 8, 1),
     },
     "sm_80": {
         (_HALF, 64): _tiles(128, 64, 8, 2),
         (_HALF, 128): _tiles(128, 32, 8, 2),
         (_HALF, 256): _tiles(64, 32, 8, 2),
-        (_FULL, 64): _tiles(32, 32, 4, 1),
+        (_FULL, 64): _tiles(32, 32, 8, 1),
     },
     INTERPRETER: _INTERPRETED,
 }
@@ -77,6 +77,7 @@ TABLE: Table = {
     "key_gradient_listed": {
         **_KEY_GRADIENT,
         "sm_90": {**_KEY_GRADIENT["sm_90"], (_HALF, 128): _tiles(16, 128, 8, 2)},
+        "sm_80": {**_KEY_GRADIENT["sm_80"], (_FULL, 64): _tiles(16, 16, 4, 1)},
     },
     "query_gradient": {
         "sm_90": {
@@ -88,8 +89,8 @@ TABLE: Table = {
         "sm_80": {
             (_HALF, 64): _tiles(128, 32, 8, 2),
             (_HALF, 128): _tiles(64, 32, 4, 2),
-            (_HALF, 256): _tiles(64, 16, 8, 1),
-            (_FULL, 64): _tiles(32, 32, 4, 2),
+            (_HALF, 256): _tiles(32, 32, 8, 1),
+            (_FULL, 64): _tiles(16, 32, 4, 1),
         },
         INTERPRETER: _INTERPRETED,
     },
