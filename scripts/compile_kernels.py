@@ -6,9 +6,9 @@
 arch is sm_80, sm_90 or all; kernel, width, dtype and family narrow the choice of rows. calls=all compiles every call
 of kernels/tools/calls.py for the 16-bit rows and the main ones for the 32-bit rows; calls=main leaves out, for both,
 calls that differ from others in a flag or two.
-`make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a kernel
-does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32 bits, or
-if no call of kernels/tools/calls.py launches a row of the tables.
+`make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a
+kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
+bits, or if no call of kernels/tools/calls.py launches a row of the tables.
 
 The table has a line for each row of kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
 Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.

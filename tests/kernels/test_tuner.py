@@ -45,7 +45,7 @@ def test_candidates_start_with_what_ships_and_are_bounded():
 
 def test_a_row_is_found_by_the_next_width(monkeypatch):
     with record("sm_90"):
-        assert find_row("linear.step", torch.bfloat16, 100, torch.device("cpu")).width == 128
+        assert find_row("linear.mix", torch.bfloat16, 100, torch.device("cpu")).width == 128
         with pytest.raises(ValueError, match=r"expected one of linear\.mix"):
             find_row("mix", torch.bfloat16, 64, torch.device("cpu"))
         with pytest.raises(ValueError, match="no row that wide"):
@@ -120,7 +120,7 @@ SEARCH = """
 import json, sys
 from pathlib import Path
 import torch
-from kernels import tuner
+from kernels.tools import tuner
 from kernels.tools.calls import CALLS, Size
 from kernels.launch import INTERPRETER, Config, choose
 from kernels.linear import triton_host
