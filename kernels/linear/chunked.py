@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**16  # of one array of a segment: all of them then share a few MiB of cache
+CACHE_ELEMENTS = 2**17  # of one array of a segment: all of them then share a few MiB of cache
 
 
 class Plan(NamedTuple):
@@ -43,7 +43,10 @@ def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk:
     chunks = -(-length // chunk)
     if algorithm == "scan":
         return Plan(chunk, max(chunks, 1), True)
-    fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
+    elements = CACHE_ELEMENTS
+    if batch * length * heads * width <= 4 * elements:  # fresh buffers would cost more than the calls that they save
+        elements //= 2
+    fitting = elements // max(batch * heads * chunk * width, 1)
     return Plan(chunk, max(1, min(chunks, fitting)), False)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.softmax.fused import fused_forward, fuses
+from kernels.softmax.tiles import HIDDEN
+
 
 def ring_slots(positions: Tensor, capacity: int, sinks: int = 0) -> Tensor:
     """Slot of each position in a ring cache: the sinks stay at the front, the others go round behind them.
@@ -35,8 +38,7 @@ def step(
     batch, heads, width = q.shape
     groups, capacity = k_cache.shape[2], k_cache.shape[1]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    query = q.reshape(batch, groups, heads // groups, width).to(dtype) * scale
-    scores = query @ k_cache.to(dtype).permute(0, 2, 3, 1)  # (B, G, R, capacity)
+    query = q.reshape(batch, groups, heads // groups, width).to(dtype)
     last = lengths[:, None] - 1
     place = torch.arange(capacity, device=q.device)[None]
     if ring:  # the latest position that a slot has taken
@@ -45,6 +47,14 @@ def step(
     valid = place <= last
     if window is not None:
         valid = valid & ((place > last - window) | (place < sinks))
+    if fuses(query, v_cache) and capacity:
+        mask = torch.where(valid, 0.0, HIDDEN)[:, None, None]
+        keys, values = (x.to(dtype).transpose(1, 2) for x in (k_cache, v_cache))
+        output, lse = fused_forward(query, keys, values, mask, scale)
+        seen = lse > HIDDEN / 2
+        output, lse = output * seen[..., None], lse.masked_fill(~seen, -torch.inf)
+        return output.reshape(batch, heads, -1).to(q.dtype), lse.reshape(batch, heads)
+    scores = (query * scale) @ k_cache.to(dtype).permute(0, 2, 3, 1)  # (B, G, R, capacity)
     scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
     weights = (scores - lse.clamp(min=torch.finfo(dtype).min)).exp()

@@ -219,3 +219,17 @@ def test_a_step_over_no_key_gives_zero():
 def test_a_step_with_a_window_of_no_key_gives_zero():
     q, cache = torch.randn(2, 4, 8), torch.randn(2, 5, 2, 8)
     assert not softmax_attention_step(q, cache, cache, torch.tensor([2, 3]), window=0).any()
+
+
+@pytest.mark.parametrize(
+    "rule", [{}, {"window": 6}, {"window": 4, "sinks": 2}, {"window": 4, "sinks": 2, "ring": True}], ids=str
+)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_step_in_fp32_equals_one_in_fp64(rule, groups):
+    """The fused attention serves the first, plain products the second; one row has no key."""
+    lengths = torch.tensor([0, 2, 20, 30])
+    q, k, v = torch.randn(4, 4, 8), torch.randn(4, 30, groups, 8), torch.randn(4, 30, groups, 8)
+    narrow = softmax_attention_step(q, k, v, lengths, **rule)
+    wide = softmax_attention_step(q.double(), k.double(), v.double(), lengths, **rule)
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=1e-6)
+    assert not narrow[0].any()
