@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
-
-from typing import NamedTuple
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from kernels import BlockLayout
 from kernels.launch import record
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.triton_host import document_bounds, triton_backward, triton_forward, triton_step
@@ -27,62 +22,24 @@ NAMES = ["o", "lse", "dq", "dk", "dv", "dbias"]
 ONE_ROW = [[1, 20, 1, 41, 2]]
 
 
-class Lists(NamedTuple):
-    """Stand-in for kernels.layout.Lists."""
-
-    offsets: torch.Tensor
-    full: torch.Tensor
-    blocks: torch.Tensor
-    masks: torch.Tensor
-
-
-class Layout(NamedTuple):
-    """Stand-in for kernels.layout.BlockLayout."""
-
-    block: int
-    by_query: Lists
-    by_key: Lists
-    bits: torch.Tensor
-
-
 def make_layout(mask, block):
-    """Lists of the blocks in which ``mask`` (B', H', Tq, Tk) has a pair."""
+    """The blocks in which ``mask`` (B', H', Tq, Tk) has a pair, by bits where it is not just causal there."""
     batch, heads, queries, keys = mask.shape
     rows, offset = -(-keys // block), keys - queries
     square = torch.zeros(batch, heads, rows * block, rows * block, dtype=torch.bool)
     square[:, :, offset:keys, :keys] = mask
     lower = torch.ones(rows * block, rows * block, dtype=torch.bool).tril()
     lower[:offset], lower[keys:] = False, False
-    bits = []
-
-    def lists(transposed):
-        offsets, full, blocks, masks = [], [], [], []
-        for pairs in square.flatten(0, 1):
-            offsets.append(len(blocks))
-            for row in range(rows):
-                entries = []
-                for other in range(rows):
-                    i, j = (other, row) if transposed else (row, other)
-                    part = (slice(i * block, i * block + block), slice(j * block, j * block + block))
-                    if pairs[part].any():
-                        causal = pairs[part].equal(lower[part])
-                        entries.append((other, causal and j < i, -1 if causal else len(bits)))
-                        bits.extend([] if causal else [pairs[part]])
-                entries.sort(key=lambda entry: not entry[1])
-                full.append(sum(entry[1] for entry in entries))
-                blocks += [entry[0] for entry in entries]
-                masks += [entry[2] for entry in entries]
-                offsets.append(len(blocks))
-        made = torch.tensor(offsets).view(batch, heads, rows + 1), torch.tensor(full).view(batch, heads, rows)
-        return Lists(*(x.int() for x in (*made, torch.tensor(blocks), torch.tensor(masks))))
-
-    by_query, by_key = lists(False), lists(True)
+    parts, causal = (
+        x.unflatten(-1, (rows, block)).unflatten(-3, (rows, block)).transpose(-3, -2) for x in (square, lower)
+    )
+    b, h, i, j = parts.any((-1, -2)).nonzero().unbind(1)
+    ruled = (parts[b, h, i, j] != causal[i, j]).any((-1, -2))
     words = -(-block // 32)
-    padded = torch.zeros(max(len(bits), 1), block, words * 32, dtype=torch.int64)
-    if bits:
-        padded[:, :, :block] = torch.stack(bits)
-    packed = (padded.view(-1, block, words, 32) << torch.arange(32)).sum(-1).to(torch.int32)
-    return Layout(block, by_query, by_key, packed)
+    seen = torch.nn.functional.pad(parts[b, h, i, j][ruled], (0, words * 32 - block))
+    bits = (seen.unflatten(-1, (words, 32)).long() << torch.arange(32)).sum(-1).to(torch.int32)
+    masks = torch.where(ruled, ruled.cumsum(0) - 1, -1)
+    return BlockLayout.from_pairs(block, rows, b, h, i, j, masks, bits, batches=batch, heads=heads)
 
 
 def plain(q, k, v, mask, scale, bias=None):
