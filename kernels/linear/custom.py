@@ -12,7 +12,7 @@ from kernels.flops import flop_formula
 from kernels.linear.chunked import Plan, chunked_backward, chunked_forward, plan, precise
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor state, Tensor? documents"
-_HOW = "float scale, str algorithm, bool wide, str backend"
+_HOW = "float scale, str algorithm"
 
 
 PROGRAMS = 264  # of the Triton form, two for each multiprocessor of an H100, whatever batch x heads is
@@ -37,7 +37,7 @@ def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
 @torch.library.custom_op(
     "attention_zoo::linear_attention",
     mutates_args=(),
-    schema=f"({_INPUTS}, {_HOW}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, {_HOW}, bool wide, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def linear_forward(
     q: Tensor,
@@ -91,8 +91,8 @@ def _(
 @torch.library.custom_op(
     "attention_zoo::linear_attention_backward",
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor starts, Tensor grad_output, Tensor grad_final, {_HOW}, bool decay_gradient)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, Tensor starts, Tensor grad_output, Tensor grad_final, {_HOW}, str backend,"
+    " bool decay_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_backward(
     q: Tensor,
@@ -106,7 +106,6 @@ def linear_backward(
     grad_final: Tensor,
     scale: float,
     algorithm: str,
-    wide: bool,
     backend: str,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -142,7 +141,6 @@ def _(
     grad_final: Tensor,
     scale: float,
     algorithm: str,
-    wide: bool,
     backend: str,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -152,7 +150,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.scale, ctx.algorithm, ctx.wide, ctx.backend = inputs
+    *arrays, ctx.scale, ctx.algorithm, _, ctx.backend = inputs
     ctx.save_for_backward(*arrays, output[2])
     ctx.mark_non_differentiable(output[2])
 
@@ -160,7 +158,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 @without_autocast
 def _differentiate(ctx: Any, grad_output: Tensor, grad_final: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *arrays, starts = ctx.saved_tensors
-    how = ctx.scale, ctx.algorithm, ctx.wide, ctx.backend
+    how = ctx.scale, ctx.algorithm, ctx.backend
     wanted = arrays[3] is not None and ctx.needs_input_grad[3]
     *grads, grad_state, grad_decay = linear_backward(*arrays, starts, grad_output, grad_final, *how, wanted)
     return *grads, grad_decay if wanted else None, grad_state, None, None, None, None, None

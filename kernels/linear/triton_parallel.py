@@ -7,7 +7,7 @@ from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place
 
 
 @triton.jit
-def _reach(totals, log_decay, b, h, T, H, tokens, KIND: tl.constexpr):
+def _reach(totals, b, h, T, H, tokens, KIND: tl.constexpr):
     """Running sum of the log decays (base 2, fp64 where it is not a plain multiple) up to and with each token."""
     if KIND == 0:
         total = tl.zeros_like(tokens).to(tl.float32)
@@ -82,7 +82,7 @@ def parallel_kernel(
     z += (b * zb + h * zh) * ALIGN
     t = part * CHUNK + tl.arange(0, CHUNK)
     x_tile = load(x, t, xt * ALIGN, wide, T, X, X_PADDED)
-    here = _reach(totals, log_decay, b, h, T, H, t, KIND)
+    here = _reach(totals, b, h, T, H, t, KIND)
     ids = t * 0
     if DOCUMENTS:
         ids = tl.load(documents + b * T + t, mask=t < T, other=0)
@@ -95,7 +95,7 @@ def parallel_kernel(
     carried = tl.load(state + (b * H + h) * (X * Z) + element, mask=held, other=0.0)
     edge = (T - 1 + tl.arange(0, 1)) if REVERSE else tl.arange(0, 1).to(tl.int64)
     if REVERSE:
-        read = _power(_reach(totals, log_decay, b, h, T, H, edge, KIND) - here, log_decay, h, KIND)
+        read = _power(_reach(totals, b, h, T, H, edge, KIND) - here, log_decay, h, KIND)
     else:
         read = _power(here, log_decay, h, KIND) * scale
     if DOCUMENTS:
@@ -113,7 +113,7 @@ def parallel_kernel(
         s = n * CHUNK + tl.arange(0, CHUNK)
         y_tile = load(y, s, yt * ALIGN, wide, T, X, X_PADDED)
         z_tile = load(z, s, zt * ALIGN, columns, T, Z, TILE * TILES)
-        there = _reach(totals, log_decay, b, h, T, H, s, KIND)
+        there = _reach(totals, b, h, T, H, s, KIND)
         if REVERSE:
             difference = there[None, :] - here[:, None]
             allowed = s[None, :] >= t[:, None]

@@ -1,4 +1,4 @@
-"""PyTorch's own fused causal attention on the CPU, called directly: it also returns the log-sum-exp."""
+"""PyTorch's own fused attention on the CPU, called directly for its log-sum-exp: causal as a whole, and for tiles."""
 
 from __future__ import annotations
 
