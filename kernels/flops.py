@@ -10,27 +10,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Formula = Callable[..., int]
 
-_waiting: list[tuple[Any, Formula]] = []
+_formulas: list[tuple[Any, Formula]] = []
 
 
 def flop_formula(op: Any) -> Callable[[Formula], Formula]:
     """Decorator: the formula takes the arguments of ``op``, with shapes in place of tensors, and ``out_shape``."""
 
     def remember(formula: Formula) -> Formula:
-        _waiting.append((op, formula))
+        _formulas.append((op, formula))
         return formula
 
     return remember
 
 
 def offer_flops() -> None:
-    """Registers what is waiting, if FlopCounterMode has been imported."""
-    if not _waiting or torch.compiler.is_compiling():
+    """Registers the formulas if FlopCounterMode has been imported, also with counters that were made before."""
+    counter = None if torch.compiler.is_compiling() else sys.modules.get("torch.utils.flop_counter")
+    if counter is None:
         return
-    counter = sys.modules.get("torch.utils.flop_counter")
-    while counter is not None and _waiting:
-        op, formula = _waiting.pop()
-        counter.register_flop_formula(op)(formula)
+    for op, formula in _formulas:
+        if op not in counter.flop_registry:
+            counter.register_flop_formula(op)(formula)
+    for mode in _get_current_dispatch_mode_stack():
+        registry = getattr(getattr(mode, "counter", mode), "flop_registry", None)
+        if registry is not None:
+            for op, _ in _formulas:
+                registry.setdefault(op, counter.flop_registry[op])
