@@ -115,6 +115,7 @@ def linear_attention_step(
     s = state.s if isinstance(state, NormalizedState) else state
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
+    offer_flops()
     chosen = resolve_backend(backend, "a step of linear attention", q, k, v, missing=_unfit_state(s))
     if log_decay is not None:
         log_decay = log_decay.clamp(min=FORGOTTEN)
