@@ -3,7 +3,7 @@
 Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this package asks no device and needs only torch.
 """
 
-from kernels.backend import BackendError
+from kernels.backend import BackendError, use_backend
 from kernels.layout import BlockLayout
 from kernels.linear import NormalizedState, linear_attention, linear_attention_step
 from kernels.softmax import softmax_attention, softmax_attention_step
@@ -16,4 +16,5 @@ __all__ = [
     "linear_attention_step",
     "softmax_attention",
     "softmax_attention_step",
+    "use_backend",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
@@ -17,11 +18,32 @@ log = logging.getLogger("kernels")
 BACKENDS = ("triton", "torch", "reference")
 WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}  # heads that the Triton kernels have tiles for
 
+_preferred = "auto"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class BackendError(ValueError):
     """The backend that was asked for does not exist or cannot run here."""
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside, ``backend="auto"`` means ``name``: ``auto``, ``triton``, ``torch`` or ``reference``.
+
+    It holds for the whole process, and is read when an op is called or compiled.
+
+    Raises:
+        BackendError: if there is no such backend.
+    """
+    global _preferred
+    if name not in ("auto", *BACKENDS):
+        raise BackendError(f"backend={name!r} does not exist: expected auto, {', '.join(BACKENDS)}.")
+    before, _preferred = _preferred, name
+    try:
+        yield
+    finally:
+        _preferred = before
 
 
 def resolve_backend(requested: str, family: str, *arrays: Tensor, missing: str | None = None) -> str:
@@ -33,6 +55,7 @@ def resolve_backend(requested: str, family: str, *arrays: Tensor, missing: str |
     Raises:
         BackendError: if ``requested`` does not exist, or is ``triton`` and cannot run: it says what is missing.
     """
+    requested = _preferred if requested == "auto" else requested
     if requested not in ("auto", *BACKENDS):
         raise BackendError(f"backend={requested!r} does not exist for {family}: expected auto, {', '.join(BACKENDS)}.")
     if requested in ("torch", "reference"):

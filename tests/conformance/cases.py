@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import zoo
+from zoo.mixers.parts.cache import StateCache
 
 WIDTH, HEADS, DEPTH = 32, 4, 3
 
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "softmax": [{"kv_heads": 2}, {"qk_norm": True}, {"gate": "sigmoid"}, {"rope": None}],
-    "gqa": [{"kv_heads": 1, "qk_norm": True}, {"kv_heads": 4}],
-    "mqa": [{"gate": "linear", "qk_norm": True}],
-    "lightning": [
-        {"layer": 1},
-        {"layer": 2, "decay": "paper"},
-        {"lrpe": "all", "layer": 1, "algorithm": "scan"},
-        {"lrpe": "none", "algorithm": "parallel"},
-        {"norm": "rms", "gate": "sigmoid"},
-        {"gate": "none", "algorithm": "chunk"},
-    ],
-}
-CASES = [(name, options) for name in zoo.mixers.names() for options in [{}, *OPTIONS.get(name, [])]]
+VARIANTS = Path(__file__).parent / "variants"
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """Options that a mixer is tested with beside its defaults: a YAML list, if there is one."""
+    file = VARIANTS / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []
+
+
+CASES = [(name, options) for name in zoo.mixers.names() for options in [{}, *variants(name)]]
 
 
 def _label(case: tuple[str, dict[str, Any]]) -> str:
@@ -73,3 +72,11 @@ def tensors(thing: Any) -> list[Tensor]:
     if isinstance(thing, list | tuple):
         return [t for value in thing for t in tensors(value)]
     return tensors(vars(thing)) if hasattr(thing, "__dict__") else []
+
+
+def states(thing: Any) -> list[StateCache]:
+    """Every state that a cache is made of."""
+    if isinstance(thing, StateCache):
+        return [thing]
+    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
+    return [state for part in parts for state in states(part)]

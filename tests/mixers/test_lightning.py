@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from kernels import linear_attention
-from zoo.mixers.lightning import CHUNK, alibi_slopes, lightning_slopes
-from zoo.mixers.positions import LinearizedRelativeEncoding
+from zoo.mixers.lightning import alibi_slopes, lightning_slopes
+from zoo.mixers.parts.costs import CHUNK
+from zoo.mixers.parts.positions import LinearizedRelativeEncoding
 
 ALIBI = {
     1: [1 / 256],

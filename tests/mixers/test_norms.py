@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.mixers.norms import EPS, build_norm, rms_norm
+from zoo.mixers.parts.norms import EPS, build_norm, rms_norm
 
 
 @pytest.mark.parametrize("weighted", [True, False])

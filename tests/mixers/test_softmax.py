@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.mixers.positions import rotate
+from zoo.mixers.parts.positions import rotate
 
 
 def build(name, **options):

@@ -94,6 +94,9 @@ class Mixer(nn.Module, ABC):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """Closed-form cost at a context length; ``dtype`` is that of the cache."""
 
+    def start_step(self, step: int) -> None:
+        """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""
+
     def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
         """Position of each token in its document, ``(1 or B, T)``."""
         if documents is not None:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels import linear_attention, linear_attention_step
-from zoo.mixers.base import Cost, Mixer
-from zoo.mixers.cache import StateCache
-from zoo.mixers.gates import build_gate
-from zoo.mixers.norms import build_norm
-from zoo.mixers.positions import LinearizedRelativeEncoding
+from kernels import linear_attention
+from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
+from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.positions import LinearizedRelativeEncoding
 from zoo.mixers.registry import register
 
 DECAYS = ("transnormer", "paper")
 LRPE = ("first", "all", "none")
-CHUNK = 64
 
 
 def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor:
@@ -44,7 +43,7 @@ def lightning_slopes(
 
 
 @register("lightning")
-class LightningAttention(Mixer):
+class LightningAttention(HeadMixer):
     """Lightning attention.
 
     Args:
@@ -70,60 +69,24 @@ class LightningAttention(Mixer):
         norm: str = "srms",
         gate: str = "linear",
     ) -> None:
-        super().__init__(width, heads, depth, layer)
+        super().__init__(width, heads, depth, layer, norm=checked_norm(norm), gate=gate)
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if lrpe not in LRPE:
             raise ValueError(f"lrpe={lrpe!r}: expected one of {', '.join(LRPE)}.")
         self.decay, self.algorithm = decay, algorithm
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         encoded = lrpe == "all" or (lrpe == "first" and layer == 0)
         self.lrpe = LinearizedRelativeEncoding(heads, self.head_width) if encoded else None
-        self.norm = build_norm(norm, width)
-        self.gate = build_gate(gate, width)
-        self.out = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        documents: Tensor | None = None,
-        marks: Tensor | None = None,
-        cache: StateCache | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """See :class:`zoo.mixers.base.Mixer`."""
-        self.check_call(documents, cache, lengths)
-        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.query, self.key, self.value))
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """One call of the kernel."""
         q, k = F.silu(q), F.silu(k)
         if self.lrpe is not None:
-            positions = self.positions(x, documents, cache)
-            q, k = self.lrpe(q, positions), self.lrpe(k, positions)
-        log_decay = -lightning_slopes(self.decay, self.heads, self.layer, self.depth, x.device)
-        if cache is not None:
-            y = self._attend_cached(q, k, v, log_decay, cache, lengths)
-        else:
-            y, _ = linear_attention(q, k, v, log_decay, documents=documents, algorithm=self.algorithm)
-        y = self.norm(y.flatten(-2))
-        return self.out(y if self.gate is None else self.gate(y, x))
-
-    def _attend_cached(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, cache: StateCache, lengths: Tensor | None
-    ) -> Tensor:
-        batch, length = q.shape[:2]
-        if length == 1 and lengths is None:
-            cache.lengths = cache.lengths + 1
-            return linear_attention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, cache.state)[:, None]
-        advance = torch.full_like(cache.lengths, length)
-        if lengths is not None:  # padding must neither be remembered nor decay the state
-            advance = lengths.to(cache.lengths)
-            real = torch.arange(length, device=q.device)[None] < advance[:, None]
-            k, log_decay = k * real[..., None, None], log_decay.expand(batch, length, -1) * real[..., None]
-        y, state = linear_attention(
-            q, k, v, log_decay, initial_state=cache.state, return_state=True, algorithm=self.algorithm
-        )
-        assert isinstance(state, Tensor)
-        cache.state, cache.lengths = state.detach(), cache.lengths + advance
+            q, k = self.lrpe(q, call.positions), self.lrpe(k, call.positions)
+        log_decay = -lightning_slopes(self.decay, self.heads, self.layer, self.depth, q.device)
+        if call.cache is not None:
+            return call.cache.attend(q, k, v, log_decay, call.lengths, algorithm=self.algorithm)
+        y, _ = linear_attention(q, k, v, log_decay, documents=call.documents, algorithm=self.algorithm)
         return y
 
     def new_cache(
@@ -134,20 +97,23 @@ class LightningAttention(Mixer):
         dtype: torch.dtype | None = None,
     ) -> StateCache:
         """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
-        width = self.head_width * (2 if self.lrpe is not None else 1)
-        return StateCache((batch_size, self.heads, width, self.head_width), device, dtype)
+        return StateCache((batch_size, self.heads, self._key_width(), self.head_width), device, dtype)
 
-    def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """In training: the lower half of each chunk's products, and the state written and read once per token."""
-        matrices = (5 if self.gate is not None else 4) * self.width**2
-        key_width = self.width * (2 if self.lrpe is not None else 1)
-        vectors = self.width if self.lrpe is not None else 0
-        vectors += sum(p.numel() for p in self.norm.parameters())
-        through_state = 4 * key_width * self.head_width
-        within_chunk = (min(CHUNK, context) + 1) * (key_width + self.width)
-        return Cost(
-            parameters=matrices + vectors,
-            flops_per_token=2 * matrices + through_state + within_chunk,
-            decode_flops_per_token=2 * matrices + through_state,
-            cache_bytes=key_width * self.head_width * max(dtype.itemsize, torch.float32.itemsize),
-        )
+    def mixing_flops(self, context: int) -> float:
+        """The lower half of each chunk's products, and the state written and read once per token."""
+        return linear_flops(self.heads, self._key_width(), self.head_width, context)
+
+    def step_flops(self, context: int) -> float:
+        """The state written and read."""
+        return linear_step_flops(self.heads, self._key_width(), self.head_width)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The state, whatever the context."""
+        return state_bytes(self.heads, self._key_width(), self.head_width, dtype)
+
+    def own_parameters(self) -> tuple[int, int]:
+        """The frequencies of LRPE."""
+        return 0, 0 if self.lrpe is None else self.width
+
+    def _key_width(self) -> int:
+        return self.head_width * (2 if self.lrpe is not None else 1)

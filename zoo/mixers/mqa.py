@@ -19,5 +19,7 @@ class MultiQueryAttention(SoftmaxAttention):
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+        sinks: bool = False,
     ) -> None:
-        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope)
+        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope, rope_fraction, sinks)

@@ -3,25 +3,24 @@
     o_t = sum_{j <= t} softmax_j(q_t . k_j / sqrt(D)) v_j;  query head h reads key head h // (H // G).
 
 Multi-head: Vaswani et al. 2017 (arXiv:1706.03762). Multi-query, G = 1: Shazeer 2019 (arXiv:1911.02150).
-Grouped-query: Ainslie et al. 2023 (arXiv:2305.13245).
+Grouped-query: Ainslie et al. 2023 (arXiv:2305.13245). Learned sinks: gpt-oss (OpenAI 2025, arXiv:2508.10925).
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from kernels import softmax_attention
-from zoo.mixers.base import Cost, Mixer
-from zoo.mixers.cache import KeyValueCache
-from zoo.mixers.gates import build_gate
-from zoo.mixers.norms import RMSNorm
-from zoo.mixers.positions import rotate
+from kernels import softmax_attention, softmax_attention_step
+from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.registry import register
 
 
 @register("softmax")
-class SoftmaxAttention(Mixer):
+class SoftmaxAttention(HeadMixer):
     """Softmax attention.
 
     Args:
@@ -29,9 +28,11 @@ class SoftmaxAttention(Mixer):
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear`` or ``sigmoid``.
         rope: base of the rotary frequencies; None for no positions.
+        rope_fraction: part of each head that is rotated.
+        sinks: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
 
     Raises:
-        ValueError: if heads is not divisible by kv_heads, or the head width is odd with ``rope``.
+        ValueError: if heads is not divisible by kv_heads, or the rotated part of a head is odd.
     """
 
     def __init__(
@@ -44,44 +45,22 @@ class SoftmaxAttention(Mixer):
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+        sinks: bool = False,
     ) -> None:
-        super().__init__(width, heads, depth, layer)
-        self.kv_heads = heads if kv_heads is None else kv_heads
-        if self.kv_heads < 1 or heads % self.kv_heads:
-            raise ValueError(
-                f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
-            )
-        if rope is not None and self.head_width % 2:
-            raise ValueError(f"rope needs an even head width, got width / heads = {self.head_width}.")
-        self.rope = rope
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.value = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.gate = build_gate(gate, width)
-        self.out = nn.Linear(width, width, bias=False)
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
+            gate=gate,
+        )  # fmt: skip
+        self.sink_logits = nn.Parameter(torch.zeros(heads)) if sinks else None
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        documents: Tensor | None = None,
-        marks: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """See :class:`zoo.mixers.base.Mixer`."""
-        self.check_call(documents, cache, lengths)
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if self.rope is not None:
-            positions = self.positions(x, documents, cache)
-            q, k = rotate(q, positions, self.rope), rotate(k, positions, self.rope)
-        y = cache.attend(q, k, v, lengths) if cache is not None else softmax_attention(q, k, v, documents=documents)
-        y = y.flatten(-2)
-        return self.out(y if self.gate is None else self.gate(y, x))
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """One call of the kernel."""
+        whole = partial(softmax_attention, sink_logits=self.sink_logits)
+        if call.cache is None:
+            return whole(q, k, v, documents=call.documents)
+        step = partial(softmax_attention_step, sink_logits=self.sink_logits)
+        return call.cache.attend(q, k, v, call.lengths, whole, step)
 
     def new_cache(
         self,
@@ -93,14 +72,18 @@ class SoftmaxAttention(Mixer):
         """Keys and values; grows beyond ``capacity``."""
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
 
-    def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """Every query reads (context + 1) / 2 keys on average in training, context + 1 keys in decoding."""
-        matrices = 2 * self.width * (self.width + self.kv_heads * self.head_width)
-        matrices += self.width**2 if self.gate is not None else 0
-        vectors = 2 * self.head_width if self.query_norm is not None else 0
-        return Cost(
-            parameters=matrices + vectors,
-            flops_per_token=2 * matrices + 4 * self.width * (context + 1) / 2,
-            decode_flops_per_token=2 * matrices + 4 * self.width * (context + 1),
-            cache_bytes=2 * context * self.kv_heads * self.head_width * dtype.itemsize,
-        )
+    def mixing_flops(self, context: int) -> float:
+        """Every query reads (context + 1) / 2 keys on average."""
+        return 4 * self.width * (context + 1) / 2
+
+    def step_flops(self, context: int) -> float:
+        """The next query reads context + 1 keys."""
+        return 4 * self.width * (context + 1)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of all tokens."""
+        return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
+
+    def own_parameters(self) -> tuple[int, int]:
+        """The logits of the sinks."""
+        return 0, 0 if self.sink_logits is None else self.heads

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.mixers import Mixer
-from zoo.mixers.norms import build_norm
+from zoo.mixers.parts.norms import build_norm
 
 
 class GatedMLP(nn.Module):

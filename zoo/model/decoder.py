@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import mixers
 from zoo.generation.generate import Sampling, generate, stream
 from zoo.mixers.base import Cost
-from zoo.mixers.norms import build_norm
+from zoo.mixers.parts.norms import build_norm
 from zoo.model.block import Block
 from zoo.model.initialization import initialize
 

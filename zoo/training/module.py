@@ -60,6 +60,11 @@ class LanguageModule(lightning.LightningModule):
         mean, losses = next_token_loss(hidden, self.decoder.head.weight, targets, batch.get("mask"))
         return mean, losses, targets
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Tell the mixers of the step, for what they draw anew."""
+        for block in self.decoder.layers:
+            block.mixer.start_step(self.trainer.global_step)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a micro batch."""
         mean, losses, targets = self._losses(batch)

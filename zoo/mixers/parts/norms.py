@@ -73,12 +73,17 @@ class SRMSNorm(nn.Module):
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}
 
 
+def checked_norm(name: str) -> str:
+    """``name``, where a norm is needed: ValueError unless it is one of them."""
+    if name not in NORMS:
+        raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}.")
+    return name
+
+
 def build_norm(name: str, width: int) -> nn.Module:
     """The norm called ``name``: ``rms`` or ``srms``.
 
     Raises:
         ValueError: on any other name.
     """
-    if name not in NORMS:
-        raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}.")
-    return NORMS[name](width)
+    return NORMS[checked_norm(name)](width)

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+def rotate(x: Tensor, positions: Tensor, theta: float, width: int | None = None) -> Tensor:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864): adjacent pairs turn by position * theta^(-2i/D).
 
     Args:
         x: ``(B, T, H, D)`` with D even. positions: ``(1 or B, T)``. theta: base of the frequencies.
+        width: even number of the D that are rotated, those at the front; None for all.
 
     Returns:
         Rotated ``(B, T, H, D)`` in the dtype of x.
     """
+    if width is not None and width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], positions, theta), x[..., width:]], -1)
     width = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=wide) / width)

@@ -1,0 +1,278 @@
+"""Caches of the mixers: keys and values of all tokens or of the latest, or a state of constant size."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
+from kernels.linear import NormalizedState
+from kernels.softmax import ring_slots
+
+
+class Whole(Protocol):
+    """Attention of ``q (B, Tq, H, D)`` over ``k, v (B, Tk, G, D)``, aligned at the end where Tq < Tk."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """``documents`` is ``(B, Tk)``; positions, blocks and strides count from the start of a document."""
+
+
+class Step(Protocol):
+    """Attention of one query per row, ``(B, H, D)``, over caches ``(B, capacity, G, D)``."""
+
+    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        """``lengths (B,)`` counts the tokens seen in each row, the query's own included."""
+
+
+class StateCache:
+    """A state that does not grow, in fp32 or better, and the tokens seen.
+
+    Attributes:
+        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalised attention. lengths: ``(B,)``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        normalize: bool = False,
+    ) -> None:
+        wide = torch.promote_types(dtype or torch.float32, torch.float32)
+        self.state = torch.zeros(shape, dtype=wide, device=device)
+        self.normalizer = self.state.new_zeros(shape[:3]) if normalize else None
+        self.lengths = torch.zeros(shape[0], dtype=torch.long, device=device)
+
+    def nbytes(self) -> int:
+        """Bytes of the state and its normaliser."""
+        return self.state.nbytes + (0 if self.normalizer is None else self.normalizer.nbytes)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor | None,
+        lengths: Tensor | None,
+        *,
+        scale: float = 1.0,
+        eps: float = 1e-6,
+        algorithm: str = "auto",
+    ) -> Tensor:
+        """Output ``(B, T, H, E)`` of a piece, whose tokens are added to the state.
+
+        Args:
+            q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T; padding is neither added nor decays the state.
+            scale, eps, algorithm: of :func:`kernels.linear_attention`.
+        """
+        batch, length = q.shape[:2]
+        normalize = self.normalizer is not None
+        state = self.state if self.normalizer is None else NormalizedState(self.state, self.normalizer)
+        if length == 1 and lengths is None:
+            self.lengths = self.lengths + 1
+            decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() == 3 else log_decay
+            step = linear_attention_step
+            return step(q[:, 0], k[:, 0], v[:, 0], decay, state, scale=scale, normalize=normalize, eps=eps)[:, None]
+        advance = torch.full_like(self.lengths, length)
+        if lengths is not None:
+            advance = lengths.to(self.lengths)
+            real = torch.arange(length, device=q.device)[None] < advance[:, None]
+            k = k.masked_fill(~real[..., None, None], 0)
+            if log_decay is not None:
+                log_decay = log_decay.expand(batch, length, -1).masked_fill(~real[..., None], 0)
+        y, after = linear_attention(
+            q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, initial_state=state, return_state=True,
+            algorithm=algorithm,
+        )  # fmt: skip
+        if isinstance(after, NormalizedState):
+            self.state, self.normalizer = after.s.detach().contiguous(), after.z.detach().contiguous()
+        elif after is not None:
+            self.state = after.detach()
+        self.lengths = self.lengths + advance
+        return y
+
+
+class KeyValueCache:
+    """Keys and values of all tokens, ``(B, capacity, G, D)``, row i valid up to ``lengths[i]``; grows when full."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        capacity: int,
+        heads: int,
+        width: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.keys = torch.zeros(batch_size, capacity, heads, width, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self._longest = 0  # on the host, so that a step never waits for the device
+        self._even = True  # all rows have the same length
+
+    def nbytes(self) -> int:
+        """Bytes of the valid part, were all rows as long as the longest."""
+        return 2 * self.keys[:, : self._longest].numel() * self.keys.element_size()
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        whole: Whole = softmax_attention,
+        step: Step = softmax_attention_step,
+    ) -> Tensor:
+        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, D)``.
+
+        Args:
+            q: ``(B, T, H, D)``. k, v: ``(B, T, G, D)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
+            whole: what the mixer computes over a sequence. step: the same for the last token alone.
+        """
+        length, before = q.shape[1], self.lengths
+        self._write(k.detach(), v.detach(), lengths)
+        if length == 1:
+            stop = self._longest + 1
+            output = step(q[:, 0], self.keys[:, :stop], self.values[:, :stop], before + 1)[:, None]
+        elif self._longest == 0:
+            output = whole(q, k, v)
+        elif self._even:
+            stop = self._longest + length
+            output = whole(q, self.keys[:, :stop].to(q.dtype), self.values[:, :stop].to(q.dtype))
+        else:
+            output = self._attend_uneven(q, before, whole)
+        self._advance(length, lengths)
+        return output
+
+    def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
+        length = k.shape[1]
+        self._reserve(self._longest + length)
+        if self._even:
+            span = slice(self._longest, self._longest + length)
+            self.keys[:, span], self.values[:, span] = k.to(self.keys.dtype), v.to(self.keys.dtype)
+            return
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        columns = self.lengths[:, None] + torch.arange(length, device=k.device)
+        self.keys[rows, columns], self.values[rows, columns] = k.to(self.keys.dtype), v.to(self.keys.dtype)
+
+    def _reserve(self, needed: int) -> None:
+        capacity = self.keys.shape[1]
+        if needed > capacity:
+            extra = max(needed, 2 * capacity) - capacity
+            pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
+            self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)
+
+    def _attend_uneven(self, q: Tensor, before: Tensor, whole: Whole) -> Tensor:
+        """Align the rows at their ends, where the kernel expects the queries, and hide what lies before a row."""
+        total = self._longest + q.shape[1]
+        source = torch.arange(total, device=q.device)[None] - (self._longest - before)[:, None]
+        rows = torch.arange(q.shape[0], device=q.device)[:, None]
+        keys, values = (x[rows, source.clamp(min=0)].to(q.dtype) for x in (self.keys, self.values))
+        return whole(q, keys, values, documents=(source >= 0).long())
+
+    def _advance(self, length: int, lengths: Tensor | None) -> None:
+        if lengths is None:
+            self.lengths = self.lengths + length
+            self._longest += length
+            return
+        self.lengths = self.lengths + lengths.to(self.lengths)
+        ends = self.lengths.tolist()
+        self._longest, self._even = max(ends), min(ends) == max(ends)
+
+
+class RingCache(KeyValueCache):
+    """Keys and values of the first ``sinks`` and the latest ``window`` tokens: it stops growing at so many slots."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        window: int,
+        sinks: int,
+        capacity: int,
+        heads: int,
+        width: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.window, self.sinks, self.limit = window, sinks, window + sinks
+        super().__init__(batch_size, min(capacity, self.limit), heads, width, device, dtype)
+
+    def nbytes(self) -> int:
+        """Bytes of the slots in use."""
+        return 2 * self.keys[:, : min(self._longest, self.limit)].numel() * self.keys.element_size()
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether a slot may have been taken a second time: positions are then those of a ring."""
+        return self._longest >= self.limit
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        whole: Whole = softmax_attention,
+        step: Step = softmax_attention_step,
+    ) -> Tensor:
+        """As of the class above; ``whole`` gets the sinks and the keys of the window in front of the piece.
+
+        ``step`` gets all slots, and must be told by :attr:`wrapped` that they are a ring.
+        """
+        length, before = q.shape[1], self.lengths
+        earlier = self._earlier(before) if length > 1 and self._longest else None
+        self._write(k.detach(), v.detach(), lengths)
+        if length == 1:
+            stop = min(self._longest + 1, self.limit)
+            output = step(q[:, 0], self.keys[:, :stop], self.values[:, :stop], before + 1)[:, None]
+        elif earlier is None:
+            output = whole(q, k, v)
+        else:
+            keys, values, hidden = earlier
+            keys, values = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
+            shown = torch.cat([~hidden, hidden.new_ones(q.shape[:2])], 1).long()
+            output = whole(q, keys, values, documents=None if self._even else shown)
+        self._advance(length, lengths)
+        return output
+
+    def _earlier(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sinks and window in order, ending at the same column, and what of the columns lies before a row."""
+        columns = min(self._longest, self.limit)
+        held = before.clamp(max=self.limit)[:, None]
+        place = torch.arange(columns, device=before.device)[None] - (columns - held)
+        at = torch.where(place < self.sinks, place, before[:, None] - (held - place)).clamp(min=0)
+        rows = torch.arange(len(before), device=before.device)[:, None]
+        slots = ring_slots(at, self.limit, self.sinks)
+        return self.keys[rows, slots], self.values[rows, slots], place < 0
+
+    def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
+        length = k.shape[1]
+        self._reserve(min(self._longest + length, self.limit))
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        added = torch.full_like(self.lengths, length) if lengths is None else lengths.to(self.lengths)
+        if length == 1:
+            slot = ring_slots(self.lengths[:, None], self.limit, self.sinks)
+            keep = (added == 0)[:, None, None, None]
+            for held, new in ((self.keys, k), (self.values, v)):
+                slots = slot.clamp(max=held.shape[1] - 1)
+                held[rows, slots] = torch.where(keep, held[rows, slots], new.to(held.dtype))
+            return
+        slots = torch.arange(self.keys.shape[1], device=k.device)[None]
+        turns = torch.div((self.lengths + added)[:, None] - 1 - slots, self.window, rounding_mode="floor")
+        latest = torch.where(slots < self.sinks, slots, slots + turns.clamp(min=0) * self.window)
+        source = latest - self.lengths[:, None]
+        fresh = ((source >= 0) & (source < added[:, None]))[..., None, None]
+        source = source.clamp(0, length - 1)
+        self.keys = torch.where(fresh, k[rows, source].to(self.keys.dtype), self.keys)
+        self.values = torch.where(fresh, v[rows, source].to(self.values.dtype), self.values)
+
+    def _reserve(self, needed: int) -> None:
+        """Grows by doubling, up to the limit."""
+        capacity = self.keys.shape[1]
+        if needed > capacity:
+            extra = min(max(needed, 2 * capacity), self.limit) - capacity
+            pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
+            self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)

@@ -1,0 +1,29 @@
+"""Closed forms that mixers of one family share; FLOPs count a multiply and an add as two."""
+
+from __future__ import annotations
+
+import torch
+
+CHUNK = 64  # of the linear kernels
+
+
+def linear_flops(heads: int, key_width: int, value_width: int, context: int) -> float:
+    """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once."""
+    through_state = 4 * heads * key_width * value_width
+    return through_state + (min(CHUNK, context) + 1) * heads * (key_width + value_width)
+
+
+def linear_step_flops(heads: int, key_width: int, value_width: int) -> float:
+    """FLOPs of one token of decoding: the state written and read."""
+    return 4 * heads * key_width * value_width
+
+
+def state_bytes(heads: int, key_width: int, value_width: int, dtype: torch.dtype) -> int:
+    """Bytes of a state, which is in fp32 or better; of a normalised one, ``value_width`` is one more."""
+    return heads * key_width * value_width * max(dtype.itemsize, torch.float32.itemsize)
+
+
+def window_pairs(context: int, window: int) -> int:
+    """Pairs of query and key of a causal window: the query's own key is one of them."""
+    short = min(context, window)
+    return short * (short + 1) // 2 + (context - short) * window

@@ -1,0 +1,156 @@
+"""The frame of most mixers: project to heads, mix them, norm, gate, project back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.mixers.base import Cost, Mixer
+from zoo.mixers.parts.gates import build_gate
+from zoo.mixers.parts.norms import RMSNorm, build_norm
+from zoo.mixers.parts.positions import rotate
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a mixer was called with, beside its heads.
+
+    Attributes:
+        x: input of the layer, ``(B, T, C)``.
+        positions: of each token in its document, ``(1 or B, T)``.
+        documents, marks, cache, lengths: as in :meth:`zoo.mixers.Mixer.forward`.
+    """
+
+    x: Tensor
+    positions: Tensor
+    documents: Tensor | None
+    marks: Tensor | None
+    cache: Any
+    lengths: Tensor | None
+
+    def real(self) -> Tensor | None:
+        """``(B, T)``: True for tokens, False for the padding of a ragged piece; None where all are real."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.x.shape[1], device=self.x.device)[None] < self.lengths.to(self.x.device)[:, None]
+
+
+class HeadMixer(Mixer):
+    """``W_o gate(norm(mix(W_q x, W_k x, W_v x)))``; a subclass writes ``mix`` and says what it costs.
+
+    Args:
+        kv_heads: key and value heads G; None for one per query head.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        rope: base of the rotary frequencies; None for no positions.
+        rope_fraction: part of each head that is rotated; the rest carries no position.
+        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        norm: of the output before the gate, ``none``, ``rms`` or ``srms``.
+        norm_heads: norm each head by itself and not all of them together.
+
+    Raises:
+        ValueError: on values that do not exist or do not fit together.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        layer: int,
+        *,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        rope: float | None = None,
+        rope_fraction: float = 1.0,
+        gate: str = "none",
+        norm: str = "none",
+        norm_heads: bool = False,
+    ) -> None:
+        super().__init__(width, heads, depth, layer)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or heads % self.kv_heads:
+            raise ValueError(
+                f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
+            )
+        self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
+        self.value = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
+        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.norm_heads = norm_heads
+        self.norm = None if norm == "none" else build_norm(norm, self.head_width if norm_heads else width)
+        self.gate = build_gate(gate, width)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        documents: Tensor | None = None,
+        marks: Tensor | None = None,
+        cache: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """See :class:`zoo.mixers.base.Mixer`."""
+        self.check_call(documents, cache, lengths)
+        call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.rope is not None:
+            q, k = (rotate(y, call.positions, self.rope, self.rotated) for y in (q, k))
+        y = self.mix(q, k, v, call)
+        if self.norm is not None:
+            y = self.norm(y if self.norm_heads else y.flatten(-2))
+        y = y.reshape(*x.shape[:2], self.width)
+        return self.out(y if self.gate is None else self.gate(y, x))
+
+    @abstractmethod
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """``(B, T, H, D)`` from queries ``(B, T, H, D)`` and keys and values ``(B, T, G, D)``."""
+
+    @abstractmethod
+    def mixing_flops(self, context: int) -> float:
+        """FLOPs per token of :meth:`mix` in training, averaged over a sequence of the context length."""
+
+    @abstractmethod
+    def step_flops(self, context: int) -> float:
+        """FLOPs of :meth:`mix` for the next token after the context."""
+
+    @abstractmethod
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Bytes that a sequence of the context length keeps, with a cache of ``dtype``."""
+
+    def own_parameters(self) -> tuple[int, int]:
+        """What the subclass trains beside the frame: numbers in matrices that every token is multiplied by, others."""
+        return 0, 0
+
+    def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """The projections and what the subclass says of its mixing."""
+        matrices, vectors = self.own_parameters()
+        matrices += 2 * self.width * (self.width + self.kv_heads * self.head_width)
+        matrices += self.width**2 if self.gate is not None else 0
+        vectors += 2 * self.head_width if self.query_norm is not None else 0
+        vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
+        return Cost(
+            parameters=matrices + vectors,
+            flops_per_token=2 * matrices + self.mixing_flops(context),
+            decode_flops_per_token=2 * matrices + self.step_flops(context),
+            cache_bytes=self.cache_bytes(context, dtype),
+        )
+
+
+def _rotated(rope: float | None, fraction: float, width: int) -> int:
+    """Numbers of each head that are rotated."""
+    if rope is None:
+        return 0
+    rotated = round(width * fraction)
+    if not 0 < fraction <= 1 or rotated < 2 or rotated % 2:
+        part = f"width / heads = {width}" if fraction == 1 else f"rope_fraction={fraction} of width / heads = {width}"
+        raise ValueError(f"rope needs an even head width, got {part}.")
+    return rotated
