@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 STEPS  ?=
+SLOW   ?=
 BIN    := $(VENV)/bin
 
 .PHONY: demo test lint kernels install clean
@@ -23,7 +24,7 @@ demo: install
 	@echo; echo "Results and plots: $(RUN)/eval   Metrics: $(RUN)/metrics.csv   Checkpoints: $(RUN)/checkpoints"
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(SLOW),--slow)
 
 lint: install
 	$(BIN)/ruff check .

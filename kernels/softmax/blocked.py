@@ -26,6 +26,7 @@ class Range:
     key_range: tuple[int, int]
     rule: KeyRule
     batches: Tensor  # (heads,) batch row of each
+    bare: bool = False
 
     def rows(self, x: Tensor) -> Tensor:
         """The block of each head."""
@@ -75,6 +76,7 @@ class Strip:
     batches: Tensor  # (heads,) batch row of each
     starts: Tensor  # (B or 1, positions) first token of the document of each position
     band: Tensor  # (block, reach + block) what hides the keys outside the window
+    bare: bool = False
 
     def rows(self, x: Tensor) -> Tensor:
         """The blocks of each head."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.backend import without_autocast
 from kernels.flops import flop_formula
 from kernels.layout import BlockLayout
-from kernels.softmax import blocked, fused, sparse, tiles
+from kernels.softmax import blocked, fused, sparse, strips, tiles
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.step import step
 
@@ -52,6 +52,9 @@ def softmax_forward(
         from kernels.softmax.triton_host import triton_forward
 
         return triton_forward(q, k, v, rule, scale, lists, block_bias)
+    parts = None if block_bias is not None else strips.plan(q, k, v, rule, lists)
+    if parts is not None:
+        return strips.forward(q, k, v, parts, scale)
     if lists is not None:
         return tiles.attend(q, k, v, *sparse.plan(q, k, lists, block_bias, documents), scale)
     if fused.fits(q, k, v, rule):
@@ -112,6 +115,12 @@ def softmax_backward(
         of_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         grad_q, grad_k, grad_v, of_bias = triton_backward(*arrays, grad_output, of_lse, rule, scale, lists, block_bias)
         return grad_q, grad_k, grad_v, of_bias if bias_gradient and of_bias is not None else none
+    if grad_lse is not None and not bias_gradient and fused.fuses(q, v):
+        output, grad_lse = fused.absorb(output, grad_output, grad_lse.masked_fill(lse == -torch.inf, 0))
+        arrays = q, k, v, output, lse
+    parts = None if block_bias is not None or grad_lse is not None else strips.plan(q, k, v, rule, lists)
+    if parts is not None:
+        return *strips.backward(arrays, grad_output, parts, scale), none
     if lists is not None:
         place = None
         if bias_gradient and block_bias is not None:

@@ -23,7 +23,9 @@ def fuses(query: Tensor, v: Tensor) -> bool:
     return query.dtype == torch.float32 and query.device.type == "cpu" and query.shape[-1] == v.shape[-1]
 
 
-def fused_forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def fused_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     """Output ``(n, 1, rows, X)`` and log-sum-exp ``(n, 1, rows)`` of tiles with what is added to their scores."""
     call = _aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = call(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
@@ -31,13 +33,33 @@ def fused_forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale
 
 
 def fused_backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, output: Tensor, lse: Tensor, mask: Tensor, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; ``lse`` is ``(n, 1, rows, 1)``."""
     call = _aten._scaled_dot_product_flash_attention_for_cpu_backward
     arrays = grad, query, key, value, output, lse[..., 0].contiguous()
     grad_q, grad_k, grad_v = call(*arrays, 0.0, False, attn_mask=mask, scale=scale)
     return grad_q, grad_k, grad_v
+
+
+def absorb(output: Tensor, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An output that gives the fused backward pass the gradient of the log-sum-exp too, and what of it is left.
+
+    That pass needs the output only for its product with its gradient, from which the gradient of the log-sum-exp is to
+    be subtracted. Rows without a gradient of the output cannot carry it: then nothing is changed.
+    """
+    size = grad_output.square().sum(-1)
+    if ((size < 1e-30) & (grad_lse != 0)).any():
+        return output, grad_lse
+    factor = torch.where(size > 0, grad_lse / size, 0)
+    return torch.addcmul(output, grad_output, factor[..., None], value=-1), None
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

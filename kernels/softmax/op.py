@@ -91,7 +91,8 @@ def softmax_attention_step(
     scale: float | None = None,
     ring: bool = False,
     backend: str = "auto",
-) -> Tensor:
+    return_lse: bool = False,
+) -> Any:
     """One query per row over its cache. It has no gradient.
 
     Args:
@@ -100,9 +101,10 @@ def softmax_attention_step(
         window, sinks, sink_logits, scale: as in :func:`softmax_attention`.
         ring: the cache holds the sinks and, behind them, the latest tokens: see :func:`kernels.softmax.ring_slots`.
         backend: ``auto``, ``triton`` or ``torch``; ``reference`` is ``torch``.
+        return_lse: also return the natural log-sum-exp of the scores, ``(B, H)`` in fp32 or better.
 
     Returns:
-        Output ``(B, H, E)`` in the dtype of q.
+        Output ``(B, H, E)`` in the dtype of q; without a key it is 0, and the log-sum-exp -inf.
 
     Raises:
         ValueError: on shapes or a backend that do not fit, or a ring that is shorter than the window.
@@ -115,8 +117,8 @@ def softmax_attention_step(
     output, lse = softmax_step(q, k_cache, v_cache, lengths, reach, sinks, ring, scale, chosen)
     if sink_logits is not None:
         total = torch.logaddexp(lse, sink_logits.to(lse.dtype))
-        output = (output * (lse - total).exp()[..., None]).to(q.dtype)
-    return output
+        output, lse = (output * (lse - total).exp()[..., None]).to(q.dtype), total
+    return (output, lse) if return_lse else output
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, documents: Tensor | None) -> None:

@@ -80,8 +80,9 @@ class Lists:
         known, plain = (full - begin)[units].tolist(), entries.plain.tolist()
         for start, stop in cuts:
             size, whole = sizes[start], min(known[start:stop])
-            triangle = all(plain[start:stop]) and sizes[stop - 1] == size and whole == size - 1
-            yield Listed(self, entries.part(start, stop, size), whole, triangle)
+            even = sizes[stop - 1] == size
+            triangle = all(plain[start:stop]) and even and whole == size - 1
+            yield Listed(self, entries.part(start, stop, size), whole, triangle, even and whole == size)
 
     def _cut(self, sizes: list[int]) -> list[tuple[int, int]]:
         """Ranges of the sorted lists that make a tile each."""
@@ -137,7 +138,8 @@ class _Entries(NamedTuple):
 class Listed:
     """Some units, with lists of about one length."""
 
-    def __init__(self, lists: Lists, entries: _Entries, whole: int, triangle: bool) -> None:
+    def __init__(self, lists: Lists, entries: _Entries, whole: int, triangle: bool, bare: bool) -> None:
+        self.bare = bare and lists.bias is None
         self.lists, self.checked, self.triangle = lists, whole, triangle  # slots before ``checked`` are full in all
         self.units, self.row, self.query_block = entries.units, entries.row, entries.query_block
         self.listed, self.blocks, self.masks = entries.listed, entries.blocks, entries.masks

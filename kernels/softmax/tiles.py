@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ PART = 1 << 19  # numbers of the keys that are worked on at a time: they and the
 
 class Tile(Protocol):
     """Blocks of queries with their keys."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether all queries read all of the keys."""
 
     def rows(self, x: Tensor) -> Tensor:
         """Queries, ``(n, R*c, X)``."""
@@ -114,20 +118,19 @@ def _parts(k: Tensor) -> Iterator[tuple[int, int, Part]]:
             yield row * groups + head, (below - 1) * groups + last, (slice(row, below), slice(head, last))
 
 
-def _each_part(work: Callable[[int, int, Part], None], q: Tensor, k: Tensor, alone: bool = False) -> None:
-    """Runs ``work`` for all parts, on as many threads as PyTorch has, each with parts of its own.
+def each_part(work: Callable[..., None], parts: list[Any], parallel: bool) -> None:
+    """Runs ``work(*part)`` for all parts, on as many threads as PyTorch has where ``parallel``.
 
     PyTorch's own threads meet at the end of every operation; here they meet once. Parts share no sum, so the result
     does not depend on who is first.
     """
-    parts, threads = list(_parts(k)), torch.get_num_threads()
-    small = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] < PARALLEL
-    if alone or small or threads == 1 or len(parts) < threads or q.device.type != "cpu":
+    threads = torch.get_num_threads()
+    if not parallel or threads == 1 or len(parts) < threads:
         for part in parts:
             work(*part)
         return
 
-    def one_of(part: tuple[int, int, Part]) -> None:
+    def one_of(part: Any) -> None:
         torch.set_num_threads(1)  # of this thread
         with torch.no_grad():
             work(*part)
@@ -139,6 +142,11 @@ def _each_part(work: Callable[[int, int, Part], None], q: Tensor, k: Tensor, alo
         torch.set_num_threads(threads)  # also for threads to come
 
 
+def pays(q: Tensor, k: Tensor) -> bool:
+    """Whether threads do."""
+    return q.device.type == "cpu" and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] >= PARALLEL
+
+
 def _of(x: Tensor, which: Part, groups: int) -> Tensor:
     """The heads of ``(B, T, H or G, X)`` that belong to some key heads."""
     fold = x.shape[2] // groups
@@ -146,8 +154,10 @@ def _of(x: Tensor, which: Part, groups: int) -> Tensor:
     return x[rows, :, heads.start * fold : heads.stop * fold]
 
 
-def _mask(tile: Tile, rows: Tensor, keys: Tensor, fold: int) -> Tensor:
-    """What the rule adds to the scores, ``(n or 1, 1, R*c, s)``."""
+def _mask(tile: Tile, rows: Tensor, keys: Tensor, fold: int) -> Tensor | None:
+    """What the rule adds to the scores, ``(n or 1, 1, R*c, s)``; None for nothing."""
+    if tile.bare:
+        return None
     common = tile.mask()
     if common is not None:
         return common.to(rows.dtype).repeat(fold, 1)[None, None]
@@ -179,7 +189,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid, tiles: Tiles, scale: flo
         grid.join(out, _of(output, which, groups))
         grid.join(total, _of(lse, which, groups))
 
-    _each_part(work, q, k)
+    each_part(work, list(_parts(k)), pays(q, k))
     return output, lse[..., 0]
 
 
@@ -238,7 +248,7 @@ def differentiate(
         for join, part, out in zip((grid.join, grid.join_keys, grid.join_keys), found, grads):
             join(part, _of(out, which, groups))
 
-    _each_part(work, q, k, alone=bias_gradient)
+    each_part(work, list(_parts(k)), pays(q, k) and not bias_gradient)
     return grads[0], grads[1], grads[2]
 
 

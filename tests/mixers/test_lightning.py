@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from kernels import linear_attention
+from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.lightning import alibi_slopes, lightning_slopes
 from zoo.mixers.parts.costs import CHUNK
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
@@ -34,6 +35,12 @@ FACTORS = {  # (layer, depth) -> what TransNormerLLM multiplies ALiBi slopes wit
     (1, 3): 0.50001,
     (0, 1): 1.00001,
 }
+LEARNED = [  # outputs of layer 1 of 3 with factors e^1 and e^-0.5
+    [-2.218793942893, 0.238899142711, 0.619843503646, 1.101605631875,
+     -3.52605278538, 1.952733233345, 1.83306679156, -0.081633776334],
+    [-0.977989879832, 0.266708117381, 0.5552380385, 1.104462621213,
+     -0.102673927816, 0.770579064157, -1.1170017886, -0.151068732266],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("heads", ALIBI)
@@ -53,7 +60,7 @@ def test_paper_rates_start_at_no_decay(heads, layer, depth):
     torch.testing.assert_close(lightning_slopes("paper", heads, layer, depth), want, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("decay", ["transnormer", "paper"])
+@pytest.mark.parametrize("decay", ["transnormer", "paper", "learned"])
 @pytest.mark.parametrize("heads", [1, 3, 8, 64])
 def test_rates_are_finite_fp32_and_never_negative(decay, heads):
     for depth in (1, 2, 24):
@@ -214,3 +221,58 @@ def test_the_state_does_not_grow():
     mixer = build()
     assert mixer.cost(10).cache_bytes == mixer.cost(10**6).cache_bytes
     assert mixer.cost(10).decode_flops_per_token == mixer.cost(10**6).decode_flops_per_token
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3, 8, 64])
+def test_learned_rates_start_exactly_at_those_of_transnormer(heads, dtype):
+    for layer in range(3):
+        learned = build(dtype, heads=heads, width=2 * heads, layer=layer, decay="learned").log_decay()
+        assert learned.dtype == torch.promote_types(dtype, torch.float32)
+        assert torch.equal(learned.float(), -lightning_slopes("transnormer", heads, layer, 3))
+
+
+def test_outputs_with_learned_rates_equal_those_computed_elsewhere():
+    mixer = golden_mixer("lightning", depth=3, layer=1, decay="learned")
+    with torch.no_grad():
+        mixer.log_factor.copy_(torch.tensor([1.0, -0.5]))
+    assert_golden(mixer, LEARNED, 1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_gradients_of_learned_rates_are_those_of_finite_differences(layer):
+    mixer, small = build(layer=layer, decay="learned"), 1e-5
+    x, weight = torch.randn(2, 2, 70, 32, dtype=torch.float64)
+
+    def loss(factor):
+        return (torch.func.functional_call(mixer, {"log_factor": factor}, x) * weight).sum()
+
+    factor = torch.tensor([0.3, -0.2, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(loss(factor), factor)
+    for head, unit in enumerate(small * torch.eye(4, dtype=torch.float64)):
+        with torch.no_grad():
+            want = (loss(factor + unit) - loss(factor - unit)) / (2 * small)
+        assert grad[head].item() == pytest.approx(want.item(), rel=1e-5, abs=1e-7)
+        assert grad[head] != 0
+
+
+def test_learned_rates_never_let_a_state_grow():
+    mixer = build(torch.float32, decay="learned")
+    with torch.no_grad():
+        mixer.log_factor.copy_(torch.tensor([-60.0, -3.0, 3.0, 30.0]))
+    assert (mixer.log_decay() <= 0).all()
+    y = mixer(torch.randn(1, 200, 32))
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(p.grad).all() for p in mixer.parameters())
+
+
+def test_padding_does_not_decay_a_learned_state():
+    mixer, x = build(decay="learned", lrpe="none"), torch.randn(2, 9, 32, dtype=torch.float64)
+    cache = mixer.new_cache(2, dtype=torch.float64)
+    with torch.no_grad():
+        mixer(x, cache=cache)
+        before = cache.state.clone()
+        mixer(x, cache=cache, lengths=torch.tensor([0, 9]))
+    assert torch.equal(cache.state[0], before[0])
+    assert not torch.equal(cache.state[1], before[1])

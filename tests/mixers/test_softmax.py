@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
@@ -99,7 +100,7 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_irrelevant():
     torch.testing.assert_close(mixer(x), before, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("gate", "f"), [("linear", lambda g: g), ("sigmoid", torch.sigmoid)])
+@pytest.mark.parametrize(("gate", "f"), [("linear", lambda g: g), ("sigmoid", torch.sigmoid), ("silu", F.silu)])
 def test_a_gate_multiplies_what_is_projected_out(gate, f):
     gated, plain, x = build("softmax", gate=gate), build("softmax"), draw(1, 9, 32)
     plain.load_state_dict(gated.state_dict(), strict=False)
@@ -115,7 +116,7 @@ def test_a_gate_multiplies_what_is_projected_out(gate, f):
         ({"kv_heads": 0}, "kv_heads=0"),
         ({"kv_heads": 8}, "kv_heads=8"),
         ({"width": 12}, r"rope needs an even head width, got width / heads = 3"),
-        ({"gate": "tanh"}, "gate='tanh': expected one of none, linear, sigmoid"),
+        ({"gate": "tanh"}, "gate='tanh': expected one of none, linear, sigmoid, silu"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

@@ -94,6 +94,11 @@ class Mixer(nn.Module, ABC):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """Closed-form cost at a context length; ``dtype`` is that of the cache."""
 
+    @property
+    def normalized(self) -> bool:
+        """Whether the weights of each query sum to one, so that equal values come out as they are."""
+        return False
+
     def start_step(self, step: int) -> None:
         """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""
 

@@ -3,26 +3,26 @@
     S_t = lambda_h S_{t-1} + k_t v_t^T,   o_t = q_t S_t,   y_t = W_o (W_u x_t * norm(o_t)),
     q, k = SiLU(W x), v = W x; no normaliser: the norm over all heads takes its place.
 
-lambda_h = exp(-slope) is fixed per head and layer; two conventions exist and are not interchangeable:
+lambda_h = exp(-slope) is fixed per head and layer; two conventions exist and are not interchangeable, and a third
+option starts at the first of them:
     transnormer   slope = ALiBi slope of the head * (1 - l / (L - 1) + 1e-5)        head 0 forgets fastest
     paper         slope = (8 h / H) * (1 - l / L)                                   head 0 never forgets
+    learned       slope = that of transnormer * e^r, r learned per head, 0 at first
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kernels import linear_attention
-from zoo.mixers.parts.cache import StateCache
-from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
+from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
-DECAYS = ("transnormer", "paper")
+DECAYS = ("transnormer", "paper", "learned")
 LRPE = ("first", "all", "none")
 
 
@@ -37,21 +37,21 @@ def lightning_slopes(
     decay: str, heads: int, layer: int, depth: int, device: torch.device | str | None = None
 ) -> Tensor:
     """Decay rates ``(H,)`` fp32, >= 0, of layer ``layer`` of ``depth``; computed afresh, so no cast can touch them."""
-    if decay == "transnormer":
-        return alibi_slopes(heads, device) * (1 - layer / max(depth - 1, 1) + 1e-5)
-    return torch.arange(heads, dtype=torch.float32, device=device) * (8 / heads) * (1 - layer / depth)
+    if decay == "paper":
+        return torch.arange(heads, dtype=torch.float32, device=device) * (8 / heads) * (1 - layer / depth)
+    return alibi_slopes(heads, device) * (1 - layer / max(depth - 1, 1) + 1e-5)
 
 
 @register("lightning")
-class LightningAttention(HeadMixer):
+class LightningAttention(StateMixer):
     """Lightning attention.
 
     Args:
-        decay: convention of the decay rates, ``transnormer`` or ``paper``.
+        decay: convention of the decay rates, ``transnormer`` or ``paper``, or ``learned``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         lrpe: layers with LRPE-d positions: ``first``, ``all`` or ``none``.
         norm: over all heads of the output: ``srms`` (no weight) or ``rms``.
-        gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01) or ``none``.
+        gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01), ``silu`` or ``none``.
 
     Raises:
         ValueError: on values outside these.
@@ -77,43 +77,28 @@ class LightningAttention(HeadMixer):
         self.decay, self.algorithm = decay, algorithm
         encoded = lrpe == "all" or (lrpe == "first" and layer == 0)
         self.lrpe = LinearizedRelativeEncoding(heads, self.head_width) if encoded else None
+        self.log_factor = nn.Parameter(torch.zeros(heads)) if decay == "learned" else None
+
+    @property
+    def key_width(self) -> int:
+        """LRPE doubles it."""
+        return self.head_width * (2 if self.lrpe is not None else 1)
+
+    def log_decay(self, device: torch.device | str | None = None) -> Tensor:
+        """``(H,)``, <= 0, in fp32 or better whatever the type of the parameters."""
+        slopes = lightning_slopes(self.decay, self.heads, self.layer, self.depth, device)
+        if self.log_factor is None:
+            return -slopes
+        return -slopes * self.log_factor.to(torch.promote_types(self.log_factor.dtype, slopes.dtype)).exp()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
         q, k = F.silu(q), F.silu(k)
         if self.lrpe is not None:
             q, k = self.lrpe(q, call.positions), self.lrpe(k, call.positions)
-        log_decay = -lightning_slopes(self.decay, self.heads, self.layer, self.depth, q.device)
-        if call.cache is not None:
-            return call.cache.attend(q, k, v, log_decay, call.lengths, algorithm=self.algorithm)
-        y, _ = linear_attention(q, k, v, log_decay, documents=call.documents, algorithm=self.algorithm)
-        return y
-
-    def new_cache(
-        self,
-        batch_size: int,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> StateCache:
-        """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
-        return StateCache((batch_size, self.heads, self._key_width(), self.head_width), device, dtype)
-
-    def mixing_flops(self, context: int) -> float:
-        """The lower half of each chunk's products, and the state written and read once per token."""
-        return linear_flops(self.heads, self._key_width(), self.head_width, context)
-
-    def step_flops(self, context: int) -> float:
-        """The state written and read."""
-        return linear_step_flops(self.heads, self._key_width(), self.head_width)
-
-    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The state, whatever the context."""
-        return state_bytes(self.heads, self._key_width(), self.head_width, dtype)
+        return attend_linear(q, k, v, self.log_decay(q.device), call, algorithm=self.algorithm)
 
     def own_parameters(self) -> tuple[int, int]:
-        """The frequencies of LRPE."""
-        return 0, 0 if self.lrpe is None else self.width
-
-    def _key_width(self) -> int:
-        return self.head_width * (2 if self.lrpe is not None else 1)
+        """The frequencies of LRPE and the factors of the decay."""
+        encoding = 0 if self.lrpe is None else self.width
+        return 0, encoding + (0 if self.log_factor is None else self.heads)

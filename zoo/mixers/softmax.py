@@ -54,6 +54,11 @@ class SoftmaxAttention(HeadMixer):
         )  # fmt: skip
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if sinks else None
 
+    @property
+    def normalized(self) -> bool:
+        """Unless a sink takes weight."""
+        return self.sink_logits is None
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
         whole = partial(softmax_attention, sink_logits=self.sink_logits)

@@ -8,14 +8,17 @@ CHUNK = 64  # of the linear kernels
 
 
 def linear_flops(heads: int, key_width: int, value_width: int, context: int) -> float:
-    """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once."""
+    """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once.
+
+    Normalised attention appends a column of ones to the values: ``value_width`` is then one more.
+    """
     through_state = 4 * heads * key_width * value_width
     return through_state + (min(CHUNK, context) + 1) * heads * (key_width + value_width)
 
 
-def linear_step_flops(heads: int, key_width: int, value_width: int) -> float:
-    """FLOPs of one token of decoding: the state written and read."""
-    return 4 * heads * key_width * value_width
+def linear_step_flops(heads: int, key_width: int, value_width: int, normalize: bool = False) -> float:
+    """FLOPs of one token of decoding: the state written and read, and a normaliser written."""
+    return heads * key_width * (4 * value_width + 2 * normalize)
 
 
 def state_bytes(heads: int, key_width: int, value_width: int, dtype: torch.dtype) -> int:

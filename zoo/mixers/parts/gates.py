@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = ("none", "linear", "sigmoid")
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "none": None,
+    "linear": _same,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
 
 
 class OutputGate(nn.Module):
-    """``y -> f(W x) * y``; ``linear`` is the gate of TransNormerLLM, ``sigmoid`` that of MiniMax-01."""
+    """``y -> f(W x) * y``: ``linear`` as in TransNormerLLM, ``sigmoid`` as in MiniMax-01, ``silu`` as in RetNet."""
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
         self.weight = nn.Linear(width, width, bias=False)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Gate ``y`` by ``x``, both ``(B, T, C)``."""
-        gate = self.weight(x)
-        return y * (torch.sigmoid(gate) if self.activation == "sigmoid" else gate)
+        return y * self.activation(self.weight(x))
 
 
 def build_gate(activation: str, width: int) -> OutputGate | None:
     """The gate, or None for ``none``.
 
     Raises:
-        ValueError: if ``activation`` is not one of ``none``, ``linear`` and ``sigmoid``.
+        ValueError: if ``activation`` is not one of ``none``, ``linear``, ``sigmoid`` and ``silu``.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"gate={activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
-    return None if activation == "none" else OutputGate(width, activation)
+    function = ACTIVATIONS[activation]
+    return None if function is None else OutputGate(width, function)

@@ -1,0 +1,116 @@
+"""Time of one layer of every attention, forward and backward, in turn in one process; JSON and a Markdown table.
+
+    python scripts/bench_layers.py [out=docs/layers_cpu.json] [length=8192] [width=512] [heads=8] [rounds=5]
+                                   [attentions=softmax,window,...] [device=cpu]
+
+``mixing`` is the attention alone: what a mixer does with queries, keys and values. ``density`` is its FLOPs over those
+of exact attention; a sparse attention whose mixing is more than 0.6 / density times as fast wastes little.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import zoo
+from zoo.cli import friendly_errors
+from zoo.files import replace_text
+from zoo.mixers.parts.heads import Call, HeadMixer
+
+DEFAULTS = {"out": "", "length": "8192", "width": "512", "heads": "8", "rounds": "5", "attentions": "", "device": "cpu"}
+
+
+def options(arguments: list[str]) -> dict[str, str]:
+    """KEY=VALUE arguments over the defaults; ValueError on an unknown key."""
+    given = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := set(given) - set(DEFAULTS):
+        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
+    return {**DEFAULTS, **given}
+
+
+def passes(mixer: HeadMixer, length: int, device: str) -> dict[str, Callable[[], None]]:
+    """A forward and backward pass of the layer, and of its mixing alone."""
+    x = torch.randn(1, length, mixer.width, device=device, requires_grad=True)
+    weight = torch.randn(1, length, mixer.width, device=device)
+    shapes = [(1, length, n, mixer.head_width) for n in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
+    heads = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    call = Call(x, torch.arange(length, device=device)[None], None, None, None, None)
+
+    def layer() -> None:
+        (mixer(x) * weight).sum().backward()
+
+    def mixing() -> None:
+        y = mixer.mix(*heads, call)
+        y.backward(weight.view(y.shape))
+
+    return {"layer": layer, "mixing": mixing}
+
+
+def seconds(work: Callable[[], None], device: str) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
+    """One record per attention: medians over rounds in which all take their turns."""
+    length, width, heads = (int(chosen[key]) for key in ("length", "width", "heads"))
+    names = chosen["attentions"].split(",") if chosen["attentions"] else zoo.mixers.names()
+    names = ["softmax", *(name for name in names if name != "softmax")]
+    mixers = {name: zoo.mixers.build(name, width=width, heads=heads, depth=4, layer=1) for name in names}
+    work = {name: passes(mixer.to(chosen["device"]), length, chosen["device"]) for name, mixer in mixers.items()}
+    times: dict[tuple[str, str], list[float]] = {}
+    for number in range(int(chosen["rounds"]) + 1):
+        for name in names:
+            for part, run in work[name].items():
+                taken = seconds(run, chosen["device"])
+                if number:
+                    times.setdefault((name, part), []).append(taken)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    dense = mixers["softmax"].mixing_flops(length)
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"attention": name, "density": mixers[name].mixing_flops(length) / dense}
+        for part in ("layer", "mixing"):
+            row[f"{part}_ms"] = round(1000 * medians[name, part], 1)
+            row[f"{part}_speedup"] = round(medians["softmax", part] / medians[name, part], 2)
+        row["wanted"] = round(0.6 / row["density"], 2)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    chosen = options(sys.argv[1:])
+    rows = measure(chosen)
+    print("| attention | layer, ms | speed-up | mixing, ms | speed-up | FLOPs of the mixing / exact | 0.6 / that |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| `{row['attention']}` | {row['layer_ms']:,.0f} | {row['layer_speedup']:.1f} | {row['mixing_ms']:,.0f} "
+            f"| {row['mixing_speedup']:.1f} | {100 * row['density']:.1f} % | {row['wanted']:.1f} |"
+        )
+    if chosen["out"]:
+        about = {key: chosen[key] for key in ("length", "width", "heads", "rounds", "device")}
+        about |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+        about["date"] = time.strftime("%Y-%m-%d")
+        replace_text(Path(chosen["out"]), json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()

@@ -1,0 +1,70 @@
+"""What the weights of a mixer sum to, and what it is in the limits of its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conformance.cases import HEADS, WIDTH, assert_equal, draw, every_mixer, make
+
+LENGTH = 70
+
+
+@every_mixer
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_constant_values_stay_constant_exactly_where_weights_sum_to_one(name, options, packed):
+    """``normalized`` says so, and neither way can it be wrong."""
+    mixer, x = make(name, options), draw(2, LENGTH)
+    constant, mixed = torch.randn(mixer.value.weight.shape[0], dtype=x.dtype), []
+    mixer.value.register_forward_hook(lambda _, __, v: constant.expand_as(v))
+    mix = mixer.mix
+    mixer.mix = lambda q, k, v, call: mixed.append((v, mix(q, k, v, call))) or mixed[-1][1]
+    mixer(x, documents=(torch.arange(LENGTH) // 30).expand(2, LENGTH) if packed else None)
+    values, y = mixed[0]
+    values = values.repeat_interleave(y.shape[2] // values.shape[2], 2)
+    if mixer.normalized:
+        assert_equal(y, values, 1e-5)  # denominators are kept away from zero by 1e-6
+    else:
+        assert not torch.allclose(y, values, 1e-3, 1e-3)
+
+
+LIMITS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("gqa", {"kv_heads": HEADS}, "softmax", {}),
+    ("mqa", {}, "gqa", {"kv_heads": 1}),
+    ("window", {"window": LENGTH, "sinks": 0}, "softmax", {}),
+    ("window", {"window": 1, "sinks": LENGTH}, "softmax", {}),
+    ("dilated", {"window": LENGTH, "dilation": 1}, "softmax", {}),
+    ("dilated", {"kind": "atrous", "dilation": 1}, "softmax", {}),
+    ("dilated", {"window": 5, "dilation": 1}, "window", {"window": 5, "sinks": 0}),
+    ("longformer", {"window": LENGTH, "globals": 0}, "softmax", {}),
+    ("longformer", {"window": 5, "globals": 3}, "window", {"window": 5, "sinks": 3}),
+    ("longformer", {"window": 1, "globals": 0, "global_every": 1}, "softmax", {}),
+    ("bigbird", {"block": 16, "window": 5}, "softmax", {}),
+    ("bigbird", {"block": 16, "window": 1, "random": 5}, "softmax", {}),
+    ("bigbird", {"block": 16, "window": 1, "globals": 5, "random": 0}, "softmax", {}),
+    ("topk", {"block": 16, "k": 5, "score_weight": 0.0}, "softmax", {}),
+    ("topk", {"unit": "token", "k": LENGTH, "score_weight": 0.0}, "softmax", {}),
+    ("learned_sparse", {"block": 16, "k": 9, "reach": 10}, "softmax", {}),
+    ("adaptive", {"full_below": 128}, "softmax", {}),
+    ("window_linear", {"mode": "heads", "local_heads": HEADS, "window": 9}, "window", {"window": 9, "sinks": 0}),
+    ("window_linear", {"mode": "heads", "local_heads": 0}, "linear", {}),
+    ("window_linear", {"mode": "shared", "window": LENGTH}, "softmax", {}),
+    ("sparse_linear", {"mode": "heads", "local_heads": HEADS, "seed": 3}, "bigbird", {"seed": 3}),
+    ("sparse_linear", {"mode": "heads", "local_heads": 0}, "linear", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "limit", "of_limit"), LIMITS, ids=str)
+def test_a_limit_is_the_simpler_mixer(name, options, limit, of_limit):
+    """The same weights give the same output and the same gradient of the input."""
+    mixer, simpler = make(name, options), make(limit, of_limit)
+    missing, _ = simpler.load_state_dict(mixer.state_dict(), strict=False)
+    assert not missing, f"{limit} has what {name} lacks: {missing}"
+    x = draw(2, LENGTH).requires_grad_()
+    for documents in (None, (torch.arange(LENGTH) // 30).expand(2, LENGTH)):
+        got, want = mixer(x, documents=documents), simpler(x, documents=documents)
+        assert_equal(got, want, 1e-9)
+        weight = torch.randn(2, LENGTH, WIDTH, dtype=x.dtype)
+        assert_equal(*(torch.autograd.grad((y * weight).sum(), x)[0] for y in (got, want)), 1e-8)

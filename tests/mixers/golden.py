@@ -1,0 +1,45 @@
+"""A mixer with weights and inputs of a simple rule, whose outputs are written as data in the tests.
+
+The data was computed token by token with plain Python loops and math.fsum, apart from any code of this repository.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+
+WIDTH, HEADS, LENGTH = 8, 2, 5
+ROWS = (1, 4)  # tokens whose outputs are written down
+SEEDS = {"query": 1, "key": 2, "value": 3, "gate.weight": 4, "out": 5, "decay.projection": 6}
+
+
+def golden_mixer(name: str, **options: Any) -> zoo.mixers.Mixer:
+    """In fp64; what is no matrix keeps its initial value."""
+    mixer = zoo.mixers.build(name, width=WIDTH, heads=HEADS, **options).double()
+    for part, module in mixer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            i, j = (torch.arange(n) for n in module.weight.shape)
+            i = i[:, None]
+            module.weight.data = (((3 * i + 5 * j + 7 * SEEDS[part] + i * j) % 13 - 6) / 8).double()
+    return mixer
+
+
+def golden_inputs() -> Tensor:
+    """``(1, T, C)``."""
+    t, c = torch.arange(LENGTH)[:, None], torch.arange(WIDTH)
+    return (((5 * t + 2 * c + t * c) % 11 - 5) / 4).double()[None]
+
+
+def assert_golden(mixer: zoo.mixers.Mixer, want: list[list[float]], tolerance: float = 1e-10) -> None:
+    """Outputs of the tokens ``ROWS``, both from the whole sequence and token by token."""
+    x = golden_inputs()
+    cache = mixer.new_cache(1, dtype=torch.float64)
+    with torch.no_grad():
+        stepped = torch.cat([mixer(token, cache=cache) for token in x.split(1, 1)], 1)
+    for y in (mixer(x), stepped):
+        got = y[0, list(ROWS)]
+        torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=tolerance, atol=tolerance)

@@ -1,0 +1,99 @@
+"""Softmax attention that gets sparser with the position of the query: all, then a window, then BigBird.
+
+    a query at position t of its document, in block i, reads
+        all blocks up to i                       for t < full_below,
+        blocks {i-w+1..i}                        for t < window_below,
+        blocks {0..g-1}, {i-w+1..i}, r random    from there on (see bigbird.py).
+
+The rule is the query's own position: a rule of the length of the sequence would change what earlier tokens have read
+when the text grows. Window and BigBird: Zaheer et al. 2020 (arXiv:2007.14062).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.mixers.bigbird import bigbird_blocks, check_counts
+from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer
+from zoo.mixers.registry import register
+
+
+@register("adaptive")
+class AdaptiveAttention(BlockSparseMixer):
+    """Softmax attention that is full, then windowed, then as BigBird's.
+
+    Args:
+        full_below: queries at positions below this read all; in tokens, a multiple of block.
+        window_below: queries at positions below this, and not below the other, read the window; as above.
+        block: tokens of a block: 16, 32, 64 or 128.
+        window: latest blocks that are read, the query's own included.
+        random: blocks per query block and head that are drawn from all others, from ``window_below`` on.
+        globals: first blocks of the document, read from ``window_below`` on.
+        seed: of the draw.
+        kv_heads: key and value heads G; None for one per query head.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope: base of the rotary frequencies; None for no positions.
+        rope_fraction: part of each head that is rotated.
+
+    Raises:
+        ValueError: on positions or numbers of blocks that cannot be, or heads that do not fit together.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        full_below: int = 512,
+        window_below: int = 4096,
+        block: int = 64,
+        window: int = 8,
+        random: int = 3,
+        globals: int = 1,
+        seed: int = 0,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
+            gate=gate,
+        )  # fmt: skip
+        check_counts(window, random, globals)
+        listed = partial(
+            adaptive_blocks, full=full_below // max(block, 1), windowed=window_below // max(block, 1), window=window,
+            random=random, globals=globals, seed=seed, layer=layer, heads=heads,
+        )  # fmt: skip
+        self._pattern = BlockPattern(block, listed)
+        if full_below < 0 or window_below < full_below or full_below % block or window_below % block:
+            raise ValueError(
+                f"full_below={full_below} and window_below={window_below}: expected multiples of block={block}, "
+                "the first not above the second."
+            )
+
+    @property
+    def pattern(self) -> BlockPattern:
+        """What is read."""
+        return self._pattern
+
+
+def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window: int, **of_bigbird: int) -> Tensor:
+    """Key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``: all below ``full``, a window below ``windowed``.
+
+    See :class:`zoo.mixers.parts.patterns.BlockPattern`, of which this is a rule, and :func:`bigbird_blocks`.
+    """
+    first, recent = (torch.arange(n, device=blocks.device) for n in (full, window))
+    sparse = bigbird_blocks(blocks, window=window, **of_bigbird)
+    rules = first.expand(1, len(blocks), -1), (blocks[:, None] - recent)[None], sparse
+    longest = max(rule.shape[-1] for rule in rules)
+    everything, latest, sparse = (F.pad(rule, (0, longest - rule.shape[-1]), value=-1) for rule in rules)
+    place = blocks[:, None]
+    return torch.where(place < full, everything, torch.where(place < windowed, latest, sparse))

@@ -1,0 +1,144 @@
+"""Dilated attention: every r-th key, at a rate r of each head.
+
+    o_t = sum_{j in R_t} softmax_j(q_t . k_j / sqrt(D)) v_j
+
+    window:  R_t = {t - i r, 0 <= i < w}                      Longformer, Beltagy et al. 2020 (arXiv:2004.05150)
+    atrous:  R_t = {j <= t: (t - j) mod r = 0}                atrous self-attention, Su 2019 (kexue.fm/archives/6853)
+    strided: R_t = {t - r < j <= t} and {(t - j) mod r = 0}   Sparse Transformer, Child et al. 2019 (arXiv:1904.10509)
+
+The two steps of the Sparse Transformer are one softmax here. The first two kinds stay in a residue class of their rate
+through all layers, so the rates of the heads must differ. Positions are those of the whole sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.mixers.parts.cache import KeyValueCache, RingCache
+from zoo.mixers.parts.dilation import Dilation
+from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.registry import register
+
+RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
+
+
+@register("dilated")
+class DilatedAttention(HeadMixer):
+    """Softmax attention over keys at a distance from each other.
+
+    Args:
+        kind: ``window``, ``atrous`` or ``strided``.
+        window: keys that a query reads with kind ``window``, its own included; the other kinds have no limit.
+        dilation: rate, or rates that the key heads take in turn; None for 1, 4, or for 128 with kind ``strided``.
+        kv_heads, qk_norm, gate, rope: of :class:`HeadMixer`.
+
+    Raises:
+        ValueError: on a kind, a window or rates that do not exist, and if the rates of ``window`` or ``atrous`` have a
+            common divisor, so that positions between would never be reached.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        kind: str = "window",
+        window: int = 256,
+        dilation: list[int] | int | None = None,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+    ) -> None:
+        super().__init__(width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, gate=gate)
+        if kind not in RATES:
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(RATES)}.")
+        if window < 1:
+            raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
+        rates = _checked_rates(kind, RATES[kind] if dilation is None else dilation, self.kv_heads)
+        taps = window if kind == "window" else None
+        #: key head g has that of number g modulo their count
+        self.dilations = [Dilation(rate, taps, near=rate if kind == "strided" else 1) for rate in rates]
+        spans = [d.span for d in self.dilations]
+        self.span = max((s for s in spans if s is not None), default=None)
+
+    @property
+    def normalized(self) -> bool:
+        """Always."""
+        return True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """The heads of each rate together."""
+        if call.cache is None:
+            return self._whole(q, k, v, documents=call.documents)
+        return call.cache.attend(q, k, v, call.lengths, self._whole, self._step)
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        return self._by_rate(lambda d, *heads: d.attend(*heads, documents), q, k, v)
+
+    def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        def step(d: Dilation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return d.step(q[:, 0], k, v, lengths)[:, None]
+
+        return self._by_rate(step, q[:, None], k_cache, v_cache)[:, 0]
+
+    def _by_rate(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``attend(dilation, q, k, v)`` of the heads of each dilation, put back in the order of the heads."""
+        every, outputs = len(self.dilations), []
+        groups, q = k.shape[2], q.unflatten(2, (k.shape[2], -1))
+        for i, dilation in enumerate(self.dilations):
+            mine = slice(i, None, every)
+            y = attend(dilation, q[:, :, mine].flatten(2, 3), k[:, :, mine], v[:, :, mine])
+            y = y.unflatten(2, (-1, q.shape[3]))
+            outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
+        return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KeyValueCache:
+        """Keys and values of all tokens, or of as many as the widest window spans."""
+        if self.span is None:
+            return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+        return RingCache(batch_size, self.span, 0, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+
+    def mixing_flops(self, context: int) -> float:
+        """The pairs of every head."""
+        return self._flops([d.pairs(context) for d in self.dilations]) / context
+
+    def step_flops(self, context: int) -> float:
+        """The keys that the next query reads."""
+        return self._flops([d.reads(context + 1) for d in self.dilations])
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of the tokens that are held."""
+        held = context if self.span is None else min(context, self.span)
+        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+
+    def _flops(self, pairs: list[int]) -> int:
+        """Of as many pairs of query and key per head of each dilation."""
+        group = 4 * self.width // self.kv_heads
+        return sum(group * pairs[g % len(pairs)] for g in range(self.kv_heads))
+
+
+def _checked_rates(kind: str, dilation: list[int] | int, groups: int) -> list[int]:
+    """The rates that are in use."""
+    rates = ([dilation] if isinstance(dilation, int) else list(dilation))[:groups]
+    if not rates or min(rates) < 1:
+        raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
+    common = gcd(*rates)
+    if kind != "strided" and common > 1:
+        raise ValueError(
+            f"dilation={dilation!r} gives {groups} key heads rates that are multiples of {common}: with kind={kind!r} "
+            f"no layer would ever reach a token at another distance. Mix in a rate of 1, or take kind='strided'."
+        )
+    return rates

@@ -1,0 +1,128 @@
+"""Efficient attention (Shen et al. 2018, arXiv:1812.01243), causal.
+
+    S_t[c] = sum_{j <= t} e^{k_jc} v_j,   z_t[c] = sum_{j <= t} e^{k_jc},
+    prefix    o_t = sum_c softmax(q_t)_c S_t[c] / z_t[c]
+    scalar    o_t = sum_c softmax(q_t)_c S_t[c] / sum_c softmax(q_t)_c z_t[c]
+
+The paper takes the softmax of each key feature over all positions. ``prefix`` takes it over those up to the query: the
+last row is that of the paper, and the weights of a row sum to one. ``scalar``, which other implementations use, is
+linear attention with the maps softmax and exp. Keys are capped: e^k is e^{30 tanh(k / 30)}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
+from zoo.mixers.parts.features import UNREACHED, capped_exp
+from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.recurrent import StateMixer, attend_linear
+from zoo.mixers.registry import register
+
+FORMS = ("prefix", "scalar")
+
+
+class PrefixCache:
+    """The two sums of the prefix form: ``values`` of weighted values, ``weights`` of weights per feature."""
+
+    def __init__(self, values: StateCache, weights: StateCache) -> None:
+        self.values, self.weights = values, weights
+
+    @property
+    def lengths(self) -> Tensor:
+        """``(B,)`` tokens seen."""
+        return self.values.lengths
+
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.values.nbytes() + self.weights.nbytes()
+
+
+@register("efficient")
+class EfficientAttention(StateMixer):
+    """Efficient attention.
+
+    Args:
+        form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
+        rope: base of the rotary frequencies, before softmax and exponential; None for no positions.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+
+    Raises:
+        ValueError: on values outside these, or if heads are of odd width and ``rope`` is given.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        form: str = "prefix",
+        rope: float | None = 10000.0,
+        gate: str = "none",
+        algorithm: str = "auto",
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}.")
+        super().__init__(width, heads, depth, layer, rope=rope, gate=gate)
+        self.normalize, self.algorithm = form == "scalar", algorithm
+
+    @property
+    def normalized(self) -> bool:
+        """In both forms."""
+        return True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """One call of the kernel, and for ``prefix`` a narrow one for the sums per feature."""
+        query = q.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1)
+        k = capped_exp(k)
+        if not self.normalize:
+            query = query / self._sums(k, call)
+        if call.cache is not None and not self.normalize:
+            call = replace(call, cache=call.cache.values)
+        y = attend_linear(
+            query.to(k.dtype), k, v.to(k.dtype), None, call, normalize=self.normalize, eps=UNREACHED,
+            algorithm=self.algorithm,
+        )  # fmt: skip
+        return y.to(v.dtype)
+
+    def _sums(self, k: Tensor, call: Call) -> Tensor:
+        """``(B, T, H, D)``: sum of each feature of the keys so far, from a kernel that knows documents and padding."""
+        if call.cache is not None:
+            call = replace(call, cache=call.cache.weights)
+        ones = torch.ones_like(k[..., :1])
+        return attend_linear(ones, ones, k, None, call, algorithm=self.algorithm)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """A StateCache, or for ``prefix`` a PrefixCache, in fp32 unless ``dtype`` is wider."""
+        values = super().new_cache(batch_size, capacity, device, dtype)
+        if self.normalize:
+            return values
+        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_width), device, dtype))
+
+    def mixing_flops(self, context: int) -> float:
+        """Of both calls."""
+        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_width, context)
+        return super().mixing_flops(context) + sums
+
+    def step_flops(self, context: int) -> float:
+        """Of both calls."""
+        sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_width)
+        return super().step_flops(context) + sums
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The sums, whatever the context."""
+        sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_width, dtype)
+        return super().cache_bytes(context, dtype) + sums

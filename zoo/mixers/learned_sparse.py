@@ -1,0 +1,198 @@
+"""Softmax attention over blocks at learned distances, a set of its own for each head.
+
+    query block i reads its own block, the first g, and i - d for the k distances d of the largest logits s_d,
+    1 <= d < reach; causally, in one softmax.
+
+The logits are trained through the choice, without a trace in the values, which are those of the hard pattern:
+
+    straight_through   backward as if all distances were read with log sigmoid(s_d / tau) added to their scores
+                       (Bengio et al. 2013, arXiv:1308.3432); it costs a second attention over ``reach`` blocks.
+    gumbel             s + tau * Gumbel noise chooses in training (Kool et al. 2019, arXiv:1903.06059); backward as
+                       above, but over the chosen blocks alone: it costs no more than these, the noise does the search.
+
+Queries, keys and values have the gradients of the hard pattern. Distances, unlike blocks, mean the same everywhere in a
+text, and a choice that is a parameter cannot look at the future. cost() is that of the hard pattern. Over packed
+documents the bias has no Triton form: there a GPU trains the logits with the PyTorch form of the kernel.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer, hashed
+from zoo.mixers.registry import register
+
+ESTIMATORS = {"straight_through": False, "gumbel": True}  # whether noise searches, and not a gradient for all distances
+
+
+@register("learned_sparse")
+class LearnedSparseAttention(BlockSparseMixer):
+    """Softmax attention over the own block, the first ones, and k blocks at learned distances.
+
+    Args:
+        block: tokens of a block: 16, 32, 64 or 128.
+        k: distances that a head keeps, beside its own block.
+        reach: blocks that can be chosen: distances below this, the own block's of 0 included.
+        globals: first blocks of the document, which all read.
+        estimator: of the gradient of the logits, ``straight_through`` or ``gumbel``.
+        temperature: of the sigmoid and the noise.
+        frozen: the logits are not trained, as after :meth:`freeze`.
+        seed: of the noise.
+        kv_heads: key and value heads G; None for one per query head.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope: base of the rotary frequencies; None for no positions.
+        rope_fraction: part of each head that is rotated.
+
+    Attributes:
+        logits: ``(H, reach - 1)`` of the distances 1, 2, ...; of equal ones the nearest goes first, so that training
+            starts with a window. noise: the same shape, of the current step; evaluation leaves it out.
+
+    Raises:
+        ValueError: on numbers that cannot be, an unknown estimator, or heads that do not fit together.
+    """
+
+    logits: Tensor
+    noise: Tensor
+    kept: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        block: int = 32,
+        k: int = 8,
+        reach: int = 64,
+        globals: int = 1,
+        estimator: str = "straight_through",
+        temperature: float = 1.0,
+        frozen: bool = False,
+        seed: int = 0,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
+            gate=gate,
+        )  # fmt: skip
+        _check(k, reach, globals, estimator, temperature)
+        self.block, self.k, self.globals, self.temperature, self.seed = block, k, globals, temperature, seed
+        self.samples, self.frozen = ESTIMATORS[estimator], False
+        self.reachable = BlockPattern(block, partial(_reachable, reach=reach, globals=globals))
+        self.logits = nn.Parameter(torch.zeros(heads, reach - 1))
+        self.register_buffer("noise", torch.zeros(heads, reach - 1))
+        self.start_step(0)
+        self._fixed: tuple[Tensor, BlockPattern] | None = None
+        self.register_load_state_dict_post_hook(_loaded)
+        if frozen:
+            self.freeze()
+
+    @property
+    def pattern(self) -> BlockPattern:
+        """What is read: the hard pattern of this step, or of evaluation."""
+        if not self.frozen:
+            return self._pattern(self._best())
+        if torch.compiler.is_compiling():
+            return self._pattern(self.kept)
+        if self._fixed is None or self._fixed[0] is not self.kept:  # loaded, or moved to another device
+            self._fixed = self.kept, self._pattern(self.kept)
+        return self._fixed[1]
+
+    def freeze(self) -> None:
+        """Fix the pattern: it is no longer trained, and its layouts are remembered.
+
+        The logits become a buffer of the same name, so that state dicts fit both ways. An optimizer that was made
+        before still holds the parameter that they were.
+        """
+        if not self.frozen:
+            logits = self.logits.detach()
+            del self.logits
+            self.register_buffer("logits", logits)
+            self.frozen = True
+        self.register_buffer("kept", self._best(), persistent=False)  # integers: another dtype cannot change the choice
+
+    def start_step(self, step: int) -> None:
+        """Draw the noise of a step from (seed, layer, step)."""
+        if not self.samples:
+            return
+        head, place = (torch.arange(n, device="cpu") for n in self.noise.shape)
+        number = hashed(head[:, None], self.seed, self.layer, step, place) >> 11
+        uniform = (number.double() + 0.5) / 2**52
+        self.noise.copy_(-(-uniform.log()).log())
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """The hard pattern; where the logits are trained, with a gradient to them."""
+        trained = torch.is_grad_enabled() and self.logits.requires_grad
+        if call.cache is not None or not trained:
+            return super().mix(q, k, v, call)
+        bias = self._bias(-(-k.shape[1] // self.block))
+        if self.samples:
+            return self.pattern.whole(q, k, v, documents=call.documents, block_bias=bias - bias.detach())
+        hard = self.pattern.whole(q, k, v, documents=call.documents)
+        values = (x.detach() for x in (q, k, v))
+        soft = self.reachable.whole(*values, documents=call.documents, block_bias=bias)
+        return hard + (soft - soft.detach())
+
+    def own_parameters(self) -> tuple[int, int]:
+        """The logits, unless they are frozen."""
+        return 0, 0 if self.frozen else self.logits.numel()
+
+    def _scores(self) -> Tensor:
+        """Logits, in training with the noise, ``(H, reach - 1)`` in fp32 or better."""
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        noisy = self.training and self.samples and not self.frozen
+        return logits + self.temperature * self.noise if noisy else logits
+
+    def _best(self) -> Tensor:
+        """Distances that are kept, ``(H, k)``."""
+        scores = self._scores().detach()
+        if scores.is_meta:  # what a cost is asked of, before there are values: those at the start
+            scores = torch.zeros(scores.shape, device="cpu")
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, : self.k] + 1
+
+    def _pattern(self, distances: Tensor) -> BlockPattern:
+        return BlockPattern(self.block, partial(_at_distances, distances=distances, globals=self.globals))
+
+    def _bias(self, count: int) -> Tensor:
+        """Relaxed choice as logits of pairs of blocks, ``(1, H, count, count)``; 0 for what is always read."""
+        gates = F.logsigmoid(self._scores() / self.temperature)
+        gates = torch.cat([torch.zeros_like(gates[:, :1]), gates], 1)
+        place = torch.arange(count, device=gates.device)
+        distance = (place[:, None] - place).clamp(0, gates.shape[1] - 1)
+        return gates[:, torch.where(place < self.globals, 0, distance)][None]
+
+
+def _at_distances(blocks: Tensor, *, distances: Tensor, globals: int) -> Tensor:
+    """The own block, those at ``distances (H or 1, K)`` and the first ones, ``(H or 1, N, 1 + K + globals)``."""
+    own, first = blocks[:, None], torch.arange(globals, device=blocks.device)
+    near = own - distances.to(blocks.device)[:, None]
+    return torch.cat([x.expand(*near.shape[:2], -1) for x in (own, near, first)], -1)
+
+
+def _reachable(blocks: Tensor, *, reach: int, globals: int) -> Tensor:
+    return _at_distances(blocks, distances=torch.arange(1, reach, device=blocks.device)[None], globals=globals)
+
+
+def _loaded(mixer: Any, incompatible: Any) -> None:
+    if mixer.frozen:
+        mixer.freeze()
+
+
+def _check(k: int, reach: int, globals: int, estimator: str, temperature: float) -> None:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r}: expected one of {', '.join(ESTIMATORS)}.")
+    if not 1 <= k < reach:
+        raise ValueError(f"k={k} of reach={reach}: expected 1 to reach - 1 distances, the own block is read besides.")
+    if globals < 0 or not temperature > 0:
+        raise ValueError(f"globals={globals} and temperature={temperature}: expected >= 0 and > 0.")

@@ -1,0 +1,235 @@
+"""Longformer for decoders: softmax attention over a window, which may be dilated, and global tokens.
+
+    o_t = sum_{j in S_t} softmax_j(q_t . k_j / sqrt(D)) v_j
+    S_t = {t - i r, 0 <= i < w} and {j <= t: j is global}: one softmax, each key once
+    S_t = {j <= t} for a global t with ``global_rows=full``
+
+Beltagy et al. 2020 (arXiv:2004.05150), an encoder. Here a global token reads no later ones: those at the start of a
+document collect nothing, later ones stand for what precedes them. Its second projections of queries, keys and values
+for the rows of global tokens (3 C^2 more parameters) are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import softmax_attention, softmax_attention_step
+from kernels.documents import document_positions
+from zoo.mixers.parts.cache import RingCache
+from zoo.mixers.parts.dilation import Dilation, attend_residues
+from zoo.mixers.parts.global_cache import GlobalCache
+from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
+from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.merge import merge
+from zoo.mixers.registry import register
+
+ROWS = ("sparse", "full")
+ALL = 1 << 62  # tokens: more than there are
+
+
+@register("longformer")
+class LongformerAttention(HeadMixer):
+    """Softmax attention over a window and global tokens.
+
+    Args:
+        window: keys of a query beside the global ones, its own included, in the first layer.
+        window_growth: layer l has ``round(window * window_growth ** l)``.
+        globals: first tokens of a document that are global.
+        global_every: the tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
+        separators: tokens in ``marks`` are global too.
+        global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which
+            all have to be cached.
+        dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
+            see what lies between through global tokens alone.
+        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`HeadMixer`.
+
+    Raises:
+        ValueError: on numbers or choices that do not exist, or heads that do not fit together.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        window: int = 256,
+        window_growth: float = 1.0,
+        globals: int = 16,
+        global_every: int | None = None,
+        separators: bool = False,
+        global_rows: str = "sparse",
+        dilation: list[int] | int | None = None,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
+            gate=gate,
+        )  # fmt: skip
+        if global_rows not in ROWS:
+            raise ValueError(f"global_rows={global_rows!r}: expected one of {', '.join(ROWS)}.")
+        self.window = _window(window, window_growth, layer)
+        self.tokens = GlobalTokens(globals, global_every, separators)
+        rates = [1] if dilation is None else [dilation] if isinstance(dilation, int) else list(dilation)
+        if not rates or min(rates) < 1:
+            raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
+        #: key head g has that of number g modulo their count
+        self.near = [Dilation(rate, self.window) for rate in rates[: self.kv_heads]]
+        self.dilated = any(near.rate > 1 for near in self.near)
+        more = global_every is not None or separators
+        #: global rows that the window does not serve already
+        self.full = global_rows == "full" and (self.dilated or more or globals > self.window)
+        #: nothing but a window and the first tokens
+        self.plain = not self.dilated and not more and not self.full
+
+    @property
+    def normalized(self) -> bool:
+        """It is one softmax."""
+        return True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Window, global tokens that it does not read, and rows of global tokens."""
+        cache, first = call.cache, self.tokens.first
+        if self.plain:
+            whole = partial(softmax_attention, window=self.window, sinks=first)
+            if cache is None:
+                return whole(q, k, v, documents=call.documents)
+            step = partial(softmax_attention_step, window=self.window, sinks=first, ring=cache.wrapped)
+            return cache.attend(q, k, v, call.lengths, whole, step)
+        flags = self.tokens.flags(call.positions, call.marks)
+        marked = self.tokens.separators and call.marks is not None
+        if cache is None:
+            return self._whole(q, k, v, flags, call.documents, fixed=not marked)
+        return cache.attend(q, k, v, flags, call.lengths, marked, self._whole, partial(self._step, cache))
+
+    def _whole(
+        self, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, documents: Tensor | None, fixed: bool = False
+    ) -> Tensor:
+        """Of the tokens flagged ``(1 or B, Tk)``; ``fixed``: by their positions, in a sequence from its start on."""
+        output = self._by_rate(partial(self._near_and_far, flags=flags, documents=documents, fixed=fixed), q, k, v)
+        if not self.full:
+            return output
+        served = 1 if self.dilated else self.window  # first queries of a document, which read all before them anyway
+        rows = (flags & (_positions(k, documents) >= served))[:, k.shape[1] - q.shape[1] :]
+        most = self.tokens.most(rows, served, k.shape[1], documents, fixed)
+        return replace_rows(output, q, k, v, rows, documents, most) if most else output
+
+    def _near_and_far(
+        self, near: Dilation, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, documents: Tensor | None, fixed: bool
+    ) -> Tensor:
+        length, start, stop = k.shape[1], 0, k.shape[1] - 1
+        if near.rate == 1:  # the kernel reads the first tokens beside the window; nothing in the last window is far
+            start, stop = self.tokens.first, length - self.window
+            part = softmax_attention(q, k, v, window=self.window, sinks=start, documents=documents, return_lse=True)
+            flags = flags & (_positions(k, documents) >= start) & (torch.arange(length, device=k.device) < stop)
+        else:
+            part = attend_residues(q, k, v, near.rate, near.taps, documents)
+        most = self.tokens.most(flags, start, stop, documents, fixed)
+        return merge([part, attend_far(q, k, v, flags, near, documents, most)])[0] if most else part[0]
+
+    def _step(self, cache: GlobalCache, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if not self.full and not self.dilated:  # the cache holds what is read
+            return softmax_attention_step(q, keys, values, cache.valid())
+        distance, flags = cache.distances(), cache.flags[:, : keys.shape[1]]
+        held = torch.arange(keys.shape[1], device=q.device) < cache.valid()[:, None]
+        always = flags
+        if self.full:  # the latest token may be global itself
+            always = flags | (flags & (distance == 0)).any(1, keepdim=True)
+
+        def step(near: Dilation, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            tap = (distance >= 0) & (distance < self.window * near.rate) & (distance % near.rate == 0)
+            read = (always | tap) & held
+            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in cache.rows)
+            keys, values = (gather_tokens(x, flagged(read, most)) for x in (keys, values))
+            return softmax_attention_step(q[:, 0], keys, values, read.sum(1))[:, None]
+
+        return self._by_rate(step, q[:, None], keys, values)[:, 0]
+
+    def _by_rate(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``attend(near, q, k, v)`` of the heads of each rate, put back in the order of the heads."""
+        every, groups = len(self.near), self.kv_heads
+        if every == 1:
+            return attend(self.near[0], q, k, v)
+        outputs, q = [], q.unflatten(2, (groups, -1))
+        for i, near in enumerate(self.near):
+            mine = slice(i, None, every)
+            y = attend(near, q[:, :, mine].flatten(2, 3), k[:, :, mine], v[:, :, mine]).unflatten(2, (-1, q.shape[3]))
+            outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
+        return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> RingCache | GlobalCache:
+        """Keys and values of the window and the global tokens, or of all tokens where global rows read them."""
+        how = capacity or 0, self.kv_heads, self.head_width, device, dtype
+        if self.plain:
+            return RingCache(batch_size, self.window, self.tokens.first, *how)
+        return GlobalCache(batch_size, self.tokens, self._reach, *how)
+
+    @property
+    def _reach(self) -> int:
+        """Latest tokens that are kept."""
+        return ALL if self.full else (self.window - 1) * max(near.rate for near in self.near) + 1
+
+    def _reads(self, near: Dilation, held: int) -> int:
+        """Keys that the last of ``held`` tokens reads, if none is marked."""
+        t = held - 1
+        if self.full and held and self.tokens.fixed(t):
+            return held
+        return self._sparse_reads(near, t)
+
+    def _sparse_reads(self, near: Dilation, t: int) -> int:
+        """The same where no global token reads more than others."""
+        taps = range(t, max(t - self.window * near.rate, -1), -near.rate)
+        return self.tokens.count(0, t + 1) + sum(not self.tokens.fixed(p) for p in taps)
+
+    def _pairs(self, near: Dilation, context: int) -> int:
+        """Pairs of query and key of a head, if no token is marked."""
+        fixed = [t for t in range(context) if self.tokens.fixed(t)]
+        taps = sum(min(self.window, (context - 1 - g) // near.rate + 1) for g in fixed)
+        pairs = near.pairs(context) + sum(context - g for g in fixed) - taps
+        return pairs + (sum(t + 1 - self._sparse_reads(near, t) for t in fixed) if self.full else 0)
+
+    def mixing_flops(self, context: int) -> float:
+        """The pairs of every head. Marks are not known here: separators come on top."""
+        return self._flops([self._pairs(near, context) for near in self.near]) / context
+
+    def step_flops(self, context: int) -> float:
+        """The keys that the next query reads, if no token is marked; a full row where its position is global."""
+        return self._flops([self._reads(near, context + 1) for near in self.near])
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
+        held = min(context, self._reach + self.tokens.first)
+        held += self.tokens.count(self.tokens.first, context - self._reach)
+        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+
+    def _flops(self, pairs: list[int]) -> int:
+        """Of as many pairs of query and key per head of each rate."""
+        return sum(4 * self.width // self.kv_heads * pairs[g % len(pairs)] for g in range(self.kv_heads))
+
+
+def _window(window: int, growth: float, layer: int) -> int:
+    if window < 1:
+        raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
+    if growth <= 0:
+        raise ValueError(f"window_growth={growth}: expected a factor per layer above 0.")
+    return max(round(window * growth**layer), 1)
+
+
+def _positions(k: Tensor, documents: Tensor | None) -> Tensor:
+    """Of the keys in their documents, ``(1 or B, Tk)``."""
+    return torch.arange(k.shape[1], device=k.device)[None] if documents is None else document_positions(documents)

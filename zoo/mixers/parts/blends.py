@@ -1,0 +1,287 @@
+"""Softmax attention over near or listed keys and linear attention over all, blended in one layer.
+
+Two parts, each for some of the heads or for all of them, and the ways to blend what they give:
+    heads   the first heads are of the local part, the others of the linear one; the outputs stand side by side
+    gate    o = sigmoid(w_1 . x) o_local + sigmoid(w_2 . x) o_linear per head, as Native Sparse Attention blends its
+            branches (Yuan et al. 2025, arXiv:2502.11089)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from kernels import softmax_attention, softmax_attention_step
+from zoo.mixers.parts.cache import KeyValueCache, RingCache, StateCache
+from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
+from zoo.mixers.parts.head_maps import HeadMap
+from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.patterns import BlockPattern
+from zoo.mixers.parts.recurrent import attend_linear
+
+
+class Part(nn.Module, ABC):
+    """Attention of some heads of a layer, with a cache and a cost of its own; the latter as of :class:`HeadMixer`."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """``(B, T, heads, width)`` from arrays of that shape; the cache of the call is the part's own."""
+
+    @abstractmethod
+    def new_cache(
+        self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> Any:
+        """An empty cache."""
+
+    @abstractmethod
+    def mixing_flops(self, context: int) -> float:
+        """Per token in training."""
+
+    @abstractmethod
+    def step_flops(self, context: int) -> float:
+        """Of the next token after the context."""
+
+    @abstractmethod
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Of a sequence of the context length."""
+
+
+class WindowPart(Part):
+    """Softmax attention over the latest ``window`` keys, the query's own included.
+
+    Raises:
+        ValueError: if the window does not even hold that.
+    """
+
+    def __init__(self, heads: int, width: int, window: int) -> None:
+        super().__init__(heads, width)
+        if window < 1:
+            raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
+        self.window = window
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """See :class:`Part`."""
+        whole = partial(softmax_attention, window=self.window)
+        if call.cache is None:
+            return whole(q, k, v, documents=call.documents)
+        step = partial(softmax_attention_step, window=self.window, ring=call.cache.wrapped)
+        return call.cache.attend(q, k, v, call.lengths, whole, step)
+
+    def new_cache(
+        self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> RingCache:
+        """The latest keys and values."""
+        return RingCache(batch_size, self.window, 0, capacity, self.heads, self.width, device, dtype)
+
+    def mixing_flops(self, context: int) -> float:
+        """Both products for the pairs of the window."""
+        return 4 * self.heads * self.width * window_pairs(context, self.window) / context
+
+    def step_flops(self, context: int) -> float:
+        """A window, once there are so many tokens."""
+        return 4 * self.heads * self.width * min(context + 1, self.window)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of the window."""
+        return 2 * min(context, self.window) * self.heads * self.width * dtype.itemsize
+
+
+class PatternPart(Part):
+    """Softmax attention over the blocks of a pattern."""
+
+    def __init__(self, heads: int, width: int, pattern: BlockPattern) -> None:
+        super().__init__(heads, width)
+        self.pattern = pattern
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """See :class:`Part`."""
+        if call.cache is None:
+            return self.pattern.whole(q, k, v, documents=call.documents)
+        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, self.pattern.step)
+
+    def new_cache(
+        self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> KeyValueCache:
+        """Keys and values of all tokens: a later list may name any block."""
+        return KeyValueCache(batch_size, capacity, self.heads, self.width, device, dtype)
+
+    def mixing_flops(self, context: int) -> float:
+        """Both products for the pairs of the listed blocks."""
+        return 4 * self.heads * self.width * self.pattern.pairs(context) / context
+
+    def step_flops(self, context: int) -> float:
+        """The keys that are gathered."""
+        return 4 * self.heads * self.width * self.pattern.step_keys(context)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of all tokens."""
+        return 2 * context * self.heads * self.width * dtype.itemsize
+
+
+class LinearPart(Part):
+    """Normalised linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
+
+    Args:
+        feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
+    """
+
+    def __init__(self, heads: int, width: int, feature_map: str, features: int | None) -> None:
+        super().__init__(heads, width)
+        self.map = HeadMap(feature_map, heads, width, features)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """See :class:`Part`."""
+        return attend_linear(self.map.query(q), self.map.key(k), v, None, call, normalize=True)
+
+    def new_cache(
+        self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> StateCache:
+        """The state and its normaliser, in fp32 or wider."""
+        return StateCache((batch_size, self.heads, self.map.width, self.width), device, dtype, normalize=True)
+
+    def mixing_flops(self, context: int) -> float:
+        """The maps, the lower half of each chunk's products, and the state written and read."""
+        return self.map.flops + linear_flops(self.heads, self.map.width, self.width + 1, context)
+
+    def step_flops(self, context: int) -> float:
+        """The maps, and the state written and read."""
+        return self.map.flops + linear_step_flops(self.heads, self.map.width, self.width, normalize=True)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The state, whatever the context."""
+        return state_bytes(self.heads, self.map.width, self.width + 1, dtype)
+
+
+class BlendCache:
+    """The caches of the parts, which see the same tokens."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens seen, ``(B,)``."""
+        return self.parts[-1].lengths
+
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(part.nbytes() for part in self.parts)
+
+
+Blend = Callable[["BlendMixer", Tensor, Tensor, Tensor, Call], Tensor]
+
+
+def of_parts(call: Call, count: int) -> list[Call]:
+    """The call with the cache of each of ``count`` parts in place of all."""
+    return [call] * count if call.cache is None else [replace(call, cache=cache) for cache in call.cache.parts]
+
+
+def _side_by_side(mixer: BlendMixer, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    parts = mixer.part_list()
+    sizes, calls = [part.heads for part in parts], of_parts(call, len(parts))
+    pieces = zip(parts, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), calls)
+    return torch.cat([part.attend(qs, ks, vs, own) for part, qs, ks, vs, own in pieces], 2)
+
+
+def _gated_sum(mixer: BlendMixer, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    parts = mixer.part_list()
+    outputs = [part.attend(q, k, v, own) for part, own in zip(parts, of_parts(call, len(parts)))]
+    assert mixer.shares is not None
+    shares = torch.sigmoid(mixer.shares(call.x)).unflatten(-1, (len(parts), mixer.heads, 1)).unbind(2)
+    return sum((share * output for share, output in zip(shares, outputs)), torch.zeros_like(outputs[0]))
+
+
+class BlendMixer(HeadMixer):
+    """A layer of a local part and a linear part; a subclass makes them and hands them to :meth:`take`.
+
+    Args:
+        mode: how they are blended, a key of ``modes``.
+        local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
+        qk_norm, gate, rope: of :class:`HeadMixer`.
+
+    Raises:
+        ValueError: on a mode or a number of heads that cannot be.
+    """
+
+    modes: ClassVar[dict[str, Blend]] = {"heads": _side_by_side, "gate": _gated_sum}
+    parts: nn.ModuleList
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        layer: int,
+        *,
+        mode: str,
+        local_heads: int | None,
+        qk_norm: bool,
+        gate: str,
+        rope: float | None,
+    ) -> None:
+        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope=rope)
+        if mode not in self.modes:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes)}.")
+        if local_heads is not None and mode != "heads":
+            raise ValueError(f"local_heads={local_heads} with mode={mode!r}: only mode='heads' splits the heads.")
+        if local_heads is not None and not 0 <= local_heads <= heads:
+            raise ValueError(f"local_heads={local_heads}: expected 0 to heads={heads}.")
+        self.mode, self.local_heads, self.linear_heads = mode, heads, heads
+        if mode == "heads":
+            self.local_heads = -(-heads // 2) if local_heads is None else local_heads
+            self.linear_heads = heads - self.local_heads
+        self.shares = nn.Linear(width, 2 * heads, bias=False) if mode == "gate" else None
+
+    @property
+    def normalized(self) -> bool:
+        """Unless gates scale the parts."""
+        return self.mode != "gate"
+
+    def take(self, parts: Iterable[Part]) -> None:
+        """Keep those that have heads."""
+        self.parts = nn.ModuleList(part for part in parts if part.heads)
+
+    def part_list(self) -> list[Part]:
+        """The parts in their order."""
+        return [cast(Part, part) for part in self.parts]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """The parts, blended."""
+        return self.modes[self.mode](self, q, k, v, call)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BlendCache:
+        """The caches of the parts."""
+        return BlendCache([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
+
+    def mixing_flops(self, context: int) -> float:
+        """The sum of the parts."""
+        return sum(part.mixing_flops(context) for part in self.part_list())
+
+    def step_flops(self, context: int) -> float:
+        """The sum of the parts."""
+        return sum(part.step_flops(context) for part in self.part_list())
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The sum of the parts."""
+        return sum(part.cache_bytes(context, dtype) for part in self.part_list())
+
+    def own_parameters(self) -> tuple[int, int]:
+        """The matrix of the shares; the parts count the products of their own parameters."""
+        matrices = 0 if self.shares is None else self.shares.weight.numel()
+        return matrices, sum(p.numel() for p in self.parts.parameters())

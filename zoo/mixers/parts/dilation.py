@@ -1,0 +1,154 @@
+"""Keys at every r-th place: by residue classes over a sequence, by gathering for one query.
+
+Tokens whose places are equal modulo r form a class. Inside it the keys of a query are consecutive, so the classes are
+folded into the batch, and what is dilated becomes plain causal attention over T / r tokens. Only distances matter: the
+result is the same wherever a sequence or a document begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import softmax_attention, softmax_attention_step
+from kernels.documents import document_starts
+from zoo.mixers.parts.costs import window_pairs
+from zoo.mixers.parts.merge import merge
+
+
+@dataclass(frozen=True)
+class Dilation:
+    """Which keys a query reads: those at the distances 0, r, 2r, ..., and all that are nearer than ``near``.
+
+    Attributes:
+        rate: the distance r between two keys. taps: how many of the distances are read; None for all.
+        near: 1 for the query's own key alone; ``rate`` for the union with a window, which needs all the taps.
+    """
+
+    rate: int
+    taps: int | None = None
+    near: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rate < 1 or (self.taps is not None and self.taps < 1):
+            raise ValueError(f"a dilation by {self.rate} of {self.taps} taps: expected at least 1 of both.")
+        if self.near != 1 and (self.near != self.rate or self.taps is not None):
+            raise ValueError(f"near={self.near} with {self.taps} taps: expected 1, or rate={self.rate} and all taps.")
+
+    @property
+    def span(self) -> int | None:
+        """Latest tokens that a query can read of, None if there is no limit."""
+        return None if self.taps is None else (self.taps - 1) * self.rate + 1
+
+    def reads(self, held: int) -> int:
+        """Keys of the last of ``held`` tokens."""
+        far = (held - 1) // self.rate
+        return min(self.near, held) + (far if self.taps is None else min(far, self.taps - 1))
+
+    def pairs(self, context: int) -> int:
+        """Pairs of query and key in a sequence: window by window of each class, and the rest of the near keys."""
+        short, longer = divmod(context, self.rate)
+        taps = context if self.taps is None else self.taps
+        classes = longer * window_pairs(short + 1, taps) + (self.rate - longer) * window_pairs(short, taps)
+        return classes + window_pairs(context, self.near) - context
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Output ``(B, Tq, H, E)``; arguments as of :func:`kernels.softmax_attention`."""
+        if self.near == 1:
+            return attend_residues(q, k, v, self.rate, self.taps, documents)[0]
+        parts = [softmax_attention(q, k, v, window=self.near, documents=documents, return_lse=True)]
+        if k.shape[1] > self.rate:
+            parts.append(attend_earlier_residues(q, k, v, self.rate, documents))
+        return merge(parts)[0]
+
+    def step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        """Output ``(B, H, E)`` of one query per row; position p of a row lies in slot p modulo the capacity.
+
+        No more keys than it reads are touched, and none is copied if it reads all of them.
+        """
+        held = k_cache.shape[1]
+        if self.reads(held) == held:
+            return softmax_attention_step(q, k_cache, v_cache, lengths.clamp(max=held))
+        far = self.reads(held) - min(self.near, held)
+        near = torch.arange(min(self.near, held), device=q.device)
+        distances = torch.cat([near, self.rate * torch.arange(1, far + 1, device=q.device)])  # valid ones come first
+        slots = (lengths[:, None] - 1 - distances) % held
+        rows = torch.arange(len(lengths), device=q.device)[:, None]
+        valid = (distances < lengths[:, None]).sum(1)
+        return softmax_attention_step(q, k_cache[rows, slots], v_cache[rows, slots], valid)
+
+
+def attend_residues(
+    q: Tensor, k: Tensor, v: Tensor, rate: int, taps: int | None, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention to the latest ``taps`` keys at the distances 0, rate, 2 rate, ...; None for all of them.
+
+    Args:
+        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
+
+    Returns:
+        Output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``.
+    """
+    classes = _Classes(rate, q, k, documents)
+    q, k, v, ids = classes.queries(q), classes.keys(k), classes.keys(v), classes.ids
+    output, lse = softmax_attention(q, k, v, window=taps, documents=ids, return_lse=True)
+    return classes.restore(output), classes.restore(lse)
+
+
+def attend_earlier_residues(
+    q: Tensor, k: Tensor, v: Tensor, rate: int, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention to all keys at the distances rate, 2 rate, ...: not to the query's own. As of attend_residues.
+
+    Keys move up by one place in their class. The place of the first token of a document then holds a key of another
+    one: it gets an id of its own, and its query, which has no key, is blanked.
+    """
+    classes = _Classes(rate, q, k, documents)
+    q, k, v, ids = classes.queries(q), classes.keys(k)[:, :-1], classes.keys(v)[:, :-1], classes.ids
+    first = q.shape[1] - min(q.shape[1], k.shape[1])  # 1 where the classes' first queries, which have no key, are asked
+    labels = fresh = None
+    if ids is not None:
+        fresh = ids[:, 1:] != ids[:, :-1]
+        labels = 2 * ids[:, 1:] + fresh
+    output, lse = softmax_attention(q[:, first:], k, v, documents=labels, return_lse=True)
+    if fresh is not None:
+        blank = fresh[:, fresh.shape[1] - lse.shape[1] :, None]
+        output, lse = output.masked_fill(blank[..., None], 0), lse.masked_fill(blank, -torch.inf)
+    output, lse = _pad_time(output, first, 0), _pad_time(lse, first, 0, -torch.inf)
+    return classes.restore(output), classes.restore(lse)
+
+
+class _Classes:
+    """Folds time into classes. Padding at the end is in the future of all; queries are filled up in front."""
+
+    def __init__(self, rate: int, q: Tensor, k: Tensor, documents: Tensor | None) -> None:
+        self.rate = min(rate, k.shape[1])  # no key is farther away
+        self.asked, self.back = q.shape[1], -k.shape[1] % self.rate
+        self.front = -(self.asked + self.back) % self.rate
+        self.ids = None if documents is None else self._fold(_pad_time(document_starts(documents), 0, self.back, -1))
+
+    def queries(self, q: Tensor) -> Tensor:
+        """``(B, Tq, ...)`` -> ``(B * rate, ceil(Tq / rate), ...)``, or one more where they lie across."""
+        return self._fold(_pad_time(q, self.front, self.back))
+
+    def keys(self, k: Tensor) -> Tensor:
+        """``(B, Tk, ...)`` -> ``(B * rate, ceil(Tk / rate), ...)``."""
+        return self._fold(_pad_time(k, 0, self.back))
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Of the queries, in their order: ``(B, Tq, ...)``."""
+        whole = x.unflatten(0, (-1, self.rate)).transpose(1, 2).flatten(1, 2)
+        return whole[:, self.front : self.front + self.asked]
+
+    def _fold(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self.rate)).transpose(1, 2).flatten(0, 1)
+
+
+def _pad_time(x: Tensor, front: int, back: int, value: Any = 0) -> Tensor:
+    if not front and not back:
+        return x
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (front, back), value=value)

@@ -1,0 +1,186 @@
+"""Attention over listed blocks of keys: what a block of queries reads is a rule of its own index alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import BlockLayout, softmax_attention, softmax_attention_step
+from kernels.layout.block_layout import BLOCKS
+from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.parts.heads import Call, HeadMixer
+
+KEPT = 8  # layouts that a pattern remembers
+
+
+def hashed(key: Tensor, *keys: Tensor | int) -> Tensor:
+    """Pseudo-random int64 >= 0 of integer keys that broadcast: the same for the same keys, wherever they are computed.
+
+    A counter-based generator without a state, by the finalizer of SplitMix64 (Steele et al. 2014, OOPSLA).
+    """
+    state = torch.zeros_like(key)
+    for part in (key, *keys):
+        state = (state ^ part) + -0x61C8864680B583EB  # the golden ratio as a signed number
+        state = (state ^ _right(state, 30)) * -0x40A7B892E31B1A47
+        state = (state ^ _right(state, 27)) * -0x6B2FB644ECCEEE15
+        state = state ^ _right(state, 31)
+    return _right(state, 1)
+
+
+def _right(x: Tensor, places: int) -> Tensor:
+    """Shift without the sign."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """Which blocks of keys each block of queries reads, per head; causal, and without duplicates.
+
+    Attributes:
+        block: tokens of a block: 16, 32, 64 or 128.
+        listed: query blocks ``(N,)`` int64 -> key blocks ``(H or 1, N, L)`` int64. What is negative or in the future is
+            dropped, and so are duplicates. A list is a function of its query block: it cannot depend on the length.
+
+    Raises:
+        ValueError: on a block size that does not exist.
+    """
+
+    block: int
+    listed: Callable[[Tensor], Tensor]
+    _layouts: dict[tuple[int, torch.device], BlockLayout] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            raise ValueError(f"block={self.block}: expected one of {', '.join(map(str, BLOCKS))}.")
+
+    def lists(self, blocks: Tensor) -> Tensor:
+        """Key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``, ascending, each once; -1 behind the last."""
+        listed, nowhere = self.listed(blocks), torch.iinfo(torch.int64).max
+        listed = torch.where((listed >= 0) & (listed <= blocks[:, None]), listed, nowhere).sort(-1).values
+        again = torch.zeros_like(listed, dtype=torch.bool)
+        again[..., 1:] = listed[..., 1:] == listed[..., :-1]
+        listed = listed.masked_fill(again, nowhere).sort(-1).values
+        return listed.masked_fill(listed == nowhere, -1)
+
+    def layout(self, length: int, device: torch.device | str) -> BlockLayout:
+        """Layout of ``length`` tokens; outside of compiled graphs the latest ones are remembered."""
+        count, device = -(-length // self.block), torch.device(device)
+        if torch.compiler.is_compiling():
+            return self._build(count, device)
+        if (count, device) not in self._layouts:
+            while len(self._layouts) >= KEPT:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[count, device] = self._build(count, device)
+        return self._layouts[count, device]
+
+    def _build(self, count: int, device: torch.device) -> BlockLayout:
+        lists = self.lists(torch.arange(count, device=device))
+        return BlockLayout.from_index(lists[None, ..., :count], self.block)  # no list is longer than the sequence
+
+    def whole(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        documents: Tensor | None = None,
+        block_bias: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> Any:
+        """Attention of a sequence, or of its end, over the listed blocks.
+
+        Args:
+            q: ``(B, Tq, H, D)``. k, v: ``(B, Tk, G, D)``, aligned at the end where Tq < Tk.
+            documents, block_bias, return_lse: as in :func:`kernels.softmax_attention`.
+
+        Returns:
+            ``(B, Tq, H, D)``, and the log-sum-exp ``(B, Tq, H)`` where it is asked for.
+        """
+        length = k.shape[1]
+        if q.shape[1] < length:  # pieces of a cached sequence: a layout that also serves the next ones
+            length = self.block << (-(-length // self.block) - 1).bit_length()
+        layout = self.layout(length, q.device)
+        return softmax_attention(
+            q, k, v, layout=layout, documents=documents, block_bias=block_bias, return_lse=return_lse
+        )
+
+    def step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        """Attention of one query per row, ``(B, H, D)``; of the caches only listed blocks are read.
+
+        Args:
+            k_cache, v_cache: ``(B, capacity, G, D)``. lengths: ``(B,)`` tokens of each row, the query's own included.
+        """
+        capacity, groups = k_cache.shape[1:3]
+        blocks = (lengths - 1) // self.block
+        lists = self.lists(blocks)[..., : -(-capacity // self.block)]  # (H', B, L), what is read comes first
+        valid = torch.where(lists >= 0, (lengths[:, None] - lists * self.block).clamp(max=self.block), 0).sum(-1)
+        place = torch.arange(self.block, device=q.device)
+        tokens = (lists.clamp(min=0)[..., None] * self.block + place).flatten(-2)[..., :capacity]
+        tokens = tokens.clamp(max=capacity - 1)
+        rows = torch.arange(len(q), device=q.device)[:, None]
+        if len(lists) == 1:
+            return softmax_attention_step(q, k_cache[rows, tokens[0]], v_cache[rows, tokens[0]], valid[0])
+        heads = torch.arange(q.shape[1], device=q.device)[:, None] // (q.shape[1] // groups)
+        at = rows[..., None], tokens.transpose(0, 1), heads
+        keys, values = (cache[at].flatten(0, 1)[:, :, None] for cache in (k_cache, v_cache))
+        output = softmax_attention_step(q.flatten(0, 1)[:, None], keys, values, valid.T.flatten())
+        return output.view(*q.shape[:2], -1)
+
+    def pairs(self, length: int) -> float:
+        """Pairs of query and key that are read in a sequence, per head: the mean of the heads."""
+        blocks = torch.arange(-(-length // self.block), device="cpu")
+        lists, queries = self.lists(blocks), (length - blocks * self.block).clamp(max=self.block)[:, None]
+        pairs = torch.where(lists == blocks[:, None], queries * (queries + 1) // 2, queries * self.block)
+        return float((pairs * (lists >= 0)).sum()) / len(lists)
+
+    def step_keys(self, context: int) -> int:
+        """Keys that :meth:`step` gathers for the next token after the context, each list as long as the longest."""
+        first = torch.zeros(1, dtype=torch.int64, device="cpu")
+        return min(self.listed(first).shape[-1] * self.block, context + 1)
+
+
+class BlockSparseMixer(HeadMixer):
+    """Softmax attention over the blocks of a pattern; a subclass says which. The cache holds all tokens."""
+
+    @property
+    @abstractmethod
+    def pattern(self) -> BlockPattern:
+        """What is read."""
+
+    @property
+    def normalized(self) -> bool:
+        """One softmax over what is read, and every query reads its own block."""
+        return True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """One call of the kernel."""
+        if call.cache is None:
+            return self.pattern.whole(q, k, v, documents=call.documents)
+        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, self.pattern.step)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KeyValueCache:
+        """Keys and values; grows beyond ``capacity``."""
+        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+
+    def mixing_flops(self, context: int) -> float:
+        """Every query reads the keys of its blocks up to itself."""
+        return 4 * self.width * self.pattern.pairs(context) / context
+
+    def step_flops(self, context: int) -> float:
+        """The next query reads what is gathered for it."""
+        return 4 * self.width * self.pattern.step_keys(context)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of all tokens: which of them are read says nothing of which can be forgotten."""
+        return 2 * context * self.kv_heads * self.head_width * dtype.itemsize

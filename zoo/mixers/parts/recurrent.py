@@ -1,0 +1,91 @@
+"""What mixers with a state of constant size share: the call of the kernel or of the cache, and what a state costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import linear_attention
+from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
+from zoo.mixers.parts.heads import Call, HeadMixer
+
+
+def attend_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    call: Call,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    algorithm: str = "auto",
+) -> Tensor:
+    """``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``: through the cache if there is one.
+
+    Padding of a ragged piece is neither added nor decays the state, whatever the feature map makes of it.
+
+    Args:
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``, all <= 0.
+        call: of the mixer; its cache is None or a :class:`StateCache`, with a normaliser exactly if ``normalize``.
+        scale, normalize, eps, algorithm: of :func:`kernels.linear_attention`.
+
+    Returns:
+        ``(B, T, H, E)`` in the dtype of q.
+
+    Raises:
+        ValueError: if ``normalize`` does not go with the cache.
+    """
+    if call.cache is None:
+        y, _ = linear_attention(
+            q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, documents=call.documents, algorithm=algorithm
+        )
+        return y
+    if normalize != (call.cache.normalizer is not None):
+        raise ValueError(f"normalize={normalize} needs a StateCache that was made with normalize={normalize}.")
+    return call.cache.attend(q, k, v, log_decay, call.lengths, scale=scale, eps=eps, algorithm=algorithm)
+
+
+class StateMixer(HeadMixer):
+    """A mixer whose cache is one state per head; a subclass writes ``mix`` and may widen its keys.
+
+    Attributes:
+        key_width: numbers D of a key after its feature map. normalize: whether the state has a normaliser.
+    """
+
+    normalize: bool = False
+
+    @property
+    def key_width(self) -> int:
+        """The head width, unless a feature map changes it."""
+        return self.head_width
+
+    @property
+    def normalized(self) -> bool:
+        """Where the state has a normaliser."""
+        return self.normalize
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> StateCache:
+        """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
+        shape = (batch_size, self.heads, self.key_width, self.head_width)
+        return StateCache(shape, device, dtype, self.normalize)
+
+    def mixing_flops(self, context: int) -> float:
+        """The lower half of each chunk's products, and the state written and read once per token."""
+        return linear_flops(self.heads, self.key_width, self.head_width + self.normalize, context)
+
+    def step_flops(self, context: int) -> float:
+        """The state written and read."""
+        return linear_step_flops(self.heads, self.key_width, self.head_width, self.normalize)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """The state, whatever the context."""
+        return state_bytes(self.heads, self.key_width, self.head_width + self.normalize, dtype)

@@ -1,0 +1,71 @@
+"""Softmax attention over BigBird's blocks and linear attention over all keys, in one layer.
+
+    heads    the first heads read global, recent and random blocks, the others are linear; heads side by side
+    gate     o = sigmoid(w_1 . x) o_sparse + sigmoid(w_2 . x) o_linear, per head
+
+Blocks: Zaheer et al. 2020 (arXiv:2007.14062), see :mod:`zoo.mixers.bigbird`. A sparse part for the few large weights
+beside a linear one for the many small: Chen et al. 2021 (Scatterbrain, arXiv:2110.15343). Gates: Yuan et al. 2025
+(Native Sparse Attention, arXiv:2502.11089).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from zoo.mixers.bigbird import bigbird_blocks, check_counts
+from zoo.mixers.parts.blends import BlendMixer, LinearPart, PatternPart
+from zoo.mixers.parts.patterns import BlockPattern
+from zoo.mixers.registry import register
+
+
+@register("sparse_linear")
+class SparseLinearAttention(BlendMixer):
+    """Listed blocks and a state.
+
+    Args:
+        mode: how the two are blended: ``heads`` or ``gate``.
+        block: tokens of a block: 16, 32, 64 or 128.
+        window: latest blocks that are read, the query's own included.
+        random: blocks per query block and head that are drawn from all others.
+        globals: first blocks of the document, which all read.
+        seed: of the draw.
+        feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
+        features: numbers that a head is projected to before a learned map; None for the default of the map.
+        local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        rope: base of the rotary frequencies, for both parts; None for no positions.
+
+    Raises:
+        ValueError: on values outside these.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        mode: str = "heads",
+        block: int = 64,
+        window: int = 3,
+        random: int = 3,
+        globals: int = 1,
+        seed: int = 0,
+        feature_map: str = "elu+1",
+        features: int | None = None,
+        local_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
+        )
+        check_counts(window, random, globals)
+        listed = partial(
+            bigbird_blocks, window=window, random=random, globals=globals, seed=seed, layer=layer,
+            heads=self.local_heads,
+        )  # fmt: skip
+        linear = LinearPart(self.linear_heads, self.head_width, feature_map, features)
+        self.take([PatternPart(self.local_heads, self.head_width, BlockPattern(block, listed)), linear])

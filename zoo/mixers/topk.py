@@ -1,0 +1,265 @@
+"""Attention to the blocks of the past that each query scores highest (after MoBA, Lu et al. 2025, arXiv:2502.13189).
+
+    s_tc = q_t . mean_{j in c} k_j / sqrt(D)               for finished blocks c of t's document
+    P_t  = the k blocks with the highest s_tc               the earlier one of equal scores
+    o_t  = sum_j softmax_j(l_tj) v_j,   l_tj = q_t . k_j / sqrt(D) + score_weight * s_tc   for j in a block c of P_t,
+                                        l_tj = q_t . k_j / sqrt(D)                         for j <= t in t's own block.
+
+A choice has no gradient; the score that is added to the logits gives it one, as keys k_j + score_weight * mean_c. With
+score_weight = 0 this is MoBA's attention. Choices are made per query and per query head. `unit: token` is the exact
+form that blocks approximate, P_t = the k keys j <= t of highest q_t . k_j; it is dense and serves as a reference.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernels.backend import without_autocast
+from kernels.layout.block_layout import BLOCKS
+from zoo.mixers.parts.cache import KeyValueCache, Step, Whole
+from zoo.mixers.parts.costs import window_pairs
+from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
+from zoo.mixers.registry import register
+
+
+class BlockCache(KeyValueCache):
+    """Keys and values of all tokens, and sums of the keys of each block, ``(B, blocks, G, D)`` in fp32 or better.
+
+    The last block of a row is the one that its next token belongs to, or the one that was finished last.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        capacity: int,
+        heads: int,
+        width: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        how: Selection,
+    ) -> None:
+        super().__init__(batch_size, capacity, heads, width, device, dtype)
+        self.how = how
+        wide = torch.promote_types(self.keys.dtype, torch.float32)
+        self.sums = torch.zeros(batch_size, -(-capacity // how.block), heads, width, device=device, dtype=wide)
+
+    def nbytes(self) -> int:
+        """Bytes of the valid part, were all rows as long as the longest."""
+        blocks = -(-self._longest // self.how.block)
+        return super().nbytes() + self.sums[:, :blocks].numel() * self.sums.element_size()
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        whole: Whole | None = None,
+        step: Step | None = None,
+    ) -> Tensor:
+        """As of the class above; both functions are those of the selection, unless others are given."""
+        block = self.how.block
+        own = self._longest % block + 1 if self._even else min(block, self._longest + 1)
+        self._reserve(self._longest + k.shape[1])
+        self._add(k.detach(), lengths)
+        means = self.sums[:, : self._longest // block] / block
+        whole = whole or partial(attend_blocks, how=self.how)
+        step = step or partial(attend_blocks_step, means=means, own=own, how=self.how)
+        return super().attend(q, k, v, lengths, whole, step)
+
+    def _add(self, k: Tensor, lengths: Tensor | None) -> None:
+        time = torch.arange(k.shape[1], device=k.device)[None]
+        k = k.to(self.sums.dtype)
+        if lengths is not None:
+            k = k.masked_fill((time >= lengths.to(self.lengths)[:, None])[..., None, None], 0)
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        self.sums.index_put_((rows, (self.lengths[:, None] + time) // self.how.block), k, accumulate=True)
+
+    def _reserve(self, needed: int) -> None:
+        super()._reserve(needed)
+        missing = -(-self.keys.shape[1] // self.how.block) - self.sums.shape[1]
+        if missing > 0:
+            pad = self.sums.new_zeros(self.sums.shape[0], missing, *self.sums.shape[2:])
+            self.sums = torch.cat([self.sums, pad], 1)
+
+
+@without_autocast
+def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) -> Tensor:
+    """Softmax over the ``count`` allowed keys of highest score, of equal ones the earlier; dense, O(T^2): a reference.
+
+    Args:
+        q: ``(B, Tq, H, D)``. k, v: ``(B, Tk, G, D)``. allowed: ``(1 or B, Tq, Tk)`` bool, a key for each query.
+    """
+    wide, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // k.shape[2]
+    k, v = (x.to(wide).repeat_interleave(fold, 2).transpose(1, 2) for x in (k, v))
+    scores = q.to(wide).transpose(1, 2) @ k.mT * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~allowed[:, None], -torch.inf)
+    best = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    picked = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    return (scores.masked_fill(~picked, -torch.inf).softmax(-1) @ v).transpose(1, 2).to(q.dtype)
+
+
+class _Blocks:
+    """Selection of blocks. FLOPs and numbers are per number of the width that all heads, or all key heads, have."""
+
+    def __init__(self, k: int, block: int, score_weight: float) -> None:
+        self.how = Selection(k, block, score_weight)
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+        """See :class:`Whole`."""
+        return attend_blocks(q, k, v, self.how, documents)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Through the cache."""
+        return call.cache.attend(q, k, v, call.lengths)
+
+    def cache(
+        self, size: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> KeyValueCache:
+        """Of batch size, capacity, heads and their width."""
+        return BlockCache(*size, device, dtype, self.how)
+
+    def flops(self, context: int) -> int:
+        """All finished blocks are scored, the own block and the picks are read."""
+        block, full, rest = self.how.block, context // self.how.block, context % self.how.block
+        own = full * block * (block + 1) // 2 + rest * (rest + 1) // 2
+        scored, picked = (picked_blocks(0, context, block, count) for count in (context, self.how.count))
+        return 2 * scored + 4 * (own + block * picked)
+
+    def step_flops(self, context: int) -> int:
+        """The same for the next query."""
+        scored, before = divmod(context, self.how.block)
+        return 2 * scored + 4 * (before + 1 + self.how.block * min(self.how.count, scored))
+
+    def sums(self, context: int) -> int:
+        """Blocks whose sum of keys is kept."""
+        return -(-context // self.how.block)
+
+
+class _Tokens(_Blocks):
+    """Selection of tokens, dense."""
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+        """See :class:`Whole`."""
+        time = torch.arange(k.shape[1], device=k.device)
+        allowed = (time <= time[k.shape[1] - q.shape[1] :, None])[None]
+        if documents is not None:
+            allowed = allowed & (documents[:, k.shape[1] - q.shape[1] :, None] == documents[:, None])
+        return attend_tokens(q, k, v, allowed, self.how.count)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Through the cache."""
+        return call.cache.attend(q, k, v, call.lengths, self.whole, self._step)
+
+    def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        allowed = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None, None]
+        return attend_tokens(q[:, None], k_cache, v_cache, allowed, self.how.count)[:, 0]
+
+    def cache(
+        self, size: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> KeyValueCache:
+        """Of batch size, capacity, heads and their width."""
+        return KeyValueCache(*size, device, dtype)
+
+    def flops(self, context: int) -> int:
+        """All tokens are scored, the picks are read."""
+        return context * (context + 1) + 2 * window_pairs(context, self.how.count)
+
+    def step_flops(self, context: int) -> int:
+        """All tokens are scored; the weights of those that are not picked are zeros."""
+        return 4 * (context + 1)
+
+    def sums(self, context: int) -> int:
+        """None."""
+        return 0
+
+
+UNITS: dict[str, type[_Blocks]] = {"block": _Blocks, "token": _Tokens}
+
+
+@register("topk")
+class TopKAttention(HeadMixer):
+    """Softmax attention to the own block and the best past ones, or to the best tokens.
+
+    Args:
+        k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
+        block: tokens of a block, 16, 32, 64 or 128; blocks count from the start of a document.
+        unit: what is picked, ``block`` or ``token`` (dense, a reference).
+        score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
+            Tokens that are picked by their own logits need none: it is not read then.
+        kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        rope: base of the rotary frequencies; None for no positions.
+        rope_fraction: part of each head that is rotated.
+
+    Raises:
+        ValueError: on values outside these.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        k: int = 8,
+        block: int = 64,
+        unit: str = "block",
+        score_weight: float = 1.0,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
+            gate=gate,
+        )  # fmt: skip
+        if unit not in UNITS:
+            raise ValueError(f"unit={unit!r}: expected one of {', '.join(UNITS)}.")
+        if k < 1:
+            raise ValueError(f"k={k}: expected at least one {unit} to pick.")
+        if block not in BLOCKS:
+            raise ValueError(f"block={block}: expected one of {', '.join(map(str, BLOCKS))}.")
+        self.selection = UNITS[unit](k, block, score_weight)
+
+    @property
+    def normalized(self) -> bool:
+        """Weights sum to one."""
+        return True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Attention to what is selected."""
+        if call.cache is None:
+            return self.selection.whole(q, k, v, call.documents)
+        return self.selection.attend(q, k, v, call)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KeyValueCache:
+        """Keys, values and sums of the keys of each block; grows beyond ``capacity``."""
+        size = batch_size, capacity or 0, self.kv_heads, self.head_width
+        return self.selection.cache(size, device, dtype)
+
+    def mixing_flops(self, context: int) -> float:
+        """Of what is scored and what is read."""
+        return self.width * self.selection.flops(context) / context
+
+    def step_flops(self, context: int) -> float:
+        """Of what the next query scores and reads."""
+        return self.width * self.selection.step_flops(context)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of all tokens; sums of blocks in fp32 or better."""
+        sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
+        return self.kv_heads * self.head_width * (2 * context * dtype.itemsize + sums)

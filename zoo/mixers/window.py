@@ -1,0 +1,95 @@
+"""Sliding-window attention, with the first tokens kept in sight.
+
+    o_t = sum_{j in W_t} softmax_j(q_t . k_j / sqrt(D)) v_j,   W_t = {t - w < j <= t} and {j < s}: at most w + s keys.
+
+Window: Beltagy et al. 2020 (arXiv:2004.05150), Jiang et al. 2023 (arXiv:2310.06825); w counts the query's own key,
+and n layers see n (w - 1) + 1 tokens. Sinks, without which a model fails on text longer than its window: Xiao et al.
+2023 (arXiv:2309.17453); unlike there, a sink keeps the position it had, as in training. A learned logit in their
+place: gpt-oss (OpenAI 2025, arXiv:2508.10925).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernels import softmax_attention, softmax_attention_step
+from zoo.mixers.parts.cache import RingCache
+from zoo.mixers.parts.costs import window_pairs
+from zoo.mixers.parts.heads import Call
+from zoo.mixers.registry import register
+from zoo.mixers.softmax import SoftmaxAttention
+
+
+@register("window")
+class WindowAttention(SoftmaxAttention):
+    """Softmax attention over the latest tokens and the first ones.
+
+    Args:
+        window: latest keys that a query reads, its own included.
+        sinks: first tokens of the document that stay visible.
+        sink_logit: a learned logit per head that takes weight and gives nothing.
+        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`SoftmaxAttention`.
+
+    Raises:
+        ValueError: if window < 1 or sinks < 0, and as of SoftmaxAttention.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        window: int = 256,
+        sinks: int = 4,
+        sink_logit: bool = False,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope, rope_fraction, sink_logit)
+        if window < 1:
+            raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
+        if sinks < 0:
+            raise ValueError(f"sinks={sinks}: expected 0 or more of a document's first tokens.")
+        self.window, self.sinks = window, sinks
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """One call of the kernel."""
+        whole = partial(softmax_attention, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits)
+        if call.cache is None:
+            return whole(q, k, v, documents=call.documents)
+        step = partial(
+            softmax_attention_step, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits,
+            ring=call.cache.wrapped,
+        )  # fmt: skip
+        return call.cache.attend(q, k, v, call.lengths, whole, step)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> RingCache:
+        """Keys and values of the sinks and of the window; grows up to so many beyond ``capacity``."""
+        return RingCache(
+            batch_size, self.window, self.sinks, capacity or 0, self.kv_heads, self.head_width, device, dtype
+        )
+
+    def mixing_flops(self, context: int) -> float:
+        """Query t reads min(t + 1, window + sinks) keys: sinks inside the window count once."""
+        return 4 * self.width * window_pairs(context, self.window + self.sinks) / context
+
+    def step_flops(self, context: int) -> float:
+        """The next query reads all that are held."""
+        return 4 * self.width * min(context + 1, self.window + self.sinks)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Keys and values of the sinks and of the window."""
+        return 2 * min(context, self.window + self.sinks) * self.kv_heads * self.head_width * dtype.itemsize

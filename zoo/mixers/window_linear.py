@@ -1,0 +1,179 @@
+"""A window of softmax attention and linear attention of all that came before, in one layer.
+
+    heads    the first heads read a window, the others are linear; heads side by side
+    gate     o = sigmoid(w_1 . x) o_window + sigmoid(w_2 . x) o_linear, per head
+    shared   one normaliser for both: a key in the window weighs exp(q . k / sqrt(D)), one that has left phi(q) . phi(k)
+
+             o_t = (sum_{t-w < j <= t} e^{q_t . k_j / sqrt(D)} v_j + phi(q_t) S_{t-w}) / (the same with 1 for v),
+             S_t = S_{t-1} + phi(k_t) v_t^T
+
+Gates: Yuan et al. 2025 (Native Sparse Attention, arXiv:2502.11089). One normaliser: Zhang et al. 2024 (LoLCATs,
+arXiv:2410.10254). There the state lags by the window, so that each key is counted once: it is softmax attention while
+all keys are in the window, and linear attention if the window is 0.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kernels import softmax_attention, softmax_attention_step
+from kernels.softmax import ring_slots
+from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
+from zoo.mixers.parts.cache import RingCache, StateCache
+from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
+from zoo.mixers.parts.head_maps import HeadMap
+from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.recurrent import attend_linear
+from zoo.mixers.registry import register
+
+
+@register("window_linear")
+class WindowLinearAttention(BlendMixer):
+    """A window and a state.
+
+    Args:
+        mode: how the two are blended: ``heads``, ``gate`` or ``shared``.
+        window: latest keys of softmax attention, the query's own included; 0 only if ``shared``.
+        feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`; None for ``taylor``
+            if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
+        features: numbers that a head is projected to before a learned map; None for the default of the map.
+        local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
+        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        rope: base of the rotary frequencies, for both parts; None for no positions.
+
+    Raises:
+        ValueError: on values outside these.
+    """
+
+    modes: ClassVar[dict[str, Blend]] = BlendMixer.modes | {"shared": BlendMixer.modes["heads"]}
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        layer: int = 0,
+        mode: str = "heads",
+        window: int = 128,
+        feature_map: str | None = None,
+        features: int | None = None,
+        local_heads: int | None = None,
+        qk_norm: bool = False,
+        gate: str = "none",
+        rope: float | None = 10000.0,
+    ) -> None:
+        super().__init__(
+            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
+        )
+        if mode == "shared":
+            chosen = "taylor" if feature_map is None else feature_map
+            self.take([SharedPart(heads, self.head_width, window, chosen, features)])
+            return
+        linear = LinearPart(self.linear_heads, self.head_width, feature_map or "elu+1", features)
+        self.take([WindowPart(self.local_heads, self.head_width, window), linear])
+
+
+class SharedPart(Part):
+    """A window and, under the same normaliser, the state of the keys that have left it.
+
+    Args:
+        window: keys of softmax attention; 0 for none.
+        feature_map, features: of :class:`HeadMap`; the map has to resemble exp.
+    """
+
+    def __init__(self, heads: int, width: int, window: int, feature_map: str, features: int | None) -> None:
+        super().__init__(heads, width)
+        if window < 0:
+            raise ValueError(f"window={window}: expected at least 0.")
+        if feature_map == "elu+1":
+            raise ValueError("feature_map='elu+1': expected one of taylor, hedgehog with mode='shared', as exp is.")
+        self.window = window
+        self.map = HeadMap(feature_map, heads, width, features)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Both sets of keys, merged by the logarithms of their sums; see :class:`Part`."""
+        of_ring, of_state = of_parts(call, 2)
+        far = self._far(q, *leaving(k, v, self.window, of_ring.cache), of_state)  # before the ring takes the new keys
+        return merge([self._near(q, k, v, of_ring), far] if self.window else [far])[0]
+
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Softmax attention over the window, and the logarithm of its sum."""
+        whole = partial(_with_sums, window=self.window)
+        if call.cache is None:
+            both = whole(q, k, v, documents=call.documents)
+        else:
+            both = call.cache.attend(q, k, v, call.lengths, whole, partial(self._step_with_sums, call.cache))
+        return both[..., :-1].to(q.dtype), both[..., -1]
+
+    def _step_with_sums(self, ring: RingCache, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        """The same of one query per row over the ring, ``(B, H, D + 1)``."""
+        output, lse = softmax_attention_step(
+            q, k_cache, v_cache, lengths, window=self.window, ring=ring.wrapped, return_lse=True
+        )
+        return torch.cat([output.to(lse.dtype), lse[..., None]], -1)
+
+    def _far(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Linear attention over the keys that have left; ``k`` and ``v`` leave as the queries come."""
+        left = (call.positions >= self.window)[..., None]
+        keys = self.map.key(k).masked_fill(~left[..., None], 0)
+        sums = attend_linear(self.map.query(q), keys, torch.cat([v, torch.ones_like(v[..., :1])], -1), None, call)
+        sums = sums.to(torch.promote_types(q.dtype, torch.float32))
+        total = sums[..., -1].clamp(min=self.map.floor)
+        return (sums[..., :-1] / total[..., None]).to(q.dtype), total.log().masked_fill(~left, -torch.inf)
+
+    def new_cache(
+        self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> BlendCache:
+        """The keys and values of the window, and the state, whose last column is its normaliser."""
+        ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.width, device, dtype)
+        return BlendCache([ring, StateCache((batch_size, self.heads, self.map.width, self.width + 1), device, dtype)])
+
+    def mixing_flops(self, context: int) -> float:
+        """Of the window and of the state."""
+        near = 4 * self.heads * self.width * window_pairs(context, self.window) / context
+        return near + self.map.flops + linear_flops(self.heads, self.map.width, self.width + 1, context)
+
+    def step_flops(self, context: int) -> float:
+        """Of the window and of the state."""
+        near = 4 * self.heads * self.width * min(context + 1, self.window)
+        return near + self.map.flops + linear_step_flops(self.heads, self.map.width, self.width + 1)
+
+    def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
+        """Of the window and of the state."""
+        ring = 2 * min(context, self.window) * self.heads * self.width * dtype.itemsize
+        return ring + state_bytes(self.heads, self.map.width, self.width + 1, dtype)
+
+
+def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[Tensor, Tensor]:
+    """Key and value, ``window`` tokens back, that leave the window as each token of a piece comes.
+
+    Args:
+        k, v: ``(B, T, H, D)`` of the piece. ring: holds the tokens before it; None if there are none.
+
+    Returns:
+        Arrays of the same shape; at positions below ``window``, which nothing leaves, they hold anything finite.
+    """
+    count = min(window, k.shape[1])
+    if ring is None or ring.keys.shape[1] == 0:
+        held = [x.new_zeros(len(x), count, *x.shape[2:]) for x in (k, v)]
+    else:
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        places = ring.lengths[:, None] + torch.arange(count, device=k.device)  # these tokens take the slots of those
+        slots = ring_slots(places, window).clamp(max=ring.keys.shape[1] - 1)
+        held = [x[rows, slots].to(k.dtype) for x in (ring.keys, ring.values)]
+    keys, values = (torch.cat([old, x[:, : x.shape[1] - count]], 1) for old, x in zip(held, (k, v)))
+    return keys, values
+
+
+def _with_sums(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, documents: Tensor | None = None
+) -> Tensor:
+    """Softmax attention with its log-sum-exp as a last column, ``(B, Tq, H, D + 1)`` in fp32 or better."""
+    output, lse = softmax_attention(q, k, v, window=window, documents=documents, return_lse=True)
+    return torch.cat([output.to(lse.dtype), lse[..., None]], -1)
