@@ -90,16 +90,30 @@ Piece = Range | Gathered
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts whose keys are disjoint, the band first.
+    """Parts whose keys are disjoint.
 
     Attributes:
+        pieces: the band and, behind each of its ranges, the columns of the same queries, which are then in a cache;
+            True for the first piece of some queries.
         gathered: of each query head, blocks that are its own; ``rest`` is what is left to lists.
     """
 
-    band: list[Range]
-    columns: list[Range]
+    pieces: list[tuple[Range, bool]]
     gathered: list[list[Gathered]]
     rest: BlockLayout | None
+
+
+def _interleave(band: list[Range], columns: list[Range]) -> list[tuple[Range, bool]]:
+    pieces = []
+    for part in band:
+        pieces.append((part, True))
+        for column in columns:
+            first, last = max(part.first, column.first), part.first + part.count * part.size
+            if first < last:
+                mask = None if column.mask is None else column.mask[first - column.first : last - column.first]
+                mask = mask if mask is not None and mask.any() else None
+                pieces.append((Range(first, last - first, 1, column.start, column.keys, mask), False))
+    return pieces
 
 
 def _band(length: int, size: int, reach: int, seen: Tensor, width: int) -> list[Range]:
@@ -141,11 +155,11 @@ def _plan_window(k: Tensor, rule: KeyRule) -> Plan | None:
     distance = torch.arange(size)[:, None] - torch.arange(-reach, size)
     band = _band(length, size, reach, (distance >= 0) & (distance < window), k.shape[2] * k.shape[3])
     if not rule.sinks:
-        return Plan(band, [], [], None)
+        return Plan(_interleave(band, []), [], None)
     rows = length - window
     far = torch.arange(window, length)[:, None] - torch.arange(rule.sinks) >= window
     mask = torch.zeros(far.shape).masked_fill_(~far, HIDDEN)
-    return Plan(band, [Range(window, rows, 1, 0, rule.sinks, mask)], [], None)
+    return Plan(_interleave(band, [Range(window, rows, 1, 0, rule.sinks, mask)]), [], None)
 
 
 def _plan_layout(k: Tensor, layout: BlockLayout) -> Plan | None:
@@ -174,22 +188,23 @@ def _plan_layout(k: Tensor, layout: BlockLayout) -> Plan | None:
     for j0 in column:
         first = (j0 + wide) * block
         columns.append(Range(first, k.shape[1] - first, 1, j0 * block, block, None))
+    pieces = _interleave(band, columns)
     used = (rows < lists.full.numel()) & (query < blocks)
     left = used & ~(plain & (query - keys < wide)) & ~torch.isin(keys, torch.tensor(column, dtype=torch.long))
     at = left.nonzero()[:, 0]
     if not len(at):
-        return Plan(band, columns, [], None)
+        return Plan(pieces, [], None)
     if plain[at].all():  # none of them is on the diagonal, which belongs to the band
         entries = head[at], query[at], keys[at]
         gathered = _gather(entries, (heads, blocks, block), k.shape[1], k.shape[3])
         if gathered:
-            return Plan(band, columns, gathered, None)
+            return Plan(pieces, gathered, None)
     masks, bits = (lists.masks[at], layout.bits) if len(layout.bits) else (None, None)
     pairs = torch.zeros_like(at), head[at], query[at], keys[at]
     rest = BlockLayout.from_pairs(
         block, layout.shape[2], *pairs, masks, bits, heads=heads, longest=layout.longest
     )  # fmt: skip
-    return Plan(band, columns, [], rest)
+    return Plan(pieces, [], rest)
 
 
 def _gather(

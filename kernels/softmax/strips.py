@@ -35,11 +35,10 @@ def _heads(x: Tensor, groups: int, first: int, last: int, number: int) -> Tensor
 
 def _pieces(plan: Plan, head: int | None = None) -> Iterator[tuple[Piece, bool]]:
     """Pieces of one query head, or those of all heads, and whether they are the first of their rows."""
-    if head is not None:
+    if head is None:
+        yield from plan.pieces
+    else:
         yield from ((piece, False) for piece in plan.gathered[head % len(plan.gathered)])
-        return
-    yield from ((piece, True) for piece in plan.band)
-    yield from ((piece, False) for piece in plan.columns)
 
 
 def _attend(arrays: list[Tensor], pieces: Iterator[tuple[Piece, bool]], scale: float) -> None:
