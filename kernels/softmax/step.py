@@ -48,7 +48,7 @@ def step(
     if window is not None:
         valid = valid & ((place > last - window) | (place < sinks))
     if fuses(query, v_cache) and capacity:
-        mask = torch.where(valid, 0.0, HIDDEN)[:, None, None]
+        mask = torch.zeros(valid.shape, dtype=dtype, device=q.device).masked_fill_(~valid, HIDDEN)[:, None, None]
         keys, values = (x.to(dtype).transpose(1, 2) for x in (k_cache, v_cache))
         output, lse = fused_forward(query, keys, values, mask, scale)
         seen = lse > HIDDEN / 2

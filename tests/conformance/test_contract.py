@@ -134,6 +134,16 @@ def test_compiled_in_one_graph_equals_eager(name):
         assert_equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (got, want)), 1e-12)
 
 
+@every_name
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_another_device_is_neither_left_nor_waited_for(name, packed):
+    """On the meta device a tensor of the CPU beside its own is an error, and so is a value that the host asks for."""
+    mixer, x = make(name).to("meta"), torch.randn(2, 700, WIDTH, device="meta", dtype=torch.float64, requires_grad=True)
+    y = mixer(x, documents=torch.zeros(2, 700, dtype=torch.long, device="meta") if packed else None)
+    y.sum().backward()
+    assert y.device == x.grad.device == x.device
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax", "lightning", "performer", "window", "bigbird", "topk", "window_linear"])
 def test_compiled_by_inductor_equals_eager(name):

@@ -15,6 +15,7 @@ from zoo.data import (
     token_byte_lengths,
     tokenizer_fingerprint,
     tokenizers,
+    tokens_with,
     vocabulary_size,
 )
 
@@ -243,3 +244,11 @@ def test_encode_batch_types(tokenizer):
     found = encode_batch(tokenizer, ["", "abc"])
     assert [ids.dtype for ids in found] == [np.int64, np.int64] and found[0].shape == (0,)
     assert encode_batch(tokenizer, []) == []
+
+
+def test_tokens_with_a_text(tokenizer):
+    found = tokens_with(tokenizer, ["\n"])
+    assert found == [i for i in range(vocabulary_size(tokenizer)) if "\n" in tokenizer.decode([i])]
+    assert found
+    assert tokens_with(tokenizer, [END]) == [tokenizer.eos_token_id]
+    assert tokens_with(tokenizer, []) == []

@@ -165,7 +165,7 @@ def test_initial_values_have_the_documented_deviation(style, tied):
         want |= {f"blocks.{i}.mlp.{name}.weight": deviation(128) for name in ("gate", "up")}
         want[f"blocks.{i}.mixer.out.weight"] = deviation(128) * residual
         want[f"blocks.{i}.mlp.down.weight"] = deviation(256) * residual
-    matrices = {n: p for n, p in decoder.state_dict().items() if p.dim() == 2 and not n.endswith("theta")}
+    matrices = {n: p for n, p in decoder.state_dict().items() if p.dim() == 2 and not n.endswith("log_ratio")}
     assert matrices.keys() == want.keys()
     for name, matrix in matrices.items():
         assert matrix.std().item() == pytest.approx(want[name], rel=0.04), name
@@ -225,6 +225,7 @@ def test_a_config_that_cannot_be_built_is_refused(change, message):
         (["nonsense"], {}, "unknown attention 'nonsense': expected one of"),
         (["softmax"], {"softmax": {"widow": 1}}, "has no option 'widow'"),
         (["x"], {"x": {"name": "nonsense"}}, "unknown attention 'nonsense'"),
+        (["softmax"], {"softmax": {"layer": 1}}, r"mixers\.softmax sets layer: these are the model's"),
     ],
 )
 def test_a_layer_that_cannot_be_built_is_refused(layers, mixers, message):
@@ -236,3 +237,28 @@ def test_documents_and_a_cache_together_are_refused():
     decoder = build()
     with pytest.raises(ValueError, match="documents and cache"):
         decoder(draw(1, 4), documents=torch.zeros(1, 4, dtype=torch.long), cache=decoder.new_cache(1))
+
+
+def test_separators_reach_the_attentions_that_ask_for_them():
+    """Far from a marked token, its key is read if it is a separator, in every way through the decoder."""
+    options = {"longformer": {"window": 4, "globals": 0, "separators": True}}
+    layers, ids = ["longformer"], draw(1, 40).clamp(min=2)
+    ids[0, 5] = 1
+    with_marks = build(layers, mixers=options, separator_tokens=[1])
+    without = build(layers, mixers=options, separator_tokens=[0])
+    without.load_state_dict(with_marks.state_dict())
+    changed = ids.clone()
+    changed[0, 4] = (ids[0, 4] + 1) % 90 + 2  # in sight of the window alone
+    assert torch.equal(with_marks(changed)[0, 20:], with_marks(ids)[0, 20:])
+    assert torch.equal(without(ids)[0, :5], with_marks(ids)[0, :5])
+    assert not torch.allclose(without(ids)[0, 20:], with_marks(ids)[0, 20:])
+    cache = with_marks.new_cache(1)
+    parts = [with_marks(piece, cache=cache) for piece in ids.split([7, 1, 20, 12], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), with_marks(ids))
+    with_marks.train().checkpoint_activations = True
+    torch.testing.assert_close(with_marks(ids), torch.cat(parts, 1))
+
+
+def test_an_attention_that_asks_for_separators_must_get_some():
+    with pytest.raises(ValueError, match=r"separator_tokens is empty: .*model\.separators"):
+        build(["longformer"], mixers={"longformer": {"separators": True}})(draw(1, 4))

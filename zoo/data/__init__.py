@@ -15,6 +15,7 @@ from zoo.data.tokenizers import (
     save_tokenizer,
     token_byte_lengths,
     tokenizer_fingerprint,
+    tokens_with,
     vocabulary_size,
 )
 
@@ -36,5 +37,6 @@ __all__ = [
     "save_tokenizer",
     "token_byte_lengths",
     "tokenizer_fingerprint",
+    "tokens_with",
     "vocabulary_size",
 ]

@@ -119,6 +119,17 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return lengths
 
 
+def tokens_with(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[int]:
+    """Ids of the tokens whose text contains one of ``texts``; of the special ones, those that are one."""
+    ids = range(vocabulary_size(tokenizer))
+    special = set(tokenizer.all_special_ids)
+    found = []
+    for number, text in zip(ids, tokenizer.batch_decode([[i] for i in ids])):
+        if text in texts or (number not in special and any(t in text for t in texts)):
+            found.append(number)
+    return found
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Writes the tokenizer so that load_tokenizer and transformers.AutoTokenizer read it back with the same ids."""
     tokenizer.save_pretrained(str(folder))

@@ -48,6 +48,7 @@ class Mixer(nn.Module, ABC):
     """
 
     out: nn.Linear
+    uses_marks: bool = False  # whether the decoder has to say which tokens are separators
 
     def __init__(self, width: int, heads: int, depth: int, layer: int) -> None:
         super().__init__()

@@ -12,15 +12,13 @@ through all layers, so the rates of the heads must differ. Positions are those o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import gcd
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.mixers.parts.cache import KeyValueCache, RingCache
-from zoo.mixers.parts.dilation import Dilation
+from zoo.mixers.parts.dilation import Dilation, by_rate
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.registry import register
 
@@ -80,24 +78,13 @@ class DilatedAttention(HeadMixer):
         return call.cache.attend(q, k, v, call.lengths, self._whole, self._step)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        return self._by_rate(lambda d, *heads: d.attend(*heads, documents), q, k, v)
+        return by_rate(self.dilations, lambda d, *heads: d.attend(*heads, documents), q, k, v)
 
     def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
         def step(d: Dilation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return d.step(q[:, 0], k, v, lengths)[:, None]
 
-        return self._by_rate(step, q[:, None], k_cache, v_cache)[:, 0]
-
-    def _by_rate(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``attend(dilation, q, k, v)`` of the heads of each dilation, put back in the order of the heads."""
-        every, outputs = len(self.dilations), []
-        groups, q = k.shape[2], q.unflatten(2, (k.shape[2], -1))
-        for i, dilation in enumerate(self.dilations):
-            mine = slice(i, None, every)
-            y = attend(dilation, q[:, :, mine].flatten(2, 3), k[:, :, mine], v[:, :, mine])
-            y = y.unflatten(2, (-1, q.shape[3]))
-            outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
-        return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+        return by_rate(self.dilations, step, q[:, None], k_cache, v_cache)[:, 0]
 
     def new_cache(
         self,

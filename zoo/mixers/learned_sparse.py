@@ -28,6 +28,7 @@ from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer, hashed
 from zoo.mixers.registry import register
 
+SLOPE = 0.05  # of the logits at the start
 ESTIMATORS = {"straight_through": False, "gumbel": True}  # whether noise searches, and not a gradient for all distances
 
 
@@ -38,7 +39,8 @@ class LearnedSparseAttention(BlockSparseMixer):
     Args:
         block: tokens of a block: 16, 32, 64 or 128.
         k: distances that a head keeps, beside its own block.
-        reach: blocks that can be chosen: distances below this, the own block's of 0 included.
+        reach: blocks that can be chosen: distances below this, the own block's of 0 included. Distances that the
+            training sequences do not have are not trained: reach * block should not be longer than these.
         globals: first blocks of the document, which all read.
         estimator: of the gradient of the logits, ``straight_through`` or ``gumbel``.
         temperature: of the sigmoid and the noise.
@@ -51,8 +53,8 @@ class LearnedSparseAttention(BlockSparseMixer):
         rope_fraction: part of each head that is rotated.
 
     Attributes:
-        logits: ``(H, reach - 1)`` of the distances 1, 2, ...; of equal ones the nearest goes first, so that training
-            starts with a window. noise: the same shape, of the current step; evaluation leaves it out.
+        logits: ``(H, reach - 1)`` of the distances 1, 2, ...; at the start they fall with the distance, which is a
+            window. noise: the same shape, of the current step; evaluation leaves it out.
 
     Raises:
         ValueError: on numbers that cannot be, an unknown estimator, or heads that do not fit together.
@@ -70,7 +72,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         layer: int = 0,
         block: int = 32,
         k: int = 8,
-        reach: int = 64,
+        reach: int = 16,
         globals: int = 1,
         estimator: str = "straight_through",
         temperature: float = 1.0,
@@ -90,7 +92,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         self.block, self.k, self.globals, self.temperature, self.seed = block, k, globals, temperature, seed
         self.samples, self.frozen = ESTIMATORS[estimator], False
         self.reachable = BlockPattern(block, partial(_reachable, reach=reach, globals=globals))
-        self.logits = nn.Parameter(torch.zeros(heads, reach - 1))
+        self.logits = nn.Parameter(_start(heads, reach))
         self.register_buffer("noise", torch.zeros(heads, reach - 1))
         self.start_step(0)
         self._fixed: tuple[Tensor, BlockPattern] | None = None
@@ -126,7 +128,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         """Draw the noise of a step from (seed, layer, step)."""
         if not self.samples:
             return
-        head, place = (torch.arange(n, device="cpu") for n in self.noise.shape)
+        head, place = (torch.arange(n, device=self.noise.device) for n in self.noise.shape)
         number = hashed(head[:, None], self.seed, self.layer, step, place) >> 11
         uniform = (number.double() + 0.5) / 2**52
         self.noise.copy_(-(-uniform.log()).log())
@@ -158,7 +160,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         """Distances that are kept, ``(H, k)``."""
         scores = self._scores().detach()
         if scores.is_meta:  # what a cost is asked of, before there are values: those at the start
-            scores = torch.zeros(scores.shape, device="cpu")
+            scores = _start(self.heads, scores.shape[1] + 1, "cpu")
         return scores.argsort(dim=-1, descending=True, stable=True)[:, : self.k] + 1
 
     def _pattern(self, distances: Tensor) -> BlockPattern:
@@ -171,6 +173,11 @@ class LearnedSparseAttention(BlockSparseMixer):
         place = torch.arange(count, device=gates.device)
         distance = (place[:, None] - place).clamp(0, gates.shape[1] - 1)
         return gates[:, torch.where(place < self.globals, 0, distance)][None]
+
+
+def _start(heads: int, reach: int, device: str | None = None) -> Tensor:
+    """Logits ``(H, reach - 1)`` that fall with the distance: a window, until there is evidence for something else."""
+    return SLOPE * torch.arange(1 - reach, 0, dtype=torch.float32, device=device).flip(0).repeat(heads, 1)
 
 
 def _at_distances(blocks: Tensor, *, distances: Tensor, globals: int) -> Tensor:

@@ -11,17 +11,15 @@ for the rows of global tokens (3 C^2 more parameters) are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import softmax_attention, softmax_attention_step
 from kernels.documents import document_positions
 from zoo.mixers.parts.cache import RingCache
-from zoo.mixers.parts.dilation import Dilation, attend_residues
+from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -78,6 +76,7 @@ class LongformerAttention(HeadMixer):
         if global_rows not in ROWS:
             raise ValueError(f"global_rows={global_rows!r}: expected one of {', '.join(ROWS)}.")
         self.window = _window(window, window_growth, layer)
+        self.uses_marks = separators
         self.tokens = GlobalTokens(globals, global_every, separators)
         rates = [1] if dilation is None else [dilation] if isinstance(dilation, int) else list(dilation)
         if not rates or min(rates) < 1:
@@ -115,7 +114,7 @@ class LongformerAttention(HeadMixer):
         self, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, documents: Tensor | None, fixed: bool = False
     ) -> Tensor:
         """Of the tokens flagged ``(1 or B, Tk)``; ``fixed``: by their positions, in a sequence from its start on."""
-        output = self._by_rate(partial(self._near_and_far, flags=flags, documents=documents, fixed=fixed), q, k, v)
+        output = by_rate(self.near, partial(self._near_and_far, flags=flags, documents=documents, fixed=fixed), q, k, v)
         if not self.full:
             return output
         served = 1 if self.dilated else self.window  # first queries of a document, which read all before them anyway
@@ -152,19 +151,7 @@ class LongformerAttention(HeadMixer):
             keys, values = (gather_tokens(x, flagged(read, most)) for x in (keys, values))
             return softmax_attention_step(q[:, 0], keys, values, read.sum(1))[:, None]
 
-        return self._by_rate(step, q[:, None], keys, values)[:, 0]
-
-    def _by_rate(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``attend(near, q, k, v)`` of the heads of each rate, put back in the order of the heads."""
-        every, groups = len(self.near), self.kv_heads
-        if every == 1:
-            return attend(self.near[0], q, k, v)
-        outputs, q = [], q.unflatten(2, (groups, -1))
-        for i, near in enumerate(self.near):
-            mine = slice(i, None, every)
-            y = attend(near, q[:, :, mine].flatten(2, 3), k[:, :, mine], v[:, :, mine]).unflatten(2, (-1, q.shape[3]))
-            outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
-        return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+        return by_rate(self.near, step, q[:, None], keys, values)[:, 0]
 
     def new_cache(
         self,

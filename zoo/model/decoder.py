@@ -29,6 +29,7 @@ class DecoderConfig:
         mixers: options of each entry; the key ``name`` says which mixer it is, if not the entry's own name.
         style: ``llama`` (RMSNorm, SwiGLU) or ``transnormer`` (SRMSNorm, SGLU, embeddings times sqrt(width)).
         mlp_width: hidden width of the MLP; None for 8/3 of the width, rounded up to a multiple of 64.
+        separator_tokens: ids that are marked for mixers that treat separators apart.
     """
 
     vocab_size: int
@@ -40,6 +41,7 @@ class DecoderConfig:
     style: str = "llama"
     mlp_width: int | None = None
     tie_embeddings: bool = True
+    separator_tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "heads"):
@@ -75,6 +77,8 @@ class DecoderCache:
 class Decoder(nn.Module):
     """Decoder language model whose layers mix tokens as ``config.layer_types`` says."""
 
+    separators: Tensor
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -89,6 +93,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.embedding_scale = config.width**0.5 if config.style == "transnormer" else 1.0
+        self.register_buffer("separators", torch.tensor(config.separator_tokens, dtype=torch.long), persistent=False)
         self.checkpoint_activations = False
         initialize(self)
 
@@ -102,6 +107,10 @@ class Decoder(nn.Module):
         entry = config.layer_types[layer]
         options = dict(config.mixers.get(entry, {}))
         name = options.pop("name", entry)
+        if taken := {"width", "heads", "depth", "layer"} & set(options):
+            raise ValueError(
+                f"mixers.{entry} sets {', '.join(sorted(taken))}: these are the model's, not an attention's."
+            )
         return mixers.build(name, width=config.width, heads=config.heads, depth=config.depth, layer=layer, **options)
 
     def forward(
@@ -134,13 +143,25 @@ class Decoder(nn.Module):
         x = self.embedding(ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
+        marks = self._marks(ids)
         caches = cache.layers if cache is not None else [None] * len(self.blocks)
         for block, layer_cache in zip(self.blocks, caches):
             if self.checkpoint_activations and self.training and cache is None:
-                x = checkpoint(block, x, documents, use_reentrant=False)
+                x = checkpoint(block, x, documents, marks, use_reentrant=False)
             else:
-                x = block(x, documents, None, layer_cache, lengths)
+                x = block(x, documents, marks, layer_cache, lengths)
         return self.norm(x)
+
+    def _marks(self, ids: Tensor) -> Tensor | None:
+        """``(B, T)``: True for separators; None if no mixer asks for them."""
+        if not any(block.mixer.uses_marks for block in self.layers):
+            return None
+        if not self.config.separator_tokens:
+            raise ValueError(
+                "an attention treats separators apart, but separator_tokens is empty: give the decoder's configuration "
+                "the ids of the separators (model.separators of train.py finds them in the tokenizer)."
+            )
+        return (ids[..., None] == self.separators).any(-1)
 
     def new_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
         """Empty caches on the model's device and in its dtype."""

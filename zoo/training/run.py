@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import mixers
 from zoo.config import ConfigError, instantiate, load_run_config, to_dict
-from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
@@ -54,8 +55,8 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     return saved
 
 
-def decoder_config(config: DictConfig, vocab_size: int) -> DecoderConfig:
-    """The decoder that a configuration asks for.
+def decoder_config(config: DictConfig, vocab_size: int, separator_tokens: Sequence[int] = ()) -> DecoderConfig:
+    """The decoder that a configuration asks for; ``separator_tokens`` are those of ``model.separators``.
 
     Raises:
         ValueError: on an unknown attention, or on sizes that do not fit together.
@@ -66,8 +67,11 @@ def decoder_config(config: DictConfig, vocab_size: int) -> DecoderConfig:
     layers = expand_schedule(schedule.pattern, config.model.depth, config.attention, known, schedule.patch)
     used = {name: entries[name] for name in dict.fromkeys(layers) if name in entries}
     model = to_dict(config.model)
-    model.pop("name")
-    return DecoderConfig(vocab_size=vocab_size, layer_types=layers, mixers=used, **model)
+    for key in ("name", "separators"):
+        model.pop(key)
+    return DecoderConfig(
+        vocab_size=vocab_size, layer_types=layers, mixers=used, separator_tokens=list(separator_tokens), **model
+    )
 
 
 def step_budget(config: DictConfig) -> int:
@@ -162,7 +166,7 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
         "data": data.fingerprint,
     }
     return LanguageModule(
-        decoder_config(config, data.vocab_size),
+        decoder_config(config, data.vocab_size, tokens_with(data.tokenizer, to_dict(config.model)["separators"])),
         to_dict(config.optimizer),
         max_steps,
         data.token_bytes,

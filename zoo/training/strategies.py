@@ -25,7 +25,7 @@ def build_strategy(name: str, optimizer: str) -> str | Strategy:
     if name not in NAMES:
         raise ConfigError(f"trainer.strategy={name!r}: expected one of {', '.join(NAMES)}.")
     if name == "ddp":
-        return DDPStrategy(gradient_as_bucket_view=True)
+        return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)  # every rank draws alike
     if name == "fsdp":
         if optimizer == "muon":
             raise ConfigError("trainer=fsdp shards matrices, which Muon needs whole: use optimizer=adamw.")

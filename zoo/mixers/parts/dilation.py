@@ -7,6 +7,7 @@ result is the same wherever a sequence or a document begins.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,31 @@ def attend_earlier_residues(
         output, lse = output.masked_fill(blank[..., None], 0), lse.masked_fill(blank, -torch.inf)
     output, lse = _pad_time(output, first, 0), _pad_time(lse, first, 0, -torch.inf)
     return classes.restore(output), classes.restore(lse)
+
+
+def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``attend(dilation, q, k, v)`` of the heads of each dilation, put back in the order of the heads.
+
+    Args:
+        dilations: which the key heads take in turn. attend: any heads and any time of ``(B, T, heads, X)``.
+    """
+    every, groups = len(dilations), k.shape[2]
+    if every == 1:
+        return attend(dilations[0], q, k, v)
+    q = q.unflatten(2, (groups, -1))
+    turns = [_in_turn(x, every) for x in (q, k, v)]
+    outputs = []
+    for dilation, mine, keys, values in zip(dilations, *turns):
+        y = attend(dilation, mine.flatten(2, 3), keys, values).unflatten(2, (-1, q.shape[3]))
+        outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
+    return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+
+
+def _in_turn(x: Tensor, every: int) -> list[Tensor]:
+    """Of the heads ``(B, T, G, ...)`` every so many, from each of the first on."""
+    if x.shape[2] % every == 0:  # gradients of these views come together in one pass
+        return list(x.unflatten(2, (-1, every)).unbind(3))
+    return [x[:, :, i::every] for i in range(every)]
 
 
 class _Classes:

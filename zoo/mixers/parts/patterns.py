@@ -75,7 +75,8 @@ class BlockPattern:
         if (count, device) not in self._layouts:
             while len(self._layouts) >= KEPT:
                 del self._layouts[next(iter(self._layouts))]
-            self._layouts[count, device] = self._build(count, device)
+            with torch.inference_mode(False):  # what is kept may be used in training later
+                self._layouts[count, device] = self._build(count, device)
         return self._layouts[count, device]
 
     def _build(self, count: int, device: torch.device) -> BlockLayout:

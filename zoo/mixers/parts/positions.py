@@ -31,14 +31,25 @@ class LinearizedRelativeEncoding(nn.Module):
     """LRPE-d (Qin et al. 2023, arXiv:2307.09270): ``x -> [x cos(theta t), x sin(theta t)]``, theta learned.
 
     The product of a query at t and a key at j becomes ``sum_i q_i k_i cos(theta_i (t - j))``. The width doubles.
+
+    What is trained is the logarithm of theta's ratio to its start, ``log_ratio (H, D)``: frequencies span eight
+    decades, and a step of an optimizer that suits the largest would wipe out the others.
     """
 
     def __init__(self, heads: int, width: int, base: float = 10000.0) -> None:
         super().__init__()
-        index = torch.arange(heads * width, dtype=torch.float32).view(heads, width)
-        self.theta = nn.Parameter(base ** (-2 * index / (heads * width)))
+        self.base = base
+        self.log_ratio = nn.Parameter(torch.zeros(heads, width))
+
+    @property
+    def theta(self) -> Tensor:
+        """Frequencies ``(H, D)`` in fp32 or better."""
+        ratio = self.log_ratio
+        wide = torch.promote_types(ratio.dtype, torch.float32)
+        index = torch.arange(ratio.numel(), device=ratio.device, dtype=wide).view(ratio.shape)
+        return self.base ** (-2 * index / ratio.numel()) * ratio.to(wide).exp()
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """``(B, T, H, D)`` and positions ``(1 or B, T)`` -> ``(B, T, H, 2D)``."""
-        angle = positions[..., None, None] * self.theta.to(torch.promote_types(self.theta.dtype, torch.float32))
+        angle = positions[..., None, None] * self.theta
         return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], dim=-1)

@@ -25,6 +25,8 @@ SCORES = 1 << 26, 1 << 18  # that are compared at a time, to bound memory; on CP
 NEVER = torch.iinfo(torch.int64).min
 LOW = 0xFFFFFFFF
 
+ROWS = 65535  # of a batch: a GPU has no more places along its third axis
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -148,9 +150,10 @@ def _own_block(q: Tensor, k: Tensor, v: Tensor, block: int, documents: Tensor | 
     """Causal attention inside the blocks: output ``(B, Tq, H, D)`` and log-sum-exp ``(B, Tq, H)``."""
     length = k.shape[1]
     if documents is None and q.shape[1] == length:
-        padded = (F.pad(x, (0, 0, 0, 0, 0, -length % block)) for x in (q, k, v))
-        parts = softmax_attention(*(x.reshape(-1, block, *x.shape[2:]) for x in padded), return_lse=True)
-        output, lse = (x.reshape(q.shape[0], -1, *x.shape[2:])[:, :length] for x in parts)
+        padded = [F.pad(x, (0, 0, 0, 0, 0, -length % block)) for x in (q, k, v)]
+        folded = zip(*(x.reshape(-1, block, *x.shape[2:]).split(ROWS) for x in padded))
+        parts = zip(*(softmax_attention(*some, return_lse=True) for some in folded))
+        output, lse = (torch.cat(x).reshape(q.shape[0], -1, *x[0].shape[2:])[:, :length] for x in parts)
         return output, lse
     place = torch.arange(length, device=q.device)[None] if documents is None else document_positions(documents)
     blocks = (place % block == 0).cumsum(1).expand(k.shape[:2])
