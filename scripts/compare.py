@@ -8,6 +8,7 @@ Each run must have been evaluated (python eval.py run=RUN_DIR). ``speed`` is the
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from zoo.config import load_run_config
 from zoo.evaluation.results import read_results
 from zoo.files import read_metrics, replace_file, replace_text
 
+RATE = "train/tokens_per_second"
+
 
 def describe(folder: Path) -> dict[str, Any]:
     """Facts of one evaluated run."""
@@ -39,6 +42,8 @@ def describe(folder: Path) -> dict[str, Any]:
     decoder = zoo.load(folder)
     pattern = config.schedule.pattern
     cost = decoder.cost(65536)
+    short = decoder.cost(4096)
+    metrics = read_metrics(folder / "metrics.jsonl")
     return {
         "data": config.data.name,
         "attention": config.attention if pattern == "attention" else pattern,
@@ -47,11 +52,9 @@ def describe(folder: Path) -> dict[str, Any]:
         "ci95": record["ci95"],
         "tokens": result["model"]["train_tokens"],
         "cache": cost.cache_bytes,
-        "curve": [
-            (row["tokens"], row["val/bits_per_byte"])
-            for row in read_metrics(folder / "metrics.jsonl")
-            if "val/bits_per_byte" in row
-        ],
+        "short_cache": short.cache_bytes,
+        "rate": statistics.median(row[RATE] for row in metrics if RATE in row),
+        "curve": [(row["tokens"], row["val/bits_per_byte"]) for row in metrics if "val/bits_per_byte" in row],
     }
 
 
@@ -65,16 +68,18 @@ def table(runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> str:
     lines = []
     for data, arms in by_data.items():
         lines += [f"### {data}, {arms[0]['tokens']:,} training tokens", ""]
-        heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 64k, bf16"]
-        heads += [f"tokens/s at {context:,}" for context in contexts]
+        heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 4k", "at 64k, bf16"]
+        heads += [f"tokens/s at {context:,}" for context in contexts] or ["tokens/s in training"]
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for run in sorted(arms, key=lambda r: r["bits"]):
             cells = [f"`{run['attention']}`", f"{run['parameters']:,}"]
             cells += [
                 f"{run['bits']:.3f} ({interval(run['ci95'])})",
-                f"{run['cache'] / 2**20:.1f} MiB",
+                f"{run['short_cache'] / 2**20:.2f} MiB",
+                f"{run['cache'] / 2**20:.2f} MiB",
             ]
-            cells += [f"{rates.get((run['attention'], context), 0):,}" for context in contexts]
+            measured = [f"{rates.get((run['attention'], context), 0):,}" for context in contexts]
+            cells += measured or [f"{run['rate']:,.0f}"]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
