@@ -26,7 +26,7 @@ class SoftmaxAttention(HeadMixer):
     Args:
         kv_heads: key and value heads G; None for one per query head.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
         sinks: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.

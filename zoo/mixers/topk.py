@@ -193,7 +193,7 @@ class TopKAttention(HeadMixer):
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
 

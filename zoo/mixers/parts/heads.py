@@ -47,7 +47,7 @@ class HeadMixer(Mixer):
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         rope: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
-        gate: output gate, ``none``, ``linear`` or ``sigmoid``.
+        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: of the output before the gate, ``none``, ``rms`` or ``srms``.
         norm_heads: norm each head by itself and not all of them together.
 
