@@ -30,7 +30,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
     names = {id(p): name for name, p in model.named_parameters()}
     assert {id(p) for p in hidden} | {id(p) for p in rest} == set(names) and len(hidden) + len(rest) == len(names)
     assert all(names[id(p)].startswith("blocks.") and p.dim() == 2 for p in hidden)
-    assert {names[id(p)] for p in rest} >= {"embedding.weight", "norm.weight", "blocks.0.mixer.lrpe.theta"}
+    assert {names[id(p)] for p in rest} >= {"embedding.weight", "norm.weight", "blocks.0.mixer.lrpe.log_ratio"}
 
 
 def test_the_adamw_part_of_muon_is_torch_adamw():

@@ -23,13 +23,25 @@ def hashed(key: Tensor, *keys: Tensor | int) -> Tensor:
 
     A counter-based generator without a state, by the finalizer of SplitMix64 (Steele et al. 2014, OOPSLA).
     """
-    state = torch.zeros_like(key)
-    for part in (key, *keys):
+    parts = [part if isinstance(part, Tensor) else torch.full_like(key, part) for part in (key, *keys)]
+    return _hashed(torch.stack(torch.broadcast_tensors(*parts)))
+
+
+# An operator, since compilers inline integer arithmetic: each value is used twice in every line, 2^30 times in the end.
+@torch.library.custom_op("zoo::hashed", mutates_args=())
+def _hashed(parts: Tensor) -> Tensor:
+    state = torch.zeros_like(parts[0])
+    for part in parts.unbind():
         state = (state ^ part) + -0x61C8864680B583EB  # the golden ratio as a signed number
         state = (state ^ _right(state, 30)) * -0x40A7B892E31B1A47
         state = (state ^ _right(state, 27)) * -0x6B2FB644ECCEEE15
         state = state ^ _right(state, 31)
     return _right(state, 1)
+
+
+@_hashed.register_fake
+def _(parts: Tensor) -> Tensor:
+    return torch.empty_like(parts[0])
 
 
 def _right(x: Tensor, places: int) -> Tensor:
