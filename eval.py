@@ -1,4 +1,4 @@
-"""Evaluate a trained run: ``python eval.py run=RUN_DIR``; options are in configs/eval.yaml and configs/task/."""
+"""Evaluate trained runs: ``python eval.py run=RUN_DIR``; options are in configs/eval.yaml and configs/task/."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ from zoo.config import PATHS, quote_paths
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(config: DictConfig) -> None:
-    """One task on one checkpoint of a run."""
+    """One task, or a suite of tasks, on one checkpoint of each run."""
     with friendly_errors():
-        from rich.console import Console
-
-        from zoo.evaluation.evaluate import evaluate_run, show
-        from zoo.evaluation.run import open_run
+        from zoo.evaluation.program import evaluate_runs
         from zoo.evaluation.tasks import build_task
 
         task = build_task(OmegaConf.to_container(config.task, resolve=True))  # type: ignore[arg-type]
-        run = open_run(config.run, config.checkpoint, choose_device(config.device))
-        show(evaluate_run(run, task, config.seed), Console())
+        evaluate_runs(config.run, task, config.checkpoint, choose_device(config.device), config.seed, config.out)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "task.path"))
+    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "task.path", "task.haystack", "task.include_path", "out"))
     main()

@@ -24,7 +24,7 @@ def run_eval(folder, *arguments):
 def test_it_prints_a_table_writes_results_and_nothing_else(run_folder, tmp_path):
     here = tmp_path / "elsewhere"
     here.mkdir()
-    done = run_eval(here, f"run={run_folder}", "task.stride=8")
+    done = run_eval(here, f"run={run_folder}", "task=perplexity", "task.stride=8")
     assert done.returncode == 0, done.stderr
     file = run_folder / "eval" / "perplexity-text-test-stride8.json"
     assert "bits_per_byte" in done.stdout

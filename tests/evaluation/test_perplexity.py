@@ -6,7 +6,7 @@ import torch
 
 from tests.evaluation.tiny_run import small_decoder
 from zoo.evaluation.perplexity import DocumentScores, estimate_metrics, evaluate_perplexity
-from zoo.evaluation.scoring import batch_pieces, cut_documents, score_documents
+from zoo.evaluation.scoring import batch_pieces, cut_documents, score_documents, score_windows
 from zoo.evaluation.statistics import bootstrap_sums, interval
 from zoo.evaluation.windows import rolling_windows
 
@@ -70,6 +70,19 @@ def test_every_token_is_reported_once_and_to_the_progress():
     found = list(score_documents(small_decoder(), documents, BOS, 16, 3, 64, told.append))
     assert [sum(len(nats) for i, nats in found if i == d) for d in range(4)] == [1, 16, 17, 70]
     assert sum(told) == 104
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 20, 25])
+def test_every_token_is_scored_at_its_place_for_any_stride(length):
+    documents, _ = some_documents([1, 6, 7, 19, 20, 21])
+    decoder = small_decoder()
+    for stride in range(1, length + 1, 1 + length // 8):
+        scored = [np.zeros(len(document), dtype=int) for document in documents]
+        for piece, nats in score_windows(decoder, cut_documents(documents, BOS, length, stride), 500):
+            place = slice(piece.first, piece.first + len(nats))
+            scored[piece.document][place] += 1
+            assert piece.targets.tolist() == documents[piece.document][place].tolist()
+        assert all((times == 1).all() for times in scored)
 
 
 def test_the_mode_of_the_decoder_and_its_gradients_are_left_alone():

@@ -39,11 +39,11 @@ def test_a_file_without_samples_has_none(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "zoo-eval/2"}, "schema is 'zoo-eval/2'"),
-        ({"results": {}}, "results is missing or not a list"),
-        ({"protocol": None}, "protocol is missing or not a dict"),
-        ({"results": [3]}, r"results\[0\]: expected an object"),
-        ({"results": [{"task": "perplexity"}]}, r"results\[0\]: no variant, length"),
+        ({"schema": "zoo-eval/2"}, r"\$\.schema: 'zoo-eval/1' was expected"),
+        ({"results": {}}, r"\$\.results: {} is not of type 'array'"),
+        ({"protocol": None}, r"\$\.protocol: None is not of type 'object'"),
+        ({"results": [3]}, r"\$\.results\[0\]: 3 is not of type 'object'"),
+        ({"results": [{"task": "perplexity"}]}, r"\$\.results\[0\]: 'variant' is a required property; .*'length'"),
     ],
 )
 def test_faults_of_a_file_are_named(change, message):
@@ -66,7 +66,7 @@ def test_faults_of_a_file_are_named(change, message):
 def test_faults_of_a_record_are_named(tmp_path, name, value):
     wrong = copy.deepcopy(content(RECORD))
     wrong["results"][0][name] = value
-    with pytest.raises(ResultError, match=rf"results\[0\]: {name}"):
+    with pytest.raises(ResultError, match=rf"results\[0\]\.{name}"):
         write_results(tmp_path / "a.json", wrong)
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ResultError, match=r"a\.json is not a result file"):
         read_results(file)
     file.write_text("[]")
-    with pytest.raises(ResultError, match="expected an object"):
+    with pytest.raises(ResultError, match="is not of type 'object'"):
         read_results(file)
 
 

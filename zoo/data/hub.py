@@ -119,7 +119,7 @@ class HubSource:
         if self._is_snapshot:
             files = [self._snapshot_file(str(self.splits.get(split) or self.splits.get("train")))]
         else:
-            files = [Path(entry["filename"]) for data in self._data_set.values() for entry in data.cache_files]
+            files = [Path(entry["filename"]) for data in self.splits_by_name.values() for entry in data.cache_files]
         return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
     def _head(self, own: str) -> Iterator[Document]:
@@ -140,31 +140,33 @@ class HubSource:
                 return
 
     def _rows(self, own: str) -> Iterator[str]:
-        if own not in self._data_set:
+        if own not in self.splits_by_name:
             raise DataError(
-                f"{self._where} has no split {own!r}; it has {', '.join(self._data_set)}: name the one to use, as in "
-                "data.source.splits.test=NAME"
+                f"{self.where} has no split {own!r}; it has {', '.join(self.splits_by_name)}: name the one to use, as "
+                "in data.source.splits.test=NAME"
             )
-        data = self._data_set[own]
+        data = self.splits_by_name[own]
         if data.column_names is not None:
             if self.text_column not in data.column_names:
                 raise DataError(
-                    f"{self._where} has no column {self.text_column!r}; it has {', '.join(data.column_names)}: choose "
+                    f"{self.where} has no column {self.text_column!r}; it has {', '.join(data.column_names)}: choose "
                     "one with data.source.text_column=..."
                 )
             data = data.select_columns([self.text_column])
         for batch in data.iter(batch_size=1000):
             for text in batch[self.text_column]:
                 if text is not None and not isinstance(text, str):
-                    raise DataError(f"{self._where}: column {self.text_column!r} holds {type(text).__name__}, not text")
+                    raise DataError(f"{self.where}: column {self.text_column!r} holds {type(text).__name__}, not text")
                 yield text or ""
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """What messages call the data set."""
         return f"data.path={self.path}" if self.path else self.name
 
     @cached_property
-    def _data_set(self) -> Mapping[str, Any]:
+    def splits_by_name(self) -> Mapping[str, Any]:
+        """Rows of every split of the data set itself, by the split's own name."""
         from datasets import load_dataset
 
         if self.path:

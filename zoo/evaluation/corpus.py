@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from zoo.config import instantiate
-from zoo.data import DataError, Document, Source, TokenStore
+from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
 from zoo.data.documents import SPLITS, digest_documents
 from zoo.data.files import find_files, read_files
 from zoo.evaluation.run import OpenedRun
 
 WHOLE = "all"
+FEW = 10  # documents below which a bootstrap interval is rough
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Corpus:
         return self.store.names[: self.count]
 
     @property
+    def sizes(self) -> np.ndarray:
+        """``(count,)`` tokens of each evaluated document, without the document token."""
+        return np.diff(self.store.offsets[: self.count + 1]) - 1
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that will be scored."""
         return int(self.store.offsets[self.count]) - self.count
@@ -53,6 +61,12 @@ class Corpus:
     def documents(self) -> Iterator[np.ndarray]:
         """Token ids of each evaluated document, in order, without the document token."""
         return (self.store.document(index) for index in range(self.count))
+
+    def span(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start .. stop - 1`` of a document, int64, where -1 stands for the document token in front of it."""
+        return self.store.tokens[self.store.offsets[index] + 1 + start : self.store.offsets[index] + 1 + stop].astype(
+            np.int64
+        )
 
 
 class LocalText:
@@ -144,3 +158,58 @@ def count_documents(sizes: np.ndarray, max_bytes: int | None = None, max_documen
     if max_bytes is not None:
         count = min(count, int(np.searchsorted(np.cumsum(sizes), max_bytes, side="right")))
     return max(1, count)
+
+
+def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[str, Any]:
+    """What of a protocol says which text was read, and how."""
+    return {
+        "bos": "first",
+        "doc": "separate",
+        "join": str(run.config.data.source.get("join", "none")) if path is None else "none",
+        "data": corpus.name,
+        "split": corpus.split,
+        "path": path,
+        "data_sha": corpus.store.key,
+        "documents_in_split": len(corpus.store),
+    }
+
+
+def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int) -> list[str]:
+    """Sentences on what an evaluation of so many documents, with contexts of ``length`` tokens, cannot tell."""
+    warnings = []
+    trained = (run.trained.get("data") or {}).get(corpus.split)
+    if corpus.split == "train":
+        warnings.append("The model was trained on this text: the numbers do not say how it does on other text.")
+    if trained not in (None, corpus.store.key) and corpus.name == run.config.data.get("name"):
+        warnings.append(f"The {corpus.split} split is not the one of training: the data have changed since.")
+    if length > run.trained["train_length"]:
+        warnings.append(
+            f"Windows of {length} tokens are longer than those of training ({run.trained['train_length']})."
+        )
+    if documents == 1:
+        warnings.append("There is one document, so there are no intervals.")
+    elif documents < FEW:
+        warnings.append(f"Intervals over {documents} documents are rough.")
+    return warnings
+
+
+def result_stem(run: OpenedRun, task: str, corpus: Corpus, options: Mapping[str, Any]) -> str:
+    """Name of a result file: options that are not None are part of it, so that no result replaces another."""
+    parts = [task, corpus.name, corpus.split]
+    if run.checkpoint != "last":
+        parts.append(run.checkpoint)
+    parts += [f"{name}{_plain(value)}" for name, value in options.items() if value is not None]
+    return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+
+def _plain(value: Any) -> str:
+    return "_".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def token_bytes(run: OpenedRun) -> tuple[np.ndarray, list[str]]:
+    """Bytes of each token id, and no warning; zeros and a warning where a tokenizer's tokens have no fixed bytes."""
+    try:
+        return token_byte_lengths(run.tokenizer), []
+    except DataError as error:
+        zeros = np.zeros(vocabulary_size(run.tokenizer), dtype=np.int64)
+        return zeros, [f"There are no bits per byte of parts of the text: {error}."]

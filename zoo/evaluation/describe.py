@@ -43,7 +43,7 @@ def describe_model(run: OpenedRun, lengths: list[int]) -> dict[str, Any]:
     return {
         "name": layer_pattern(decoder.config.layer_types),
         "config_sha": file_sha256(run.folder / "config.yaml"),
-        "ckpt_sha": file_sha256(run.file),
+        "ckpt_sha": run.sha256,
         "checkpoint": run.checkpoint,
         "step": run.step,
         "params": parameters,
@@ -51,6 +51,8 @@ def describe_model(run: OpenedRun, lengths: list[int]) -> dict[str, Any]:
         "layers": list(decoder.config.layer_types),
         "train_tokens": run.trained["tokens"],
         "train_len": run.trained["train_length"],
+        "adapted": bool(run.trained.get("recall")),
+        "recall": run.trained.get("recall"),
         "state_bytes@L": {str(length): state for length, (state, _) in split.items()},
         "kv_bytes@L": {str(length): growing for length, (_, growing) in split.items()},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +9,25 @@ from typing import Any
 import torch
 
 from zoo.config import ConfigError
-from zoo.evaluation.corpus import Corpus, open_corpus
-from zoo.evaluation.perplexity import DocumentScores, estimate_metrics, evaluate_perplexity
+from zoo.evaluation.corpus import Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
+from zoo.evaluation.describe import split_cache_bytes
+from zoo.evaluation.perplexity import DocumentScores, estimate_metrics, evaluate_perplexity, part_records
 from zoo.evaluation.progress import progress_bar
+from zoo.evaluation.recall_split import split_sums
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Outcome
 
-FEW = 10  # documents below which a bootstrap interval is rough
+MODES = ("window", "sliding", "stateful")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How documents are read: in windows of ``length`` inputs that score ``stride`` tokens, or ``stateful``."""
+
+    mode: str
+    length: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,12 @@ class PerplexityTask:
         split: train, validation or test.
         path: other local text (file, folder or glob), which is read whole; None for the run's data.
         text_column: of jsonl and parquet files at ``path``.
-        length: tokens of context per window, None for the length the run was trained with.
-        stride: tokens scored per window, None for ``length``; smaller gives more context and takes longer.
+        mode: window (disjoint windows), sliding (overlapping ones) or stateful (every token sees its whole document,
+            by the caches of the decoder); None for what ``stride`` says.
+        length: tokens of context per window, None for the length the run was trained with; if stateful, tokens per
+            forward pass, without influence on the result.
+        stride: tokens scored per window, None for ``length``, or for half of it if sliding; smaller gives more context
+            and takes longer.
         batch_tokens: inputs per forward pass; does not change the result.
         max_bytes, max_documents: evaluate only the first whole documents within these caps; None for all.
     """
@@ -37,6 +51,7 @@ class PerplexityTask:
     split: str = "test"
     path: str | None = None
     text_column: str = "text"
+    mode: str | None = None
     length: int | None = None
     stride: int | None = None
     batch_tokens: int = 8_192
@@ -47,92 +62,64 @@ class PerplexityTask:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
-            ConfigError: on a length, stride or batch_tokens out of range. DataError: if there is no such text.
+            ConfigError: on a mode, length, stride or batch_tokens out of range. DataError: if there is no such text.
         """
-        length, stride = self._windows(run)
+        protocol = self._protocol(run)
         corpus = open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
+        sizes, notes = token_bytes(run)
         begun = time.monotonic()
-        scores = self._score(run, corpus, length, stride)
-        seconds = time.monotonic() - begun
-        records = self._records(run, scores, length, stride, seed, seconds)
-        return Outcome(
-            stem=self._stem(run, corpus),
-            title=f"{corpus.name} ({corpus.split})",
-            protocol=self._protocol(run, corpus, scores, length, stride),
-            records=records,
-            samples=_samples(corpus, scores),
-            warnings=_warnings(run, corpus, records, length),
-            bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
-        )
-
-    def _windows(self, run: OpenedRun) -> tuple[int, int]:
-        length = self.length if self.length is not None else int(run.trained["train_length"])
-        stride = self.stride if self.stride is not None else length
-        if length < 1:
-            raise ConfigError(f"task.length={length}: expected a number >= 1, or null for the trained length.")
-        if not 1 <= stride <= length:
-            raise ConfigError(f"task.stride={stride}: expected a number in 1..{length} (task.length), or null for it.")
-        if self.batch_tokens < 1:
-            raise ConfigError(f"task.batch_tokens={self.batch_tokens}: expected a number >= 1.")
-        return length, stride
-
-    def _score(self, run: OpenedRun, corpus: Corpus, length: int, stride: int) -> DocumentScores:
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
         with progress_bar(f"scoring {corpus.name} ({corpus.split})", corpus.num_tokens) as advance:
-            return evaluate_perplexity(
+            scores = evaluate_perplexity(
                 run.decoder,
                 corpus.documents(),
                 corpus.counts,
                 run.document_token,
-                length,
-                stride,
+                protocol.length,
+                protocol.stride,
                 self.batch_tokens,
                 advance,
+                stateful=protocol.mode == "stateful",
+                token_bytes=sizes,
             )
+        records = _records(run, scores, protocol, seed, time.monotonic() - begun)
+        return Outcome(
+            stem=self._stem(run, corpus, protocol),
+            title=f"{corpus.name} ({corpus.split})",
+            protocol=self._describe(run, corpus, scores, protocol),
+            records=records,
+            samples=_samples(corpus, scores),
+            warnings=_warnings(run, corpus, records, protocol) + notes,
+            bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
+        )
 
-    @staticmethod
-    def _records(
-        run: OpenedRun, scores: DocumentScores, length: int, stride: int, seed: int, seconds: float
-    ) -> list[Record]:
-        memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-        return [
-            Record(
-                task="perplexity",
-                variant="window" if stride == length else "sliding",
-                length=length,
-                depth=None,
-                metric=metric,
-                value=estimate.value,
-                ci95=estimate.ci95,
-                n=len(scores.nats),
-                unit="doc",
-                chance=None,
-                higher_is_better=False,
-                wall_s=round(seconds, 3),
-                tok_s=round(float(scores.tokens.sum()) / max(seconds, 1e-9), 1),
-                peak_mem=memory,
-            )
-            for metric, estimate in estimate_metrics(scores, seed).items()
-        ]
+    def _protocol(self, run: OpenedRun) -> Protocol:
+        length = self.length if self.length is not None else int(run.trained["train_length"])
+        if self.mode not in (None, *MODES):
+            raise ConfigError(f"task.mode={self.mode!r}: expected one of {', '.join(MODES)}, or null.")
+        if length < 1:
+            raise ConfigError(f"task.length={length}: expected a number >= 1, or null for the trained length.")
+        if self.batch_tokens < 1:
+            raise ConfigError(f"task.batch_tokens={self.batch_tokens}: expected a number >= 1.")
+        stride = self.stride
+        if stride is None:
+            stride = max(1, length // 2) if self.mode == "sliding" else length
+        if not 1 <= stride <= length:
+            raise ConfigError(f"task.stride={stride}: expected a number in 1..{length} (task.length), or null for it.")
+        if stride != length and self.mode in ("window", "stateful"):
+            raise ConfigError(f"task.stride={stride} belongs to task.mode=sliding: leave it out for {self.mode}.")
+        return Protocol(self.mode or ("window" if stride == length else "sliding"), length, stride)
 
-    def _protocol(
-        self, run: OpenedRun, corpus: Corpus, scores: DocumentScores, length: int, stride: int
-    ) -> dict[str, Any]:
-        source = run.config.data.source
+    def _describe(self, run: OpenedRun, corpus: Corpus, scores: DocumentScores, protocol: Protocol) -> dict[str, Any]:
+        stateful = protocol.mode == "stateful"
+        windows = {"window": protocol.length, "stride": protocol.stride}
         return {
-            "window": length,
-            "stride": stride,
-            "bos": "first",
-            "doc": "separate",
-            "join": str(source.get("join", "none")) if self.path is None else "none",
-            "stateful": False,
-            "data": corpus.name,
-            "split": corpus.split,
-            "path": self.path,
-            "data_sha": corpus.store.key,
+            **({"piece": protocol.length} if stateful else windows),
+            **describe_corpus(run, corpus, self.path),
+            "stateful": stateful,
+            "recall": "bigram",
             "documents": corpus.count,
-            "documents_in_split": len(corpus.store),
             "tokens": int(scores.tokens.sum()),
             "bytes": int(scores.bytes.sum()),
             "words": int(scores.words.sum()),
@@ -141,40 +128,85 @@ class PerplexityTask:
             "complete": corpus.complete,
         }
 
-    def _stem(self, run: OpenedRun, corpus: Corpus) -> str:
-        """Options that are not the default are part of the name, so that one result does not replace another."""
-        parts = ["perplexity", corpus.name, corpus.split]
-        if run.checkpoint != "last":
-            parts.append(run.checkpoint)
-        options = ("length", "stride", "max_bytes", "max_documents")
-        parts += [f"{name}{getattr(self, name)}" for name in options if getattr(self, name) is not None]
-        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+    def _stem(self, run: OpenedRun, corpus: Corpus, protocol: Protocol) -> str:
+        stateful, sliding = protocol.mode == "stateful", protocol.stride != protocol.length
+        options = {
+            "": "stateful" if stateful else None,
+            "length": None if stateful else self.length,
+            "stride": protocol.stride if sliding else None,
+            "max_bytes": self.max_bytes,
+            "max_documents": self.max_documents,
+        }
+        return result_stem(run, "perplexity", corpus, options)
+
+
+def _records(run: OpenedRun, scores: DocumentScores, protocol: Protocol, seed: int, seconds: float) -> list[Record]:
+    memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+    length = int(scores.tokens.max()) if protocol.mode == "stateful" else protocol.length
+    records = [
+        Record(
+            task="perplexity",
+            variant=protocol.mode,
+            length=length,
+            depth=None,
+            metric=metric,
+            value=estimate.value,
+            ci95=estimate.ci95,
+            n=len(scores.nats),
+            unit="doc",
+            chance=None,
+            higher_is_better=False,
+            wall_s=round(seconds, 3),
+            tok_s=round(float(scores.tokens.sum()) / max(seconds, 1e-9), 1),
+            peak_mem=memory,
+        )
+        for metric, estimate in estimate_metrics(scores, seed).items()
+    ]
+    assert scores.groups is not None
+    for variant, table in split_sums(scores.groups):
+        records += part_records("perplexity", variant, length, table, seed)
+    return records
 
 
 def _samples(corpus: Corpus, scores: DocumentScores) -> list[dict[str, Any]]:
-    columns = zip(corpus.names, scores.nats.tolist(), scores.tokens.tolist(), scores.bytes.tolist())
-    samples = [{"id": name, "nats": nats, "tokens": tokens, "bytes": size} for name, nats, tokens, size in columns]
-    return [sample | {"words": words} for sample, words in zip(samples, scores.words.tolist())]
+    """One line per document; the recalled tokens among its own are counted apart, so that runs can be compared."""
+    assert scores.groups is not None
+    recalled = scores.groups[:, 1:].sum(axis=1)
+    columns = {
+        "id": corpus.names,
+        "nats": scores.nats.tolist(),
+        "tokens": scores.tokens.tolist(),
+        "bytes": scores.bytes.tolist(),
+        "words": scores.words.tolist(),
+        "recall_nats": recalled[:, 0].tolist(),
+        "recall_tokens": recalled[:, 1].astype(int).tolist(),
+        "recall_bytes": recalled[:, 2].astype(int).tolist(),
+    }
+    return [dict(zip(columns, line)) for line in zip(*columns.values())]
 
 
-def _warnings(run: OpenedRun, corpus: Corpus, records: list[Record], length: int) -> list[str]:
+def _warnings(run: OpenedRun, corpus: Corpus, records: list[Record], protocol: Protocol) -> list[str]:
     warnings = []
+    stateful = protocol.mode == "stateful"
     if not corpus.complete:
         warnings.append(f"Only the first {corpus.count} of {len(corpus.store)} documents were evaluated.")
-    trained = (run.trained.get("data") or {}).get(corpus.split)
-    if corpus.split == "train":
-        warnings.append("The model was trained on this text: the numbers do not say how it does on other text.")
-    if trained not in (None, corpus.store.key) and corpus.name == run.config.data.get("name"):
-        warnings.append(f"The {corpus.split} split is not the one of training: the data have changed since.")
-    if length > run.trained["train_length"]:
-        warnings.append(
-            f"Windows of {length} tokens are longer than those of training ({run.trained['train_length']})."
-        )
-    if corpus.count == 1:
-        warnings.append("There is one document, so there are no intervals.")
-    elif corpus.count < FEW:
-        warnings.append(f"Intervals over {corpus.count} documents are rough.")
+    if stateful:
+        warnings.append(_stateful_warning(run, records[0].length))
+    warnings += corpus_warnings(run, corpus, corpus.count, 0 if stateful else protocol.length)
     undefined = [record.metric for record in records if record.value is None]
     if undefined:
-        warnings.append(f"Not finite, and left out: {', '.join(undefined)}.")
+        warnings.append(f"Not finite, and left out: {', '.join(dict.fromkeys(undefined))}.")
     return warnings
+
+
+def _stateful_warning(run: OpenedRun, longest: int) -> str:
+    growing = split_cache_bytes(run.decoder, longest)[1]
+    text = "Stateful: every token sees its whole document, so these numbers are not those of windows; "
+    if growing:
+        cost = f"{growing / 2**20:.1f} MiB at the longest document, {longest} tokens"
+        text += f"softmax layers can do this only with a cache that grows with the document ({cost})"
+    else:
+        text += f"no layer keeps more for a longer document (the longest has {longest} tokens)"
+    if longest > run.trained["train_length"]:
+        text += f", and documents are longer than the windows of training ({run.trained['train_length']})"
+    return text + "."

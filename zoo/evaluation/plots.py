@@ -58,7 +58,7 @@ def plot_training(file: Path, metrics: list[dict[str, Any]], title: str, held_ou
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         _frame(axes, np.concatenate([train[:, 1], validation[:, 1], [*held_out.values()]]))
         axes.legend()
-        _save(file, figure)
+        save_figure(file, figure)
     return True
 
 
@@ -106,7 +106,7 @@ def plot_documents(
         axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
         _ticks(axes, size)
         axes.legend()
-        _save(file, figure)
+        save_figure(file, figure)
     return True
 
 
@@ -117,7 +117,8 @@ def _ticks(axes: Axes, size: np.ndarray) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _save(file: Path, figure: Any) -> None:
+def save_figure(file: Path, figure: Any) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
     try:
         replace_file(file, lambda unfinished: figure.savefig(unfinished, format="png"))
     finally:

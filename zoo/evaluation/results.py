@@ -1,14 +1,6 @@
 """The result file of an evaluation: schema "zoo-eval/1", its writer, its reader and the check that both use.
 
-    {"schema": "zoo-eval/1",
-     "run": {id, time, git, cmd, host, torch, cuda, dtype, seed},
-     "model": {name, config_sha, ckpt_sha, checkpoint, step, params, params_non_emb, layers, train_tokens, train_len,
-               "state_bytes@L": {L: bytes}, "kv_bytes@L": {L: bytes}},
-     "tokenizer": {name, sha, vocab, bytes_per_token},
-     "protocol": {what was computed, so that two results can be told apart},
-     "results": [records], "warnings": [sentences]}
-
-Beside it, FILE.samples.jsonl.gz has one line per document or sample.
+The schema is zoo-eval-1.schema.json beside this file. FILE.samples.jsonl.gz has one line per document or sample.
 """
 
 from __future__ import annotations
@@ -18,33 +10,19 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from zoo.files import replace_file
 
 SCHEMA = "zoo-eval/1"
-SECTIONS: dict[str, type] = {
-    "run": dict,
-    "model": dict,
-    "tokenizer": dict,
-    "protocol": dict,
-    "results": list,
-    "warnings": list,
-}
-METRICS = (
-    "perplexity",
-    "word_perplexity",
-    "byte_perplexity",
-    "bits_per_byte",
-    "answer_nll",
-    "exact_match",
-    "rank_accuracy",
-    "f1",
-    "contains",
-    "accuracy",
+SCHEMA_FILE = Path(__file__).with_name("zoo-eval-1.schema.json")
+METRICS: tuple[str, ...] = tuple(
+    json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]["record"]["properties"]["metric"]["enum"]
 )
-UNITS = ("doc", "sample")
+FOLDER = "eval"  # of a run folder
+FAULTS = 5  # that a message lists
 
 
 class ResultError(ValueError):
@@ -57,7 +35,7 @@ class Record:
 
     Attributes:
         task, variant: what was asked, and how. length: context in tokens. depth: of the answer in it, 0..1, or None.
-        metric: one of METRICS. value: None where it is not a finite number. ci95: 95 % interval, or None.
+        metric: one of the schema's. value: None where it is not a finite number. ci95: 95 % interval, or None.
         n: independent units. unit: what they are, ``doc`` or ``sample``. chance: value of guessing, or None.
         wall_s, tok_s: seconds taken, and tokens scored per second. peak_mem: bytes of GPU memory, None on a CPU.
     """
@@ -125,49 +103,32 @@ def read_samples(file: str | Path) -> list[dict[str, Any]]:
 
 
 def check_results(content: Any, where: str = "the result") -> None:
-    """Raises ResultError, naming ``where`` and all faults, unless ``content`` follows the schema."""
-    faults = list(_faults(content))
+    """Raises ResultError, naming ``where`` and the first faults, unless ``content`` follows the schema."""
+    faults = [_fault(error) for error in _validator().iter_errors(content)]
+    faults += [f"not a finite number at {place}" for place in _infinite(content, "$")]
     if faults:
-        raise ResultError(f"{where} does not follow {SCHEMA}: {'; '.join(faults)}.")
+        more = f"; and {len(faults) - FAULTS} more" if len(faults) > FAULTS else ""
+        raise ResultError(f"{where} does not follow {SCHEMA}: {'; '.join(faults[:FAULTS])}{more}.")
 
 
-def _faults(content: Any) -> Iterable[str]:
-    if not isinstance(content, dict):
-        yield "expected an object"
-        return
-    if content.get("schema") != SCHEMA:
-        yield f"schema is {content.get('schema')!r}"
-        return
-    for name, kind in SECTIONS.items():
-        if not isinstance(content.get(name), kind):
-            yield f"{name} is missing or not a {kind.__name__}"
-            return
-    for index, record in enumerate(content["results"]):
-        for fault in _record_faults(record):
-            yield f"results[{index}]: {fault}"
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
 
-def _record_faults(record: Any) -> Iterable[str]:
-    if not isinstance(record, dict):
-        yield "expected an object"
-        return
-    required = [name for name in Record.__dataclass_fields__ if name not in ("wall_s", "tok_s", "peak_mem")]
-    missing = [name for name in required if name not in record]
-    if missing:
-        yield f"no {', '.join(missing)}"
-        return
-    if record["metric"] not in METRICS:
-        yield f"metric {record['metric']!r}"
-    if record["unit"] not in UNITS:
-        yield f"unit {record['unit']!r}"
-    if not (record["value"] is None or _is_number(record["value"])):
-        yield f"value {record['value']!r}"
-    ci95 = record["ci95"]
-    if ci95 is not None and not (isinstance(ci95, list) and len(ci95) == 2 and all(map(_is_number, ci95))):
-        yield f"ci95 {ci95!r}"
-    if not isinstance(record["n"], int) or record["n"] < 1:
-        yield f"n {record['n']!r}"
+def _fault(error: Any) -> str:
+    return f"{error.json_path}: {error.message[:200]}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _infinite(node: Any, place: str) -> Iterable[str]:
+    """Places of NaN and infinity, which JSON does not have."""
+    if isinstance(node, float) and not math.isfinite(node):
+        yield place
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _infinite(value, f"{place}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _infinite(value, f"{place}[{index}]")

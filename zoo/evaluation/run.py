@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,11 @@ class OpenedRun:
         token = self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the checkpoint's file."""
+        return file_sha256(self.file)
 
     @property
     def device(self) -> torch.device:

@@ -18,14 +18,29 @@ BUFFER = 64  # batches' worth of windows among which those of similar length are
 
 @dataclass(frozen=True)
 class Piece:
-    """A window with its tokens: ``tokens[:-1]`` are the inputs, the last ``scored`` of ``tokens[1:]`` count."""
+    """A window with its tokens: ``tokens[:-1]`` are the inputs, the last ``scored`` of ``tokens[1:]`` count.
+
+    Attributes:
+        document: what it belongs to. start: position of ``tokens[0]`` in the document, its document token being 0.
+    """
 
     document: int
     tokens: np.ndarray
     scored: int
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens) - 1
+
+    @property
+    def first(self) -> int:
+        """Index in the document, without its document token, of the first token that counts."""
+        return self.start + len(self) - self.scored
+
+    @property
+    def targets(self) -> np.ndarray:
+        """``(scored,)`` ids of the tokens that count."""
+        return self.tokens[len(self.tokens) - self.scored :]
 
 
 def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride: int | None) -> Iterator[Piece]:
@@ -33,32 +48,38 @@ def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride
     for index, document in enumerate(documents):
         extended = np.concatenate([[bos], document]).astype(np.int64)
         for window in rolling_windows(len(document), length, stride):
-            yield Piece(index, extended[window.start : window.stop + 1], window.scored)
+            yield Piece(index, extended[window.start : window.stop + 1], window.scored, window.start)
 
 
-def batch_pieces(pieces: Iterable[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
+def batch_pieces(
+    pieces: Iterable[Piece], batch_tokens: int, fits: Callable[[list[Piece], Piece], bool] | None = None
+) -> Iterator[list[Piece]]:
     """Batches of windows of similar length, at most ``batch_tokens`` inputs with padding, or one longer window.
+
+    Args:
+        fits: whether a batch, longest window first, can take one more; None for the rule above.
 
     Raises:
         ValueError: if ``batch_tokens`` is below 1.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens}: expected a number >= 1.")
+    fits = fits or (lambda batch, piece: len(batch[0]) * (len(batch) + 1) <= batch_tokens)
     buffer: list[Piece] = []
     held = 0
     for piece in pieces:
         buffer.append(piece)
         held += len(piece)
         if held >= BUFFER * batch_tokens:
-            yield from _by_length(buffer, batch_tokens)
+            yield from _by_length(buffer, fits)
             buffer, held = [], 0
-    yield from _by_length(buffer, batch_tokens)
+    yield from _by_length(buffer, fits)
 
 
-def _by_length(pieces: list[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
+def _by_length(pieces: list[Piece], fits: Callable[[list[Piece], Piece], bool]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     for piece in sorted(pieces, key=len, reverse=True):
-        if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
+        if batch and not fits(batch, piece):
             yield batch
             batch = []
         batch.append(piece)
@@ -84,6 +105,23 @@ def score_pieces(decoder: Decoder, batch: list[Piece]) -> list[np.ndarray]:
     return np.split(losses[0].cpu().numpy(), np.cumsum([piece.scored for piece in batch])[:-1])
 
 
+def score_windows(
+    decoder: Decoder,
+    pieces: Iterable[Piece],
+    batch_tokens: int = 8_192,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yields each window with the nats of its scored tokens, fp32; windows come in another order than they are given.
+
+    Args:
+        batch_tokens: inputs per forward pass. progress: called with the number of tokens scored since its last call.
+    """
+    with evaluating(decoder):
+        for batch in batch_pieces(pieces, batch_tokens):
+            yield from zip(batch, score_pieces(decoder, batch))
+            progress(sum(piece.scored for piece in batch))
+
+
 def score_documents(
     decoder: Decoder,
     documents: Iterable[np.ndarray],
@@ -97,20 +135,20 @@ def score_documents(
 
     Args:
         documents: token ids of each, without the document token ``bos``. length, stride: as of :func:`rolling_windows`.
-        batch_tokens: inputs per forward pass. progress: called with the number of tokens scored since its last call.
+        batch_tokens, progress: as of :func:`score_windows`.
     """
-    with _evaluating(decoder), torch.no_grad():
-        for batch in batch_pieces(cut_documents(documents, bos, length, stride), batch_tokens):
-            for piece, nats in zip(batch, score_pieces(decoder, batch)):
-                yield piece.document, nats
-            progress(sum(piece.scored for piece in batch))
+    pieces = cut_documents(documents, bos, length, stride)
+    for piece, nats in score_windows(decoder, pieces, batch_tokens, progress):
+        yield piece.document, nats
 
 
 @contextmanager
-def _evaluating(decoder: Decoder) -> Iterator[None]:
+def evaluating(decoder: Decoder) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode that the decoder was in comes back."""
     training = decoder.training
     decoder.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         decoder.train(training)

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
 import numpy as np
 
 RESAMPLES = 2000
 CELLS = 2**20  # indices drawn at a time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, None where it cannot be told."""
+
+    value: float | None
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference.
+
+    Attributes:
+        value: first minus second. ci95: its 95 % interval, None for a single unit.
+        share: twice the share of resamples that lie at or beyond zero on the rarer side, at most 1; it is read like a
+            two-sided p-value. None for a single unit.
+        n: units drawn.
+    """
+
+    value: float
+    ci95: tuple[float, float] | None
+    share: float | None
+    n: int
 
 
 def bootstrap_sums(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -24,7 +53,10 @@ def bootstrap_sums(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) -
     sums = []
     for first in range(0, resamples, rows):
         draws = generator.integers(0, documents, size=(min(rows, resamples - first), documents))
-        sums.append(columns[draws].sum(axis=1))
+        cells = draws + np.arange(len(draws))[:, None] * documents
+        times = np.bincount(cells.ravel(), minlength=draws.size).reshape(draws.shape)
+        with np.errstate(invalid="ignore"):  # documents without a finite number make the sums NaN, as they should be
+            sums.append(times.astype(np.float64) @ columns)
     return np.concatenate(sums)
 
 
@@ -32,3 +64,85 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of resampled values."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share (Wilson, 1927); unlike the normal one it has a width at 0 and at n successes.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n, n >= 1 and 0 < level < 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes={successes}, n={n}: expected n >= 1 and successes in 0..n.")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a number between 0 and 1.")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return low, high
+
+
+def bootstrap_mean(values: np.ndarray, seed: int) -> Estimate:
+    """Mean of independent samples and its interval.
+
+    Args:
+        values: ``(samples,)``, at least one.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values):
+        raise ValueError("values is empty: there is no mean of no samples.")
+    mean = float(values.mean())
+    if not math.isfinite(mean):
+        return Estimate(None, None)
+    ci95 = interval(bootstrap_sums(values[:, None], seed)[:, 0] / len(values)) if len(values) > 1 else None
+    return Estimate(mean, ci95)
+
+
+def paired_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int,
+    clusters: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> Difference:
+    """Difference of two systems that were measured on the same samples, in the same order.
+
+    Args:
+        a, b: ``(samples,)`` values. seed: of the draws.
+        clusters: ``(samples,)`` labels of what is drawn as one, for instance documents; None for single samples.
+        weights: ``(samples,)``, for instance bytes: the difference is sum(a - b) / sum(weights), so that sums of nats
+            by document give a difference of nats per byte. None for the mean of a - b.
+
+    Raises:
+        ValueError: on no samples, arrays of unequal lengths, or weights that sum to no positive number.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    weight = np.ones(len(first)) if weights is None else np.asarray(weights, dtype=np.float64)
+    labels = np.arange(len(first)) if clusters is None else np.asarray(clusters)
+    sizes = [len(first), len(second), len(weight), len(labels)]
+    if not min(sizes) or len(set(sizes)) > 1:
+        raise ValueError(
+            f"a, b, weights and clusters have {', '.join(map(str, sizes))} entries: expected as many of each, at least "
+            "one; pair the samples by their ids first."
+        )
+    if not weight.sum() > 0:
+        raise ValueError(f"weights sum to {weight.sum()}: expected a positive number.")
+    names, unit = np.unique(labels, return_inverse=True)
+    table = np.stack([np.bincount(unit, column, len(names)) for column in (first - second, weight)], axis=1)
+    value = float(table[:, 0].sum() / table[:, 1].sum())
+    if len(names) == 1:
+        return Difference(value, None, None, 1)
+    sums = bootstrap_sums(table, seed)
+    drawn = sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Difference(value, None, None, len(names))
+    share = min(1.0, 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean())))
+    return Difference(value, interval(drawn), share, len(names))

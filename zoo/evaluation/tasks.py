@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from typing import Any, Protocol
 
 from zoo.config import ConfigError
@@ -39,21 +40,35 @@ class Task(Protocol):
         ...
 
 
-def build_task(options: Mapping[str, Any]) -> Task:
-    """The task that ``options["name"]`` names, with the other options as its fields.
+TASKS = {
+    "offline": "suite:Suite",
+    "perplexity": "perplexity_task:PerplexityTask",
+    "perplexity_position": "perplexity_position:PerplexityPositionTask",
+    "perplexity_context": "perplexity_context:PerplexityContextTask",
+    **dict.fromkeys(
+        ("mqar", "passkey", "kv", "niah", "vt", "cwe", "fwe", "babi"),
+        "recall_task:RecallEvaluation",
+    ),
+    "qa": "qa_task:QAEvaluation",
+    "hub": "qa_task:HubEvaluation",
+    "lm_eval": "lm_eval_task:LmEvalTask",
+}
+
+
+def build_task(options: Mapping[str, Any]) -> Any:
+    """The task that ``options["name"]`` names, with the other options as its fields: a Task, or a Suite of some.
 
     Raises:
         ConfigError: on an unknown name or option.
     """
-    from zoo.evaluation.perplexity_task import PerplexityTask
-
-    tasks = {"perplexity": PerplexityTask}
     given = dict(options)
     name = given.pop("name", None)
-    if name not in tasks:
-        raise ConfigError(f"task.name={name!r}: expected one of {', '.join(tasks)}.")
-    known = [option.name for option in fields(tasks[name])]
+    if name not in TASKS:
+        raise ConfigError(f"task.name={name!r}: expected one of {', '.join(TASKS)}.")
+    module, _, kind = TASKS[name].partition(":")
+    task = getattr(import_module(f"zoo.evaluation.{module}"), kind)
+    known = [option.name for option in fields(task)]
     unknown = [key for key in given if key not in known]
     if unknown:
         raise ConfigError(f"task.{unknown[0]} is not an option of {name}: expected one of {', '.join(known)}.")
-    return tasks[name](**given)
+    return task(**given, **({"name": name} if "name" in known else {}))

@@ -1,0 +1,202 @@
+"""Tasks made of cells: what they ask, how they go on after a stop, and what they write."""
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from zoo.config import CONFIGS, ConfigError
+from zoo.data import DataError
+from zoo.data.recall.registry import TASKS
+from zoo.evaluation import cell_task
+from zoo.evaluation.answer_records import line_values
+from zoo.evaluation.evaluate import evaluate, evaluate_run
+from zoo.evaluation.results import read_results, read_samples
+from zoo.evaluation.run import open_run
+from zoo.evaluation.suite import Suite
+from zoo.evaluation.tasks import TASKS as NAMES
+from zoo.evaluation.tasks import build_task
+
+SMALL = {"lengths": [400, 300], "samples": 3}
+
+
+def recall(name="niah", **options):
+    return build_task({"name": name, "variants": [next(iter(TASKS[name].VARIANTS))], **SMALL} | options)
+
+
+def composed(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("eval", overrides=[f"task={name}"])
+    return OmegaConf.to_container(config.task, resolve=True)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Numbers of samples of each scored cell; it stops like a Ctrl-C once ``limit`` cells are scored."""
+    calls = {"counts": [], "limit": None}
+    real = cell_task.score_samples
+
+    def counting(decoder, samples, **options):
+        if calls["limit"] is not None and len(calls["counts"]) >= calls["limit"]:
+            raise KeyboardInterrupt
+        calls["counts"].append(len(samples))
+        return real(decoder, samples, **options)
+
+    monkeypatch.setattr(cell_task, "score_samples", counting)
+    return calls
+
+
+def test_every_cell_has_its_records_and_lines(run_folder):
+    written = evaluate_run(open_run(run_folder), recall(depths=[0, 1]))
+    records, lines = written.outcome.records, written.outcome.samples
+    places = {(r.variant, r.length, r.depth): r.n for r in records}
+    cells = {("single", length, depth): 3 for length in (300, 400) for depth in (0, 1)}
+    pooled = {("single", length, None): 6 for length in (300, 400)}
+    assert places == cells | pooled | {("single/no_context", 0, None): 3, ("single/zero_length", 0, None): 3}
+    assert len(lines) == 4 * 3 + 6
+    assert {r.metric for r in records} == {"answer_nll", "exact_match"}
+    for record in records:
+        mine = [
+            line_values(line)[record.metric]
+            for line in lines
+            if (line["variant"], line["length"]) == (record.variant, record.length)
+            and (record.depth is None or line["depth"] == record.depth)
+        ]
+        assert record.value == pytest.approx(sum(mine) / len(mine)) and len(mine) == record.n
+        assert record.ci95[0] <= record.value <= record.ci95[1]
+    assert read_samples(written.files[0]) == lines
+    assert read_results(written.files[0])["model"]["adapted"] is False
+    assert [file.suffix for file in written.files] == [".json", ".png"]
+
+
+def test_a_run_trained_on_recall_says_so(tmp_path):
+    from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+
+    folder = make_run(tmp_path)
+    known = open_run(folder).trained["tokenizer"]
+    save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, recall={"tasks": ["niah"]})
+    content = evaluate_run(open_run(folder), recall()).content
+    assert content["model"]["adapted"] is True and content["model"]["recall"] == {"tasks": ["niah"]}
+
+
+def test_a_stopped_evaluation_goes_on_cell_by_cell(run_folder, scored):
+    task = recall("vt")
+    whole = evaluate_run(open_run(run_folder), recall("vt", fresh=True)).content["results"]
+    for cell in (run_folder / "eval" / "cells").iterdir():
+        cell.unlink()
+    scored["counts"], scored["limit"] = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(open_run(run_folder), task)
+    assert len(list((run_folder / "eval" / "cells").iterdir())) == 2
+    scored["counts"], scored["limit"] = [], None
+    again = evaluate_run(open_run(run_folder), task).content["results"]
+    assert scored["counts"] == [3, 3]  # two of the four cells
+
+    def timeless(records):
+        return [{k: v for k, v in r.items() if k not in ("wall_s", "tok_s")} for r in records]
+
+    assert timeless(again) == timeless(whole)
+
+
+def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folder, scored, tmp_path):
+    from tests.evaluation.tiny_run import save_checkpoint, small_decoder
+
+    def cells(seed=0, **options):
+        scored["counts"] = []
+        evaluate_run(open_run(run_folder), recall("vt", **options), seed)
+        return len(scored["counts"])
+
+    assert cells() == 4
+    assert cells() == cells(batch_tokens=64) == 0
+    assert cells(fresh=True) == 4
+    assert cells(lengths=[300, 500]) == 1
+    assert cells(choices=3) == 4
+    assert cells(seed=1) == 4
+    assert cells(haystack="corpus") == 2  # the baselines have no haystack
+    damaged = next((run_folder / "eval" / "cells").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    assert sum(cells(**options) for options in ({}, {"choices": 3}, {"lengths": [300, 500]}, {"seed": 1})) <= 1
+    known = open_run(run_folder).trained["tokenizer"]
+    save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(seed=5), tokenizer=known)
+    assert cells() == 4
+
+
+def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder, monkeypatch):
+    first = evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome
+    files = list((run_folder.parent / "cache" / "recall").iterdir())
+    assert len(files) == 4
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(TASKS["passkey"], "sample", never)
+    monkeypatch.setattr(TASKS["passkey"], "without_context", never)
+    assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+    monkeypatch.undo()
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-30])
+    assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+
+
+def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_folder):
+    from tests.evaluation.tiny_run import save_checkpoint, small_decoder
+
+    known = open_run(run_folder).trained["tokenizer"]
+    save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, train_length=256)
+    outcome = recall("cwe", lengths=None).evaluate(open_run(run_folder), 0)
+    assert {r.length for r in outcome.records} == {0, 512}  # 256 bytes hold no such list
+    assert any(note.startswith("three at 256 tokens is left out") for note in outcome.warnings)
+    with pytest.raises(DataError, match=r"cwe: facts and questions need \d+ tokens.*length=256.*task\.lengths"):
+        recall("cwe", lengths=[256]).evaluate(open_run(run_folder), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, r"task\.samples=0"),
+        ({"choices": 1}, r"task\.choices=1"),
+        ({"lengths": []}, r"task\.lengths=\[\]"),
+        ({"lengths": [0]}, r"task\.lengths=\[0\]"),
+        ({"depths": [2]}, r"task\.depths=\[2\]"),
+        ({"variants": ["double"]}, "niah has no variant 'double': expected one of single"),
+        ({"options": {"colour": 3}}, "colour is not an option of niah: expected one of keys"),
+        ({"haystack": "nowhere.txt"}, r"task\.path=nowhere\.txt"),
+    ],
+)
+def test_wrong_options_are_named(run_folder, options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        recall(**options).evaluate(open_run(run_folder), 0)
+
+
+def test_generation_adds_texts_and_their_scores(run_folder):
+    outcome = recall("kv", generate=4, lengths=[500], baselines=False).evaluate(open_run(run_folder), 0)
+    generated = [r for r in outcome.records if r.variant.endswith("/generated")]
+    assert {r.metric for r in generated} == {"exact_match", "f1", "contains"}
+    assert all(len(line["generated"]) == len(line["references"]) == 1 for line in outcome.samples)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("lm_eval", "hub", "offline")])
+def test_every_yaml_builds_its_task(name):
+    options = composed(name)
+    task = build_task(options)
+    fields = {field for field in vars(task) if field != "name"}
+    assert fields == set(options) - {"name"}
+
+
+def test_the_suite_hands_common_options_to_tasks_of_samples_only():
+    suite = build_task(composed("offline") | {"lengths": [300], "samples": 2, "fresh": True})
+    assert isinstance(suite, Suite)
+    tasks = {type(task).__name__ + getattr(task, "name", ""): task for task in suite.tasks()}
+    assert len(tasks) == len(suite.members) == 11
+    for task in tasks.values():
+        if hasattr(task, "samples"):
+            assert (task.lengths, task.samples, task.fresh) == ([300], 2, True)
+    assert tasks["PerplexityContextTask"].lengths is None
+
+
+def test_a_suite_is_evaluated_task_by_task(run_folder):
+    members = {name: {"variants": None, **SMALL, "samples": 1} for name in ("passkey", "vt")} | {"kv": None}
+    written = list(evaluate(open_run(run_folder), Suite("offline", members)))
+    assert [one.outcome.stem for one in written] == ["passkey-lengths300_400", "vt-lengths300_400"]
+    assert json.loads(written[0].files[0].read_text())["protocol"]["lengths"] == [300, 400]

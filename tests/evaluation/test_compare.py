@@ -1,0 +1,95 @@
+"""Several runs side by side."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+from zoo.config import ConfigError
+from zoo.evaluation.answer_records import line_values
+from zoo.evaluation.compare import compare_runs, show_comparison, write_comparison
+from zoo.evaluation.evaluate import evaluate_run
+from zoo.evaluation.program import evaluate_runs, split_runs
+from zoo.evaluation.run import open_run
+from zoo.evaluation.tasks import build_task
+
+KV = {"name": "kv", "variants": ["default"], "lengths": [500], "depths": [0, 1], "samples": 4}
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two runs on the same data whose models differ."""
+    folders = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        folder = make_run(tmp_path / str(number))
+        known = open_run(folder).trained["tokenizer"]
+        save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(seed=number), tokenizer=known)
+        folders.append(folder)
+    return folders
+
+
+def evaluated(folders, *tasks):
+    return [(folder.parent.name, [evaluate_run(open_run(folder), build_task(t)) for t in tasks]) for folder in folders]
+
+
+def test_differences_are_of_the_same_samples(two_runs):
+    runs = evaluated(two_runs, KV, {"name": "perplexity"})
+    rows = compare_runs(runs)
+    row = next(r for r in rows if (r["metric"], r["length"], r["depth"]) == ("answer_nll", 500, None))
+    values = []
+    for _, (written, _) in runs:
+        lines = {(x["id"], x["depth"]): x for x in written.outcome.samples if x["length"] == 500}
+        values.append({key: line_values(line)["answer_nll"] for key, line in lines.items()})
+    want = np.mean([values[1][key] - values[0][key] for key in values[0]])
+    (difference,) = row["differences"]
+    assert difference["value"] == pytest.approx(want)
+    assert difference["n"] == 8
+    assert difference["resolved"] == (not difference["ci95"][0] <= 0 <= difference["ci95"][1])
+    bits = next(r for r in rows if r["metric"] == "bits_per_byte" and r["variant"] == "window")
+    assert bits["differences"][0]["value"] == pytest.approx(bits["runs"][1]["value"] - bits["runs"][0]["value"])
+
+
+def test_a_run_does_not_differ_from_itself(two_runs):
+    rows = compare_runs(evaluated([two_runs[0], two_runs[0]], KV))
+    assert {d["value"] for row in rows for d in row["differences"]} == {0.0}
+    assert not any(d["resolved"] for row in rows for d in row["differences"])
+
+
+def test_samples_that_differ_are_not_paired(two_runs):
+    first = evaluate_run(open_run(two_runs[0]), build_task(KV), seed=0)
+    other = evaluate_run(open_run(two_runs[1]), build_task(KV), seed=1)
+    rows = compare_runs([("a", [first]), ("b", [other])])
+    assert rows and all(d["value"] is None and d["resolved"] is None for row in rows for d in row["differences"])
+
+
+def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
+    runs = evaluated(two_runs, KV)
+    rows = compare_runs(runs)
+    files = write_comparison(tmp_path / "out", runs, rows)
+    assert [file.name for file in files] == ["comparison.json", "comparison.md", "kv-lengths500.png"]
+    assert json.loads(files[0].read_text())["rows"] == json.loads(json.dumps(rows))
+    console = Console(record=True, width=160)
+    show_comparison(rows, files, console)
+    screen, page = console.export_text(), files[1].read_text()
+    body = [line for line in page.splitlines() if line.startswith("| kv")]
+    assert body and all(line.count("|") == 7 for line in body)
+    assert all(cell.strip() in screen for line in body for cell in line.strip("| ").split("|"))
+
+
+def test_eval_py_compares_runs_that_are_named_together(two_runs, tmp_path):
+    console = Console(record=True, width=160)
+    evaluate_runs(",".join(map(str, two_runs)), build_task(KV), out=str(tmp_path / "out"), console=console)
+    shown = console.export_text()
+    assert "0/a run, with=signs" in shown and "1/a run, with=signs" in shown
+    assert (tmp_path / "out" / "comparison.md").is_file()
+
+
+def test_how_runs_are_named(two_runs, tmp_path):
+    assert split_runs("a,b, c") == ["a", "b", "c"]
+    assert split_runs(str(two_runs[0])) == [str(two_runs[0])]  # this folder has a comma
+    assert split_runs(["a", "b"]) == ["a", "b"] and split_runs(None) == [None]
+    with pytest.raises(ConfigError, match="names a/ twice"):
+        split_runs(["a/", "a"])

@@ -1,0 +1,220 @@
+"""Question answering from the Hub by name, or from local folders of the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoo.data.documents import CACHE, DataError, expand
+from zoo.data.hub import HubSource
+from zoo.data.qa import adapters
+from zoo.data.qa.qa_set import QASet
+from zoo.data.qa.records import QARecord, check_ids
+from zoo.data.qa.squad import read_squad
+
+FORMATS = {"parquet": "parquet", "jsonl": "json", "json": "json"}
+LABELS = 32
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set, and how its rows become records.
+
+    Attributes:
+        id, revision: on the Hub. configs: those that hold questions, the plain one first; empty if there is only one.
+        split: to evaluate on. adapter: row to record. licence: of the data, as far as its authors state one.
+        fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`; long documents get no distractors.
+        labels: the answers are few words, which every question then offers as options.
+        streaming: rows are large, so that only those that are used are fetched.
+    """
+
+    id: str
+    split: str
+    adapter: adapters.Adapter
+    licence: str
+    configs: tuple[str, ...] = ()
+    revision: str | None = None
+    fill: bool = True
+    truncate: str = "error"
+    labels: bool = False
+    streaming: bool = False
+
+
+def _long(id: str, split: str, adapter: adapters.Adapter, licence: str, **options: Any) -> Preset:
+    return Preset(id, split, adapter, licence, fill=False, truncate="middle", **options)
+
+
+PRESETS: dict[str, Preset] = {
+    "squad": Preset("rajpurkar/squad", "validation", adapters.squad, "CC-BY-SA-4.0"),
+    "squad_v2": Preset("rajpurkar/squad_v2", "validation", adapters.squad, "CC-BY-SA-4.0"),
+    "hotpotqa": Preset(
+        "hotpotqa/hotpot_qa", "validation", adapters.hotpotqa, "CC-BY-SA-4.0", configs=("distractor", "fullwiki")
+    ),
+    "narrativeqa": Preset("deepmind/narrativeqa", "validation", adapters.narrativeqa, "Apache-2.0", streaming=True),
+    "narrativeqa_full": _long(
+        "deepmind/narrativeqa", "validation", adapters.narrativeqa_full, "Apache-2.0", streaming=True
+    ),
+    "quality": _long("emozilla/quality", "validation", adapters.quality, "CC-BY-4.0"),
+    "longbench": _long(
+        "Xnhyacinth/LongBench",
+        "test",
+        adapters.longbench,
+        "MIT; the texts have their own licences",
+        configs=("multifieldqa_en", "narrativeqa", "qasper", "hotpotqa", "2wikimqa", "musique"),
+    ),
+    "babilong": _long(
+        "RMT-team/babilong",
+        "qa1",
+        adapters.babilong,
+        "Apache-2.0; bAbI BSD, PG-19 public domain",
+        configs=("1k", "0k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M"),
+        labels=True,
+    ),
+    "swde": _long("hazyresearch/based-swde-v2", "validation", adapters.completion, "not stated"),
+    "fda": _long("hazyresearch/based-fda", "validation", adapters.completion, "not stated"),
+    "squad_completion": _long("hazyresearch/based-squad", "validation", adapters.completion, "CC-BY-SA-4.0"),
+}
+
+
+def load_preset(
+    name: str,
+    path: str | Path | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    max_samples: int | None = None,
+    revision: str | None = None,
+    cache_dir: str = CACHE,
+) -> list[QARecord]:
+    """Records of a data set in its order; rows whose question has no answer are left out.
+
+    Args:
+        path: local folder of the same layout, in place of the Hub. config, split: other than the preset's own.
+        max_samples: use only so many records, the first ones; they are then all that distractors come from.
+        revision: of the Hub's repository.
+
+    Raises:
+        DataError: on an unknown preset, config or split, a row of another layout (named), or data that cannot be
+            reached.
+    """
+    preset = _preset(name)
+    if max_samples is not None and max_samples < 1:
+        raise DataError(f"max_samples={max_samples}: expected a number >= 1, or null for all.")
+    if preset.configs and config is not None and config not in preset.configs:
+        raise DataError(f"task.config={config!r}: the preset {name} has {', '.join(preset.configs)}.")
+    config = config or next(iter(preset.configs), None)
+    split = split or preset.split
+    records: list[QARecord] = []
+    texts: dict[str, str] = {}  # a book is kept once, however many questions it has
+    for number, row in enumerate(_rows(preset, path, config, split, revision or preset.revision, cache_dir)):
+        record = preset.adapter(row, f"{path or preset.id} split {split} row {number}", f"{split}-{number}")
+        if record is not None:
+            records.append(replace(record, paragraphs=tuple(texts.setdefault(t, t) for t in record.paragraphs)))
+        if max_samples is not None and len(records) >= max_samples:
+            break
+    if not records:
+        raise DataError(
+            f"{path or preset.id} has no question with an answer in split {split!r}: choose another task.split."
+        )
+    check_ids(records)
+    return _with_labels(records) if preset.labels else records
+
+
+def load_set(
+    path: str | Path | None = None,
+    preset: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    max_samples: int | None = None,
+    revision: str | None = None,
+    cache_dir: str = CACHE,
+) -> QASet:
+    """What ``task=qa`` asks: a preset, or a SQuAD-format file (or a folder like the Hub's SQuAD) without one.
+
+    Raises:
+        DataError: as in :func:`load_preset` and :func:`zoo.data.qa.squad.read_squad`.
+    """
+    if preset is None and path is None:
+        raise DataError(
+            "task=qa has nothing to ask: set task.path to a SQuAD-format json or jsonl file, or task.preset to one of "
+            f"{', '.join(PRESETS)}."
+        )
+    if preset in (None, "squad", "squad_v2") and path is not None and not expand(path).is_dir():
+        return QASet(expand(path).stem, tuple(read_squad(path)[:max_samples]))
+    name = preset or "squad"
+    records = load_preset(name, path, config, split, max_samples, revision, cache_dir)
+    parts = [name, config or "", split if split != _preset(name).split else ""]
+    title = "-".join(part for part in parts if part)
+    return QASet(title, tuple(records), PRESETS[name].fill, PRESETS[name].truncate)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise DataError(f"task.preset={name!r}: expected one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _with_labels(records: list[QARecord]) -> list[QARecord]:
+    labels = tuple(sorted({record.answers[0] for record in records}))
+    if not 2 <= len(labels) <= LABELS:
+        return records
+    return [replace(record, kind="choice", options=labels) for record in records]
+
+
+def _rows(
+    preset: Preset, path: str | Path | None, config: str | None, split: str, revision: str | None, cache_dir: str
+) -> Iterator[Mapping[str, Any]]:
+    files = _files(expand(path), config, split) if path is not None else []
+    where = f"task.path={path}" if path is not None else preset.id
+    try:
+        yield from (
+            _file_rows(files, cache_dir) if files else _hub_rows(preset, path, config, split, revision, cache_dir)
+        )
+    except DataError as error:
+        message = str(error).replace("data.path", "task.path").replace("data.source.", "task.")
+        raise DataError(message) from error
+    except Exception as error:  # datasets raises anything from OSError to its own kinds, streams while they are read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{where} could not be read ({reason}): check the network and the files, or point task.path at a local "
+            f"folder with the layout of {preset.id}"
+        ) from error
+
+
+def _hub_rows(
+    preset: Preset, path: str | Path | None, config: str | None, split: str, revision: str | None, cache_dir: str
+) -> Iterator[Mapping[str, Any]]:
+    folder = None if path is None else str(path)
+    source = HubSource(preset.id, config, revision, path=folder, streaming=preset.streaming, cache_dir=cache_dir)
+    splits = source.splits_by_name
+    if split not in splits:
+        raise DataError(
+            f"{source.where} has no split {split!r}; it has {', '.join(splits)}: choose one with task.split=..."
+        )
+    yield from splits[split]
+
+
+def _file_rows(files: list[Path], cache_dir: str) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    builder = FORMATS[files[0].suffix[1:]]
+    names = [str(file) for file in files]
+    yield from load_dataset(builder, data_files=names, split="train", cache_dir=str(expand(cache_dir) / "datasets"))
+
+
+def _files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """Files that a folder without a README names after config and split; none for ``datasets`` to look itself."""
+    if (folder / "README.md").is_file() or not folder.is_dir():
+        return []
+    stems = [split, f"data/{split}"]
+    if config is not None:
+        stems = [f"{config}/{split}", f"{split}/{config}", f"data/{split}/{config}", config, f"data/{config}", *stems]
+    for stem in stems:
+        for suffix in FORMATS:
+            patterns = [f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}"]
+            if stem.endswith(split):
+                patterns.append(f"{stem}/*.{suffix}")  # as the Hub's own conversion to parquet lays them out
+            if found := sorted(file for pattern in patterns for file in folder.glob(pattern)):
+                return found
+    return []

@@ -1,0 +1,86 @@
+"""Samples of one cell of an experiment, kept on disk under what they are made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.data.documents import expand
+from zoo.data.recall.samples import Answer, Sample
+from zoo.files import replace_file
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 over the code that makes samples, so that samples of older code are never read."""
+    digest = hashlib.sha256()
+    room = Path(__file__).resolve().parent
+    for folder in (room, room.parent / "qa"):
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def cached_samples(recipe: Any, cache_dir: str | Path, make: Callable[[], list[Sample]]) -> list[Sample]:
+    """What ``make`` returns, from disk if it was made before with the same recipe and the same code.
+
+    Args:
+        recipe: JSON-like; everything that the samples depend on.
+    """
+    key = hashlib.sha256(json.dumps([code_fingerprint(), recipe], sort_keys=True).encode()).hexdigest()[:32]
+    file = expand(cache_dir) / "recall" / f"{key}.npz"
+    found = _read(file)
+    if found is not None:
+        return found
+    samples = make()
+    replace_file(file, lambda unfinished: _write(unfinished, samples))
+    return samples
+
+
+def samples_digest(samples: list[Sample]) -> str:
+    """SHA-256 over tokens and answers: equal for equal questions only."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps(_describe(sample), sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(sample.tokens, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _describe(sample: Sample) -> dict[str, Any]:
+    answers = [[a.start, a.stop, [list(o) for o in a.others], list(a.references)] for a in sample.answers]
+    size = {"tokens": len(sample.tokens), "truncated": sample.truncated}
+    return {"id": sample.id, "answers": answers, "depth": sample.depth, **size}
+
+
+def _write(file: Path, samples: list[Sample]) -> None:
+    about = json.dumps([_describe(sample) for sample in samples]).encode()
+    tokens = np.concatenate([np.zeros(0, np.int64), *(sample.tokens for sample in samples)])
+    with file.open("wb") as stream:
+        np.savez_compressed(stream, tokens=tokens, about=np.frombuffer(about, dtype=np.uint8))
+
+
+def _read(file: Path) -> list[Sample] | None:
+    """Samples of a file; None if it does not exist or is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            about, tokens = json.loads(content["about"].tobytes()), content["tokens"]
+        ends = np.cumsum([entry["tokens"] for entry in about])
+        pieces = np.split(tokens, ends[:-1]) if about else []
+        return [_restore(entry, piece) for entry, piece in zip(about, pieces, strict=True)]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def _restore(entry: dict[str, Any], tokens: np.ndarray) -> Sample:
+    answers = tuple(
+        Answer(start, stop, tuple(tuple(other) for other in others), tuple(references))
+        for start, stop, others, references in entry["answers"]
+    )
+    return Sample(entry["id"], tokens.astype(np.int64), answers, entry["depth"], entry["truncated"])

@@ -1,0 +1,249 @@
+"""Tasks made of cells (variant, length, depth), each of some samples; an evaluation goes on cell by cell."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+from zoo.config import ConfigError
+from zoo.data.recall.base import Place
+from zoo.data.recall.cache import cached_samples, samples_digest
+from zoo.data.recall.encoder import Encoder
+from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
+from zoo.data.recall.samples import RecallError, Sample
+from zoo.evaluation.answer_records import describe_sample, make_records
+from zoo.evaluation.answers import score_samples
+from zoo.evaluation.cells import CellStore
+from zoo.evaluation.corpus import open_corpus
+from zoo.evaluation.progress import progress_bar
+from zoo.evaluation.results import FOLDER, Record
+from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.tasks import Outcome
+
+SHORTEST = 256
+NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
+SPEED = ("name", "batch_tokens", "fresh")  # options without influence on the numbers
+
+
+class Questions(Protocol):
+    """What makes samples: a recall task, or records of a question-answering set."""
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether one fact is asked for, whose depth can be chosen."""
+        ...
+
+    @property
+    def recipe(self) -> Any:
+        """All that samples depend on but their places, encoder and haystack."""
+        ...
+
+    def sample(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
+        """The sample at a place."""
+        ...
+
+    def without_context(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
+        """The same question alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Samples that share a variant, a length (0: no filler) and a depth."""
+
+    variant: str
+    questions: Questions
+    length: int
+    depth: float | None
+    count: int
+    bare: bool = False
+
+    def place(self, task: str) -> dict[str, Any]:
+        """The part of a record that says where it belongs."""
+        suffix = NO_CONTEXT if self.bare else "" if self.length else ZERO_LENGTH
+        return {"task": task, "variant": self.variant + suffix, "length": self.length, "depth": self.depth}
+
+    def samples(self, encoder: Encoder, haystack: Haystack, seed: int) -> list[Sample]:
+        """Samples 0 .. count - 1, all of the split ``eval``."""
+        make = self.questions.without_context if self.bare else self.questions.sample
+        places = (Place(i, self.length or None, self.depth, "eval", seed) for i in range(self.count))
+        return [make(place, encoder, haystack) for place in places]
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """What all tasks made of cells share.
+
+    Attributes:
+        name: of the task.
+        lengths: tokens of each sample, the document token, question and answer included; None: half the trained length
+            (256 at least), the trained length and twice it.
+        depths: of the fact that is asked for, 0 the first place and 1 the last; None: anywhere.
+        samples: of each variant, length and depth.
+        haystack: noise, corpus (the run's own test text), or a path to local text.
+        baselines: also ask without any context, and with the facts alone.
+        choices: values compared for rank_accuracy, the right one included.
+        generate: also generate answers of up to so many tokens, for f1 and contains; 0: do not.
+        batch_tokens: per forward pass; no influence on the result.
+        fresh: score cells again that were finished by an earlier evaluation.
+    """
+
+    name: str
+    lengths: Sequence[int] | None = None
+    depths: Sequence[float] | None = None
+    samples: int = 32
+    haystack: str = "noise"
+    baselines: bool = True
+    choices: int = 8
+    generate: int = 0
+    batch_tokens: int = 8_192
+    fresh: bool = False
+
+    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+        """See :class:`zoo.evaluation.tasks.Task`.
+
+        Raises:
+            ConfigError: on options out of range. DataError: if the task cannot be made as asked.
+        """
+        self._check()
+        encoder = Encoder(run.tokenizer)
+        haystack = self._open_haystack(run, encoder)
+        cells, made, notes = self._make(run, encoder, haystack, seed)
+        lines: list[dict[str, Any]] = []
+        records: list[Record] = []
+        store = CellStore(run.folder / FOLDER, self.fresh)
+        with progress_bar(f"{self.name}: scoring samples", sum(cell.count for cell in cells)) as advance:
+            for cell, samples in zip(cells, made):
+                content = self._score(run, store, cell, samples)
+                advance(cell.count)
+                lines += content["lines"]
+                records += make_records(cell.place(self.name), content["lines"], seed, content["seconds"])
+        options = {key: value for key, value in asdict(self).items() if key not in SPEED}
+        return Outcome(
+            stem=self._stem(run),
+            title=self.name,
+            protocol={**options, "lengths": self.all_lengths(run), "haystack_sha": haystack.fingerprint, "seed": seed},
+            records=records + _pool_depths(self.name, lines, seed),
+            samples=lines,
+            warnings=self._warnings(run, cells, made) + notes,
+        )
+
+    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
+        """What makes the samples, by variant."""
+        raise NotImplementedError
+
+    def all_lengths(self, run: OpenedRun) -> list[int]:
+        """Lengths that are asked, ascending."""
+        if self.lengths is not None:
+            return sorted({int(length) for length in self.lengths})
+        trained = int(run.trained["train_length"])
+        return sorted({max(SHORTEST, length) for length in (trained // 2, trained, 2 * trained)})
+
+    def _cells(self, run: OpenedRun, variants: Mapping[str, Questions]) -> Iterator[Cell]:
+        """Per variant: its baselines, then all lengths and depths."""
+        for variant, questions in variants.items():
+            count = min(self.samples, getattr(questions, "count", self.samples))
+            if self.baselines:
+                yield Cell(variant, questions, 0, None, count, bare=True)
+                if getattr(questions, "has_zero_length", True):
+                    yield Cell(variant, questions, 0, None, count)
+            for length in self.all_lengths(run):
+                for depth in self.depths if self.depths and questions.has_depth else [None]:
+                    yield Cell(variant, questions, length, depth, count)
+
+    def _make(
+        self, run: OpenedRun, encoder: Encoder, haystack: Haystack, seed: int
+    ) -> tuple[list[Cell], list[list[Sample]], list[str]]:
+        """Cells with their samples; what does not fit a length is left out where the lengths were not asked for."""
+        cells: list[Cell] = []
+        made: list[list[Sample]] = []
+        notes = []
+        for cell in self._cells(run, self.questions(run, encoder)):
+            try:
+                made.append(self._samples(run, cell, encoder, haystack, seed))
+                cells.append(cell)
+            except RecallError as error:
+                if self.lengths is not None:
+                    raise
+                notes.append(f"{cell.variant} at {cell.length} tokens is left out: {error}")
+        if not any(cell.length for cell in cells):
+            raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
+        return cells, made, list(dict.fromkeys(notes))
+
+    def _score(self, run: OpenedRun, store: CellStore, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
+        place = cell.place(self.name)
+        key = [run.sha256, str(run.device), place, self.choices, self.generate, samples_digest(samples)]
+        content = store.load(key)
+        if content is None:
+            begun = time.monotonic()
+            scores = score_samples(
+                run.decoder,
+                samples,
+                batch_tokens=self.batch_tokens,
+                choices=self.choices,
+                generate=self.generate,
+                tokenizer=run.tokenizer,
+            )
+            lines = [describe_sample(place, sample, score) for sample, score in zip(samples, scores)]
+            content = {"lines": lines, "seconds": time.monotonic() - begun}
+            store.save(key, content)
+        return content
+
+    def _samples(self, run: OpenedRun, cell: Cell, encoder: Encoder, haystack: Haystack, seed: int) -> list[Sample]:
+        recipe = [cell.questions.recipe, cell.length, cell.depth, cell.count, cell.bare, seed]
+        recipe += [encoder.fingerprint, haystack.fingerprint]
+        return cached_samples(recipe, run.config.data.cache_dir, lambda: cell.samples(encoder, haystack, seed))
+
+    def _open_haystack(self, run: OpenedRun, encoder: Encoder) -> Haystack:
+        if self.haystack == "noise":
+            return NoiseHaystack(encoder)
+        corpus = open_corpus(run, "test", None if self.haystack == "corpus" else self.haystack)
+        return StoreHaystack(encoder, corpus.store, corpus.name)
+
+    def _stem(self, run: OpenedRun) -> str:
+        """Options that change the questions are part of the name, so that one result does not replace another."""
+        parts = [self.name, *([] if run.checkpoint == "last" else [run.checkpoint])]
+        parts += [] if self.haystack == "noise" else [self.haystack.rstrip("/").rpartition("/")[2]]
+        if self.lengths is not None:
+            parts.append("lengths" + "_".join(map(str, self.all_lengths(run))))
+        for option in ("preset", "path"):
+            if getattr(self, option, None):
+                parts.append(str(getattr(self, option)).rstrip("/").rpartition("/")[2])
+        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+    def _warnings(self, run: OpenedRun, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
+        warnings = []
+        trained = int(run.trained["train_length"])
+        beyond = sorted({cell.length for cell in cells if cell.length > trained})
+        if beyond:
+            warnings.append(f"Lengths {', '.join(map(str, beyond))} are beyond the {trained} tokens of training.")
+        cut = sum(sample.truncated > 0 for samples in made for sample in samples)
+        if cut:
+            warnings.append(f"{cut} of {sum(map(len, made))} texts were cut in the middle to fit their length.")
+        few = min(cell.count for cell in cells)
+        if few < self.samples:
+            warnings.append(f"There are only {few} questions where task.samples={self.samples}.")
+        return warnings
+
+    def _check(self) -> None:
+        for name, low in (("samples", 1), ("choices", 2), ("generate", 0), ("batch_tokens", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"task.{name}={getattr(self, name)}: expected a number >= {low}.")
+        if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
+            raise ConfigError(f"task.lengths={list(self.lengths)}: expected numbers >= 1, or null for the trained one.")
+        if self.depths is not None and not all(0 <= depth <= 1 for depth in self.depths):
+            raise ConfigError(f"task.depths={list(self.depths)}: expected numbers from 0 to 1, or null for anywhere.")
+
+
+def _pool_depths(task: str, lines: list[dict[str, Any]], seed: int) -> list[Record]:
+    """Records over all depths of a variant and length, where there are several."""
+    records = []
+    placed = (line for line in lines if line["depth"] is not None)
+    for (variant, length), group in groupby(placed, key=lambda line: (line["variant"], line["length"])):
+        place = {"task": task, "variant": variant, "length": length, "depth": None}
+        records += make_records(place, list(group), seed)
+    return records

@@ -1,0 +1,178 @@
+"""The task "lm_eval": tasks of lm-evaluation-harness, by name or from local YAML files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.config import ConfigError
+from zoo.data import DataError
+from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
+from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.tasks import Outcome
+
+if TYPE_CHECKING:
+    from zoo.interop.lm_eval import ZooLM
+
+KEPT_APART = ("samples", "pretty_env_info")  # in the samples file; and in the section "run", as far as it matters
+LONGEST = 80  # characters of task names in a file name
+
+
+@dataclass(frozen=True)
+class LmEvalTask:
+    """Tasks of lm-evaluation-harness, scored by :class:`zoo.interop.lm_eval.ZooLM`.
+
+    Attributes:
+        names: tasks, groups, tags or task YAML files. include_path: folders with task YAML files of your own.
+        builtin_tasks: whether the harness's own tasks can be named; False starts faster.
+        limit: only so many samples of each task, or the share of them if below 1; None for all.
+        num_fewshot: examples in front of each sample, None for the task's own number.
+        gen_kwargs: generation options that replace those of the tasks, for instance {"max_gen_toks": 32}.
+        max_length: tokens of context, None for the length the run was trained with.
+        batch_tokens: tokens per forward pass; does not change the result.
+        document_token: whether contexts begin with the document token, as documents did in training.
+        bootstrap_iters: resamples of the harness's own standard errors; 0 for none of them.
+    """
+
+    names: Sequence[str] = ()
+    include_path: str | Sequence[str] | None = None
+    builtin_tasks: bool = True
+    limit: float | None = None
+    num_fewshot: int | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+    max_length: int | None = None
+    batch_tokens: int = 8_192
+    document_token: bool = True
+    bootstrap_iters: int = 1_000
+
+    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+        """See :class:`zoo.evaluation.tasks.Task`.
+
+        Raises:
+            ConfigError: if the package is not installed, or on an unknown task or an option out of range.
+            DataError: if the data of a task cannot be loaded.
+        """
+        names = self._check()
+        model = self._model(run, seed)
+        begun = time.monotonic()
+        results = self._run(model, names, seed)
+        seconds = round(time.monotonic() - begun, 3)
+        return Outcome(
+            stem=self._stem(run, names),
+            title=f"lm_eval: {', '.join(names)}",
+            protocol=self._protocol(model, names, results),
+            records=make_records(results, model.max_length, seed, seconds),
+            samples=make_samples(results),
+            warnings=self._warnings(run, model),
+        )
+
+    def _check(self) -> list[str]:
+        names = [self.names] if isinstance(self.names, str) else list(self.names)
+        if not names:
+            raise ConfigError("task.names is empty: expected tasks of lm-evaluation-harness, as in task.names=[piqa].")
+        for name, value in (("max_length", self.max_length), ("batch_tokens", self.batch_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
+        for name, number in (("num_fewshot", self.num_fewshot), ("bootstrap_iters", self.bootstrap_iters)):
+            if number is not None and number < 0:
+                raise ConfigError(f"task.{name}={number}: expected a number >= 0.")
+        if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit % 1 == 0)):
+            raise ConfigError(f"task.limit={self.limit}: expected a number of samples, or a share of them below 1.")
+        return names
+
+    def _model(self, run: OpenedRun, seed: int) -> ZooLM:
+        try:
+            from zoo.interop.lm_eval import ZooLM
+        except ModuleNotFoundError as error:
+            raise ConfigError(str(error)) from error
+        return ZooLM(run, self.max_length, self.batch_tokens, self.document_token, seed)
+
+    def _run(self, model: ZooLM, names: list[str], seed: int) -> dict[str, Any]:
+        from lm_eval import simple_evaluate
+
+        with redirect_stdout(sys.stderr):  # where the harness prints is not where eval.py's table goes
+            manager, tasks = self._load(names)
+            results = simple_evaluate(
+                model,
+                tasks=tasks,
+                task_manager=manager,
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                gen_kwargs=dict(self.gen_kwargs) if self.gen_kwargs else None,
+                bootstrap_iters=self.bootstrap_iters,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        return dict(results)
+
+    def _load(self, names: list[str]) -> tuple[Any, list[Any]]:
+        """The harness's task manager, and the groups and single tasks that the names stand for."""
+        from lm_eval.tasks import TaskManager
+
+        folders = [self.include_path] if isinstance(self.include_path, str) else list(self.include_path or ())
+        manager = TaskManager(include_path=folders, include_defaults=self.builtin_tasks)
+        for name in names:
+            if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
+                near = difflib.get_close_matches(name, manager.all_tasks, 5)
+                hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists those of the harness."
+                raise ConfigError(f"task.names has {name!r}, which is no task of lm-evaluation-harness: {hint}")
+        try:
+            loaded = manager.load(names)
+        except Exception as error:  # datasets, its Hub client and the tasks' own code raise errors of every kind
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"{', '.join(names)} of lm-evaluation-harness could not be loaded ({reason}): check the network, or "
+                "name tasks over local data with task.include_path."
+            ) from error
+        groups = loaded.get("groups", {})
+        inner = {name for group in groups.values() for name in group.child_names}
+        grouped = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
+        tasks = [task for name, task in loaded["tasks"].items() if name not in grouped]
+        return manager, [group for name, group in groups.items() if name not in inner] + tasks
+
+    def _protocol(self, model: ZooLM, names: list[str], results: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "tasks": names,
+            "limit": self.limit,
+            "num_fewshot": self.num_fewshot,
+            "gen_kwargs": as_json(self.gen_kwargs),
+            "max_length": model.max_length,
+            "document_token": self.document_token,
+            "requests": dict(model.counts),
+            "lm_eval_version": results["lm_eval_version"],
+            "lm_eval": as_json({key: value for key, value in results.items() if key not in KEPT_APART}),
+        }
+
+    def _stem(self, run: OpenedRun, names: list[str]) -> str:
+        """Options that are not the default are part of the name, so that one result does not replace another."""
+        listed = "-".join(names)
+        if len(listed) > LONGEST:
+            listed = f"{names[0][:LONGEST]}-and-{len(names) - 1}-{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
+        parts = ["lm_eval", listed] + ([run.checkpoint] if run.checkpoint != "last" else [])
+        options = ("limit", "num_fewshot", "max_length")
+        parts += [f"{name}{getattr(self, name)}" for name in options if getattr(self, name) is not None]
+        if self.gen_kwargs:
+            parts.append("-".join(f"{name}{value}" for name, value in self.gen_kwargs.items()))
+        if not self.document_token:
+            parts.append("no_document_token")
+        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+    def _warnings(self, run: OpenedRun, model: ZooLM) -> list[str]:
+        warnings = model.warnings()
+        if self.limit is not None:
+            warnings.append(f"Only a part of each task was evaluated (limit={self.limit}).")
+        if model.max_length > run.trained["train_length"]:
+            warnings.append(
+                f"Contexts of up to {model.max_length} tokens are longer than those of training "
+                f"({run.trained['train_length']})."
+            )
+        return warnings

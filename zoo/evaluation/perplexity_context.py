@@ -1,0 +1,216 @@
+"""The task "perplexity_context": loss of the same tokens as more and more of the text before them is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from zoo.config import ConfigError
+from zoo.evaluation.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
+from zoo.evaluation.perplexity import part_records
+from zoo.evaluation.perplexity_position import choose_documents
+from zoo.evaluation.progress import progress_bar
+from zoo.evaluation.results import Record
+from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.scoring import Piece, score_windows
+from zoo.evaluation.statistics import paired_bootstrap
+from zoo.evaluation.tasks import Outcome
+
+TASK = "perplexity_context"
+SHORTEST, LARGEST_TARGET = 64, 256
+
+
+@dataclass(frozen=True)
+class Span:
+    """Targets: ``target`` tokens of a document from token ``start`` on."""
+
+    document: int
+    start: int
+
+
+@dataclass(frozen=True)
+class PerplexityContextTask:
+    """Perplexity of fixed spans of text, each seen after its last L tokens, for every L of ``lengths``.
+
+    All lengths score the very same tokens, all of which have the longest context, so that the curve shows what context
+    is worth and nothing else. "gain" is how many bits per byte a length saves against the shortest one, with a paired
+    bootstrap by document.
+
+    Attributes:
+        split, path, text_column: as of :class:`zoo.evaluation.perplexity_task.PerplexityTask`.
+        lengths: tokens before a span; None for powers of two from 64 to twice the trained length, as far as ten
+            documents reach (or at least one, if none of the lengths has ten).
+        target: tokens of a span, None for a quarter of the trained length, at most 256.
+        spans: spans per document, evenly spread as far as they fit without overlap; the last one ends the document.
+        batch_tokens: inputs per forward pass; does not change the result.
+        max_documents: read only the first so many documents that are long enough; None for all.
+    """
+
+    split: str = "test"
+    path: str | None = None
+    text_column: str = "text"
+    lengths: list[int] | None = None
+    target: int | None = None
+    spans: int = 4
+    batch_tokens: int = 8_192
+    max_documents: int | None = None
+
+    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+        """See :class:`zoo.evaluation.tasks.Task`.
+
+        Raises:
+            ConfigError: on an option out of range. DataError: if there is no such text, or no document is long enough.
+        """
+        self._check()
+        trained = int(run.trained["train_length"])
+        target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
+        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        lengths = sorted(set(self.lengths)) if self.lengths else default_lengths(corpus.sizes, trained, target)
+        chosen = choose_documents(corpus, lengths[-1] + target, self.max_documents, "task.lengths or task.target")
+        spans = list(place_spans(corpus.sizes, chosen, target, lengths[-1], self.spans))
+        sizes, notes = token_bytes(run)
+        begun = time.monotonic()
+        tables = self._score(run, corpus, spans, lengths, target, sizes)
+        seconds = time.monotonic() - begun
+        options = {"max_documents": self.max_documents, "lengths": self.lengths, "target": self.target}
+        options |= {} if self.spans == 4 else {"spans": self.spans}
+        return Outcome(
+            stem=result_stem(run, TASK, corpus, options),
+            title=f"{corpus.name} ({corpus.split}) by context",
+            protocol=self._describe(run, corpus, lengths, target, spans, tables),
+            records=list(_records(spans, tables, seed, seconds)),
+            samples=_samples(corpus, spans, target, tables),
+            warnings=_warnings(run, corpus, lengths, target, len(chosen)) + notes,
+            bytes_per_token=float(tables[lengths[0]][:, 2].sum() / (target * len(spans))) or None,
+        )
+
+    def _check(self) -> None:
+        for name, value in (("target", self.target), ("spans", self.spans), ("batch_tokens", self.batch_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
+        if self.lengths is not None and not (len(self.lengths) and min(self.lengths) >= 1):
+            raise ConfigError(f"task.lengths={list(self.lengths)}: expected numbers >= 1, or null.")
+
+    def _score(
+        self, run: OpenedRun, corpus: Corpus, spans: list[Span], lengths: list[int], target: int, sizes: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        """``(spans, 3)`` nats, tokens and bytes for every length."""
+        tables = {length: np.zeros((len(spans), 3)) for length in lengths}
+        total = target * len(spans) * len(lengths)
+        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by context", total) as advance:
+            for length, table in tables.items():
+                pieces = cut_spans(corpus, spans, target, length)
+                for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, advance):
+                    size = sizes[piece.targets].sum()
+                    table[piece.document] = nats.sum(dtype=np.float64), len(nats), size
+        return tables
+
+    def _describe(
+        self,
+        run: OpenedRun,
+        corpus: Corpus,
+        lengths: list[int],
+        target: int,
+        spans: list[Span],
+        tables: dict[int, np.ndarray],
+    ) -> dict[str, Any]:
+        return {
+            **describe_corpus(run, corpus, self.path),
+            "bos": "where a window reaches the start of its document",
+            "stateful": False,
+            "context": "each target sees its L tokens or more: those before its span, and the span up to itself",
+            "lengths": lengths,
+            "target": target,
+            "spans": self.spans,
+            "gain_over": lengths[0],
+            "documents": len({span.document for span in spans}),
+            "tokens": target * len(spans),
+            "bytes": int(tables[lengths[0]][:, 2].sum()),
+            "max_documents": self.max_documents,
+        }
+
+
+def default_lengths(sizes: np.ndarray, trained: int, target: int) -> list[int]:
+    """Powers of two from 64, then windows of the trained length and of twice it, as far as documents reach."""
+    room = max(1, trained - target)
+    length = SHORTEST
+    while length > room:
+        length //= 2
+    lengths = [length]
+    while 2 * lengths[-1] <= room:
+        lengths.append(2 * lengths[-1])
+    lengths = sorted({*lengths, room, max(1, 2 * trained - target)})
+    reached = {length: int((sizes >= length + target).sum()) for length in lengths}
+    enough = [length for length in lengths if reached[length] >= FEW]
+    return enough or [length for length in lengths if reached[length]] or lengths[:1]
+
+
+def place_spans(sizes: np.ndarray, documents: np.ndarray, target: int, context: int, most: int) -> Iterator[Span]:
+    """Up to ``most`` spans of each document: the last one ends it, all have ``context`` tokens before them."""
+    for document in documents.tolist():
+        last = int(sizes[document]) - target
+        count = min(most, (last - context) // target + 1)
+        for index in range(count):
+            yield Span(document, last - (last - context) * index // max(1, count - 1))
+
+
+def cut_spans(corpus: Corpus, spans: list[Span], target: int, length: int) -> Iterator[Piece]:
+    """The window of every span: its last ``length`` tokens and itself, and the document token if they begin a document.
+
+    ``Piece.document`` is the number of the span.
+    """
+    for number, span in enumerate(spans):
+        start = max(span.start - length, 0) or -1
+        tokens = corpus.span(span.document, start, span.start + target)
+        yield Piece(number, tokens, target, start + 1)
+
+
+def _records(spans: list[Span], tables: dict[int, np.ndarray], seed: int, seconds: float) -> Iterator[Record]:
+    clusters = np.array([span.document for span in spans])
+    names, unit = np.unique(clusters, return_inverse=True)
+    base = min(tables)
+    rate = sum(float(table[:, 1].sum()) for table in tables.values()) / max(seconds, 1e-9)
+    for length, table in tables.items():
+        documents = np.stack([np.bincount(unit, column, len(names)) for column in table.T], axis=1)
+        for record in part_records(TASK, "context", length, documents, seed):
+            yield replace(record, wall_s=round(seconds, 3), tok_s=round(rate, 1))
+        if length == base or not table[:, 2].sum():
+            continue
+        bits = np.log(2)
+        gain = paired_bootstrap(tables[base][:, 0] / bits, table[:, 0] / bits, seed, clusters, table[:, 2])
+        value = gain.value if np.isfinite(gain.value) else None
+        yield Record(TASK, "gain", length, None, "bits_per_byte", value, gain.ci95, gain.n, "doc", None, True)
+
+
+def _samples(corpus: Corpus, spans: list[Span], target: int, tables: dict[int, np.ndarray]) -> list[dict[str, Any]]:
+    names = corpus.names
+    size = next(iter(tables.values()))[:, 2]
+    return [
+        {
+            "id": f"{names[span.document]}:{span.start}-{span.start + target}",
+            "tokens": target,
+            "bytes": int(size[row]),
+            "nats": {str(length): float(table[row, 0]) for length, table in tables.items()},
+        }
+        for row, span in enumerate(spans)
+    ]
+
+
+def _warnings(run: OpenedRun, corpus: Corpus, lengths: list[int], target: int, documents: int) -> list[str]:
+    trained = run.trained["train_length"]
+    warnings = corpus_warnings(run, corpus, documents, 0)
+    beyond = [str(length) for length in lengths if length + target - 1 > trained]
+    if beyond:
+        warnings.append(
+            f"Context {', '.join(beyond)} with its {target} targets is longer than the windows of training ({trained})."
+        )
+    if len(lengths) == 1:
+        warnings.append(
+            f"There is one context length, {lengths[0]}, so there is no gain: no document reaches a longer one, or "
+            "task.lengths names only this one."
+        )
+    return warnings

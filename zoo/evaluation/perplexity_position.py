@@ -1,0 +1,165 @@
+"""The task "perplexity_position": loss by position in the document, on documents that reach the last position."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from zoo.config import ConfigError
+from zoo.data import DataError
+from zoo.evaluation.corpus import Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
+from zoo.evaluation.perplexity import part_records, sum_groups
+from zoo.evaluation.progress import progress_bar
+from zoo.evaluation.recall_split import bigram_gaps
+from zoo.evaluation.results import Record
+from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.scoring import Piece, score_windows
+from zoo.evaluation.tasks import Outcome
+
+TASK = "perplexity_position"
+
+
+@dataclass(frozen=True)
+class PerplexityPositionTask:
+    """Perplexity of the tokens 0..63, 64..127, 128..255, ... of documents, each read in one window from its start.
+
+    Every bucket has tokens of the same documents, those of at least ``length`` tokens, so that its value depends on the
+    position and not on which documents are long. Each bucket is also split into tokens that repeat an earlier bigram of
+    their document (recall) and the rest.
+
+    Attributes:
+        split, path, text_column: as of :class:`zoo.evaluation.perplexity_task.PerplexityTask`.
+        length: tokens read of each document, None for the length the run was trained with.
+        bucket: tokens of the first bucket; each further one ends at twice the end of the one before.
+        batch_tokens: inputs per forward pass; does not change the result.
+        max_documents: read only the first so many documents that are long enough; None for all.
+    """
+
+    split: str = "test"
+    path: str | None = None
+    text_column: str = "text"
+    length: int | None = None
+    bucket: int = 64
+    batch_tokens: int = 8_192
+    max_documents: int | None = None
+
+    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+        """See :class:`zoo.evaluation.tasks.Task`.
+
+        Raises:
+            ConfigError: on an option out of range. DataError: if there is no such text, or no document is long enough.
+        """
+        length = self.length if self.length is not None else int(run.trained["train_length"])
+        self._check(length)
+        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        chosen = choose_documents(corpus, length, self.max_documents, "task.length")
+        edges = position_edges(length, self.bucket)
+        sizes, notes = token_bytes(run)
+        begun = time.monotonic()
+        sums = self._score(run, corpus, chosen, edges, sizes)
+        seconds = time.monotonic() - begun
+        tokens = length * len(chosen)
+        records = [
+            replace(record, wall_s=round(seconds, 3), tok_s=round(tokens / max(seconds, 1e-9), 1))
+            for record in _records(sums, edges, seed)
+        ]
+        options = {"length": self.length, "max_documents": self.max_documents}
+        options |= {} if self.bucket == 64 else {"bucket": self.bucket}
+        return Outcome(
+            stem=result_stem(run, TASK, corpus, options),
+            title=f"{corpus.name} ({corpus.split}) by position",
+            protocol=self._describe(run, corpus, length, edges, len(chosen), sums),
+            records=records,
+            samples=_samples(corpus, chosen, sums),
+            warnings=corpus_warnings(run, corpus, len(chosen), length) + notes,
+            bytes_per_token=float(sums[..., 2].sum() / tokens) or None,
+        )
+
+    def _check(self, length: int) -> None:
+        for name, value in (("length", length), ("bucket", self.bucket), ("batch_tokens", self.batch_tokens)):
+            if value < 1:
+                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
+
+    def _score(
+        self, run: OpenedRun, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray
+    ) -> np.ndarray:
+        """``(documents, buckets, 2, 3)``: nats, tokens and bytes of each bucket's other and recalled tokens."""
+        length, buckets = edges[-1], len(edges) - 1
+        kind = np.searchsorted(edges, np.arange(length), side="right") - 1
+        sums = np.zeros((len(chosen), buckets, 2, 3))
+        pieces = (Piece(row, corpus.span(index, -1, length), length) for row, index in enumerate(chosen))
+        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by position", length * len(chosen)) as advance:
+            for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, advance):
+                groups = 2 * kind + (bigram_gaps(piece.tokens) > 0)
+                table = sum_groups(groups, 2 * buckets, nats, sizes[piece.targets])
+                sums[piece.document] = table.reshape(buckets, 2, 3)
+        return sums
+
+    def _describe(
+        self, run: OpenedRun, corpus: Corpus, length: int, edges: list[int], documents: int, sums: np.ndarray
+    ) -> dict[str, Any]:
+        return {
+            "window": length,
+            "stride": length,
+            **describe_corpus(run, corpus, self.path),
+            "stateful": False,
+            "recall": "bigram",
+            "positions": edges,
+            "documents": documents,
+            "tokens": int(sums[..., 1].sum()),
+            "bytes": int(sums[..., 2].sum()),
+            "max_documents": self.max_documents,
+        }
+
+
+def position_edges(length: int, bucket: int = 64) -> list[int]:
+    """0, bucket, twice, four times ... and ``length``: bucket i holds the positions edges[i] .. edges[i + 1] - 1."""
+    edges = [0]
+    while bucket < length:
+        edges.append(bucket)
+        bucket *= 2
+    return [*edges, length]
+
+
+def choose_documents(corpus: Corpus, tokens: int, most: int | None, option: str) -> np.ndarray:
+    """Indices of the first documents of at least ``tokens`` tokens, ``most`` at the most.
+
+    Raises:
+        ConfigError: if ``most`` is below 1. DataError: if there is none; the message says how long they are.
+    """
+    if most is not None and most < 1:
+        raise ConfigError(f"task.max_documents={most}: expected a number >= 1, or null for all documents.")
+    chosen = np.flatnonzero(corpus.sizes >= tokens)[:most]
+    if not len(chosen):
+        raise DataError(
+            f"no document of {corpus.name} ({corpus.split}) has {tokens} tokens, the longest has "
+            f"{int(corpus.sizes.max())}: choose a smaller {option}, or give longer text with task.path=..."
+        )
+    return chosen
+
+
+def _records(sums: np.ndarray, edges: list[int], seed: int) -> list[Record]:
+    """Of every bucket: all its tokens, the recalled ones and the others."""
+    records = []
+    for bucket, (start, stop) in enumerate(pairwise(edges)):
+        parts = {"": sums[:, bucket].sum(axis=1), "-recall": sums[:, bucket, 1], "-other": sums[:, bucket, 0]}
+        for suffix, table in parts.items():
+            records += part_records(TASK, f"{start}-{stop}{suffix}", edges[-1], table, seed)
+    return records
+
+
+def _samples(corpus: Corpus, chosen: np.ndarray, sums: np.ndarray) -> list[dict[str, Any]]:
+    names, whole = corpus.names, sums.sum(axis=2)
+    return [
+        {
+            "id": names[index],
+            "nats": table[:, 0].tolist(),
+            "tokens": table[:, 1].tolist(),
+            "bytes": table[:, 2].tolist(),
+        }
+        for index, table in zip(chosen, whole)
+    ]

@@ -1,0 +1,98 @@
+"""What eval.py does: one run or several, the tables, and the comparison of several."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from zoo.config import ConfigError
+from zoo.evaluation.compare import Run, compare_runs, show_comparison, write_comparison
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.run import OpenedRun, open_run
+from zoo.evaluation.suite import Suite
+from zoo.evaluation.tables import show
+from zoo.evaluation.tasks import Task
+
+
+def evaluate_runs(
+    run: str | Sequence[str] | None,
+    task: Task | Suite,
+    checkpoint: str = "last",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    console: Console | None = None,
+) -> None:
+    """Evaluate every run, print its tables, and compare the runs if there are several.
+
+    Args:
+        run: a run folder, or several with commas between them. out: folder of the comparison; None for a folder in
+            comparisons/ whose name depends on the runs and the task alone.
+
+    Raises:
+        ConfigError: on a run that is named twice, and as in :func:`zoo.evaluation.run.open_run`.
+    """
+    console = console or Console()
+    folders = split_runs(run)
+    compared: list[Run] = []
+    for number, folder in enumerate(folders):
+        opened = open_run(folder, checkpoint, device)
+        if len(folders) > 1:
+            console.rule(f"{number + 1} of {len(folders)}: {folder}", align="left", characters="-")
+        compared.append((_label(opened, folders), []))
+        for written in evaluate(opened, task, seed):
+            show(written, console)
+            compared[-1][1].append(written)
+    if len(compared) > 1:
+        rows = compare_runs(compared, seed)
+        where = Path(out) if out else Path("comparisons") / _name(folders, compared)
+        show_comparison(rows, write_comparison(where, compared, rows), console)
+
+
+def split_runs(run: str | Sequence[str] | None) -> list[str | None]:
+    """Folders of ``run=A,B`` or of a list; the name of a folder that exists may have commas itself.
+
+    Raises:
+        ConfigError: if one is named twice.
+    """
+    if isinstance(run, str):
+        run = _split(run)
+    if run is None or len(run) == 1:
+        return [None] if run is None else list(run)
+    resolved = [str(Path(folder).expanduser().resolve()) for folder in run]
+    for folder, path in zip(run, resolved):
+        if resolved.count(path) > 1:
+            raise ConfigError(f"run names {folder} twice: expected different run folders.")
+    return list(run)
+
+
+def _split(text: str) -> list[str]:
+    parts = text.split(",")
+    found: list[str] = []
+    while parts:
+        joined = (",".join(parts[:count]).strip() for count in range(1, len(parts) + 1))
+        folder = next((name for name in joined if name and Path(name).expanduser().is_dir()), parts[0].strip())
+        found += [folder] if folder else []
+        parts = parts[folder.count(",") + 1 :]
+    return found
+
+
+def _label(run: OpenedRun, folders: Sequence[str | None]) -> str:
+    """The folder's name, with its parents as far as names are the same."""
+    paths = [Path(folder or ".").expanduser().resolve() for folder in folders]
+    own = run.folder.resolve()
+    for parts in range(1, len(own.parts)):
+        label = "/".join(own.parts[-parts:])
+        if sum("/".join(path.parts[-parts:]) == label for path in paths) == 1:
+            return label
+    return str(own)
+
+
+def _name(folders: Sequence[str | None], compared: Sequence[Run]) -> str:
+    paths = "\n".join(str(Path(folder or ".").expanduser().resolve()) for folder in folders)
+    task = compared[0][1][0].outcome.stem if len(compared[0][1]) == 1 else "suite"
+    return f"{task}-{hashlib.sha256(paths.encode()).hexdigest()[:8]}"

@@ -1,0 +1,1 @@
+"""Runs of this project in programs of others."""
