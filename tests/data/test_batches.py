@@ -70,7 +70,7 @@ def test_starts_are_a_function_of_seed_and_step():
 def test_the_global_batch_depends_on_neither_world_nor_accumulation(world, accumulate):
     plan, b = BatchPlan(10_000, 16, 12, seed=0), 12 // (world * accumulate)
     for step in (0, 1, 77):
-        parts = [plan.micro(step, m, rank, world, b) for m in range(accumulate) for rank in range(world)]
+        parts = [plan.places(plan.micro(step, m, rank, world, b)) for m in range(accumulate) for rank in range(world)]
         assert np.concatenate(parts).tolist() == plan.starts(step).tolist()
     with pytest.raises(ValueError, match=r"no micro batch"):
         plan.micro(0, accumulate, 0, world, b)
@@ -92,7 +92,7 @@ def test_the_stream_does_not_depend_on_workers(store, workers):
     )
     found = list(itertools.islice(loader, 12))
     for item, batch in enumerate(found):
-        starts = plan.micro(5 + item // 3, item % 3, 1, 2, 1)
+        starts = plan.places(plan.micro(5 + item // 3, item % 3, 1, 2, 1))
         assert batch["starts"].tolist() == starts.tolist()
         assert batch["tokens"].tolist() == [store.tokens[s : s + 17].tolist() for s in starts]
     assert str(found[0]["tokens"].dtype) == str(found[0]["starts"].dtype) == "torch.int64"

@@ -96,3 +96,40 @@ def test_evaluation_computes_no_gradients():
         counts.append(counter.get_total_flops())
     one_product = 2 * BATCH * LENGTH * WIDTH * VOCABULARY
     assert counts == [3 * one_product, one_product]
+
+
+def test_token_weights_scale_each_token_and_nothing_else():
+    hidden, weight, targets = draw()
+    factors = torch.rand(BATCH, LENGTH) * (torch.rand(BATCH, LENGTH) < 0.5)
+    total, losses = next_token_loss(hidden, weight, targets, token_weights=factors)
+    want = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none") * factors.flatten()
+    torch.testing.assert_close(total, want.mean())
+    for got, expected in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (total, want.mean()))):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    ones = next_token_loss(hidden, weight, targets, token_weights=torch.ones(BATCH, LENGTH))
+    torch.testing.assert_close(ones, next_token_loss(hidden, weight, targets))
+    torch.testing.assert_close(losses, ones[1])
+
+
+def test_answers_of_other_rows_do_not_change_what_a_row_of_text_teaches():
+    hidden, weight, targets = draw()
+    gradients = []
+    for answers, value in ((1, 8.0), (40, 8.0), (0, 0.0)):
+        factors = torch.ones(BATCH, LENGTH)
+        factors[1:] = 0
+        factors[1:, :answers] = value
+        total, _ = next_token_loss(hidden, weight, targets, token_weights=factors)
+        gradients.append(torch.autograd.grad(total, hidden)[0][0])
+    assert gradients[0].any()
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+def test_weighted_micro_batches_add_up_to_their_batch():
+    hidden, weight, targets = draw()
+    factors = torch.rand(BATCH, LENGTH)
+    whole = torch.autograd.grad(next_token_loss(hidden, weight, targets, token_weights=factors)[0], weight)[0]
+    parts = [
+        next_token_loss(hidden[i : i + 1], weight, targets[i : i + 1], token_weights=factors[i : i + 1])[0]
+        for i in range(BATCH)
+    ]
+    torch.testing.assert_close(torch.autograd.grad(sum(parts) / BATCH, weight)[0], whole)

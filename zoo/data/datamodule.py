@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from zoo.data.documents import DataError, Source, expand
+from zoo.data.recall_data import RecallOptions, RecallRows, RecallValidation
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches
 from zoo.data.store import TokenStore
 from zoo.data.tokenizers import build_tokenizer, token_byte_lengths, vocabulary_size
@@ -27,8 +28,10 @@ class LanguageData(lightning.LightningDataModule):
     batch_size: sequences per optimizer step, over all devices; micro_batch_size: sequences per device and forward
     pass (None: batch_size // world). val_tokens: validate on the first so many targets only.
     tokenizer: a ready one, from a run folder, in place of building one from `tokenizer_spec`.
+    recall: options of RecallOptions, for batches of which a share are recall samples; None for the text alone.
 
-    prepare() fills `tokenizer`, `vocab_size`, `token_bytes` (vocab_size,) int64, `stores` and `fingerprint`, by split.
+    prepare() fills `tokenizer`, `vocab_size`, `token_bytes` (vocab_size,) int64, `stores` and `fingerprint`, by split,
+    and `recall_rows`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -49,6 +52,7 @@ class LanguageData(lightning.LightningDataModule):
         seed: int = 0,
         val_tokens: int | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
+        recall: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.source, self.tokenizer_spec, self._given_tokenizer = source, tokenizer_spec, tokenizer
@@ -56,12 +60,15 @@ class LanguageData(lightning.LightningDataModule):
         self.batch_size, self.micro_batch_size, self.num_workers = batch_size, micro_batch_size, num_workers
         self.cache_dir, self.seed = expand(cache_dir), seed
         self.stores: dict[str, TokenStore] = {}
+        self.recall = None if recall is None else RecallOptions.read(recall)
+        self.recall_rows: RecallRows | None = None
         self._check_options()
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Content address of every split opened so far."""
-        return {split: store.key for split, store in self.stores.items()}
+        """Content address of every split opened so far, and of the recall samples."""
+        recall = {} if self.recall_rows is None else {"recall": self.recall_rows.fingerprint()}
+        return {**{split: store.key for split, store in self.stores.items()}, **recall}
 
     def prepare(self) -> None:
         """Builds or opens the tokenizer and the stores for train and validation; a second call does nothing."""
@@ -72,6 +79,8 @@ class LanguageData(lightning.LightningDataModule):
             self.tokenizer = tokenizer
         for split in ("train", "validation"):
             self.store(split)
+        if self.recall is not None and self.recall_rows is None:
+            self.recall_rows = RecallRows(self.recall, self.tokenizer, self.stores, self.length, self.seed)
 
     def store(self, split: str) -> TokenStore:
         """The token store of a split, built if need be."""
@@ -106,7 +115,8 @@ class LanguageData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Endless micro batches from the trainer's current optimizer step on, which is how a run resumes."""
         step, rank, world = self._place()
-        plan = BatchPlan(self.store("train").num_tokens, self.length, self.batch_size, self.seed)
+        share = 0.0 if self.recall is None else self.recall.share
+        plan = BatchPlan(self.store("train").num_tokens, self.length, self.batch_size, self.seed, share)
         return self._loader(
             TrainBatches(
                 self.stores["train"],
@@ -117,30 +127,28 @@ class LanguageData(lightning.LightningDataModule):
                 world=world,
                 micro_batch=self.micro_batch(world),
                 isolate_documents=self.isolate_documents,
+                recall=self.recall_rows,
             )
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Masked windows that cover the validation split once."""
+        """Masked windows that cover the validation split once, if text is trained on, and then recall samples."""
         _, rank, world = self._place()
-        return self._loader(
-            ValidationBatches(
-                self.store("validation"),
-                self.length,
-                rank=rank,
-                world=world,
-                micro_batch=self.micro_batch(world),
-                max_tokens=self.val_tokens,
-                isolate_documents=self.isolate_documents,
-            )
-        )
+        micro_batch = self.micro_batch(world)
+        batches: list[Dataset] = []
+        if self.recall is None or self.recall.share < 1:
+            store, isolated = self.store("validation"), self.isolate_documents
+            batches.append(ValidationBatches(store, self.length, rank, world, micro_batch, self.val_tokens, isolated))
+        if self.recall_rows is not None:
+            batches.append(RecallValidation(self.recall_rows, rank, world, micro_batch))
+        return self._loader(batches[0] if len(batches) == 1 else ConcatDataset(batches))
 
     def _place(self) -> tuple[int, int, int]:
         if self.trainer is None:
             return 0, 0, 1
         return self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, batches: TrainBatches | ValidationBatches) -> DataLoader:
+    def _loader(self, batches: Dataset) -> DataLoader:
         return DataLoader(
             batches,
             batch_size=None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from zoo.data.documents import DataError
 from zoo.data.store import TokenStore
+
+if TYPE_CHECKING:
+    from zoo.data.recall_data import RecallRows
 
 ROUNDS = 8
 WORD = 2**64 - 1
@@ -49,9 +53,11 @@ class BatchPlan:
     Each epoch also shifts the borders of the windows by an offset in [0, length). An epoch holds `windows` windows that
     overlap in one token (the last target of one is the first input of the next); what is left over, less than two
     windows, differs between epochs. DataError if the store is too short for one window.
+
+    With a recall_share, that share of all sequences, evenly spread, are not windows but rows of recall samples.
     """
 
-    def __init__(self, num_tokens: int, length: int, global_batch: int, seed: int) -> None:
+    def __init__(self, num_tokens: int, length: int, global_batch: int, seed: int, recall_share: float = 0.0) -> None:
         if length < 1 or global_batch < 1:
             raise DataError(f"data.length={length} and batch_size={global_batch} must be positive")
         if num_tokens < length + 1:
@@ -60,18 +66,24 @@ class BatchPlan:
                 "and its target: use a smaller data.length, or more text"
             )
         self.num_tokens, self.length, self.global_batch, self.seed = num_tokens, length, global_batch, seed
+        self.recall_share = recall_share
         self.windows = max(1, (num_tokens - length) // length)
 
     def starts(self, step: int) -> np.ndarray:
-        """Position of the first token of every sequence of an optimizer step, (global_batch,) int64."""
-        sample = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
-        epoch, index = np.divmod(sample, self.windows)
-        starts = np.empty_like(sample)
-        for number in np.unique(epoch).tolist():
-            here = epoch == number
+        """Position of the first token of every sequence of an optimizer step, (global_batch,) int64; see places."""
+        return self.places(np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64))
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Position of the first token of sequences by number (int64, from 0 at step 0); -1 for a recall row."""
+        before = np.floor(numbers * self.recall_share).astype(np.int64)  # recall rows among all earlier sequences
+        recall = np.floor((numbers + 1) * self.recall_share).astype(np.int64) > before
+        epoch, index = np.divmod(numbers - before, self.windows)
+        places = np.full_like(numbers, -1)
+        for number in np.unique(epoch[~recall]).tolist():
+            here = (epoch == number) & ~recall
             order = permute(index[here], self.windows, mix(self.seed, number))
-            starts[here] = self.offset(number) + order * self.length
-        return starts
+            places[here] = self.offset(number) + order * self.length
+        return places
 
     def offset(self, epoch: int) -> int:
         """Where the first window of an epoch starts."""
@@ -79,17 +91,19 @@ class BatchPlan:
         return mix(self.seed, epoch, 1) % min(self.length, slack + 1)
 
     def micro(self, step: int, m: int, rank: int, world: int, b: int) -> np.ndarray:
-        """The b starts that micro batch `m` of `rank` takes of the step's; together they are starts(step)."""
+        """Numbers of the b sequences that micro batch `m` of `rank` takes of the step's; together they are all."""
         first = (m * world + rank) * b
         if not (0 <= rank < world and m >= 0 and b > 0 and first + b <= self.global_batch):
             raise ValueError(f"no micro batch {m} of {b} for rank {rank} of {world} in a batch of {self.global_batch}")
-        return self.starts(step)[first : first + b]
+        return np.arange(first, first + b, dtype=np.int64) + step * self.global_batch
 
 
 class TrainBatches(IterableDataset):
     """Endless micro batches of one rank, from micro batch start_step * accumulate on.
 
-    Each is a dict of tokens (b, L+1) int64, starts (b,) int64 and, with isolate_documents, documents (b, L) int32.
+    Each is a dict of tokens (b, L+1) int64, starts (windows,) int64, where the windows of the corpus begin, and, with
+    isolate_documents, documents (b, L) int32. With recall rows also, of the targets, mask (b, L) bool: those of the
+    corpus; weights (b, L) float32: of the loss; answers (b, L) int64: as in RecallRows.
     To be loaded with DataLoader(batch_size=None): worker w of W makes items w, w + W, ..., which the loader puts back
     in order, so the stream does not depend on num_workers.
     """
@@ -104,10 +118,11 @@ class TrainBatches(IterableDataset):
         world: int,
         micro_batch: int,
         isolate_documents: bool,
+        recall: RecallRows | None = None,
     ) -> None:
         self.store, self.plan, self.start_step, self.accumulate = store, plan, start_step, accumulate
         self.rank, self.world, self.micro_batch = rank, world, micro_batch
-        self.isolate_documents = isolate_documents
+        self.isolate_documents, self.recall = isolate_documents, recall
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -116,13 +131,37 @@ class TrainBatches(IterableDataset):
             step, m = divmod(item, self.accumulate)
             yield self._batch(self.plan.micro(step, m, self.rank, self.world, self.micro_batch))
 
-    def _batch(self, starts: np.ndarray) -> dict[str, torch.Tensor]:
+    def _batch(self, numbers: np.ndarray) -> dict[str, torch.Tensor]:
+        places = self.plan.places(numbers)
+        batch = self._windows(places[places >= 0])
+        if self.recall is not None:
+            batch = self._with_recall(batch, numbers, places < 0, self.recall)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _windows(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         length = self.plan.length
-        tokens = np.stack([self.store.tokens[start : start + length + 1] for start in starts.tolist()])
-        batch = {"tokens": torch.from_numpy(tokens.astype(np.int64)), "starts": torch.from_numpy(starts.copy())}
+        tokens = np.empty((len(starts), length + 1), dtype=np.int64)
+        for row, start in enumerate(starts.tolist()):
+            tokens[row] = self.store.tokens[start : start + length + 1]
+        batch = {"tokens": tokens, "starts": starts}
         if self.isolate_documents:
-            batch["documents"] = torch.from_numpy(document_ids(self.store.offsets, starts, length))
+            batch["documents"] = document_ids(self.store.offsets, starts, length)
         return batch
+
+    def _with_recall(
+        self, windows: dict[str, np.ndarray], numbers: np.ndarray, recall: np.ndarray, rows: RecallRows
+    ) -> dict[str, np.ndarray]:
+        """Windows and recall rows in the order of their numbers."""
+        shape = len(numbers), self.plan.length
+        batch: dict[str, np.ndarray] = {"weights": np.ones(shape, np.float32), "answers": np.zeros(shape, np.int64)}
+        for name in windows.keys() - {"starts"}:
+            batch[name] = np.empty((len(numbers), windows[name].shape[1]), windows[name].dtype)
+            batch[name][~recall] = windows[name]
+        for index in np.flatnonzero(recall).tolist():
+            row = rows.row(int(numbers[index]))
+            for name in batch:
+                batch[name][index] = row[name]
+        return {**batch, "mask": np.repeat(~recall[:, None], shape[1], axis=1), "starts": windows["starts"]}
 
 
 class ValidationBatches(Dataset):

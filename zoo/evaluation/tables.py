@@ -49,7 +49,13 @@ def _cell_table(written: Written) -> Table:
     records = [r for r in written.outcome.records if r.depth is None or not _pooled(written, r)]
     metrics = [m for m in NUMBERS if any(r.metric == m for r in records)]
     adapted = " (trained on recall tasks)" if written.content["model"]["adapted"] else ""
-    table = Table(title=f"{written.outcome.title}{adapted}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"{written.outcome.title}{adapted}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
     for heading in ("variant", "length", *(NUMBERS[m] for m in metrics), "95 %", "n"):
         table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     places = list(dict.fromkeys((r.variant, r.length) for r in records))

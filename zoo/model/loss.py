@@ -45,18 +45,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def next_token_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy over the targets that count, and the loss of each, in nats.
 
+    With token_weights the mean is of weight times loss, over all ``B * T`` targets whatever their weights: what a token
+    adds to the gradient does not depend on the others, and equal micro batches add up to their whole batch.
+
     Args:
         hidden: ``(B, T, C)``. weight: ``(V, C)``. targets: ``(B, T)`` ids. mask: ``(B, T)`` bool, None for all.
+        token_weights: ``(B, T)`` fp32 >= 0, in place of a mask.
 
     Returns:
         Scalar with a gradient for hidden and weight; ``(B, T)`` fp32 losses without one.
     """
-    factors = torch.ones(targets.shape, device=hidden.device) if mask is None else mask.float()
-    factors = factors / factors.sum().clamp(min=1.0)
+    if token_weights is not None:
+        factors = token_weights / token_weights.numel()
+    else:
+        factors = torch.ones(targets.shape, device=hidden.device) if mask is None else mask.float()
+        factors = factors / factors.sum().clamp(min=1.0)
     if not torch.is_grad_enabled():
         weight, hidden = weight.detach(), hidden.detach()
     total, losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), factors.flatten())

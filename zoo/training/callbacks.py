@@ -114,7 +114,7 @@ class StopOnNonFinite(lightning.Callback):
         last = self.checkpoints.folder / "last.ckpt"
         good = f"last good checkpoint: {last}" if last.is_file() else "no checkpoint has been written yet"
         raise NonFiniteLoss(
-            f"the loss is {value} at step {step}; documents of the batch: {shown}; {good}. "
+            f"the loss is {value} at step {step}; documents of the batch: {shown or 'none, recall samples only'}; {good}. "
             "Lower optimizer.lr, or look at these documents."
         )
 

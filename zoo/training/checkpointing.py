@@ -102,7 +102,8 @@ class Checkpoints(StepEnd):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the best, then what is due at this step."""
-        value = float(trainer.callback_metrics.get("val/bits_per_byte", float("nan")))
+        metrics = trainer.callback_metrics
+        value = float(metrics.get("val/bits_per_byte", metrics.get("val/recall_nll", float("nan"))))
         if value < self.best:
             self.best = value
             self.save(trainer, "best")

@@ -52,7 +52,7 @@ class LocalLogger(Logger):
         self.rows.append(row)
         with self.lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if "val/loss" in metrics:
+        if any(key.startswith("val/") for key in metrics):
             self.save()
 
     @rank_zero_only

@@ -1,44 +1,106 @@
-"""Sums of losses, tokens and bytes, from which perplexity and bits per byte follow exactly."""
+"""Sums of losses, tokens, bytes and answers, from which perplexity, bits per byte and recall follow exactly."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class Meter:
-    """Adds up, on the device: nats and count of all targets, nats and bytes of the targets that stand for text."""
+    """Adds up, on the device: nats and count of all targets, nats and bytes of the targets that stand for text, and
+    nats and count of the answers of recall samples."""
 
     def __init__(self, token_bytes: Tensor) -> None:
         self.token_bytes = token_bytes
-        self.sums = self._zeros()
+        self.sums = _zeros(6, token_bytes.device)
 
-    def _zeros(self) -> Tensor:
-        device = self.token_bytes.device
-        return torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    def add(self, losses: Tensor, targets: Tensor, mask: Tensor | None = None, answers: Tensor | None = None) -> None:
+        """Add the losses ``(B, T)`` in nats of targets ``(B, T)``.
 
-    def add(self, losses: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
-        """Add the losses ``(B, T)`` in nats of targets ``(B, T)``; ``mask`` (B, T) bool says which count."""
+        Args:
+            mask: ``(B, T)`` bool, which are text that counts. answers: ``(B, T)`` int64, the number of the answer that
+                each target belongs to, 0 for none.
+        """
         sizes = self.token_bytes[targets]
         counted = torch.ones_like(sizes) if mask is None else mask.to(sizes.dtype)
         text = counted * (sizes > 0)
-        parts = ((losses * counted).sum(), counted.sum(), (losses * text).sum(), (sizes * counted).sum())
-        self.sums += torch.stack([part.to(self.sums.dtype) for part in parts])
+        parts = [(losses * counted).sum(), counted.sum(), (losses * text).sum(), (sizes * counted).sum()]
+        if answers is not None:
+            found = answers > 0
+            count = found[:, :1].sum() + (found[:, 1:] & (answers[:, 1:] != answers[:, :-1])).sum()
+            parts += [(losses * found).sum(), count]
+        self.sums[: len(parts)] += torch.stack([part.to(self.sums.dtype) for part in parts])
+
+    def restore(self, sums: Sequence[float]) -> None:
+        """Add sums that were saved before; those of older checkpoints end earlier."""
+        self.sums[: len(sums)] += torch.tensor(sums, dtype=self.sums.dtype).to(self.sums.device)
 
     def take(self) -> Tensor:
-        """The sums so far ``(4,)``; starts again at zero."""
-        sums, self.sums = self.sums, self._zeros()
+        """The sums so far ``(6,)``; starts again at zero."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
         return sums
 
 
 def metrics_of(sums: Tensor) -> dict[str, float]:
-    """``loss`` (nats per target), ``perplexity`` (of targets) and ``bits_per_byte`` (of text) of a meter's sums."""
-    nats, count, text_nats, size = sums.tolist()
-    loss = nats / max(count, 1)
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)) if loss == loss else math.nan,
-        "bits_per_byte": text_nats / math.log(2) / size if size else math.nan,
-    }
+    """Metrics of a meter's sums, as far as there is something to measure.
+
+    ``loss`` (nats per target), ``perplexity`` (of targets) and ``bits_per_byte`` (of text), ``recall_nll`` (nats per
+    answer).
+    """
+    nats, count, text_nats, size, answer_nats, answers = sums.tolist()
+    metrics = {}
+    if count or not answers:
+        loss = nats / max(count, 1)
+        metrics["loss"] = loss
+        metrics["perplexity"] = math.exp(min(loss, 700.0)) if loss == loss else math.nan
+        metrics["bits_per_byte"] = text_nats / math.log(2) / size if size else math.nan
+    if answers:
+        metrics["recall_nll"] = answer_nats / answers
+    return metrics
+
+
+class AnswerMeter:
+    """Adds up, on the device and for each of ``tasks``: nats of the answers, how many are right, and how many exist.
+
+    An answer is right if each of its tokens is the likeliest, given those before it.
+    """
+
+    def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
+        self.tasks = list(tasks)
+        self.sums = _zeros(3 * len(self.tasks), device)
+
+    def add(self, losses: Tensor, wrong: Tensor, answers: Tensor, tasks: Tensor) -> None:
+        """Add the losses ``(B, T)`` in nats of targets; ``wrong`` (B, T) bool: those that are not the likeliest token.
+
+        Args:
+            answers: ``(B, T)`` int64, see :class:`Meter`. tasks: ``(B,)`` index of each row's task.
+        """
+        seen = losses.new_zeros(len(answers), answers.shape[1] + 1)
+        exist = seen.scatter_add(1, answers, torch.ones_like(losses))[:, 1:] > 0
+        right = exist & (seen.scatter_add(1, answers, wrong.to(losses.dtype))[:, 1:] == 0)
+        parts = ((losses * (answers > 0)).sum(1), right.sum(1), exist.sum(1))
+        rows = torch.stack([part.to(self.sums.dtype) for part in parts], dim=1)
+        self.sums.view(-1, 3).index_add_(0, tasks, rows)
+
+    def take(self) -> Tensor:
+        """The sums so far ``(3 * tasks,)``; starts again at zero."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        return sums
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """``recall_nll`` (nats per answer), ``recall_accuracy`` (share of answers) and, of several tasks, of each."""
+        if not sums.any():
+            return {}
+        nats, right, count = sums.view(-1, 3).sum(0).tolist()
+        metrics = {"recall_nll": nats / count, "recall_accuracy": right / count}
+        if len(self.tasks) > 1:
+            for name, (_, own, answers) in zip(self.tasks, sums.view(-1, 3).tolist()):
+                metrics[f"recall_accuracy/{name}"] = own / max(answers, 1)
+        return metrics
+
+
+def _zeros(size: int, device: torch.device) -> Tensor:
+    return torch.zeros(size, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

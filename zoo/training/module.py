@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.model import Decoder, DecoderConfig
 from zoo.model.loss import next_token_loss
-from zoo.training.meter import Meter, metrics_of
+from zoo.training.meter import AnswerMeter, Meter, metrics_of
 from zoo.training.optimizers import build_optimizer, rate_factor
 
 SCHEDULE_KEYS = ("schedule", "warmup_steps", "decay_fraction", "final_factor")
@@ -24,9 +26,10 @@ class LanguageModule(lightning.LightningModule):
         config: of the decoder. optimizer: options of the optimizer and of its schedule, as in configs/optimizer.
         max_steps: the budget that the schedule runs over, in optimizer steps.
         token_bytes: ``(vocab_size,)`` UTF-8 bytes that each token stands for, 0 for special tokens.
-        about: plain facts that a checkpoint carries under ``zoo`` (training length, tokenizer, data).
+        about: plain facts that a checkpoint carries under ``zoo`` (training length, tokenizer, data, recall tasks).
         compile_model: run the decoder through torch.compile.
         checkpoint_activations: recompute activations in the backward pass to save memory.
+        recall_tasks: names of the tasks of recall samples, by the index that validation batches give.
     """
 
     token_bytes: Tensor
@@ -40,25 +43,28 @@ class LanguageModule(lightning.LightningModule):
         about: dict[str, Any],
         compile_model: bool = False,
         checkpoint_activations: bool = False,
+        recall_tasks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.decoder = Decoder(config)
         self.decoder.checkpoint_activations = checkpoint_activations
         self.optimizer_options, self.max_steps, self.about = optimizer, max_steps, about
         self.register_buffer("token_bytes", torch.from_numpy(np.asarray(token_bytes)), persistent=False)
-        self.train_meter = self.validation_meter = Meter(self.token_bytes)
+        self.recall_tasks = recall_tasks
+        self._new_meters()
         self.grad_norm: Tensor | None = None
         self._hidden = torch.compile(self.decoder.hidden) if compile_model else self.decoder.hidden
 
     def on_fit_start(self) -> None:
         """Meters add up on the device of the run."""
-        self.train_meter, self.validation_meter = Meter(self.token_bytes), Meter(self.token_bytes)
+        self._new_meters()
 
-    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        hidden = self._hidden(inputs, batch.get("documents"))
-        mean, losses = next_token_loss(hidden, self.decoder.head.weight, targets, batch.get("mask"))
-        return mean, losses, targets
+    def _new_meters(self) -> None:
+        self.train_meter, self.validation_meter = Meter(self.token_bytes), Meter(self.token_bytes)
+        self.answer_meter = AnswerMeter(self.recall_tasks, self.token_bytes.device)
+
+    def _hidden_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self._hidden(batch["tokens"][:, :-1], batch.get("documents")), batch["tokens"][:, 1:]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Tell the mixers of the step, for what they draw anew."""
@@ -67,18 +73,29 @@ class LanguageModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a micro batch."""
-        mean, losses, targets = self._losses(batch)
-        self.train_meter.add(losses, targets)
+        hidden, targets = self._hidden_states(batch)
+        mean, losses = next_token_loss(hidden, self.decoder.head.weight, targets, token_weights=batch.get("weights"))
+        self.train_meter.add(losses, targets, batch.get("mask"), batch.get("answers"))
         return mean
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds the losses of a batch to the validation meter."""
-        _, losses, targets = self._losses(batch)
-        self.validation_meter.add(losses, targets, batch.get("mask"))
+        """Adds the losses of a batch of text, or of recall samples, to its meter."""
+        hidden, targets = self._hidden_states(batch)
+        _, losses = next_token_loss(hidden, self.decoder.head.weight, targets)
+        if "answers" not in batch:
+            self.validation_meter.add(losses, targets, batch.get("mask"))
+            return
+        found = batch["answers"] > 0
+        wrong = torch.zeros_like(found)
+        wrong[found] = F.linear(hidden[found], self.decoder.head.weight).argmax(-1) != targets[found]
+        self.answer_meter.add(losses, wrong, batch["answers"], batch["tasks"])
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the whole validation set, over all ranks."""
-        metrics = {f"val/{k}": v for k, v in metrics_of(self.reduce(self.validation_meter.take())).items()}
+        text, answers = self.validation_meter.take(), self.answer_meter.take()
+        text, answers = self.reduce(torch.cat([text, answers])).split([len(text), len(answers)])
+        found = {**(metrics_of(text) if text[1] else {}), **self.answer_meter.metrics(answers)}
+        metrics = {f"val/{k}": v for k, v in found.items()}
         self.log_dict(metrics, logger=False)
         self.record(metrics)
 

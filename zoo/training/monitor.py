@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ from zoo.training.meter import metrics_of
 
 
 class Monitor(lightning.Callback):
-    """Every ``log_every`` optimizer steps: loss, bits per byte, tokens/s, MFU where known, rate, gradient norm.
+    """Every ``log_every`` steps: loss, bits per byte, nats per answer, tokens/s, MFU where known, rate, gradient norm.
 
     Sums run over all tokens since the last record and are part of the checkpoint, so a resumed run records the same.
     Time spent in validation does not count.
@@ -40,9 +39,7 @@ class Monitor(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start the clock."""
         if self._restored is not None and trainer.is_global_zero:
-            pl_module.train_meter.sums += torch.tensor(self._restored, dtype=pl_module.train_meter.sums.dtype).to(
-                pl_module.device
-            )
+            pl_module.train_meter.restore(self._restored)
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -83,11 +80,16 @@ def describe(metrics: dict[str, float]) -> str:
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.3f}  bits/byte {metrics['train/bits_per_byte']:.3f}")
+    if "train/recall_nll" in metrics:
+        parts.append(f"recall {metrics['train/recall_nll']:.2f} nats")
+    if "train/tokens_per_second" in metrics:
         parts.append(f"{metrics['train/tokens_per_second']:,.0f} tokens/s")
     if "train/mfu" in metrics:
         parts.append(f"MFU {metrics['train/mfu']:.1%}")
     if "val/bits_per_byte" in metrics:
         parts.append(f"held-out {metrics['val/bits_per_byte']:.3f}")
+    if "val/recall_accuracy" in metrics:
+        parts.append(f"recall {metrics['val/recall_accuracy']:.1%}")
     return "  ".join(parts)
 
 

@@ -145,6 +145,7 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
         micro_batch_size=config.trainer.micro_batch_size,
         seed=config.seed,
         tokenizer=load_tokenizer(run.tokenizer) if resumed else None,
+        recall=to_dict(config.data.recall) if config.data.get("recall") is not None else None,
         **options,
     )
     data.prepare()
@@ -165,6 +166,9 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
         "tokenizer": tokenizer_fingerprint(data.tokenizer),
         "data": data.fingerprint,
     }
+    rows = data.recall_rows
+    if rows is not None and rows.options.share > 0:
+        about["recall"] = rows.facts()
     return LanguageModule(
         decoder_config(config, data.vocab_size, tokens_with(data.tokenizer, to_dict(config.model)["separators"])),
         to_dict(config.optimizer),
@@ -173,6 +177,7 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
         about,
         compile_model=config.trainer.compile,
         checkpoint_activations=config.trainer.checkpoint_activations,
+        recall_tasks=[] if rows is None else rows.names,
     )
 
 
@@ -230,14 +235,18 @@ def _print_summary(
     layers = module.decoder.config.layer_types
     store = data.stores["train"]
     tokens = max_steps * module.about["tokens_per_step"]
+    recall, share = "", 0.0
+    if data.recall_rows is not None:
+        share = data.recall_rows.options.share
+        recall = f"recall    {share:.0%} of the sequences: {' '.join(module.recall_tasks)}\n"
     print(
         f"run       {run.path}\n"
         f"model     {config.model.name}, {cost.parameters:,} parameters, "
         f"{cost.flops_per_token / 1e6:.1f} MFLOP per token forward\n"
         f"layers    {' '.join(layers)}\n"
         f"data      {config.data.name}, {len(store):,} documents, {store.num_tokens:,} tokens to train on, "
-        f"vocabulary {data.vocab_size:,}\n"
+        f"vocabulary {data.vocab_size:,}\n{recall}"
         f"budget    {max_steps:,} steps of {module.about['tokens_per_step']:,} tokens, "
-        f"{tokens / max(store.num_tokens, 1):.2f} passes over the data",
+        f"{tokens * (1 - share) / max(store.num_tokens, 1):.2f} passes over the data",
         flush=True,
     )

@@ -1,0 +1,295 @@
+"""Recall samples as rows of training and validation batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from zoo.data.recall.base import Place, RecallTask
+from zoo.data.recall.encoder import Encoder
+from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
+from zoo.data.recall.registry import build_task
+from zoo.data.recall.samples import RecallError, Sample, sample_rng
+from zoo.data.store import TokenStore
+
+if TYPE_CHECKING:
+    import random
+
+    from transformers import PreTrainedTokenizerFast
+
+HAYSTACKS = ("noise", "corpus")
+TRIES = 8  # draws of a sample before the rest of a row stays empty
+PROBES = 8  # samples that must fit before a length counts as enough for a task
+PARTS = 2**16  # samples of a row, at most
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One variant of a task of a mix; ``name`` is the task's in the mix, ``weight`` relative to all others'."""
+
+    name: str
+    variant: str
+    weight: float
+    task: RecallTask
+
+
+def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
+    """The node ``data.recall.tasks.NAME``: task (NAME by default), variants (the first by default), weight, options.
+
+    Raises:
+        RecallError: on an unknown task, variant or option; the message lists those that exist.
+    """
+    given = dict(options or {})
+    weight, task = float(given.pop("weight", 1.0)), given.pop("task", name)
+    if not weight >= 0:
+        raise RecallError(f"data.recall.tasks.{name}.weight={weight}: expected a number >= 0.")
+    variants = given.pop("variants", None) or [None]
+    try:
+        made = [build_task(task, variant, **given) for variant in variants]
+    except RecallError as error:
+        raise RecallError(f"data.recall.tasks.{name}: {error}") from error
+    first = next(iter(made[0].VARIANTS))
+    return [Entry(name, v or first, weight / len(variants), t) for v, t in zip(variants, made)]
+
+
+@dataclass(frozen=True)
+class RecallOptions:
+    """The node ``data.recall``.
+
+    Attributes:
+        tasks: options of each task by name, see :func:`read_entries`; those of weight 0 are left out.
+        share: of the sequences of a batch that are recall samples. shortest: tokens of a sample, at least.
+        haystack: what surrounds the facts, with equal chances: noise, corpus (the text of the same split).
+        answer_weight: of the loss of each token of an answer; a token of the corpus has 1.
+        context_weight: of all other tokens of a recall sample.
+        val_samples: to validate on, of the split ``eval``.
+    """
+
+    tasks: Mapping[str, Mapping[str, Any] | None]
+    share: float = 0.5
+    shortest: int = 32
+    haystack: Sequence[str] = HAYSTACKS
+    answer_weight: float = 8.0
+    context_weight: float = 0.0
+    val_samples: int = 64
+
+    @classmethod
+    def read(cls, node: Mapping[str, Any]) -> RecallOptions:
+        """Checked options.
+
+        Raises:
+            RecallError: on an unknown key or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in node if key not in known]
+        if unknown:
+            raise RecallError(f"data.recall.{unknown[0]} is not an option: expected one of {', '.join(known)}.")
+        options = cls(**{"tasks": {}, **node})
+        ranges = {"share": (0, 1), "shortest": (2, np.inf), "answer_weight": (0, np.inf), "context_weight": (0, np.inf)}
+        for name, (low, high) in {**ranges, "val_samples": (1, np.inf)}.items():
+            value = getattr(options, name)
+            if not low <= value <= high:
+                bounds = f">= {low}" if high == np.inf else f"from {low} to {high}"
+                raise RecallError(f"data.recall.{name}={value}: expected a number {bounds}.")
+        if not options.haystack or (wrong := [name for name in options.haystack if name not in HAYSTACKS]):
+            shown = wrong[0] if options.haystack else "[]"
+            raise RecallError(f"data.recall.haystack has {shown!r}: expected some of {', '.join(HAYSTACKS)}.")
+        return options
+
+    def entries(self) -> list[Entry]:
+        """The tasks that are asked for, variant by variant.
+
+        Raises:
+            RecallError: if there is none, or on what :func:`read_entries` refuses.
+        """
+        entries = [entry for name, node in self.tasks.items() for entry in read_entries(name, node) if entry.weight > 0]
+        if not entries:
+            raise RecallError("data.recall.tasks has no task of a weight above 0: name at least one.")
+        return entries
+
+
+class RecallRows:
+    """Sequences of length + 1 tokens that hold recall samples one after the other; each a function of its number.
+
+    A sample begins with the document token. Its length is drawn log-uniformly from what its task needs to what is left
+    of the row, so that about a fifth of all rows are one sample of the whole length.
+
+    Attributes:
+        entries: variants of tasks. names: of the tasks. least: the shortest length for each entry.
+
+    Raises:
+        RecallError: if a task does not fit ``length``.
+    """
+
+    def __init__(
+        self,
+        options: RecallOptions,
+        tokenizer: PreTrainedTokenizerFast,
+        stores: Mapping[str, TokenStore],
+        length: int,
+        seed: int,
+    ) -> None:
+        self.options, self.tokenizer, self.stores, self.length, self.seed = options, tokenizer, stores, length, seed
+        self.entries = options.entries()
+        self.names = list(dict.fromkeys(entry.name for entry in self.entries))
+        self.least = [self._least(entry) for entry in self.entries]
+
+    @cached_property
+    def _supply(self) -> tuple[Encoder, dict[str, list[Haystack]]]:
+        """Encoder, and haystacks of the splits train and eval."""
+        encoder = Encoder(self.tokenizer)
+        made: dict[str, list[Haystack]] = {}
+        for split, store in (("train", self.stores["train"]), ("eval", self.stores["validation"])):
+            kinds: dict[str, Haystack] = {"noise": NoiseHaystack(encoder)}
+            if "corpus" in self.options.haystack:
+                kinds["corpus"] = StoreHaystack(encoder, store)
+            made[split] = [kinds[name] for name in self.options.haystack]
+        return encoder, made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_supply"}
+
+    def facts(self) -> dict[str, Any]:
+        """What was trained on, as plain data for the checkpoint."""
+        options = asdict(self.options) | {"haystack": list(self.options.haystack), "length": self.length}
+        tasks: dict[str, dict[str, Any]] = {name: {} for name in self.names}
+        for entry in self.entries:
+            tasks[entry.name][entry.variant] = {"task": entry.task.name, "weight": entry.weight, **asdict(entry.task)}
+        return json.loads(json.dumps({**options, "tasks": tasks}))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the options and the first rows: whether a resumed run would go on with the same samples."""
+        digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode())
+        for number in range(4):
+            digest.update(self.row(number)["tokens"].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def row(self, number: int) -> dict[str, np.ndarray]:
+        """Row ``number`` of the split train.
+
+        tokens (L+1,) int64; of its targets: weights (L,) float32 and answers (L,) int64, the running number of the
+        answer that each belongs to, from 1, and 0 elsewhere; of its inputs: documents (L,) int32.
+        """
+        return self._lay_out(list(self._samples(number)))
+
+    def validation(self, number: int) -> tuple[dict[str, np.ndarray], int]:
+        """A sample of the split eval of exactly ``length`` tokens, laid out as a row, and the index of its task."""
+        name, turn = number % len(self.names), number // len(self.names)
+        variants = [entry for entry in self.entries if entry.name == self.names[name]]
+        entry = variants[turn % len(variants)]
+        encoder, haystacks = self._supply
+        haystack = haystacks["eval"][turn // len(variants) % len(haystacks["eval"])]
+        for attempt in range(TRIES):  # facts differ in length
+            # Another seed than that of an evaluation, so that it does not ask the same.
+            place = Place(number * TRIES + attempt, self.length, None, "eval", self.seed + 1)
+            try:
+                return self._lay_out([entry.task.sample(place, encoder, haystack)]), name
+            except RecallError as error:
+                reason = error
+        raise self._too_short(entry, reason) from reason
+
+    def _samples(self, number: int) -> Iterator[Sample]:
+        left, part = self.length + 1, 0
+        while left >= min(self.least) and (sample := self._sample(number, part, left)) is not None:
+            yield sample
+            left, part = left - len(sample), part + 1
+
+    def _sample(self, number: int, part: int, left: int) -> Sample | None:
+        """A sample of ``left`` tokens at most; None if several draws did not fit."""
+        encoder, haystacks = self._supply
+        fitting = [index for index, least in enumerate(self.least) if least <= left]
+        weights = [self.entries[index].weight for index in fitting]
+        for attempt in range(TRIES):
+            index = (number * PARTS + part) * TRIES + attempt
+            rng = sample_rng("row", self.seed, index)
+            chosen = rng.choices(fitting, weights)[0]
+            length = self._draw_length(rng, self.least[chosen], left)
+            place = Place(index, length if attempt == 0 else left, None, "train", self.seed)
+            try:
+                return self.entries[chosen].task.sample(place, encoder, rng.choice(haystacks["train"]))
+            except RecallError:
+                continue
+        return None
+
+    def _draw_length(self, rng: random.Random, least: int, left: int) -> int:
+        length = round(least * (left / least) ** rng.random())
+        return left if left - length < min(self.least) else length
+
+    def _least(self, entry: Entry) -> int:
+        """Shortest of a few lengths that samples fit in; twice as long each, since draws differ."""
+        encoder, haystacks = self._supply
+        length = self.options.shortest
+        while True:
+            length = min(length, self.length)
+            try:
+                for index in range(PROBES):
+                    entry.task.sample(Place(index, length, None, "train", self.seed), encoder, haystacks["train"][0])
+                return length
+            except RecallError as error:
+                if length >= self.length:
+                    raise self._too_short(entry, error) from error
+                length *= 2
+
+    def _too_short(self, entry: Entry, error: RecallError) -> RecallError:
+        reason = str(error).partition(" Choose ")[0].rstrip(".")
+        return RecallError(
+            f"{entry.variant} of data.recall.tasks.{entry.name} does not fit data.length={self.length} ({reason}): "
+            "choose a longer data.length, other variants or options, or weight 0."
+        )
+
+    def _lay_out(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        tokens = np.full(self.length + 1, self._supply[0].document_token, dtype=np.int64)
+        weights = np.zeros(self.length, dtype=np.float32)
+        answers, documents = np.zeros(self.length, dtype=np.int64), np.zeros(self.length, dtype=np.int32)
+        begin = count = 0
+        for number, sample in enumerate(samples):
+            end = begin + len(sample)
+            tokens[begin:end] = sample.tokens
+            documents[begin:] = number
+            weights[max(begin - 1, 0) : end - 1] = self.options.context_weight
+            for answer in sample.answers:
+                count += 1
+                targets = slice(begin + answer.start - 1, begin + answer.stop - 1)
+                weights[targets], answers[targets] = self.options.answer_weight, count
+            begin = end
+        documents[begin:] += 1  # padding is nobody's
+        return {"tokens": tokens, "weights": weights, "answers": answers, "documents": documents}
+
+
+class RecallValidation(Dataset):
+    """Samples of the split eval, one per row, the tasks by turns; every rank has as many batches as the others.
+
+    Each batch is a dict of tokens (b, L+1) and answers (b, L) as of :meth:`RecallRows.row`, and tasks (b,) int64, the
+    index of each row's. Rows that fill the last batch have no answers.
+    """
+
+    def __init__(self, rows: RecallRows, rank: int, world: int, micro_batch: int) -> None:
+        self.rows, self.rank, self.world, self.micro_batch = rows, rank, world, micro_batch
+        self.count = -(-rows.options.val_samples // len(rows.names)) * len(rows.names)  # as many of each task
+        self._made: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.world * self.micro_batch))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        if index not in self._made:
+            first = (index * self.world + self.rank) * self.micro_batch
+            self._made[index] = self._batch(range(first, first + self.micro_batch))
+        return self._made[index]
+
+    def _batch(self, numbers: range) -> dict[str, torch.Tensor]:
+        made = [self.rows.validation(number % self.count) for number in numbers]
+        arrays = {name: np.stack([row[name] for row, _ in made]) for name in ("tokens", "answers")}
+        arrays["answers"][[number >= self.count for number in numbers]] = 0
+        arrays["tasks"] = np.array([task for _, task in made], dtype=np.int64)
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
