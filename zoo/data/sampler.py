@@ -102,7 +102,8 @@ class TrainBatches(IterableDataset):
     """Endless micro batches of one rank, from micro batch start_step * accumulate on.
 
     Each is a dict of tokens (b, L+1) int64, starts (windows,) int64, where the windows of the corpus begin, and, with
-    isolate_documents, documents (b, L) int32. With recall rows also, of the targets, mask (b, L) bool: those of the
+    isolate_documents, documents (b, L) int32. With recall rows, whose samples never see each other (a key has another
+    value in each), documents are always there; and, of the targets, mask (b, L) bool: those of the
     corpus; weights (b, L) float32: of the loss; answers (b, L) int64: as in RecallRows.
     To be loaded with DataLoader(batch_size=None): worker w of W makes items w, w + W, ..., which the loader puts back
     in order, so the stream does not depend on num_workers.
@@ -146,6 +147,8 @@ class TrainBatches(IterableDataset):
         batch = {"tokens": tokens, "starts": starts}
         if self.isolate_documents:
             batch["documents"] = document_ids(self.store.offsets, starts, length)
+        elif self.recall is not None:
+            batch["documents"] = np.zeros((len(starts), length), dtype=np.int32)
         return batch
 
     def _with_recall(

@@ -111,10 +111,11 @@ class StopOnNonFinite(lightning.Callback):
             return
         names = sorted({n for s in starts.tolist() for n in self.store.documents_at(s, s + self.length + 1)})
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        shown = shown or "none, recall samples only"
         last = self.checkpoints.folder / "last.ckpt"
         good = f"last good checkpoint: {last}" if last.is_file() else "no checkpoint has been written yet"
         raise NonFiniteLoss(
-            f"the loss is {value} at step {step}; documents of the batch: {shown or 'none, recall samples only'}; {good}. "
+            f"the loss is {value} at step {step}; documents of the batch: {shown}; {good}. "
             "Lower optimizer.lr, or look at these documents."
         )
 
