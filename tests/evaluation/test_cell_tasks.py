@@ -10,10 +10,11 @@ from zoo.config import CONFIGS, ConfigError
 from zoo.data import DataError
 from zoo.data.recall.registry import TASKS
 from zoo.evaluation import cell_task
-from zoo.evaluation.answer_records import line_values
+from zoo.evaluation.answer_records import line_values, make_records
 from zoo.evaluation.evaluate import evaluate, evaluate_run
 from zoo.evaluation.results import read_results, read_samples
 from zoo.evaluation.run import open_run
+from zoo.evaluation.statistics import wilson
 from zoo.evaluation.suite import Suite
 from zoo.evaluation.tasks import TASKS as NAMES
 from zoo.evaluation.tasks import build_task
@@ -161,12 +162,68 @@ def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_f
         ({"depths": [2]}, r"task\.depths=\[2\]"),
         ({"variants": ["double"]}, "niah has no variant 'double': expected one of single"),
         ({"options": {"colour": 3}}, "colour is not an option of niah: expected one of keys"),
-        ({"haystack": "nowhere.txt"}, r"task\.path=nowhere\.txt"),
+        ({"haystack": "nowhere.txt"}, r"task\.haystack=nowhere\.txt"),
+        ({"lengths": [300.5]}, r"task\.lengths=\[300\.5\]"),
+        ({"samples": "abc"}, r"task\.samples=abc"),
+        ({"variants": "double"}, "no variant 'double'"),
     ],
 )
 def test_wrong_options_are_named(run_folder, options, message):
     with pytest.raises((ConfigError, DataError), match=message):
         recall(**options).evaluate(open_run(run_folder), 0)
+
+
+def test_a_single_value_is_a_list_of_one(run_folder):
+    task = recall("niah", lengths=300, depths=0.5, variants="single")
+    assert (task.lengths, task.depths, task.variants) == ([300], [0.5], ["single"])
+    records = task.evaluate(open_run(run_folder), 0).records
+    assert [r.depth for r in records if r.length == 300] == [0.5, 0.5]  # one depth has no second record over all
+
+
+def test_results_of_other_questions_have_other_names(run_folder):
+    run = open_run(run_folder)
+    stems = [
+        recall("niah", **options)._stem(run)
+        for options in (
+            {},
+            {"variants": ["multikey"]},
+            {"options": {"keys": 3}},
+            {"lengths": None},
+            {"haystack": "corpus"},
+        )
+    ]
+    assert len(set(stems)) == 5
+
+
+def test_runs_trained_on_recall_are_asked_at_once_twice_and_four_times_their_length(run_folder):
+    run = open_run(run_folder)
+    assert recall(lengths=None).all_lengths(run) == [256]
+    run.trained.update(train_length=128, recall={"share": 1})
+    assert recall(lengths=None).all_lengths(run) == [128, 256, 512]
+
+
+def test_a_question_asked_at_several_depths_is_one_unit(run_folder):
+    lines = [{"id": str(i // 3), "nats": [float(i)], "tokens": [1], "correct": [True]} for i in range(12)]
+    place = {"task": "qa", "variant": "x", "length": 300, "depth": None}
+    pooled = {r.metric: r for r in make_records(place, lines, 0)}
+    assert pooled["answer_nll"].n == 4 and pooled["answer_nll"].value == pytest.approx(5.5)
+    assert pooled["exact_match"].ci95 == pytest.approx(wilson(4, 4))
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_is_refused(run_folder, monkeypatch):
+    from zoo.evaluation import run as module
+    from zoo.model.checkpoint import CheckpointError
+
+    real = module.load
+
+    def replaced(file, **options):
+        decoder = real(file, **options)
+        file.write_bytes(file.read_bytes() + b"more")
+        return decoder
+
+    monkeypatch.setattr(module, "load", replaced)
+    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+        open_run(run_folder)
 
 
 def test_generation_adds_texts_and_their_scores(run_folder):
@@ -187,7 +244,7 @@ def test_every_yaml_builds_its_task(name):
 def test_the_suite_hands_common_options_to_tasks_of_samples_only():
     suite = build_task(composed("offline") | {"lengths": [300], "samples": 2, "fresh": True})
     assert isinstance(suite, Suite)
-    tasks = {type(task).__name__ + getattr(task, "name", ""): task for task in suite.tasks()}
+    tasks = {type(task).__name__ + getattr(task, "name", ""): task for _, task in suite.tasks()}
     assert len(tasks) == len(suite.members) == 11
     for task in tasks.values():
         if hasattr(task, "samples"):
@@ -200,3 +257,10 @@ def test_a_suite_is_evaluated_task_by_task(run_folder):
     written = list(evaluate(open_run(run_folder), Suite("offline", members)))
     assert [one.outcome.stem for one in written] == ["passkey-lengths300_400", "vt-lengths300_400"]
     assert json.loads(written[0].files[0].read_text())["protocol"]["lengths"] == [300, 400]
+
+
+def test_a_suite_goes_on_without_what_the_data_do_not_allow(run_folder):
+    members = {"perplexity_position": {"length": 10_000}, "passkey": SMALL}
+    left_out, written = evaluate(open_run(run_folder), Suite("offline", members))
+    assert left_out.task == "perplexity_position" and "10000 tokens" in left_out.reason.replace(",", "")
+    assert written.outcome.title == "passkey"

@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.evaluation.answer_records import line_values
-from zoo.evaluation.compare import compare_runs, show_comparison, write_comparison
+from zoo.evaluation.compare import compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.program import evaluate_runs, split_runs
 from zoo.evaluation.run import open_run
@@ -69,7 +69,7 @@ def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
     runs = evaluated(two_runs, KV)
     rows = compare_runs(runs)
     files = write_comparison(tmp_path / "out", runs, rows)
-    assert [file.name for file in files] == ["comparison.json", "comparison.md", "kv-lengths500.png"]
+    assert [file.name for file in files] == ["comparison.json", "comparison.md", "kv-default-lengths500.png"]
     assert json.loads(files[0].read_text())["rows"] == json.loads(json.dumps(rows))
     console = Console(record=True, width=160)
     show_comparison(rows, files, console)
@@ -93,3 +93,37 @@ def test_how_runs_are_named(two_runs, tmp_path):
     assert split_runs(["a", "b"]) == ["a", "b"] and split_runs(None) == [None]
     with pytest.raises(ConfigError, match="names a/ twice"):
         split_runs(["a/", "a"])
+
+
+def test_parts_of_perplexity_are_paired_by_document(two_runs):
+    runs = evaluated(two_runs, {"name": "perplexity"}, {"name": "perplexity_context", "lengths": [4, 8], "target": 4})
+    rows = {(r["task"], r["variant"], r["length"]): r for r in compare_runs(runs) if r["metric"] == "bits_per_byte"}
+    parts = [rows["perplexity", part, 16] for part in ("recall", "other")]
+    for row in [*parts, rows["perplexity_context", "context", 8]]:
+        (difference,) = row["differences"]
+        assert difference["value"] == pytest.approx(row["runs"][1]["value"] - row["runs"][0]["value"])
+        assert difference["resolved"] is None  # three documents
+
+
+def test_other_texts_are_pointed_out_and_not_paired(two_runs):
+    changed = two_runs[1].parent / "text" / "test" / "0.txt"
+    changed.write_text("something else\n" * 9)
+    runs = evaluated(two_runs, {"name": "perplexity"}, KV)
+    bits = next(r for r in compare_runs(runs) if r["metric"] == "bits_per_byte")
+    assert bits["differences"][0]["value"] is None
+    (note,) = comparison_notes(runs)
+    assert note.startswith("perplexity-text-test: the runs were not asked about the same text")
+
+
+def test_a_task_that_one_run_lacks_is_left_out_with_a_note(two_runs):
+    both, one = evaluated(two_runs, KV, {"name": "perplexity"})
+    runs = [both, (one[0], one[1][:1])]
+    assert {row["task"] for row in compare_runs(runs)} == {"kv"}
+    assert comparison_notes(runs) == ["perplexity-text-test: not all runs have it."]
+
+
+def test_a_folder_that_is_no_run_is_refused_before_any_work(two_runs, tmp_path):
+    console = Console(record=True)
+    with pytest.raises(ConfigError, match="nope is not a run folder"):
+        evaluate_runs([str(two_runs[0]), str(tmp_path / "nope")], build_task(KV), console=console)
+    assert console.export_text() == "" and not (two_runs[0] / "eval").exists()

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from zoo.evaluation.statistics import bootstrap_mean, bootstrap_sums, interval, paired_bootstrap, wilson
+from zoo.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_sums,
+    interval,
+    paired_bootstrap,
+    student_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +128,16 @@ def test_samples_that_do_not_pair_are_refused():
 
 def test_intervals_are_percentiles():
     assert interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (5, 2.57058), (10, 2.22814), (30, 2.04227)]
+)
+def test_student_quantiles_are_those_of_the_tables(degrees, quantile):
+    assert student_quantile(0.975, degrees) == pytest.approx(quantile, rel=2e-3)
+
+
+def test_intervals_of_few_units_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = sum(low <= 0 <= high for low, high in (bootstrap_mean(rng.normal(size=6), 0).ci95 for _ in range(400)))
+    assert 0.91 <= covered / 400 <= 0.98

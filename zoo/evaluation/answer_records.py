@@ -57,18 +57,19 @@ def make_records(place: dict[str, Any], lines: list[dict[str, Any]], seed: int, 
     """Every metric of the samples of a cell, with 95 % intervals.
 
     Args:
-        place: task, variant, length and depth. lines: of :func:`describe_sample`. seed: of the bootstrap.
+        place: task, variant, length and depth. seed: of the bootstrap.
+        lines: of :func:`describe_sample`; those of one id, asked at several depths, count as one unit.
         seconds: that they took, 0 if that is not known.
     """
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, dict[str, list[float]]] = {}
     for line in lines:
         for metric, value in line_values(line).items():
-            columns.setdefault(metric, []).append(value)
+            columns.setdefault(metric, {}).setdefault(line["id"], []).append(value)
     scored = sum(sum(line["tokens"]) for line in lines)
     records = []
     for metric, column in columns.items():
         name, generated = metric.removesuffix(GENERATED), metric.endswith(GENERATED)
-        estimate = _estimate(np.array(column), seed)
+        estimate = _estimate(np.array([np.mean(values) for values in column.values()]), seed)
         records.append(
             Record(
                 **place | {"variant": place["variant"] + GENERATED * generated},

@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.config import ConfigError
+from zoo.data import DataError
 from zoo.data.recall.base import Place
 from zoo.data.recall.cache import cached_samples, samples_digest
 from zoo.data.recall.encoder import Encoder
@@ -26,6 +28,8 @@ from zoo.evaluation.tasks import Outcome
 
 SHORTEST = 256
 NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
+LISTS = ("lengths", "depths", "variants", "names")
+NAMED = ("variants", "names", "preset", "config", "split", "path")  # options that are part of a result file's name
 SPEED = ("name", "batch_tokens", "fresh")  # options without influence on the numbers
 
 
@@ -80,8 +84,8 @@ class CellTask:
 
     Attributes:
         name: of the task.
-        lengths: tokens of each sample, the document token, question and answer included; None: half the trained length
-            (256 at least), the trained length and twice it.
+        lengths: tokens of each sample, the document token, question and answer included; None: half the trained length,
+            that length and twice it, 256 at least; or, for runs trained on recall, once, twice and four times.
         depths: of the fact that is asked for, 0 the first place and 1 the last; None: anywhere.
         samples: of each variant, length and depth.
         haystack: noise, corpus (the run's own test text), or a path to local text.
@@ -103,13 +107,19 @@ class CellTask:
     batch_tokens: int = 8_192
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        for name in LISTS:  # task.lengths=512 is as good as task.lengths=[512]
+            value = getattr(self, name, None)
+            if isinstance(value, (str, int, float)):
+                object.__setattr__(self, name, [value])
+        self._check()
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
-            ConfigError: on options out of range. DataError: if the task cannot be made as asked.
+            DataError: if the task cannot be made as asked.
         """
-        self._check()
         encoder = Encoder(run.tokenizer)
         haystack = self._open_haystack(run, encoder)
         cells, made, notes = self._make(run, encoder, haystack, seed)
@@ -139,8 +149,10 @@ class CellTask:
     def all_lengths(self, run: OpenedRun) -> list[int]:
         """Lengths that are asked, ascending."""
         if self.lengths is not None:
-            return sorted({int(length) for length in self.lengths})
+            return sorted(set(self.lengths))
         trained = int(run.trained["train_length"])
+        if run.trained.get("recall"):
+            return [trained, 2 * trained, 4 * trained]
         return sorted({max(SHORTEST, length) for length in (trained // 2, trained, 2 * trained)})
 
     def _cells(self, run: OpenedRun, variants: Mapping[str, Questions]) -> Iterator[Cell]:
@@ -201,18 +213,23 @@ class CellTask:
     def _open_haystack(self, run: OpenedRun, encoder: Encoder) -> Haystack:
         if self.haystack == "noise":
             return NoiseHaystack(encoder)
-        corpus = open_corpus(run, "test", None if self.haystack == "corpus" else self.haystack)
+        try:
+            corpus = open_corpus(run, "test", None if self.haystack == "corpus" else self.haystack)
+        except DataError as error:
+            raise DataError(str(error).replace("task.path", "task.haystack")) from error
         return StoreHaystack(encoder, corpus.store, corpus.name)
 
     def _stem(self, run: OpenedRun) -> str:
-        """Options that change the questions are part of the name, so that one result does not replace another."""
+        """Options that change what is asked are part of the name, so that one result does not replace another."""
         parts = [self.name, *([] if run.checkpoint == "last" else [run.checkpoint])]
-        parts += [] if self.haystack == "noise" else [self.haystack.rstrip("/").rpartition("/")[2]]
+        parts += [] if self.haystack == "noise" else [Path(self.haystack).stem]
+        for name in NAMED:
+            value = getattr(self, name, None)
+            if value is not None:
+                parts.append("_".join(value) if isinstance(value, list) else Path(str(value)).stem)
+        parts += [f"{key}{value}" for key, value in dict(getattr(self, "options", {})).items()]
         if self.lengths is not None:
             parts.append("lengths" + "_".join(map(str, self.all_lengths(run))))
-        for option in ("preset", "path"):
-            if getattr(self, option, None):
-                parts.append(str(getattr(self, option)).rstrip("/").rpartition("/")[2])
         return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
     def _warnings(self, run: OpenedRun, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
@@ -231,11 +248,12 @@ class CellTask:
 
     def _check(self) -> None:
         for name, low in (("samples", 1), ("choices", 2), ("generate", 0), ("batch_tokens", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"task.{name}={getattr(self, name)}: expected a number >= {low}.")
-        if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
-            raise ConfigError(f"task.lengths={list(self.lengths)}: expected numbers >= 1, or null for the trained one.")
-        if self.depths is not None and not all(0 <= depth <= 1 for depth in self.depths):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise ConfigError(f"task.{name}={value}: expected a whole number >= {low}.")
+        if self.lengths is not None and not (self.lengths and all(isinstance(n, int) and n >= 1 for n in self.lengths)):
+            raise ConfigError(f"task.lengths={list(self.lengths)}: expected whole numbers >= 1, or null.")
+        if self.depths is not None and not all(isinstance(d, (int, float)) and 0 <= d <= 1 for d in self.depths):
             raise ConfigError(f"task.depths={list(self.depths)}: expected numbers from 0 to 1, or null for anywhere.")
 
 
@@ -244,6 +262,8 @@ def _pool_depths(task: str, lines: list[dict[str, Any]], seed: int) -> list[Reco
     records = []
     placed = (line for line in lines if line["depth"] is not None)
     for (variant, length), group in groupby(placed, key=lambda line: (line["variant"], line["length"])):
-        place = {"task": task, "variant": variant, "length": length, "depth": None}
-        records += make_records(place, list(group), seed)
+        members = list(group)
+        if len({line["depth"] for line in members}) > 1:
+            place = {"task": task, "variant": variant, "length": length, "depth": None}
+            records += make_records(place, members, seed)
     return records

@@ -6,13 +6,28 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from zoo.evaluation.results import SCHEMA
 from zoo.files import replace_file
 
 FOLDER = "cells"
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("kernels", "zoo/mixers", "zoo/model", "zoo/generation", "zoo/evaluation")
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 over PyTorch's version and all code that a score depends on: older code's scores are never read."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for room in ROOMS:
+        for file in sorted((ROOT / room).rglob("*.py")):
+            digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -42,5 +57,5 @@ class CellStore:
         replace_file(self._file(key), lambda unfinished: unfinished.write_bytes(packed))
 
     def _file(self, key: Any) -> Path:
-        name = hashlib.sha256(json.dumps([SCHEMA, key], sort_keys=True).encode()).hexdigest()[:32]
+        name = hashlib.sha256(json.dumps([SCHEMA, code_fingerprint(), key], sort_keys=True).encode()).hexdigest()[:32]
         return self.folder / FOLDER / f"{name}.json.gz"

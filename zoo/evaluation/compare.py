@@ -22,6 +22,8 @@ from zoo.evaluation.tables import number
 from zoo.files import replace_text
 
 Run = tuple[str, list[Written]]
+FEWEST = 6  # samples below which no interval is trusted to resolve a difference
+SAME = ("data_sha", "haystack_sha", "split", "seed", "mode", "window", "stride", "target")  # of the protocol
 MAIN = ("bits_per_byte", "accuracy", "exact_match", "rank_accuracy")
 
 
@@ -29,13 +31,14 @@ def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[dict[str, Any]]:
     """Every number that all runs have, and how far each further run is from the first.
 
     Differences are of the same samples or documents, with a paired bootstrap; ``resolved`` says whether the 95 %
-    interval leaves out zero. Where the samples are not the same, because the tokenizers differ, there is no difference.
+    interval leaves out zero, None for fewer than 6 samples. Where texts, haystacks or tokenizers differ, so that the
+    samples are not the same, there is no difference.
 
     Args:
-        runs: label and evaluations of each, in the same order.
+        runs: label and evaluations of each; tasks that not all have are left out.
     """
     rows = []
-    for members in zip(*(written for _, written in runs), strict=True):
+    for members in _matched(runs):
         for record in members[0].outcome.records:
             found = [_same(member, record) for member in members]
             if any(other is None for other in found):
@@ -61,6 +64,30 @@ def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def _matched(runs: Sequence[Run]) -> Iterator[list[Written]]:
+    """Evaluations of the same task, one of each run."""
+    for first in runs[0][1]:
+        found = [next((w for w in written if w.outcome.stem == first.outcome.stem), None) for _, written in runs]
+        if all(found):
+            yield [written for written in found if written is not None]
+
+
+def comparison_notes(runs: Sequence[Run]) -> list[str]:
+    """Why numbers of the runs cannot be compared, where that is so."""
+    notes = []
+    for members in _matched(runs):
+        title = members[0].outcome.stem
+        texts = {json.dumps([m.outcome.protocol.get(key) for key in SAME], sort_keys=True) for m in members}
+        if len(texts) > 1:
+            notes.append(
+                f"{title}: the runs were not asked about the same text; their numbers say little side by side."
+            )
+        elif len({m.content["tokenizer"]["sha"] for m in members}) > 1:
+            notes.append(f"{title}: tokenizers differ, so that a length holds more text for one run than for another.")
+    left_out = {w.outcome.stem for _, written in runs for w in written} - {m[0].outcome.stem for m in _matched(runs)}
+    return notes + [f"{stem}: not all runs have it." for stem in sorted(left_out)]
+
+
 def _same(written: Written, record: Record) -> Record | None:
     keys = ("task", "variant", "length", "depth", "metric")
     return next((r for r in written.outcome.records if all(getattr(r, k) == getattr(record, k) for k in keys)), None)
@@ -68,43 +95,66 @@ def _same(written: Written, record: Record) -> Record | None:
 
 def _difference(first: Written, other: Written, record: Record, seed: int) -> Difference | None:
     """Other minus first; None where their samples cannot be paired."""
-    ours, theirs = (dict(_units(written, record)) for written in (first, other))
-    if not ours or ours.keys() != theirs.keys():
+    if any(first.outcome.protocol.get(key) != other.outcome.protocol.get(key) for key in SAME):
         return None
-    a, b = (np.array([units[key] for key in ours], dtype=np.float64) for units in (theirs, ours))
-    if record.metric == "bits_per_byte":
-        return paired_bootstrap(a[:, 0], b[:, 0], seed, weights=a[:, 1] * math.log(2))
-    return paired_bootstrap(a[:, 0], b[:, 0], seed)
+    per_token = record.task not in ("perplexity", "perplexity_context", "perplexity_position")
+    if per_token and first.content["tokenizer"]["sha"] != other.content["tokenizer"]["sha"]:
+        return None
+    ours, theirs = (list(_units(written, record)) for written in (first, other))
+    if not ours or [unit[:2] for unit in ours] != [unit[:2] for unit in theirs]:
+        return None
+    clusters = np.array([cluster for cluster, *_ in ours])
+    a, b, weights = (
+        np.array(column, dtype=np.float64) for column in zip(*((t[2], o[2], o[3]) for o, t in zip(ours, theirs)))
+    )
+    if not weights.sum() > 0:
+        return None
+    return paired_bootstrap(a, b, seed, clusters, weights)
 
 
-def _units(written: Written, record: Record) -> Iterator[tuple[Any, tuple[float, float]]]:
-    """By sample or document: its value, and its bytes for the sums of perplexity."""
+def _units(written: Written, record: Record) -> Iterator[tuple[str, Any, float, float]]:
+    """What is drawn as one, what tells its samples apart, the value of each, and its weight."""
+    lines = written.outcome.samples
     if record.task == "perplexity":
-        if record.metric == "bits_per_byte" and record.variant in ("window", "sliding", "stateful"):
-            yield from ((line["id"], (line["nats"], line["bytes"])) for line in written.outcome.samples)
+        yield from _document_units(lines, record)
+    elif record.task == "perplexity_context":
+        if (record.variant, record.metric) == ("context", "bits_per_byte"):
+            for line in lines:
+                cluster = line["id"].rpartition(":")[0]
+                yield cluster, line["id"], line["nats"][str(record.length)], line["bytes"] * math.log(2)
+    elif record.unit == "sample":
+        metric = record.metric + GENERATED * record.variant.endswith(GENERATED)
+        variant = record.variant.removesuffix(GENERATED)
+        for line in lines:
+            here = (line.get("variant"), line.get("length")) == (variant, record.length)
+            if here and record.depth in (None, line["depth"]) and metric in (values := line_values(line)):
+                yield line["id"], line["depth"], values[metric], 1.0
+
+
+def _document_units(lines: list[dict[str, Any]], record: Record) -> Iterator[tuple[str, Any, float, float]]:
+    """Nats and bytes of documents: all of them, of recalled tokens, or of the others."""
+    if record.metric != "bits_per_byte" or record.variant.startswith("recall-"):
         return
-    metric = record.metric + GENERATED * record.variant.endswith(GENERATED)
-    variant = record.variant.removesuffix(GENERATED)
-    for line in written.outcome.samples:
-        if (line.get("variant"), line.get("length")) != (variant, record.length):
-            continue
-        if record.depth is None or record.depth == line["depth"]:
-            value = line_values(line).get(metric)
-            if value is not None:
-                yield (line["id"], line["depth"]), (value, 1.0)
+    for line in lines:
+        nats, size = line["nats"], line["bytes"]
+        if record.variant in ("recall", "other"):
+            recalled = line["recall_nats"], line["recall_bytes"]
+            nats, size = recalled if record.variant == "recall" else (nats - recalled[0], size - recalled[1])
+        yield line["id"], None, nats, size * math.log(2)
 
 
 def _describe(label: str, difference: Difference | None) -> dict[str, Any]:
     if difference is None:
         return {"run": label, "value": None, "ci95": None, "n": 0, "resolved": None}
     ci95 = difference.ci95
-    resolved = None if ci95 is None else not ci95[0] <= 0 <= ci95[1]
+    resolved = None if ci95 is None or difference.n < FEWEST else not ci95[0] <= 0 <= ci95[1]
     return {"run": label, "value": difference.value, "ci95": ci95, "n": difference.n, "resolved": resolved}
 
 
 def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any]]) -> list[Path]:
     """comparison.json, comparison.md and pictures in ``folder``; returns what was written."""
-    content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "rows": rows}
+    notes = comparison_notes(runs)
+    content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "notes": notes, "rows": rows}
     table = folder / "comparison.json"
     replace_text(table, json.dumps(content, indent=1) + "\n")
     page = folder / "comparison.md"
@@ -113,7 +163,7 @@ def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any
 
 
 def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
-    for members in zip(*(written for _, written in runs), strict=True):
+    for members in _matched(runs):
         outcome = members[0].outcome
         task = outcome.records[0].task if outcome.records else ""
         file = folder / f"{outcome.stem}.png"
@@ -129,8 +179,10 @@ def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
             yield file
 
 
-def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Console) -> None:
+def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Console, notes: Sequence[str] = ()) -> None:
     """The main numbers of all runs; a star where the difference from the first run is resolved."""
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     rows = [row for row in rows if _is_main(row, rows)]
     if not rows:
         console.print("The runs have no number in common.", style="yellow")
@@ -149,6 +201,7 @@ def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Cons
 
 def _markdown(runs: Sequence[Run], rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "A star: differs from the first run, by the 95 % interval of a paired bootstrap on the same samples.\n"
+    yield from (f"- {note}\n" for note in comparison_notes(runs))
     yield " | ".join(["| task", "variant", "length", "metric", *(f"`{label}`" for label, _ in runs)]) + " |"
     yield "|---" * 3 + "|---" + "|---:" * len(runs) + "|"
     for row in rows:

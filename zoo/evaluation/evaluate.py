@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.data import DataError
 from zoo.evaluation.curves import plot_context, plot_position
 from zoo.evaluation.describe import describe_model, describe_run, describe_tokenizer, layer_pattern
 from zoo.evaluation.grids import plot_depths
 from zoo.evaluation.plots import plot_documents, plot_training
+from zoo.evaluation.qa_task import HubSuite
 from zoo.evaluation.results import FOLDER, SCHEMA, write_results
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.suite import Suite
@@ -27,10 +29,28 @@ class Written:
     files: list[Path]
 
 
-def evaluate(run: OpenedRun, task: Task | Suite, seed: int = 0) -> Iterator[Written]:
-    """Evaluate a run on a task, or on every task of a suite, one after the other."""
-    for member in task.tasks() if isinstance(task, Suite) else [task]:
-        yield evaluate_run(run, member, seed)
+@dataclass(frozen=True)
+class LeftOut:
+    """A task of a suite that the data do not allow."""
+
+    task: str
+    reason: str
+
+
+def evaluate(run: OpenedRun, task: Task | Suite | HubSuite, seed: int = 0) -> Iterator[Written | LeftOut]:
+    """Evaluate a run on a task, or on every task of a suite, one after the other.
+
+    Raises:
+        DataError: of a task that is not part of a suite; those of a suite are left out.
+    """
+    if not isinstance(task, (Suite, HubSuite)):
+        yield evaluate_run(run, task, seed)
+        return
+    for name, member in task.tasks():
+        try:
+            yield evaluate_run(run, member, seed)
+        except DataError as error:
+            yield LeftOut(name, str(error))
 
 
 def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:

@@ -136,7 +136,7 @@ def _bootstrap(table: np.ndarray, formula: Callable[[np.ndarray], np.ndarray], s
     sums = bootstrap_sums(table, seed)
     with np.errstate(all="ignore"):
         drawn = formula(sums[:, 0] / sums[:, 1])
-    return interval(drawn) if np.isfinite(drawn).all() else None
+    return interval(drawn, units=len(table)) if np.isfinite(drawn).all() else None
 
 
 def make_samples(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def estimate_sums(table: np.ndarray, seed: int, metrics: tuple[str, ...] = PART_
     for metric in metrics:
         value = float(_metric(metric, total)[0])
         drawn = _metric(metric, resampled) if resampled is not None else np.array([np.nan])
-        ci95 = interval(drawn) if np.isfinite(drawn).all() else None
+        ci95 = interval(drawn, units=len(table)) if np.isfinite(drawn).all() else None
         estimates[metric] = Estimate(value if math.isfinite(value) else None, ci95)
     return estimates
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from zoo.config import ConfigError
-from zoo.evaluation.compare import Run, compare_runs, show_comparison, write_comparison
-from zoo.evaluation.evaluate import evaluate
+from zoo.config import ConfigError, load_run_config
+from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
+from zoo.evaluation.evaluate import LeftOut, evaluate
+from zoo.evaluation.qa_task import HubSuite
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.evaluation.suite import Suite
 from zoo.evaluation.tables import show
@@ -20,7 +22,7 @@ from zoo.evaluation.tasks import Task
 
 def evaluate_runs(
     run: str | Sequence[str] | None,
-    task: Task | Suite,
+    task: Task | Suite | HubSuite,
     checkpoint: str = "last",
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -38,6 +40,8 @@ def evaluate_runs(
     """
     console = console or Console()
     folders = split_runs(run)
+    for folder in folders if len(folders) > 1 else []:
+        load_run_config(Path(folder or "").expanduser())  # says early what is no run
     compared: list[Run] = []
     for number, folder in enumerate(folders):
         opened = open_run(folder, checkpoint, device)
@@ -45,12 +49,15 @@ def evaluate_runs(
             console.rule(f"{number + 1} of {len(folders)}: {folder}", align="left", characters="-")
         compared.append((_label(opened, folders), []))
         for written in evaluate(opened, task, seed):
+            if isinstance(written, LeftOut):
+                console.print(f"{written.task} is left out: {written.reason}", style="yellow", markup=False)
+                continue
             show(written, console)
             compared[-1][1].append(written)
     if len(compared) > 1:
         rows = compare_runs(compared, seed)
-        where = Path(out) if out else Path("comparisons") / _name(folders, compared)
-        show_comparison(rows, write_comparison(where, compared, rows), console)
+        where = Path(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)
+        show_comparison(rows, write_comparison(where, compared, rows), console, comparison_notes(compared))
 
 
 def split_runs(run: str | Sequence[str] | None) -> list[str | None]:
@@ -92,7 +99,8 @@ def _label(run: OpenedRun, folders: Sequence[str | None]) -> str:
     return str(own)
 
 
-def _name(folders: Sequence[str | None], compared: Sequence[Run]) -> str:
-    paths = "\n".join(str(Path(folder or ".").expanduser().resolve()) for folder in folders)
-    task = compared[0][1][0].outcome.stem if len(compared[0][1]) == 1 else "suite"
-    return f"{task}-{hashlib.sha256(paths.encode()).hexdigest()[:8]}"
+def _name(folders: Sequence[str | None], compared: Sequence[Run], checkpoint: str, seed: int) -> str:
+    stems = [written.outcome.stem for written in compared[0][1]]
+    paths = [str(Path(folder or ".").expanduser().resolve()) for folder in folders]
+    key = json.dumps([paths, stems, checkpoint, seed])
+    return f"{stems[0] if len(stems) == 1 else 'suite'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

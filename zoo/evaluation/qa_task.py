@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from zoo.data.documents import DataError
-from zoo.data.qa import PRESETS, load_set
+from zoo.config import ConfigError
+from zoo.data.qa import PRESETS, QASet, load_set
 from zoo.data.recall.encoder import Encoder
+from zoo.data.recall.samples import RecallError
 from zoo.evaluation.cell_task import CellTask, Questions
 from zoo.evaluation.run import OpenedRun
 
@@ -47,26 +49,39 @@ class QAEvaluation(CellTask):
             self.revision,
             cache_dir=run.config.data.cache_dir,
         )
-        return {found.name: found.fitting(min(self.all_lengths(run)), encoder) if self.skip_longer else found}
+        return {found.name: self._fitting(found, run, encoder) if self.skip_longer else found}
+
+    def _fitting(self, found: QASet, run: OpenedRun, encoder: Encoder) -> QASet:
+        """The records that fit the shortest length that any fits; a length that was asked for must fit some."""
+        lengths = self.all_lengths(run)
+        for length in lengths if self.lengths is None else lengths[:1]:
+            try:
+                return found.fitting(length, encoder)
+            except RecallError as error:
+                reason = error
+        raise reason
 
 
 @dataclass(frozen=True)
-class HubEvaluation(QAEvaluation):
-    """Several presets in one go.
+class HubSuite(QAEvaluation):
+    """Several presets, each with its own result file; one that cannot be read is left out.
 
     Attributes:
-        names: presets; None for all of them. path: a folder with one folder per preset, None for the Hub.
+        names: presets; None for all of them. path: a folder with one folder per preset; None for the Hub.
     """
 
-    names: tuple[str, ...] | list[str] | None = None
+    names: Sequence[str] | None = None
 
-    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
-        """One set of records per preset."""
+    def tasks(self) -> Iterator[tuple[str, QAEvaluation]]:
+        """One task per preset.
+
+        Raises:
+            ConfigError: on an unknown preset.
+        """
         unknown = [name for name in self.names or () if name not in PRESETS]
         if unknown:
-            raise DataError(f"task.names has {unknown[0]!r}: expected some of {', '.join(PRESETS)}.")
-        found: dict[str, Questions] = {}
+            raise ConfigError(f"task.names has {unknown[0]!r}: expected some of {', '.join(PRESETS)}.")
+        shared = {f.name: getattr(self, f.name) for f in fields(QAEvaluation)}
         for name in self.names if self.names is not None else PRESETS:
-            path = None if self.path is None else f"{self.path.rstrip('/')}/{name}"
-            found |= super(HubEvaluation, replace(self, path=path, preset=name)).questions(run, encoder)
-        return found
+            path = None if self.path is None else str(Path(self.path) / name)
+            yield name, QAEvaluation(**shared | {"name": "qa", "preset": name, "path": path})

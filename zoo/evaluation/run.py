@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ class OpenedRun:
     """A run that can be evaluated.
 
     Attributes:
-        folder: the run folder. checkpoint: name of the checkpoint; file: where it lies.
+        folder: the run folder. checkpoint: name of the checkpoint; file: where it lies; sha256: of it, as it was read.
         step: optimizer steps taken. trained: what the trainer left in the checkpoint ("tokens", "train_length",
             "tokenizer", "data").
     """
@@ -38,6 +37,7 @@ class OpenedRun:
     tokenizer: PreTrainedTokenizerFast
     step: int
     trained: dict[str, Any]
+    sha256: str
 
     @property
     def document_token(self) -> int:
@@ -45,11 +45,6 @@ class OpenedRun:
         token = self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the checkpoint's file."""
-        return file_sha256(self.file)
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +64,7 @@ def open_run(run: str | None, checkpoint: str = "last", device: str | torch.devi
     folder = Path(run).expanduser()
     config = load_run_config(folder)
     file = find_checkpoint(folder, checkpoint)
+    sha256 = file_sha256(file)
     content = read_checkpoint(file)
     trained = content.get("zoo")
     if not isinstance(trained, dict) or not {"tokenizer", "tokens", "train_length"} <= set(trained):
@@ -76,7 +72,10 @@ def open_run(run: str | None, checkpoint: str = "last", device: str | torch.devi
     tokenizer = load_tokenizer(folder / "tokenizer")
     _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained["tokenizer"], tokenizer)
     decoder = load(file, device=device)
-    return OpenedRun(folder, checkpoint, file, config, decoder, tokenizer, content.get("global_step", 0), trained)
+    if file_sha256(file) != sha256:
+        raise CheckpointError(f"{file} was replaced while it was read: start again, once training has stopped.")
+    step = content.get("global_step", 0)
+    return OpenedRun(folder, checkpoint, file, config, decoder, tokenizer, step, trained, sha256)
 
 
 def _check_tokenizer(

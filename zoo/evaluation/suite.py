@@ -25,8 +25,8 @@ class Suite:
     haystack: str | None = None
     fresh: bool | None = None
 
-    def tasks(self) -> Iterator[Task]:
-        """The members.
+    def tasks(self) -> Iterator[tuple[str, Task]]:
+        """The members by name.
 
         Raises:
             ConfigError: on an unknown task or option.
@@ -37,4 +37,4 @@ class Suite:
                 own = {"name": name, **options}
                 if "samples" in own:
                     own |= {key: value for key, value in common.items() if value is not None}
-                yield build_task(own)
+                yield name, build_task(own)

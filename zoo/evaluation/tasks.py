@@ -50,7 +50,7 @@ TASKS = {
         "recall_task:RecallEvaluation",
     ),
     "qa": "qa_task:QAEvaluation",
-    "hub": "qa_task:HubEvaluation",
+    "hub": "qa_task:HubSuite",
     "lm_eval": "lm_eval_task:LmEvalTask",
 }
 

@@ -151,8 +151,8 @@ def _slots(rng: np.random.Generator, blanks: int, n: int, power: float) -> np.nd
 
 
 def _answers(places: np.ndarray, values: np.ndarray) -> tuple[Answer, ...]:
-    """Answers of one token each."""
+    """Answers of one token each; of the others, those not answered yet come first: they are harder to rule out."""
     each = tuple((value,) for value in values.tolist())
     return tuple(
-        Answer(place, place + 1, each[:number] + each[number + 1 :]) for number, place in enumerate(places.tolist())
+        Answer(place, place + 1, each[number + 1 :] + each[:number]) for number, place in enumerate(places.tolist())
     )
