@@ -1,4 +1,7 @@
-"""Train a decoder language model: ``python train.py attention=lightning``; every option is in configs/."""
+"""Train a decoder language model: ``python train.py attention=lightning``; every option is in configs/.
+
+``python train.py -m sweep=hybrid_ratio`` trains and evaluates all arms of configs/sweep/hybrid_ratio.yaml.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from zoo.ablation.plan import asks_for_sweep
 from zoo.cli import friendly_errors
-from zoo.config import quote_paths, register_mixers
+from zoo.config import ConfigError, quote_paths, register_mixers
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -19,6 +23,8 @@ def main(config: DictConfig) -> None:
         from zoo.training.callbacks import Interrupted
         from zoo.training.run import resumed_config, train
 
+        if name := config.sweep.name:
+            raise ConfigError(f"sweep={name} is a series of runs: add -m, as in python train.py -m sweep={name}.")
         job = HydraConfig.get()
         if config.resume:
             config = resumed_config(config, list(job.overrides.task))
@@ -31,7 +37,17 @@ def main(config: DictConfig) -> None:
         print(f"finished: {folder}\nevaluate: python eval.py run={folder}", flush=True)
 
 
+def sweep(arguments: list[str]) -> int:
+    """All runs of a sweep, each a process of its own; the same command continues it."""
+    with friendly_errors():
+        from zoo.ablation.sweep import run_sweep
+
+        return run_sweep(arguments)
+
+
 if __name__ == "__main__":
+    if asks_for_sweep(sys.argv[1:]):
+        raise SystemExit(sweep(sys.argv[1:]))
     sys.argv[1:] = quote_paths(sys.argv[1:])
     OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default, replace=True)
     register_mixers()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 _TOKEN = re.compile(r"(?:(\d+)x)?([A-Za-z_]\w*)")
-_PATCH = re.compile(r"(-?\d+):([A-Za-z_]\w*)")
+_PATCH = re.compile(r"(-?\d+):(?:(\d+)x)?([A-Za-z_]\w*)")
 DEFAULT = "attention"
 
 
@@ -23,7 +23,8 @@ def expand_schedule(
         pattern: tokens ``name`` or ``Nxname`` joined by ``+``; the token ``attention`` means ``default``. The whole
             cycles until ``depth`` layers have a name.
         known: names that exist.
-        patch: tokens ``index:name`` joined by ``+``; negative indices count from the end.
+        patch: tokens ``index:name`` or ``index:Nxname``, N layers from that index on, joined by ``+``; negative indices
+            count from the end; N = 0 changes nothing.
 
     Raises:
         ScheduleError: names the token that is wrong, and what exists.
@@ -41,18 +42,27 @@ def expand_schedule(
         raise ScheduleError(f"schedule.pattern={pattern!r} is empty: expected names such as 7xlightning+softmax.")
     layers = [names[i % len(names)] for i in range(depth)]
     for token in patch.split("+") if patch else []:
-        match = _PATCH.fullmatch(token.strip())
-        if match is None:
-            raise ScheduleError(
-                f"schedule.patch={patch!r}: cannot read {token!r}; expected INDEX:NAME joined by +, as 0:gqa+-1:gqa."
-            )
-        index = int(match[1])
-        if not -depth <= index < depth:
-            raise ScheduleError(
-                f"schedule.patch={patch!r}: index {index} is outside the {depth} layers ({-depth}..{depth - 1})."
-            )
-        layers[index] = _resolve(match[2], default, known, f"schedule.patch={patch!r}")
+        _replace(layers, token.strip(), default, known, f"schedule.patch={patch!r}")
     return layers
+
+
+def _replace(layers: list[str], token: str, default: str, known: Collection[str], where: str) -> None:
+    match, depth = _PATCH.fullmatch(token), len(layers)
+    if match is None:
+        raise ScheduleError(
+            f"{where}: cannot read {token!r}; expected INDEX:NAME or INDEX:NxNAME joined by +, as 0:gqa+-2:2xgqa."
+        )
+    name, count = _resolve(match[3], default, known, where), int(match[2] or 1)
+    index = int(match[1])
+    if not -depth <= index < depth:
+        raise ScheduleError(f"{where}: index {index} is outside the {depth} layers ({-depth}..{depth - 1}).")
+    first = index % depth
+    if first + count > depth:
+        raise ScheduleError(
+            f"{where}: {token!r} asks for {count} layers from index {index} on, of {depth} layers: "
+            f"at most {depth - first}."
+        )
+    layers[first : first + count] = [name] * count
 
 
 def _resolve(name: str, default: str, known: Collection[str], where: str) -> str:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -28,6 +28,9 @@ from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
 from zoo.training.run_folder import RunFolder
 from zoo.training.strategies import build_strategy, process_rank
+
+if TYPE_CHECKING:
+    from zoo.ablation.matching import MatchResult
 
 RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers")
 
@@ -121,11 +124,12 @@ def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_step
         )
     lightning.seed_everything(config.seed, verbose=False)
     data = _prepare_data(config, run, resumed)
+    matched = None if resumed else _match(config, data)
     module = _build_module(config, data, max_steps)
     if process_rank() == 0:
         run.describe(config)
         save_tokenizer(data.tokenizer, run.tokenizer)
-        _print_summary(config, run, module, data, max_steps)
+        _print_summary(config, run, module, data, max_steps, matched)
     trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return monitor.latest
@@ -157,6 +161,13 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
             "continuation is not possible. Restore them, or start a new run."
         )
     return data
+
+
+def _match(config: DictConfig, data: LanguageData) -> MatchResult | None:
+    """Change what ``config.match`` solves for; a resumed run has it in its configuration already."""
+    from zoo.ablation.matching import match_config  # not above: it builds decoders with this module
+
+    return match_config(config, data.vocab_size)
 
 
 def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> LanguageModule:
@@ -229,12 +240,18 @@ def _build_trainer(
 
 
 def _print_summary(
-    config: DictConfig, run: RunFolder, module: LanguageModule, data: LanguageData, max_steps: int
+    config: DictConfig,
+    run: RunFolder,
+    module: LanguageModule,
+    data: LanguageData,
+    max_steps: int,
+    matched: MatchResult | None,
 ) -> None:
     cost = module.decoder.cost(config.data.length)
     layers = module.decoder.config.layer_types
     store = data.stores["train"]
     tokens = max_steps * module.about["tokens_per_step"]
+    match = f"{matched.line()}\n" if matched else ""
     recall, share = "", 0.0
     if data.recall_rows is not None:
         share = data.recall_rows.options.share
@@ -243,7 +260,7 @@ def _print_summary(
         f"run       {run.path}\n"
         f"model     {config.model.name}, {cost.parameters:,} parameters, "
         f"{cost.flops_per_token / 1e6:.1f} MFLOP per token forward\n"
-        f"layers    {' '.join(layers)}\n"
+        f"layers    {' '.join(layers)}\n{match}"
         f"data      {config.data.name}, {len(store):,} documents, {store.num_tokens:,} tokens to train on, "
         f"vocabulary {data.vocab_size:,}\n{recall}"
         f"budget    {max_steps:,} steps of {module.about['tokens_per_step']:,} tokens, "

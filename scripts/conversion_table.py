@@ -1,0 +1,102 @@
+"""A run, its conversions and what they became: held-out bits per byte, cache and speed of decoding, as Markdown.
+
+    python scripts/conversion_table.py RUN_DIR ... [out=FILE.md] [context=512] [batch=8] [tokens=32] [rounds=5]
+
+Each run must have been evaluated (python eval.py run=RUN_DIR). Decoding is greedy, of ``batch`` sequences after
+``context`` random tokens; the runs take turns, and the median over the rounds is given.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from zoo.cli import friendly_errors
+from zoo.evaluation.results import read_results
+from zoo.evaluation.run import OpenedRun, open_run
+from zoo.files import replace_text
+
+DEFAULTS = {"out": "", "context": "512", "batch": "8", "tokens": "32", "rounds": "5"}
+HEAD = (
+    "run",
+    "key heads of query heads, by layer",
+    "bits per byte",
+    "95 % interval",
+    "bytes of cache",
+    "tokens/s of decoding",
+)
+
+
+def options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Folders, and KEY=VALUE arguments over the defaults."""
+    given = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in DEFAULTS}
+    folders = [a for a in arguments if a.partition("=")[0] not in DEFAULTS]
+    if not folders:
+        raise ValueError("no run: expected the folders that train.py and scripts/convert.py wrote.")
+    return folders, {**DEFAULTS, **given}
+
+
+def quality(run: OpenedRun) -> tuple[str, str]:
+    """Held-out bits per byte and its interval, of the run's own evaluation."""
+    files = sorted((run.folder / "eval").glob("perplexity-*.json"))
+    if not files:
+        raise ValueError(f"{run.folder} has not been evaluated: python eval.py run={run.folder}")
+    record = next(r for r in read_results(files[0])["results"] if r["metric"] == "bits_per_byte")
+    low_high = record["ci95"]
+    return f"{record['value']:.4f}", "-" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
+
+
+@torch.no_grad()
+def decoding_seconds(run: OpenedRun, context: int, batch: int, tokens: int) -> float:
+    """Seconds that ``batch`` sequences take for ``tokens`` steps after a prompt of ``context`` tokens."""
+    decoder = run.decoder
+    ids = torch.randint(0, decoder.config.vocab_size, (batch, context), generator=torch.Generator().manual_seed(0))
+    cache = decoder.new_cache(batch, context + tokens)
+    token = decoder(ids, cache=cache)[:, -1:].argmax(-1)
+    begin = time.perf_counter()
+    for _ in range(tokens):
+        token = decoder(token, cache=cache)[:, -1:].argmax(-1)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Read, measure, print, write."""
+    folders, chosen = options(sys.argv[1:])
+    context, batch, tokens, rounds = (int(chosen[name]) for name in ("context", "batch", "tokens", "rounds"))
+    runs = [open_run(folder) for folder in folders]
+    found = [quality(run) for run in runs]
+    times: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds + 1):
+        for run, seconds in zip(runs, times):
+            taken = decoding_seconds(run, context, batch, tokens)
+            seconds += [taken] if number else []  # the first round warms up
+    lines = [f"| {' | '.join(HEAD)} |", "|---|---|---:|---|---:|---:|"]
+    for run, (value, interval), seconds in zip(runs, found, times):
+        decoder = run.decoder
+        size = decoder.cost(context, decoder.head.weight.dtype).cache_bytes
+        mixers = [block.mixer for block in decoder.layers]
+        heads = " ".join(f"{m.kv_heads}/{m.heads}" if hasattr(m, "kv_heads") else "-" for m in mixers)
+        speed = batch * tokens / statistics.median(seconds)
+        lines.append(f"| {run.folder.name} | {heads} | {value} | {interval} | {size:,} | {speed:,.0f} |")
+    dtype = str(runs[0].decoder.head.weight.dtype).removeprefix("torch.")
+    lines += [
+        "",
+        f"Cache of one sequence of {context:,} tokens, in {dtype}. Decoding: {batch} sequences on the CPU with "
+        f"{torch.get_num_threads()} threads, {tokens} tokens each, median of {rounds} rounds.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    if chosen["out"]:
+        replace_text(Path(chosen["out"]), text)
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()

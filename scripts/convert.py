@@ -1,0 +1,58 @@
+"""Fewer key heads for a trained run: ``python scripts/convert.py run=RUN_DIR to=gqa kv_heads=2 method=svd``.
+
+Writes a new run folder and prints the relative errors of every converted layer by method. Options are in
+configs/convert.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from zoo.cli import choose_device, friendly_errors
+from zoo.config import CONFIGS, PATHS, quote_paths
+
+if TYPE_CHECKING:
+    from zoo.interop.convert import Conversion
+
+COLUMNS = ("keys", "values", "scores", "outputs")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="convert")
+def main(config: DictConfig) -> None:
+    """One conversion."""
+    with friendly_errors():
+        from zoo.evaluation.run import open_run
+        from zoo.interop.convert import convert_run
+
+        run = open_run(config.run, config.checkpoint, choose_device(config.device))
+        whiten_tokens = config.whiten_tokens if config.whiten else None
+        done = convert_run(run, config.to, config.kv_heads, config.method, config.out, whiten_tokens)
+        metric = f"of keys and values on {whiten_tokens:,} tokens" if whiten_tokens else "of projections"
+        print(f"relative errors {metric}\n{error_table(done, config.method)}")
+        before, after = done.cache_bytes
+        length = run.trained["train_length"]
+        print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
+        print(f"written: {done.folder}\nevaluate: python eval.py run={config.run},{done.folder}")
+
+
+def error_table(done: Conversion, chosen: str) -> str:
+    """Relative errors by layer and method, the written method marked."""
+    lines = [f"{'method':16}{'layer':>6}" + "".join(f"{name:>10}" for name in COLUMNS)]
+    for method, rows in done.errors.items():
+        for layer, row in zip(done.plan.layers, rows):
+            values = (getattr(row, name) for name in COLUMNS)
+            cells = "".join(f"{'-' if value is None else f'{value:.4f}':>10}" for value in values)
+            lines.append(f"{method + (' (written)' if method == chosen else ''):16}{layer:6}{cells}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "out"))
+    main()

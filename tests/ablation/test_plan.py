@@ -1,0 +1,136 @@
+"""From the command line to the runs of a sweep."""
+
+import pytest
+
+from zoo import mixers
+from zoo.ablation.arms import Arm, all_mixers, kv_heads, leave_one_out, merge, one_layer, without_replaced
+from zoo.ablation.plan import asks_for_sweep, compose_config, read_plan
+from zoo.config import CONFIGS, ConfigError
+from zoo.model import expand_schedule
+
+PRESETS = sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml") if p.stem not in ("base", "none"))
+
+
+def plan(*arguments):
+    return read_plan(["-m", *arguments])
+
+
+def layers(run):
+    config = run.config
+    return expand_schedule(
+        config.schedule.pattern, config.model.depth, config.attention, mixers.names(), config.schedule.patch
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_sweep_with_a_question(name):
+    shorter = {"mixers": ["attention=softmax,window,ssd"], "layer_position": ["model.depth=2"]}
+    made = plan(f"sweep={name}", *shorter.get(name, []))
+    described = made.describe()
+    assert made.folder.as_posix() == f"sweeps/{name}" and described["name"] == name and described["question"]
+    assert made.seeds == [0, 1, 2] and made.reference in [arm.name for arm in made.arms] and len(made.arms) > 2
+    assert [(run.seed, run.arm) for run in made.runs] == [(s, arm.name) for s in made.seeds for arm in made.arms]
+    assert len({run.key for run in made.runs}) == len(made.runs)
+    tasks = {task.name for task in made.tasks}
+    assert tasks >= {"perplexity", "mqar", "niah"}
+    assert described["match"] == (None if name == "lengths" else "params")
+    tokens = {run.config.trainer.batch_size * run.config.data.length for run in made.runs}
+    assert len(tokens) == 1, "arms see different numbers of tokens"
+
+
+def test_hybrid_ratio_has_the_shares_it_names():
+    made = plan("sweep=hybrid_ratio", "seed=0", "attention=ssd")
+    shares = {run.arm: layers(run).count("softmax") for run in made.runs}
+    assert shares == {"no_softmax": 0, "7to1": 1, "3to1": 2, "1to1": 4, "softmax": 8}
+    assert all(set(layers(run)) <= {"ssd", "softmax"} for run in made.runs)
+    reference = made.runs[0].config.match.reference
+    assert (made.reference, reference.schedule.pattern, reference.attention) == ("softmax", "softmax", "ssd")
+
+
+def test_the_command_line_reaches_every_arm_and_wins_over_the_preset():
+    made = plan(
+        "sweep=hybrid_ratio",
+        "schedule.pattern=softmax,2xlightning+softmax",
+        *("seed=5,7", "model=125m", "trainer.max_steps=7", "match=flops", "sweep.jobs=3", "hydra.sweep.dir=x y"),
+    )
+    assert [(run.arm, run.seed) for run in made.runs] == [
+        (arm, seed) for seed in (5, 7) for arm in ("softmax", "2xlightning+softmax")
+    ]
+    for run in made.runs:
+        assert (run.config.model.depth, run.config.trainer.max_steps, run.config.seed) == (12, 7, run.seed)
+        assert run.config.match.quantity == "flops" and run.config.match.reference.schedule.pattern == "softmax"
+        assert run.config.data.name == "recall_mix", "a preset's choice that is not replaced stays"
+        assert not run.config.sweep.name
+    assert made.options["jobs"] == 3 and str(made.folder) == "x y"
+    assert made.command.startswith("python train.py -m sweep=hybrid_ratio ") and "'hydra.sweep.dir=x y'" in made.command
+    fewer = plan("sweep=hybrid_ratio", "schedule.pattern=3xlightning+softmax", "seed=0", "match=none")
+    assert (fewer.reference, len(fewer.runs), fewer.describe()["match"]) == ("3xlightning+softmax", 1, None)
+
+
+def test_lengths_keep_the_tokens_of_a_step():
+    made = plan("sweep=lengths", "seed=0", "data.length=64,2048")
+    sizes = [(run.config.data.length, run.config.trainer.batch_size) for run in made.runs]
+    assert sizes == [(64, 32), (2048, 1)]
+
+
+def test_rules():
+    base = compose_config(["model.depth=12", "model.heads=6", "schedule.pattern=2xlightning+softmax"])
+    assert [arm.overrides for arm in kv_heads(base, "k", None)] == [("k=6",), ("k=3",), ("k=2",), ("k=1",)]
+    assert {arm.name for arm in all_mixers(base, "attention", None)} == set(mixers.names())
+    left_out = leave_one_out(base, "schedule.patch", None)
+    assert [arm.name for arm in left_out] == ["all", "without02", "without05", "without08", "without11"]
+    assert left_out[2].overrides == ("schedule.patch='5:attention'",)
+    alone = one_layer(base, "schedule.patch", None)
+    assert [arm.name for arm in alone][:2] == ["none", "only00"] and len(alone) == 13
+    made = plan("sweep=layer_position", "sweep.rule=one_layer", "seed=0", "model.depth=2")
+    assert [layers(run).count("softmax") for run in made.runs] == [0, 1, 1]
+    with pytest.raises(ConfigError, match="no layer but lightning"):
+        leave_one_out(compose_config([]), "schedule.patch", None)
+
+
+def test_overrides_of_the_same_name_are_one():
+    assert merge(["a=1", "b.c=2"], ["+a=3"], ["b.c=4", "d/e=5"]) == ["+a=3", "b.c=4", "d/e=5"]
+    assert without_replaced(["model.depth=8", "data=mqar", "modelx=1"], ["model=125m", "data/recall=mix"]) == [
+        "data=mqar",
+        "modelx=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer.lr=0.1,0.2"], r"optimizer.lr=0.1,0.2: this sweep has the axis schedule.pattern"),
+        (["model=nope"], r"model=nope.*cannot be composed[\s\S]*125m"),
+        (["model.widht=3"], r"cannot be composed[\s\S]*widht"),
+        (["sweep=nope"], r"sweep=nope cannot be composed[\s\S]*hybrid_ratio"),
+        (["sweep.tasks=[nope]"], r"sweep.tasks has 'nope'[\s\S]*perplexity"),
+        (["sweep.tasks=[{name:niah,overrides:['task.foo=1']}]"], r"eval.py task=niah task.foo=1 cannot"),
+        (["sweep.rule=odd"], r"sweep.rule='odd': expected one of kv_heads"),
+        (["sweep.reference=odd"], r"sweep.reference=odd is not an arm.*7to1"),
+        (["sweep.jobs=1,2"], r"sweep.jobs=1,2: expected one value"),
+        (["seed=0,0"], r"seed=0,0: expected different whole numbers"),
+        (["seed=x"], r"seed=x: expected different whole numbers"),
+        (["schedule.pattern=softmax,softmax"], r"two arms called softmax"),
+        (["resume=x"], r"resume=x does not go with sweep="),
+        (["hydra.run.dir=x"], r"hydra.run.dir=x does not go with sweep="),
+        (["--config-name=x"], r"--config-name=x does not go with sweep="),
+        (["sweep.arms=[{name:../x,overrides:[]}]"], r"'../x': expected letters"),
+        (["sweep.arms=[{name:a,overrides:[]},{name:b,overrides:[]}]"], r"a and b are the same configuration"),
+        (["sweep.arms=null"], r"has no arms"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_run(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        plan("sweep=hybrid_ratio", *arguments)
+
+
+def test_what_a_sweep_is():
+    assert asks_for_sweep(["-m", "sweep=window"]) and asks_for_sweep(["sweep=window", "x=1", "--multirun"])
+    for other in (["sweep=window"], ["-m", "seed=0,1"], ["-m", "sweep=none"], ["-m", "sweep=window", "--cfg", "job"]):
+        assert not asks_for_sweep(other)
+
+
+def test_names_of_arms_are_names_of_folders():
+    for name in ("", "..", "a/b", "-", "a b"):
+        with pytest.raises(ConfigError, match="an arm of a sweep is called"):
+            Arm(name, ())

@@ -1,0 +1,283 @@
+"""Numbers of a sweep's report, against sums on paper: means, intervals, verdicts, fronts, and what is missing."""
+
+import json
+import math
+import random
+import statistics
+
+import pytest
+
+from tests.ablation import sweep_folder
+from tests.ablation.sweep_folder import ARMS, BITS, RIGHT, write_mqar, write_perplexity, write_sweep
+from zoo.ablation.report.analysis import analyse, findings
+from zoo.ablation.report.read import read_sweep
+from zoo.ablation.report.summary import Difference, compare, pareto_front, summarize
+from zoo.config import ConfigError
+from zoo.evaluation.results import read_samples
+from zoo.model import Decoder, DecoderConfig
+
+T2 = 4.302652729911275  # Student's 0.975 quantile for two degrees of freedom
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """Analysis of three arms with three seeds."""
+    return analyse(read_sweep(write_sweep(tmp_path_factory.mktemp("sweep"))))
+
+
+def half(values):
+    """Half of a 95 % interval of a mean of three."""
+    return T2 * statistics.stdev(values) / math.sqrt(3)
+
+
+def test_means_and_intervals_are_students_over_seeds(standard):
+    for arm in ARMS:
+        found = standard.summaries[arm, standard.measures.loss]
+        assert found.mean == pytest.approx(statistics.fmean(BITS[arm]))
+        low, high = (found.mean + sign * half(BITS[arm]) for sign in (-1, 1))
+        assert found.ci95 == pytest.approx((low, high))
+        assert (found.n, found.over) == (3, "seeds")
+
+
+def test_recall_is_the_mean_over_lengths_within_each_seed(standard):
+    measure = standard.measures.recall
+    assert measure.label == "mqar: answers right" and len(measure.parts) == 2
+    for arm in ARMS:
+        values = [(right + right - 1) / 16 for right in RIGHT[arm]]
+        found = standard.summaries[arm, measure]
+        assert found.mean == pytest.approx(statistics.fmean(values))
+        assert found.ci95[0] == pytest.approx(max(0, found.mean - half(values)))
+        assert found.ci95[1] == pytest.approx(min(1, found.mean + half(values)))
+
+
+def test_baselines_without_context_are_no_part_of_recall(standard):
+    assert {m.variant for m in standard.measures.all if m.task == "mqar" and not m.parts} == {"pairs4"}
+    rank = next(m for m in standard.measures.headline if m.label == "mqar: best among the values, chance 0.25")
+    assert standard.summaries["exact", rank].mean == pytest.approx(statistics.fmean([1, 13 / 16, 1]), abs=0.1)
+
+
+def test_differences_are_paired_by_seed(standard):
+    loss, recall = standard.measures.loss, standard.measures.recall
+    for arm in ("linear", "hybrid"):
+        for measure, table, scale in ((loss, BITS, 1), (recall, RIGHT, 8)):
+            each = [(a - b) / scale for a, b in zip(table[arm], table["exact"])]
+            found = standard.comparisons[arm, measure].difference
+            assert found.mean == pytest.approx(statistics.fmean(each))
+            assert found.ci95 == pytest.approx((found.mean - half(each), found.mean + half(each)))
+    verdicts = {arm: standard.comparisons[arm, recall].verdict for arm in ("linear", "hybrid")}
+    assert verdicts == {"linear": "worse", "hybrid": "worse"}
+    assert standard.comparisons["linear", loss].verdict == "not resolved"
+    assert not any(arm == "exact" for arm, _ in standard.comparisons)
+    sentence = next(line for line in findings(standard) if line.startswith("bits per byte, text"))
+    assert sentence == "bits per byte, text: from 2.042 (hybrid) to 2.25 (linear). " + (
+        "Against exact: linear, hybrid not resolved."
+    )
+
+
+def test_pairing_resolves_what_overlapping_intervals_hide(tmp_path, monkeypatch):
+    monkeypatch.setitem(sweep_folder.BITS, "linear", tuple(bits + 0.1 + 0.001 * n for n, bits in enumerate((1, 2, 3))))
+    monkeypatch.setitem(sweep_folder.BITS, "exact", (1.0, 2.0, 3.0))
+    analysis = analyse(read_sweep(write_sweep(tmp_path, {arm: ARMS[arm] for arm in ("linear", "exact")})))
+    loss = analysis.measures.loss
+    (_, high), (low, _) = (analysis.summaries[arm, loss].ci95 for arm in ("exact", "linear"))
+    assert low < high
+    assert analysis.comparisons["linear", loss].verdict == "worse"
+
+
+def test_verdict_follows_the_sign_and_what_is_good():
+    up = [Difference(value) for value in (1.0, 1.1, 1.2)]
+    assert compare(up, True).verdict == "better"
+    assert compare(up, False).verdict == "worse"
+    assert compare([Difference(-d.value) for d in up], False).verdict == "better"
+    assert compare([Difference(value) for value in (-1.0, 1.1, 1.2)], True).verdict == "not resolved"
+    assert compare([Difference(value) for value in (1.0, 1.4)], True).verdict == "not resolved"  # t of one is 12.7
+    assert compare([], True) is None
+
+
+def test_one_seed_rests_on_samples_of_which_six_are_needed():
+    assert compare([Difference(1.0, (0.5, 1.5), 6)], True).verdict == "better"
+    assert compare([Difference(1.0, (0.5, 1.5), 5)], True).verdict == "not resolved"
+    assert compare([Difference(1.0, (-0.5, 1.5), 60)], True).verdict == "not resolved"
+    assert compare([Difference(1.0)], True).verdict == "not tested"
+
+
+def test_seeds_that_agree_exactly_do_not_make_an_interval_of_no_width():
+    found = summarize([0.5, 0.5], [(0.3, 0.6), (0.4, 0.7)])
+    assert (found.ci95, found.over, found.n) == ((0.3, 0.7), "samples", 2)
+    assert summarize([0.5, 0.5], [(0.3, 0.6), None]).ci95 is None
+
+
+def test_a_sweep_of_one_seed_says_so(tmp_path):
+    analysis = analyse(read_sweep(write_sweep(tmp_path, seeds=(0,))))
+    loss, recall = analysis.measures.loss, analysis.measures.recall
+    found = analysis.summaries["linear", loss]
+    assert (found.ci95, found.n, found.over) == ((1.5, 2.5), 1, "samples")  # the record's own
+    compared = analysis.comparisons["linear", loss]
+    assert compared.difference.mean == pytest.approx(0.25) and compared.difference.over == "samples"
+    assert compared.verdict == "worse"  # every document by the same amount
+    assert analysis.summaries["linear", recall].ci95 is None
+    assert analysis.comparisons["linear", recall].verdict == "not tested"
+
+
+def test_pareto_front_is_what_a_sweep_over_sorted_points_finds():
+    generator = random.Random(0)
+    for _ in range(50):
+        points = {n: (generator.randrange(6), generator.randrange(6)) for n in range(generator.randrange(1, 12))}
+        want, lowest = [], math.inf
+        for x in sorted({x for x, _ in points.values()}):
+            y = min(y for other, y in points.values() if other == x)
+            if y < lowest:
+                want += [name for name, point in points.items() if point == (x, y)]
+                lowest = y
+        assert sorted(pareto_front(points)) == sorted(want)
+
+
+def test_fronts_of_quality_against_each_cost(standard):
+    loss, recall = standard.measures.loss, standard.measures.recall
+    fronts = {
+        (m.label, kind): {p.arm for p in standard.points(m, kind) if p.front}
+        for m in (loss, recall)
+        for kind in ("cache", "speed")
+    }
+    assert fronts[loss.label, "cache"] == {"linear", "hybrid"}  # exact has more cache and more bits than hybrid
+    assert fronts[recall.label, "cache"] == {"linear", "hybrid", "exact"}
+    assert fronts[loss.label, "speed"] == {"linear", "hybrid"}  # faster is better
+    assert standard.speed["linear"].mean == pytest.approx(304.5)  # median of 301..308
+
+
+def test_facts_of_the_arms(standard):
+    assert {arm: facts.share for arm, facts in standard.facts.items()} == {"linear": 0, "hybrid": 0.25, "exact": 1}
+    assert standard.cache_length == 128
+    assert standard.cost("hybrid", "cache") == 3 * 512 + 1024 * 128
+    want = Decoder(DecoderConfig(257, 16, 4, 2, ARMS["hybrid"])).cost(64).flops_per_token
+    assert standard.facts["hybrid"].flops == want
+
+
+def test_named_instances_count_as_the_mixers_they_are(tmp_path):
+    folder = write_sweep(tmp_path, {"exact": ["lightning", "wide", "wide", "lightning"]}, seeds=(0,))
+    config = folder / "arms/exact/seed-0/config.yaml"
+    config.write_text(config.read_text().replace("  softmax: {}", "  wide: {name: gqa, kv_heads: 1}"))
+    facts = analyse(read_sweep(folder)).facts["exact"]
+    assert facts.share == 0.5 and facts.flops is not None
+
+
+def test_unfinished_and_failed_runs_are_said_and_not_counted(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0, 1))
+    sweep_folder.log(folder, "hybrid", 1, "failed", "loss is NaN at step 7")
+    sweep_folder.log(folder, "linear", 1, "started")
+    (folder / "ledger.jsonl").open("a").write('{"key": "linear/0", "arm": "linear", "sta')
+    (folder / "sweep.json").write_text(
+        (folder / "sweep.json").read_text().replace('"seeds": [0, 1]', '"seeds": [0, 1, 2]')
+    )
+    analysis = analyse(read_sweep(folder))
+    assert analysis.progress == "4 of 9 runs finished, 1 failed, 4 not finished yet" and not analysis.complete
+    (failed,) = analysis.failures
+    assert (failed.arm, failed.seed, failed.reason) == ("hybrid", 1, "loss is NaN at step 7")
+    assert {arm: analysis.summaries[arm, analysis.measures.loss].n for arm in ARMS} == {
+        "linear": 1,
+        "hybrid": 1,
+        "exact": 2,
+    }
+    assert analysis.comparisons["hybrid", analysis.measures.loss].difference.n == 1
+
+
+def test_runs_of_options_that_were_changed_since_do_not_count(tmp_path):
+    runs = [{"arm": arm, "seed": 0, "key": f"{arm}/0"} for arm in ARMS]
+    folder = write_sweep(tmp_path, seeds=(0,), runs=[*runs[:1], runs[1] | {"key": "of another depth"}, runs[2]])
+    sweep = read_sweep(folder)
+    assert [run.status for run in sweep.runs] == ["finished", "waiting", "finished"]
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0,), tasks=["perplexity", "mqar task.lengths=[64]", "niah", "offline"])
+    runs = {arm: folder / "arms" / arm / "seed-0" for arm in ARMS}
+    (runs["linear"] / "eval" / "mqar.json").unlink()
+    (runs["hybrid"] / "eval" / "mqar.json").write_text('{"schema": "zoo-eval/1", "res')
+    (runs["hybrid"] / "config.yaml").unlink()
+    (runs["exact"] / "eval" / "perplexity-text-test.samples.jsonl.gz").write_bytes(b"\x1f\x8b broken")
+    (runs["exact"] / "metrics.jsonl").unlink()
+    analysis = analyse(read_sweep(folder))
+    notes = "\n".join(analysis.notes)
+    assert "linear, seed 0: no result of mqar" in notes
+    assert "hybrid, seed 0: eval/mqar.json cannot be read" in notes
+    assert "hybrid, seed 0: seed-0 is not a run folder: it has no config.yaml" in notes
+    assert "exact, seed 0: eval/perplexity-text-test.json has no readable samples" in notes
+    assert "niah: no finished run has a result of it" in notes and "offline:" not in notes
+    assert str(tmp_path) not in notes
+    assert analysis.facts["hybrid"].flops is None and analysis.facts["linear"].flops is not None
+    assert analysis.comparisons["linear", analysis.measures.loss].verdict == "not tested"  # without samples to pair
+
+
+def test_other_questions_are_not_compared(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0,))
+    file = folder / "arms/linear/seed-0/eval/perplexity-text-test.json"
+    file.write_text(file.read_text().replace('"f00"', '"other text"'))
+    analysis = analyse(read_sweep(folder))
+    assert ("linear", analysis.measures.loss) in analysis.summaries
+    assert ("linear", analysis.measures.loss) not in analysis.comparisons
+    assert ("hybrid", analysis.measures.loss) in analysis.comparisons
+
+
+@pytest.mark.parametrize("reference", ["exact", "nothing"])
+def test_a_reference_that_has_nothing_is_said(tmp_path, reference):
+    folder = write_sweep(tmp_path, seeds=(0,), reference=reference)
+    sweep_folder.log(folder, "exact", 0, "failed", "out of memory")
+    analysis = analyse(read_sweep(folder))
+    assert analysis.comparisons == {}
+    assert any(note.startswith(f"the reference {reference!r}") for note in analysis.notes)
+
+
+def test_a_mean_over_tasks_needs_all_of_them(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0,))
+    for arm in ("linear", "exact"):
+        run = folder / "arms" / arm / "seed-0"
+        write_mqar(run, ARMS[arm], 4, lengths=(256,), samples=4)
+        (run / "eval" / "mqar.json").rename(run / "eval" / "mqar-other.json")
+        write_mqar(run, ARMS[arm], RIGHT[arm][0])
+    analysis = analyse(read_sweep(folder))
+    recall = analysis.measures.recall
+    assert recall.label == "mean of 2 recall tasks: answers right"
+    assert analysis.summaries["linear", recall].mean == pytest.approx((3 / 16 + 1) / 2)
+    assert ("hybrid", recall) not in analysis.summaries
+
+
+def test_the_sum_over_samples_is_the_difference_that_is_shown(tmp_path):
+    """Documents of unequal difference: the value is that of all nats over all bytes."""
+    folder = write_sweep(tmp_path, seeds=(0,))
+    write_perplexity(folder / "arms/linear/seed-0", ARMS["linear"], 3.0)
+    lines = [
+        {
+            line["id"]: line["nats"]
+            for line in read_samples(folder / f"arms/{arm}/seed-0/eval/perplexity-text-test.json")
+        }
+        for arm in ("linear", "exact")
+    ]
+    want = sum(lines[0][key] - lines[1][key] for key in lines[0]) / (8 * 1000 * math.log(2))
+    analysis = analyse(read_sweep(folder))
+    found = analysis.comparisons["linear", analysis.measures.loss].difference
+    assert found.mean == pytest.approx(want) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no sweep.json"),
+        ("{", "sweep.json is damaged"),
+        ("[]", "has schema 'list'"),
+        (json.dumps({"schema": "zoo-sweep/2"}), "has schema 'zoo-sweep/2': expected 'zoo-sweep/1'"),
+        (json.dumps({"schema": "zoo-sweep/1", "name": "x", "arms": []}), "has no seeds, reference"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(tmp_path)
+
+
+def test_a_sweep_that_has_just_begun(tmp_path):
+    folder = write_sweep(tmp_path)
+    (folder / "ledger.jsonl").unlink()
+    analysis = analyse(read_sweep(folder))
+    assert analysis.progress == "0 of 9 runs finished, 9 not finished yet"
+    assert analysis.summaries == {} and analysis.measures.loss is None

@@ -1,0 +1,240 @@
+"""Pages, pictures and tables of a sweep's report: whole, escaped, the same each time, and fit for a phone."""
+
+import csv
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.ablation import sweep_folder
+from tests.ablation.sweep_folder import ARMS, write_sweep
+from zoo.ablation.report.analysis import analyse
+from zoo.ablation.report.figures import layer_colours
+from zoo.ablation.report.page import html_page, without_measured
+from zoo.ablation.report.read import read_sweep
+from zoo.ablation.report.text import arms_csv, markdown_page
+from zoo.ablation.report.write import write_report
+
+VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Page(HTMLParser):
+    """Elements of a page; every one must be closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts, self.strips = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "i" and "strip" in self.open[-1][1].get("class", ""):
+            self.strips[-1].append((attributes["title"], attributes["style"].removeprefix("background:")))
+        if attributes.get("class") == "strip":
+            self.strips.append([])
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep with its report."""
+    folder = write_sweep(tmp_path_factory.mktemp("sweep"))
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    """The page."""
+    return (folder / "report" / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_but_itself(text):
+    page = Page(text)
+    names = [tag for tag, _ in page.tags]
+    assert names.count("svg") == 10 == names.count("figure")
+    assert not {"script", "img", "iframe", "object", "image"} & set(names)
+    for tag, attributes in page.tags:
+        assert not {"src", "srcset", "data", "action"} & attributes.keys(), tag
+        assert attributes.get("href", "#").startswith(("#", "data:,")), tag
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+
+
+def test_ids_are_unique_and_every_reference_has_one(text):
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 100
+    used = set(re.findall(r'(?:href="|url\()#([^")]*)', text))
+    assert used and used <= set(ids)
+
+
+def test_layers_are_drawn_as_strips_in_the_colours_of_the_key(folder, text):
+    colours = layer_colours(analyse(read_sweep(folder)))
+    assert len(set(colours.values())) == len(colours) == 2
+    assert Page(text).strips == [[(layer, colours[layer]) for layer in layers] for layers in ARMS.values()]
+
+
+def test_every_file_is_there_and_markdown_shows_every_picture(folder):
+    report = folder / "report"
+    page = (report / "report.md").read_text()
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", page)
+    assert sorted(shown) == sorted(file.name for file in report.glob("*.png")) and len(shown) == 11
+    for block in page.split("\n\n"):
+        if block.startswith("|"):
+            assert len({re.sub(r"\\\|", "", line).count("|") for line in block.splitlines()}) == 1
+    assert "**worse, -0.708** (-0.888 to -0.529)" in page
+
+
+def test_csv_has_the_numbers(folder):
+    analysis = analyse(read_sweep(folder))
+    rows = {row["arm"]: row for row in csv.DictReader((folder / "report" / "arms.csv").open())}
+    assert list(rows) == list(ARMS)
+    row, label = rows["hybrid"], analysis.measures.recall.label
+    assert row["layers"] == "lightning+lightning+lightning+softmax" and row["softmax_share"] == "0.25"
+    assert float(row[f"{label}: mean"]) == pytest.approx(0.6875)
+    assert float(row[f"{label}: difference"]) == pytest.approx(-5 / 24)
+    assert row[f"{label}: verdict"] == "worse" and rows["exact"][f"{label}: verdict"] == ""
+    every = list(csv.DictReader((folder / "report" / "measures.csv").open()))
+    assert len(every) == 3 * len(analysis.measures.all)
+    value = next(r for r in every if (r["arm"], r["length"], r["metric"]) == ("exact", "128", "answer_nll"))
+    assert float(value["mean"]) == pytest.approx(2.0)
+
+
+def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path, monkeypatch):
+    """The second sweep is elsewhere, was stopped once, and ran at another speed."""
+    again = write_sweep(tmp_path / "elsewhere", seeds=(0,))
+    monkeypatch.setattr(sweep_folder, "RATES", dict.fromkeys(ARMS, 777.0))
+    write_sweep(again)
+    environment = again / "arms/linear/seed-0/environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"time": "later", "command": ["resume=x"]}))
+    write_report(again)
+    for file in sorted((folder / "report").iterdir()):
+        first, second = file.read_bytes(), (again / "report" / file.name).read_bytes()
+        measured = "speed" in file.name
+        if file.suffix in (".html", ".md"):
+            assert first != second
+            first, second = (without_measured(content.decode()) for content in (first, second))
+        assert (first != second) if measured else (first == second), file.name
+    assert "777" not in without_measured((again / "report" / "report.html").read_text())
+
+
+def test_names_are_text_and_not_markup(tmp_path):
+    """Both arms have the same share of softmax layers, so that their names stand on an axis too."""
+    arm = '<b id="x">&"|$\\frac$'
+    reason = "<script>alert(1)</script> `tick` | pipe"
+    folder = write_sweep(
+        tmp_path, {arm: ARMS["hybrid"], "_exact": ARMS["hybrid"][::-1]}, (0, 1), "_exact", name="<i>&amp;"
+    )
+    sweep_folder.log(folder, arm, 1, "failed", reason)
+    write_report(folder)
+    text = (folder / "report" / "report.html").read_text()
+    page = Page(text)
+    assert not [tag for tag, attributes in page.tags if tag == "script" or (tag == "b" and attributes)]
+    assert "x" not in [attributes.get("id") for _, attributes in page.tags]
+    texts = [part for part in page.texts if part]
+    assert arm in texts and reason in texts and "Sweep <i>&amp;" in texts
+    assert "\u2009_exact" in texts and texts.count("_exact") > 2  # in legends, and in tables and on axes
+    assert "share of layers with full softmax attention" not in text
+    table = next(b for b in (folder / "report" / "report.md").read_text().split("\n\n") if "| reason |" in b)
+    assert table.splitlines()[-1] == (
+        r'| \<b id="x"\>&"\|$\\frac$ | 1 | \<script\>alert(1)\</script\> \`tick\` \| pipe |'
+    )
+
+
+def test_an_unfinished_sweep_says_so_on_top(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0,))
+    sweep_folder.log(folder, "hybrid", 0, "failed", "out of memory")
+    sweep_folder.log(folder, "linear", 0, "trained")
+    analysis = analyse(read_sweep(folder))
+    text = html_page(analysis, [])
+    assert Page(text) and text.index("1 of 3 runs finished, 1 failed, 1 not finished yet") < text.index("<h2>")
+    assert "out of memory" in text and "one seed" in text
+    assert "1 of 3 runs finished" in markdown_page(analysis, []).split("\n\n")[2]
+    row = next(csv.DictReader(arms_csv(analysis).splitlines()[:2]))
+    assert (row["arm"], row["finished"], row["softmax_share"]) == ("linear", "0", "")
+
+
+def test_a_sweep_without_any_result_has_a_page(tmp_path):
+    folder = write_sweep(tmp_path)
+    (folder / "ledger.jsonl").unlink()
+    write_report(folder, tmp_path / "out")
+    assert "0 of 9 runs finished" in (tmp_path / "out" / "report.html").read_text()
+    assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path, monkeypatch, capsys):
+    folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"]}, seeds=(0,))
+    script = str(ROOT / "scripts" / "report.py")
+    monkeypatch.setattr(sys, "argv", [script, str(folder), f"out={tmp_path / 'a=b, c'}"])
+    runpy.run_path(script, run_name="__main__")
+    assert (tmp_path / "a=b, c" / "report.html").is_file() and not (folder / "report").exists()
+    assert "report.html" in capsys.readouterr().out
+    for arguments, message in (([str(tmp_path)], "has no sweep.json"), ([], "0 folders given: expected one SWEEP_DIR")):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium on the path."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser on the path: {', '.join(BROWSERS)}")
+    return found
+
+
+def browse(browser, page, width, profile):
+    """DOM after loading at that width, and what the browser wrote to its log."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    options += [f"--window-size={width},900", f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_errors_and_nothing_sticks_out(browser, text, tmp_path, width):
+    """Chromium's window is at least 500 wide, so the page stands in a frame of the width that is asked for."""
+    inner = tmp_path / "inner.html"
+    probe = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth], '*')</script>"
+    inner.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", text).replace("</body>", f"{probe}</body>"))
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<title>none</title><iframe src="inner.html" width="{width}" height="800" style="border:0"></iframe>'
+        "<script>onmessage = event => document.title = event.data.join(' ')</script>"
+    )
+    dom, log = browse(browser, outer, 1400, tmp_path / "profile")
+    scroll, inside = map(int, re.search(r"<title>(\d+) (\d+)</title>", dom).groups())
+    assert inside == width and scroll <= width
+    assert "CONSOLE" not in log
+
+
+def test_a_browser_has_nothing_to_complain_of(browser, folder, tmp_path):
+    dom, log = browse(browser, folder / "report" / "report.html", 1280, tmp_path)
+    assert dom.count("<svg") == 10 and "CONSOLE" not in log
+    broken = tmp_path / "broken.html"
+    broken.write_text("<script>console.error('seen')</script>")
+    assert "CONSOLE" in browse(browser, broken, 1280, tmp_path)[1]  # so that its silence means something

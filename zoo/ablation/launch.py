@@ -1,0 +1,181 @@
+"""Where the programs of a run are started: as processes of this machine, with a share of its GPUs or cores each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from zoo.config import ConfigError
+
+LOG = "output.log"
+TAIL = 65_536  # bytes of a log that are looked at for the reason of a failure
+
+
+class Job(Protocol):
+    """Commands of one run, one after the other until one fails; ``codes`` are the exit statuses so far.
+
+    ``ended`` is what :meth:`poll` found last, so that a place is free only after its job's end has been seen.
+    """
+
+    codes: list[int]
+    ended: bool
+
+    def poll(self) -> bool:
+        """Whether nothing runs any more; goes on to the next command where one has ended."""
+        ...
+
+    def stop(self, hard: bool = False) -> None:
+        """Ask what runs to save and end, or end it at once; no further command is started."""
+        ...
+
+    def fault(self) -> str:
+        """Why the last command failed."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts jobs, so many at a time."""
+
+    def free(self) -> bool:
+        """Whether another job may be started."""
+        ...
+
+    def start(self, commands: Sequence[Sequence[str]], log: Path) -> Job:
+        """Start a job whose output is appended to ``log``."""
+        ...
+
+
+def start_process(
+    command: Sequence[str], log: Path, environment: dict[str, str], folder: str | None = None, own_group: bool = True
+) -> subprocess.Popen[bytes]:
+    """A process; in a group of its own, Ctrl-C in a terminal reaches only the one who started it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"$ {shlex.join(command)}\n".encode())
+        output.flush()
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**environment, "HYDRA_FULL_ERROR": "1"},  # or the last line is about this variable
+            cwd=folder,
+            start_new_session=own_group,
+        )
+
+
+def failure_reason(log: Path, code: int) -> str:
+    """The last line that says ``error:``, else the last line, of a log; and the signal, if one ended the process."""
+    lines: list[str] = []
+    if log.is_file():
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    start = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=-1)
+    lines = lines[start + 1 :]
+    last = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+    if code >= 0:
+        return last or f"exit status {code}"
+    killed = f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    return f"{killed}; last line: {last}" if last else killed
+
+
+class LocalJob:
+    """Commands as processes of this machine."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str]) -> None:
+        self.commands, self.log, self.environment = list(commands), log, environment
+        self.codes: list[int] = []
+        self.stopped = self.ended = False
+        self.process = start_process(self.commands[0], log, environment)
+
+    def poll(self) -> bool:
+        """See :class:`Job`."""
+        code = None if self.ended else self.process.poll()
+        if code is not None:
+            self.codes.append(code)
+            self.ended = code != 0 or self.stopped or len(self.codes) == len(self.commands)
+            if not self.ended:
+                self.process = start_process(self.commands[len(self.codes)], self.log, self.environment)
+                if self.stopped:  # by a signal in the meantime
+                    self.stop()
+        return self.ended
+
+    def stop(self, hard: bool = False) -> None:
+        """See :class:`Job`. Only the first process is asked, which tells its own; all of the group are killed."""
+        self.stopped = True
+        if self.ended:
+            return
+        with suppress(ProcessLookupError):
+            if hard:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.send_signal(signal.SIGTERM)
+
+    def fault(self) -> str:
+        """See :class:`Job`."""
+        return failure_reason(self.log, self.codes[-1])
+
+
+class LocalLauncher:
+    """``jobs`` processes at a time, with a share of ``devices`` each, or of the cores where there are none."""
+
+    def __init__(self, jobs: int, devices: Sequence[str] = (), devices_per_arm: int | None = None) -> None:
+        self.shares = share_devices(jobs, devices, devices_per_arm)
+        self.running: list[LocalJob | None] = [None] * jobs
+
+    def _slot(self) -> int | None:
+        return next((i for i, job in enumerate(self.running) if job is None or job.ended), None)
+
+    def free(self) -> bool:
+        """See :class:`Launcher`."""
+        return self._slot() is not None
+
+    def start(self, commands: Sequence[Sequence[str]], log: Path) -> LocalJob:
+        """See :class:`Launcher`."""
+        slot = self._slot()
+        assert slot is not None
+        job = LocalJob(commands, log, {**os.environ, **self.shares[slot]})
+        self.running[slot] = job
+        return job
+
+
+def share_devices(jobs: int, devices: Sequence[str], devices_per_arm: int | None) -> list[dict[str, str]]:
+    """Environment of each of ``jobs`` processes; GPUs are shared where there are fewer groups of them than jobs.
+
+    Raises:
+        ConfigError: if there are fewer devices than one run is to have, or no job.
+    """
+    if jobs < 1:
+        raise ConfigError(f"sweep.jobs={jobs}: expected at least 1.")
+    if not devices:
+        if "OMP_NUM_THREADS" in os.environ:
+            return [{}] * jobs
+        return [{"OMP_NUM_THREADS": str(max(1, _cores() // jobs))}] * jobs
+    each = devices_per_arm or max(1, len(devices) // jobs)
+    if not 1 <= each <= len(devices):
+        raise ConfigError(f"sweep.devices_per_arm={each}: expected 1 to {len(devices)}, the devices of this machine.")
+    groups = [",".join(devices[i : i + each]) for i in range(0, len(devices) - each + 1, each)]
+    return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(jobs)]
+
+
+def visible_devices() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()] if torch.cuda.is_available() else []
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,284 @@
+"""From a command line such as ``-m sweep=hybrid_ratio seed=0,1 model=125m`` to every run of the sweep."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.ablation.arms import RULES, Arm, listed_arms, merge, override_name, parse, without_replaced
+from zoo.ablation.ledger import config_key, now
+from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
+
+FLAGS = ("-m", "--multirun")
+SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
+SCHEMA = "zoo-sweep/1"
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task of eval.py and its overrides."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The task as it would be typed."""
+        return " ".join([self.name, *self.overrides])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. ``folder`` is relative to the sweep's; ``key`` is that of the resolved ``config``."""
+
+    arm: str
+    seed: int
+    overrides: list[str]
+    config: DictConfig
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Where the run lies."""
+        return f"arms/{self.arm}/seed-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: ``options`` are those of configs/sweep/, ``runs`` are in the order in which they are started."""
+
+    options: dict[str, Any]
+    command: str
+    folder: Path
+    arms: list[Arm]
+    reference: str
+    seeds: list[int]
+    tasks: list[EvalTask]
+    runs: list[Run]
+
+    def describe(self) -> dict[str, Any]:
+        """Content of sweep.json."""
+        return {
+            "schema": SCHEMA,
+            "name": self.options["name"],
+            "question": self.options["question"],
+            "command": self.command,
+            "axis": self.options["axis"],
+            "arms": [{"name": arm.name, "overrides": list(arm.overrides)} for arm in self.arms],
+            "seeds": self.seeds,
+            "tasks": [task.label for task in self.tasks],
+            "reference": self.reference,
+            "match": self.runs[0].config.match.quantity,
+            "runs": [{"arm": run.arm, "seed": run.seed, "key": run.key, "folder": run.folder} for run in self.runs],
+            "time": now(),
+        }
+
+
+def asks_for_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line of train.py is a sweep of configs/sweep/, not one run or a plain multirun."""
+    shows = any(a.partition("=")[0] in SHOWS for a in arguments)
+    named = any(a.startswith("sweep=") and a not in ("sweep=none", "sweep=null") for a in arguments)
+    return named and not shows and any(flag in arguments for flag in FLAGS)
+
+
+def read_plan(arguments: Sequence[str]) -> Plan:
+    """The sweep that a command line of train.py asks for.
+
+    Raises:
+        ConfigError: on anything that cannot be composed; no run has been started then.
+    """
+    given = _Given(arguments)
+    options = to_dict(compose_config(given.sweep).sweep)
+    key = options["axis"]["key"]
+    given.check(key)
+    seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"])
+    common = merge(without_replaced(options["overrides"], given.common), given.common)
+    base = compose_config(merge(common, [f"match={_match(options)}"], given.common))
+    arms = _arms(options, base, given.values.get(key))
+    reference = _reference(options, arms, given)
+    common = merge(common, _match_overrides(options, common, arms, reference, given.common))
+    composed = {arm.name: compose_config(merge(common, arm.overrides)) for arm in arms}
+    runs = [_run(arm, seed, common, composed[arm.name]) for seed in seeds for arm in arms]
+    _refuse_twins(runs)
+    folder = Path(given.folder or f"sweeps/{options['name']}")
+    command = shlex.join(["python", "train.py", *arguments])
+    return Plan(options, command, folder, arms, reference, seeds, tasks, runs)
+
+
+def compose_config(overrides: Sequence[str], program: str = "train") -> DictConfig:
+    """The configuration of train.py, or eval.py, with ``overrides``; ConfigError if there is none."""
+    _register_once()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose(program, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"python {program}.py {shlex.join(overrides)} cannot be composed: {error}") from error
+
+
+@cache
+def _register_once() -> None:
+    register_mixers()
+
+
+class _Given:
+    """What was typed: ``sweep`` for the sweep itself, ``values`` with lists, ``common`` for every arm."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        flags = [a for a in arguments if a.startswith("-")]
+        if unknown := [flag for flag in flags if flag not in FLAGS]:
+            raise ConfigError(f"{unknown[0]} does not go with sweep=: expected -m and overrides only.")
+        self.sweep: list[str] = []
+        self.common: list[str] = []
+        self.values: dict[str, list[str]] = {}
+        self.folder: str | None = None
+        try:
+            overrides = parse(a for a in arguments if a not in FLAGS)
+        except HydraException as error:
+            raise ConfigError(str(error)) from error
+        for override in overrides:
+            self._sort(override, override_name(override.input_line or ""))
+
+    def _sort(self, override: Override, name: str) -> None:
+        line = override.input_line or ""
+        if name == "hydra.sweep.dir":
+            self.folder = str(override.value())
+        elif name.partition(".")[0] in ("hydra", "resume"):
+            raise ConfigError(
+                f"{line} does not go with sweep=: every run has a folder of its own in the sweep's, which is "
+                "sweeps/NAME or hydra.sweep.dir=FOLDER, and is continued by giving the same command again."
+            )
+        elif name.partition(".")[0] == "sweep":
+            if override.is_sweep_override():
+                raise ConfigError(f"{line}: expected one value; sweeps are run one after the other.")
+            self.sweep.append(line)
+        elif override.is_sweep_override():
+            self.values[name] = [text.replace("\\:", ":") for text in override.sweep_string_iterator()]
+        else:
+            self.common.append(line)
+
+    def check(self, key: str) -> None:
+        """Take single values of the axis and of the seed for lists of one; refuse lists of anything else."""
+        for line in list(self.common):
+            if override_name(line) in (key, "seed"):
+                self.common.remove(line)
+                self.values.setdefault(override_name(line), [line.partition("=")[2]])
+        for name, values in self.values.items():
+            if name not in (key, "seed"):
+                raise ConfigError(
+                    f"{name}={','.join(values)}: this sweep has the axis {key}; only it and seed take several values. "
+                    "Leave sweep= out for a plain multirun."
+                )
+
+
+def _arms(options: dict[str, Any], base: DictConfig, values: Sequence[str] | None) -> list[Arm]:
+    key, rule = options["axis"]["key"], options["rule"]
+    if rule is not None and rule not in RULES:
+        raise ConfigError(f"sweep.rule={rule!r}: expected one of {', '.join(RULES)}.")
+    if rule is not None:
+        arms = RULES[rule](base, key, values)
+    else:
+        listed = [Arm(str(arm["name"]), tuple(arm.get("overrides") or ())) for arm in options["arms"] or []]
+        arms = listed_arms(listed, key, values)
+    names = [arm.name for arm in arms]
+    if not arms:
+        raise ConfigError(f"sweep={options['name']} has no arms: expected sweep.arms, sweep.rule, or {key}=A,B.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"sweep={options['name']} has two arms called {twice[0]}: expected different ones.")
+    return arms
+
+
+def _reference(options: dict[str, Any], arms: Sequence[Arm], given: _Given) -> str:
+    names, wanted = [arm.name for arm in arms], options["reference"]
+    if wanted in names:
+        return str(wanted)
+    if any(override_name(line) == "sweep.reference" for line in given.sweep):
+        raise ConfigError(f"sweep.reference={wanted} is not an arm of this sweep: expected one of {', '.join(names)}.")
+    return names[0]  # the axis was given on the command line, without the preset's reference
+
+
+def _match(options: dict[str, Any]) -> str:
+    return str(options["match"] or "none")
+
+
+def _match_overrides(
+    options: dict[str, Any], common: Sequence[str], arms: Sequence[Arm], reference: str, given: Sequence[str]
+) -> list[str]:
+    """``match=`` and, for what any arm sets, the reference arm's values."""
+    choice = without_replaced([f"match={_match(options)}"], given)
+    chosen = next(arm for arm in arms if arm.name == reference)
+    config = compose_config(merge(common, choice, chosen.overrides))
+    if config.match.quantity is None:
+        return choice
+    names = {override_name(o): None for arm in arms for o in arm.overrides if _is_value(config, override_name(o))}
+    names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *names))
+    values = [f"++match.reference.{name}={_quoted(OmegaConf.select(config, name))}" for name in names]
+    return [*choice, *without_replaced(values, [o for o in given if override_name(o).startswith("match.reference")])]
+
+
+def _is_value(config: DictConfig, name: str) -> bool:
+    return not OmegaConf.is_config(OmegaConf.select(config, name)) and name != "seed"
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, str):
+        if re.fullmatch(r"(\d+x)?[A-Za-z_][\w+]*", value) and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        ):
+            return value
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _seeds(values: Sequence[Any]) -> list[int]:
+    try:
+        seeds = [int(value) for value in values]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seed={','.join(map(str, values))}: expected different whole numbers, 0 or more.")
+    return seeds
+
+
+def _tasks(entries: Sequence[Any] | None) -> list[EvalTask]:
+    known = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml") if p.stem != "base")
+    tasks = []
+    for entry in entries or []:
+        name = entry if isinstance(entry, str) else str(entry["name"])
+        if name not in known:
+            raise ConfigError(f"sweep.tasks has {name!r}: expected names of configs/task: {', '.join(known)}.")
+        task = EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ()))
+        compose_config([f"task={task.name}", *task.overrides], "eval")  # says early what cannot be
+        tasks.append(task)
+    return tasks
+
+
+def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Run:
+    overrides = merge(common, arm.overrides, [f"seed={seed}"])
+    config = composed.copy()
+    config.seed = seed
+    return Run(arm.name, seed, overrides, config, config_key(config))
+
+
+def _refuse_twins(runs: Sequence[Run]) -> None:
+    first: dict[str, Run] = {}
+    for run in runs:
+        if (twin := first.setdefault(run.key, run)) is not run:
+            raise ConfigError(f"arms {twin.arm} and {run.arm} are the same configuration: leave one of them out.")

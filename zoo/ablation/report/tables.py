@@ -1,0 +1,170 @@
+"""The tables of a report as rows of cells, which HTML and Markdown both print."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from zoo.ablation.report.analysis import Analysis, number
+from zoo.ablation.report.facts import common_settings, environment_lines
+from zoo.ablation.report.measures import Measure
+from zoo.ablation.report.read import FINISHED
+from zoo.ablation.report.summary import Comparison, Summary
+from zoo.evaluation.describe import layer_pattern
+from zoo.planning.report import binary, unit
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a cell, what stands small below it, its verdict and what that rests on, and layers drawn as a strip."""
+
+    text: str
+    small: str = ""
+    verdict: str = ""
+    reason: str = ""
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first column names the row."""
+
+    title: str
+    head: list[str]
+    rows: list[list[Cell]]
+
+
+def arms_table(analysis: Analysis) -> Table:
+    """What the arms are, with the first numbers of each."""
+    head = ["arm", "layers", "full softmax", "parameters", _cache_head(analysis), "FLOPs per token", "seeds finished"]
+    firsts = [m for m in (analysis.measures.loss, analysis.measures.recall) if m is not None]
+    head[2:2] = [measure.label for measure in firsts]
+    rows = []
+    for arm in analysis.sweep.arms:
+        facts = analysis.facts[arm]
+        cache = analysis.cost(arm, "cache")
+        runs = [run for run in analysis.sweep.runs if run.arm == arm]
+        done = sum(run.status == FINISHED for run in runs)
+        reference = arm == analysis.sweep.reference
+        rows.append(
+            [
+                Cell(arm, "reference" if reference else ""),
+                Cell(layer_pattern(list(facts.layers)), layers=facts.layers) if facts.layers else Cell("-"),
+                *(value_cell(analysis, arm, measure) for measure in firsts),
+                Cell("-" if facts.share is None else f"{facts.share:.0%}"),
+                Cell("-" if facts.parameters is None else f"{facts.parameters:,}"),
+                Cell("-" if cache is None else binary(cache)),
+                Cell("-" if facts.flops is None else unit(facts.flops, "FLOP")),
+                Cell(f"{done} of {len(runs)}"),
+            ]
+        )
+    return Table("Arms", head, rows)
+
+
+def _cache_head(analysis: Analysis) -> str:
+    if analysis.cache_length is None:
+        return "cache"
+    dtypes = dict.fromkeys(facts.dtype for facts in analysis.facts.values() if facts.dtype)
+    return f"cache at {analysis.cache_length:,} tokens{f', {chr(44).join(dtypes)}' if dtypes else ''}"
+
+
+def value_cell(analysis: Analysis, arm: str, measure: Measure) -> Cell:
+    """Mean and interval, and the verdict with the paired difference."""
+    summary = analysis.summaries.get((arm, measure))
+    if summary is None:
+        return Cell("-")
+    comparison = analysis.comparisons.get((arm, measure))
+    return Cell(number(summary.mean), interval(summary), *(verdict(comparison) if comparison else ()))
+
+
+def interval(summary: Summary) -> str:
+    """``1.2 to 1.4``, and what it is over where that is not seeds."""
+    if summary.ci95 is None:
+        return f"{summary.n} seed{'s' * (summary.n != 1)}, no interval"
+    low, high = map(number, summary.ci95)
+    return f"{low} to {high}{'' if summary.over == 'seeds' else ' (samples)'}"
+
+
+def verdict(comparison: Comparison) -> tuple[str, str]:
+    """``worse, +0.1`` and ``+0.05 to +0.15``."""
+    found = comparison.difference
+    reason = "no interval" if found.ci95 is None else f"{signed(found.ci95[0])} to {signed(found.ci95[1])}"
+    return f"{comparison.verdict}, {signed(found.mean)}", reason
+
+
+def signed(value: float) -> str:
+    """Three significant digits with a sign."""
+    return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+,.0f}"
+
+
+def headline_table(analysis: Analysis) -> Table:
+    """Measures to be read first."""
+    return matrix(analysis, "Headline numbers", analysis.measures.headline)
+
+
+def detail_tables(analysis: Analysis) -> list[Table]:
+    """All other measures, a table per result file."""
+    rest = [m for m in analysis.measures.all if not m.headline]
+    stems = list(dict.fromkeys(m.stem for m in rest))
+    return [matrix(analysis, stem, [m for m in rest if m.stem == stem]) for stem in stems]
+
+
+def matrix(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Table:
+    """A row per measure, a column per arm that has one of them."""
+    arms = [arm for arm in analysis.sweep.arms if any((arm, m) in analysis.summaries for m in measures)]
+    rows = []
+    for m in measures:
+        first = Cell(m.label, "higher is better" if m.higher_is_better else "lower is better")
+        rows.append([first, *(value_cell(analysis, arm, m) for arm in arms)])
+    return Table(title, ["measure", *arms], rows)
+
+
+def failure_table(analysis: Analysis) -> Table:
+    """Runs that failed, with their reasons."""
+    rows = [[Cell(run.arm), Cell(str(run.seed)), Cell(run.reason or "no reason given")] for run in analysis.failures]
+    return Table("Failed runs", ["arm", "seed", "reason"], rows)
+
+
+def speed_table(analysis: Analysis) -> Table:
+    """Training speed, which is measured and differs each time."""
+    rows = []
+    for arm in analysis.sweep.arms:
+        found = analysis.speed.get(arm)
+        if found is not None:
+            shown = "" if found.ci95 is None else f"{found.ci95[0]:,.0f} to {found.ci95[1]:,.0f}"
+            rows.append([Cell(arm), Cell(f"{found.mean:,.0f}", shown), Cell(str(found.n))])
+    return Table("Training speed", ["arm", "tokens/s", "seeds"], rows)
+
+
+def front_table(analysis: Analysis, title: str, kinds: Iterable[str]) -> Table:
+    """Arms on the Pareto front of each quality against each cost."""
+    names = {"cache": "cache", "flops": "FLOPs per token", "speed": "training tokens/s"}
+    rows = []
+    for measure in (analysis.measures.loss, analysis.measures.recall):
+        for kind in kinds:
+            points = analysis.points(measure, kind) if measure is not None else []
+            if len(points) > 1 and measure is not None:
+                front = [p.arm for p in points if p.front]
+                behind = [p.arm for p in points if not p.front]
+                cells = [f"{measure.label} and {names[kind]}", ", ".join(front), ", ".join(behind) or "-"]
+                rows.append([Cell(cell) for cell in cells])
+    return Table(title, ["of", "on the front", "dominated"], rows)
+
+
+def environment_table(analysis: Analysis) -> Table:
+    """Settings that the arms share, software, hardware and source."""
+    lines = [*common_settings(analysis.sweep), *environment_lines(analysis.sweep)]
+    return Table("Settings and environment", ["what", "value"], [[Cell(key), Cell(value)] for key, value in lines])
+
+
+def commands(analysis: Analysis) -> list[str]:
+    """Commands that make the sweep again, and each arm alone."""
+    seen: dict[str, str] = {}
+    for run in analysis.sweep.runs:
+        seen.setdefault(run.arm, shlex.join(["python", "train.py", *run.overrides, *_seed(run.overrides, run.seed)]))
+    return [*([analysis.sweep.command] if analysis.sweep.command else []), *seen.values()]
+
+
+def _seed(overrides: Sequence[str], seed: int) -> list[str]:
+    return [] if any(override.startswith("seed=") for override in overrides) else [f"seed={seed}"]

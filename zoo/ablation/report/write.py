@@ -1,0 +1,41 @@
+"""From a sweep's folder to the files of its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.ablation.report.analysis import analyse
+from zoo.ablation.report.figures import draw_all
+from zoo.ablation.report.page import html_page
+from zoo.ablation.report.read import read_sweep
+from zoo.ablation.report.text import arms_csv, markdown_page, measures_csv, speed_csv
+from zoo.files import replace_text
+
+FOLDER = "report"
+
+
+def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Write report.html, report.md, arms.csv, measures.csv, speed.csv and pictures; returns the files.
+
+    The same results give the same bytes, but for what is measured by the clock: speed.csv, the pictures whose names end
+    in ``speed``, and the parts that :func:`zoo.ablation.report.page.without_measured` takes out of the pages.
+
+    Args:
+        sweep: folder of a sweep, finished or not. out: folder to write to; None for ``report`` in it.
+
+    Raises:
+        ConfigError: if ``sweep`` is not the folder of a sweep.
+    """
+    analysis = analyse(read_sweep(sweep))
+    folder = Path(sweep) / FOLDER if out is None else Path(out)
+    pictures = draw_all(analysis, folder)
+    texts = {
+        "report.html": html_page(analysis, pictures),
+        "report.md": markdown_page(analysis, pictures),
+        "arms.csv": arms_csv(analysis),
+        "measures.csv": measures_csv(analysis),
+        "speed.csv": speed_csv(analysis),
+    }
+    for name, text in texts.items():
+        replace_text(folder / name, text)
+    return [*(folder / name for name in texts), *(folder / f"{picture.name}.png" for picture in pictures)]
