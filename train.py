@@ -13,14 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.ablation.plan import asks_for_sweep
 from zoo.cli import friendly_errors
-from zoo.config import ConfigError, quote_paths, register_mixers
+from zoo.config import ConfigError, quote_paths, register_mixers, run_dir
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    """One run; ``resume=RUN_DIR`` continues it."""
+    """One run; ``resume=RUN_DIR`` continues it, ``init=RUN_DIR`` starts from its weights."""
     with friendly_errors():
         from zoo.training.callbacks import Interrupted
+        from zoo.training.initial import initial_config
         from zoo.training.run import resumed_config, train
 
         if name := config.sweep.name:
@@ -28,6 +29,8 @@ def main(config: DictConfig) -> None:
         job = HydraConfig.get()
         if config.resume:
             config = resumed_config(config, list(job.overrides.task))
+        elif config.init:
+            config = initial_config(config, list(job.overrides.task))
         folder = job.runtime.output_dir
         try:
             train(config, folder)
@@ -49,6 +52,6 @@ if __name__ == "__main__":
     if asks_for_sweep(sys.argv[1:]):
         raise SystemExit(sweep(sys.argv[1:]))
     sys.argv[1:] = quote_paths(sys.argv[1:])
-    OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default, replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     register_mixers()
     main()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.config import instantiate, register_mixers, to_dict
+from zoo.config import instantiate, register_mixers, run_dir, to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
@@ -92,7 +92,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default, replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     register_mixers()
     main()

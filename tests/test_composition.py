@@ -12,7 +12,18 @@ from zoo.training.optimizers import OPTIMIZERS, rate_factor
 from zoo.training.run import decoder_config, step_budget
 from zoo.training.strategies import build_strategy
 
-GROUPS = ("attention", "schedule", "match", "model", "data", "tokenizer", "optimizer", "trainer", "logger", "experiment")
+GROUPS = (
+    "attention",
+    "schedule",
+    "match",
+    "model",
+    "data",
+    "tokenizer",
+    "optimizer",
+    "trainer",
+    "logger",
+    "experiment",
+)
 SIZES = {"nano": (2e6, 6e6), "125m": (100e6, 150e6), "350m": (300e6, 400e6), "1b": (0.9e9, 1.3e9)}
 
 

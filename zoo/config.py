@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMESPACE = "zoo."
-PATHS = ("run", "resume")
+PATHS = ("run", "resume", "init")
 
 
 class ConfigError(ValueError):
@@ -69,6 +69,11 @@ def quote_paths(arguments: list[str], keys: Collection[str] = PATHS) -> list[str
             value = f"'{escaped}'"
         quoted.append(key + equals + value)
     return quoted
+
+
+def run_dir(resume: str | None, init: str | None, name: str, time: str) -> str:
+    """Folder of a run that is given none: the resolver of configs/train.yaml."""
+    return resume or f"{init.rstrip('/') + '-trained' if init else name}-{time}"
 
 
 def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:

@@ -50,7 +50,7 @@ class Progress:
         mean = statistics.fmean(self.durations)
         done = sum(min(mean, time.monotonic() - begun) for begun in self.begun.values())
         left = max(0.0, mean * (self.total - self.ended) - done) / min(self.jobs, self.total - self.ended)
-        return f"; about {duration(left)} left"
+        return f"; about {duration(left)} left" if left >= 1 else ""
 
 
 def duration(seconds: float) -> str:

@@ -18,11 +18,13 @@ from zoo import mixers
 from zoo.config import ConfigError, instantiate, load_run_config, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
+from zoo.interop.gradual import sharing_callbacks
 from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
 from zoo.training.hardware import choose_accelerator, choose_precision
+from zoo.training.initial import load_initial
 from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
@@ -126,6 +128,8 @@ def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_step
     data = _prepare_data(config, run, resumed)
     matched = None if resumed else _match(config, data)
     module = _build_module(config, data, max_steps)
+    if config.get("init") and resumed is None:
+        load_initial(module.decoder, config.init)
     if process_rank() == 0:
         run.describe(config)
         save_tokenizer(data.tokenizer, run.tokenizer)
@@ -137,18 +141,21 @@ def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_step
 
 def _resumed_facts(checkpoint: Path) -> dict[str, Any]:
     content = read_checkpoint(checkpoint)
+    if "optimizer_states" not in content:
+        raise ConfigError(f"{checkpoint} has weights only: start a new run from them with init=RUN_DIR.")
     return {"step": content["global_step"], **content["zoo"]}
 
 
 def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | None) -> LanguageData:
     options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
+    given = run.tokenizer if resumed else Path(config.init).expanduser() / "tokenizer" if config.get("init") else None
     data = LanguageData(
         instantiate(config.data.source),
         to_dict(config.tokenizer),
         batch_size=config.trainer.batch_size,
         micro_batch_size=config.trainer.micro_batch_size,
         seed=config.seed,
-        tokenizer=load_tokenizer(run.tokenizer) if resumed else None,
+        tokenizer=load_tokenizer(given) if given else None,
         recall=to_dict(config.data.recall) if config.data.get("recall") is not None else None,
         **options,
     )
@@ -222,7 +229,15 @@ def _build_trainer(
             config.logger.tensorboard,
             to_dict(config),
         ),
-        callbacks=[guard, monitor, ProgressDisplay(monitor), ValidateAtEnd(), checkpoints, StopOnSignal(checkpoints)],
+        callbacks=[
+            *sharing_callbacks(config.get("share_heads")),
+            guard,
+            monitor,
+            ProgressDisplay(monitor),
+            ValidateAtEnd(),
+            checkpoints,
+            StopOnSignal(checkpoints),
+        ],
         plugins=[AtomicCheckpointIO()],
         val_check_interval=options.validate_every,
         check_val_every_n_epoch=None,
