@@ -2,7 +2,8 @@
 
     python scripts/compare.py out=docs/comparison.md [speed=docs/speed.json] [picture=docs/overview.png] RUN_DIR ...
 
-Each run must have been evaluated (python eval.py run=RUN_DIR). ``speed`` is the file of scripts/bench_models.py.
+Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity). ``speed`` is the file of
+scripts/bench_models.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from matplotlib import pyplot as plt
 import zoo
 from zoo.cli import friendly_errors
 from zoo.config import load_run_config
-from zoo.evaluation.results import read_results
+from zoo.evaluation.results import read_held_out
 from zoo.files import read_metrics, replace_file, replace_text
 
 RATE = "train/tokens_per_second"
@@ -34,11 +35,7 @@ RATE = "train/tokens_per_second"
 def describe(folder: Path) -> dict[str, Any]:
     """Facts of one evaluated run."""
     config = load_run_config(folder)
-    files = sorted((folder / "eval").glob("perplexity-*.json"))
-    if not files:
-        raise ValueError(f"{folder} has not been evaluated: python eval.py run={folder}")
-    result = read_results(files[0])
-    record = next(r for r in result["results"] if r["metric"] == "bits_per_byte")
+    result, record = read_held_out(folder)
     decoder = zoo.load(folder)
     pattern = config.schedule.pattern
     cost = decoder.cost(65536)

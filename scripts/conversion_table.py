@@ -2,7 +2,8 @@
 
     python scripts/conversion_table.py RUN_DIR ... [out=FILE.md] [context=512] [batch=8] [tokens=32] [rounds=5]
 
-Each run must have been evaluated (python eval.py run=RUN_DIR). Decoding is greedy, of ``batch`` sequences after
+Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity). Decoding is greedy, of ``batch``
+sequences after
 ``context`` random tokens; the runs take turns, and the median over the rounds is given.
 """
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from zoo.cli import friendly_errors
-from zoo.evaluation.results import read_results
+from zoo.evaluation.results import read_held_out
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.files import replace_text
 
@@ -45,10 +46,7 @@ def options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def quality(run: OpenedRun) -> tuple[str, str]:
     """Held-out bits per byte and its interval, of the run's own evaluation."""
-    files = sorted((run.folder / "eval").glob("perplexity-*.json"))
-    if not files:
-        raise ValueError(f"{run.folder} has not been evaluated: python eval.py run={run.folder}")
-    record = next(r for r in read_results(files[0])["results"] if r["metric"] == "bits_per_byte")
+    _, record = read_held_out(run.folder)
     low_high = record["ci95"]
     return f"{record['value']:.4f}", "-" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
 

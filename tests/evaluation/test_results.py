@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 
@@ -7,6 +8,7 @@ from zoo.evaluation.results import (
     Record,
     ResultError,
     check_results,
+    read_held_out,
     read_results,
     read_samples,
     samples_file,
@@ -97,3 +99,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 def test_metric_names_are_those_of_the_design():
     assert len(set(METRICS)) == len(METRICS) == 10
+
+
+def test_the_held_out_result_is_the_one_with_default_options(tmp_path):
+    with pytest.raises(ResultError, match=r"has not been evaluated: python eval\.py run=.* task=perplexity"):
+        read_held_out(tmp_path)
+    for name, value in (("text-test-length24", 3.0), ("text-test-stateful", 2.0), ("text-test", 1.0)):
+        record = dataclasses.replace(RECORD, value=value)
+        write_results(tmp_path / "eval" / f"perplexity-{name}.json", content(record))
+    assert read_held_out(tmp_path)[1]["value"] == 1.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation.answer_passes import AnswerTotals, Row, score_rows
@@ -68,11 +68,10 @@ def score_samples(
     progress(sum(not row.answers for row in rows))
     writer = _Writer(decoder, tokenizer, generate, batch_tokens) if tokenizer is not None and generate else None
     scores: list[list[AnswerScore]] = [[] for _ in samples]
-    in_batches = cast("Callable[[Iterable[Row], int], Iterator[list[Row]]]", batch_pieces)
     # Whether the pass goes through a cache must not depend on the other samples of a batch: it changes the rounding.
     kinds = [[row for row in rows if row.answers and bool(row.branching()) == through] for through in (False, True)]
     with evaluating(decoder):
-        for batch in (batch for kind in kinds for batch in in_batches(kind, batch_tokens)):
+        for batch in (batch for kind in kinds for batch in batch_pieces(kind, batch_tokens)):
             score_rows(decoder, batch)
             texts = writer.write(batch) if writer is not None else {}
             for row in batch:
@@ -140,9 +139,8 @@ class _Writer:
             for row in rows
             for at, answer in enumerate(row.answers)
         ]
-        in_batches = cast("Callable[[Iterable[_Prompt], int], Iterator[list[_Prompt]]]", batch_pieces)
         made: dict[tuple[int, int], str] = {}
-        for batch in in_batches(prompts, self.batch_tokens):
+        for batch in batch_pieces(prompts, self.batch_tokens):
             for prompt, tokens in zip(batch, self._continue(batch)):
                 text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
                 made[prompt.key] = text.split("\n")[0]

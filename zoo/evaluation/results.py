@@ -94,6 +94,19 @@ def read_results(file: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_held_out(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Result of ``task=perplexity`` as it is by default, and its record of bits per byte of all text.
+
+    Raises:
+        ResultError: if the run has not been evaluated.
+    """
+    files = sorted((run / FOLDER).glob("perplexity-*.json"), key=lambda file: (len(file.name), file.name))
+    if not files:
+        raise ResultError(f"{run} has not been evaluated: python eval.py run={run} task=perplexity")
+    result = read_results(files[0])  # options that are not the default make a name longer
+    return result, next(r for r in result["results"] if r["metric"] == "bits_per_byte")
+
+
 def read_samples(file: str | Path) -> list[dict[str, Any]]:
     """Samples that lie beside a result file, an empty list if there are none."""
     path = samples_file(Path(file))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from zoo.evaluation.windows import rolling_windows
+from zoo.generation.generate import evaluation_mode
 from zoo.model.decoder import Decoder
 from zoo.model.loss import next_token_loss
 
+P = TypeVar("P", bound=Sized)
 BUFFER = 64  # batches' worth of windows among which those of similar length are put together
 
 
@@ -52,9 +55,11 @@ def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride
 
 
 def batch_pieces(
-    pieces: Iterable[Piece], batch_tokens: int, fits: Callable[[list[Piece], Piece], bool] | None = None
-) -> Iterator[list[Piece]]:
-    """Batches of windows of similar length, at most ``batch_tokens`` inputs with padding, or one longer window.
+    pieces: Iterable[P], batch_tokens: int, fits: Callable[[list[P], P], bool] | None = None
+) -> Iterator[list[P]]:
+    """Batches of windows, or of anything else with a length, that are of similar length.
+
+    A batch has at most ``batch_tokens`` inputs with padding, or one longer window.
 
     Args:
         fits: whether a batch, longest window first, can take one more; None for the rule above.
@@ -65,7 +70,7 @@ def batch_pieces(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens}: expected a number >= 1.")
     fits = fits or (lambda batch, piece: len(batch[0]) * (len(batch) + 1) <= batch_tokens)
-    buffer: list[Piece] = []
+    buffer: list[P] = []
     held = 0
     for piece in pieces:
         buffer.append(piece)
@@ -76,8 +81,8 @@ def batch_pieces(
     yield from _by_length(buffer, fits)
 
 
-def _by_length(pieces: list[Piece], fits: Callable[[list[Piece], Piece], bool]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def _by_length(pieces: list[P], fits: Callable[[list[P], P], bool]) -> Iterator[list[P]]:
+    batch: list[P] = []
     for piece in sorted(pieces, key=len, reverse=True):
         if batch and not fits(batch, piece):
             yield batch
@@ -145,10 +150,5 @@ def score_documents(
 @contextmanager
 def evaluating(decoder: Decoder) -> Iterator[None]:
     """Evaluation mode without gradients; the mode that the decoder was in comes back."""
-    training = decoder.training
-    decoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        decoder.train(training)
+    with evaluation_mode(decoder), torch.no_grad():
+        yield

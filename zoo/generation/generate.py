@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ def stream(
     _check(decoder, prompts, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return
-    with _evaluation(decoder):
+    with evaluation_mode(decoder):
         device = decoder.embedding.weight.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         longest = int(lengths.max())
@@ -84,17 +85,15 @@ def stream(
                 logits = decoder(tokens[:, None], cache=cache)[:, 0]
 
 
-class _evaluation:
-    """Puts a module into evaluation mode and back."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.training = module, module.training
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.module.train(self.training)
+@contextmanager
+def evaluation_mode(module: Any) -> Iterator[None]:
+    """Evaluation mode; the mode that the module was in comes back."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _check(decoder: Any, prompts: list[list[int]], max_new_tokens: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from zoo.evaluation.scoring import batch_pieces
 from zoo.evaluation.text_stream import TextStream
@@ -93,7 +93,6 @@ def complete_prompts(
         ValueError: on an empty prompt, a token outside the vocabulary, or sampling options out of range.
     """
     texts = [""] * len(prompts)
-    in_batches = cast("Callable[[Iterable[_Prompt], int], Iterator[list[_Prompt]]]", batch_pieces)
     for repeat, distinct in enumerate(_distinct(prompts, options.max_new_tokens)):
         sampling = Sampling(
             temperature=options.temperature,
@@ -102,7 +101,7 @@ def complete_prompts(
             seed=seed + REPEAT * repeat,
             stop_token=tokenizer.eos_token_id,
         )
-        for batch in in_batches(distinct, batch_tokens):
+        for batch in batch_pieces(distinct, batch_tokens):
             made = _complete(decoder, tokenizer, [prompt.tokens for prompt in batch], options, sampling)
             for prompt, text in zip(batch, made):
                 texts[prompt.number] = text

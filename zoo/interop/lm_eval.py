@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,10 +126,9 @@ class ZooLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         rows = [row for number, (_, *parts) in enumerate(requests) for row in self._rows(number, *parts)]
-        in_batches = cast("Callable[[Iterable[Row], int], Iterator[list[Row]]]", batch_pieces)
         totals, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
         with evaluating(self.decoder), _progress("likelihoods", len(rows), disable_tqdm) as advance:
-            for batch in in_batches(rows, self.batch_tokens):
+            for batch in batch_pieces(rows, self.batch_tokens):
                 score_rows(self.decoder, batch)
                 for row in batch:
                     totals[row.number] += row.answers[0].total
