@@ -100,7 +100,7 @@ def test_the_answers_of_a_row_stand_in_the_context_of_their_own_sample(rows, tok
 
 
 def test_weights_and_documents_of_a_row(rows, tokenizer):
-    made = rows(answer_weight=5.0, context_weight=0.25)
+    made = rows(answer_weight=5.0, context_weight=0.25, tight=0.0)
     lengths = []
     for number in range(60):
         row = made.row(number)
@@ -121,6 +121,15 @@ def test_weights_and_documents_of_a_row(rows, tokenizer):
         lengths += [end - begin for begin, end in samples]
         assert 0 <= LENGTH + 1 - filled < min(made.least)
     assert len(set(lengths)) > 20 and lengths.count(LENGTH + 1) > 5 and min(lengths) == min(made.least)
+
+
+@pytest.mark.parametrize("tight", [0.0, 0.5, 1.0])
+def test_tight_samples_are_as_short_as_their_task_allows(rows, tokenizer, tight):
+    made = rows(tight=tight, tasks={"mqar": {"variants": ["pairs4"]}}, shortest=17)
+    starts = [pieces(made.row(number), tokenizer.eos_token_id)[0] for number in range(200)]  # none is cut short
+    assert made.least == [17], "a document token, four pairs, and each once more"
+    share = sum(end == 17 for _, end in starts) / len(starts)
+    assert abs(share - tight) < 0.12 if 0 < tight < 1 else abs(share - tight) < 0.03
 
 
 def test_rows_are_a_function_of_their_number(rows):
@@ -268,6 +277,7 @@ def test_entries():
         ({"share": -0.1}, r"data\.recall\.share=-0\.1"),
         ({"share": float("nan")}, r"data\.recall\.share=nan"),
         ({"shortest": 1}, r"data\.recall\.shortest=1: expected a number >= 2"),
+        ({"tight": 1.1}, r"data\.recall\.tight=1\.1: expected a number from 0 to 1"),
         ({"answer_weight": -1}, r"data\.recall\.answer_weight=-1"),
         ({"val_samples": 0}, r"data\.recall\.val_samples=0"),
         ({"haystack": ["hay"]}, r"data\.recall\.haystack has 'hay': expected some of noise, corpus"),

@@ -67,6 +67,7 @@ class RecallOptions:
     Attributes:
         tasks: options of each task by name, see :func:`read_entries`; those of weight 0 are left out.
         share: of the sequences of a batch that are recall samples. shortest: tokens of a sample, at least.
+        tight: share of the samples that are as short as their task allows, and so have the most answers per token.
         haystack: what surrounds the facts, with equal chances: noise, corpus (the text of the same split).
         answer_weight: of the loss of each token of an answer; a token of the corpus has 1.
         context_weight: of all other tokens of a recall sample.
@@ -76,6 +77,7 @@ class RecallOptions:
     tasks: Mapping[str, Mapping[str, Any] | None]
     share: float = 0.5
     shortest: int = 32
+    tight: float = 0.5
     haystack: Sequence[str] = HAYSTACKS
     answer_weight: float = 8.0
     context_weight: float = 0.0
@@ -93,8 +95,9 @@ class RecallOptions:
         if unknown:
             raise RecallError(f"data.recall.{unknown[0]} is not an option: expected one of {', '.join(known)}.")
         options = cls(**{"tasks": {}, **node})
-        ranges = {"share": (0, 1), "shortest": (2, np.inf), "answer_weight": (0, np.inf), "context_weight": (0, np.inf)}
-        for name, (low, high) in {**ranges, "val_samples": (1, np.inf)}.items():
+        part, any_weight = (0, 1), (0, np.inf)
+        ranges = {"share": part, "shortest": (2, np.inf), "tight": part, "val_samples": (1, np.inf)}
+        for name, (low, high) in {**ranges, "answer_weight": any_weight, "context_weight": any_weight}.items():
             value = getattr(options, name)
             if not low <= value <= high:
                 bounds = f">= {low}" if high == np.inf else f"from {low} to {high}"
@@ -119,8 +122,8 @@ class RecallOptions:
 class RecallRows:
     """Sequences of length + 1 tokens that hold recall samples one after the other; each a function of its number.
 
-    A sample begins with the document token. Its length is drawn log-uniformly from what its task needs to what is left
-    of the row, so that about a fifth of all rows are one sample of the whole length.
+    A sample begins with the document token. Its length is what its task needs (``tight`` of them), else drawn
+    log-uniformly from that to what is left of the row.
 
     Attributes:
         entries: variants of tasks. names: of the tasks. least: the shortest length for each entry.
@@ -220,7 +223,8 @@ class RecallRows:
         return None
 
     def _draw_length(self, rng: random.Random, least: int, left: int) -> int:
-        length = round(least * (left / least) ** rng.random())
+        tight = rng.random() < self.options.tight
+        length = least if tight else round(least * (left / least) ** rng.random())
         return left if left - length < min(self.least) else length
 
     def _least(self, entry: Entry) -> int:
