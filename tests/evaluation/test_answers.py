@@ -67,11 +67,16 @@ def test_one_wrong_token_anywhere_makes_an_answer_wrong():
 def test_scores_are_those_of_a_whole_pass_per_candidate(layers):
     decoder = build(layers, OPTIONS)
     samples = with_known_answers(decoder, some_samples(1))
-    naive = [naive_score(decoder, sample, answer) for sample in samples for answer in sample.answers]
+    answers = [(sample, answer) for sample in samples for answer in sample.answers]
+    naive = [naive_score(decoder, sample, answer) for sample, answer in answers]
     for choices, batch_tokens in ((8, 1), (8, 150), (8, 10_000), (3, 10_000), (2, 1), (1, 10_000)):
         scores = flat(score_samples(decoder, samples, choices=choices, batch_tokens=batch_tokens))
-        for (nats, correct, others), score in zip(naive, scores, strict=True):
+        for (_, answer), (nats, correct, others), score in zip(answers, naive, scores, strict=True):
             compared = others[: choices - 1]
+            sizes = [len(other) for other in answer.others[: choices - 1]]
+            own = answer.stop - answer.start
+            per_token = sum(other / size >= -nats / own for other, size in zip(compared, sizes))
+            assert score.rank_per_token == (None if {own, *sizes} == {own} else per_token)
             assert score.nats == pytest.approx(nats, rel=1e-5)
             assert score.correct == correct
             assert score.choices == 1 + len(compared)

@@ -45,6 +45,14 @@ class AnswerTotals:
         """Others that are at least as likely as the answer."""
         return sum(total >= self.total for total in self.totals)
 
+    @property
+    def rank_per_token(self) -> int | None:
+        """The same by the mean over their tokens, so that short ones have no advantage; None if all are as long."""
+        lengths, own = [len(other) for other in self.others], self.stop - self.start
+        if all(length == own for length in lengths):
+            return None
+        return sum(total / length >= self.total / own for total, length in zip(self.totals, lengths))
+
 
 @dataclass(frozen=True)
 class Row:

@@ -2,7 +2,8 @@
 
 answer_nll is in nats per answer: the whole answer's, so that tokenizers can be compared. exact_match is by greedy
 decoding, which teacher forcing tells in one pass; a sample with several answers matches if all do, and accuracy is the
-share of its answers that do. rank_accuracy is the share of answers that are likelier than every other value compared.
+share of its answers that do. rank_accuracy is the share of answers that are likelier than every other value compared,
+and rank_accuracy_per_token, where these differ in length, that of those likelier per token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from zoo.evaluation.results import Record
 from zoo.evaluation.statistics import Estimate, bootstrap_mean, wilson
 
 GENERATED = "/generated"
+RANKS = {"rank_accuracy": "rank", "rank_accuracy_per_token": "rank_per_token"}  # in the line of a sample
 
 
 def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[AnswerScore]) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[Answ
     }
     if any(score.rank is not None for score in scores):
         line |= {"rank": [score.rank for score in scores], "choices": [score.choices for score in scores]}
+    if any(score.rank_per_token is not None for score in scores):
+        line["rank_per_token"] = [score.rank_per_token for score in scores]
     if all(answer.references and score.generated is not None for answer, score in zip(sample.answers, scores)):
         line["references"] = [list(answer.references) for answer in sample.answers]
         line["generated"] = [score.generated or "" for score in scores]
@@ -43,9 +47,9 @@ def line_values(line: dict[str, Any]) -> dict[str, float]:
     values = {"answer_nll": float(np.mean(line["nats"])), "exact_match": float(all(line["correct"]))}
     if len(line["correct"]) > 1:
         values["accuracy"] = float(np.mean(line["correct"]))
-    ranks = [rank for rank in line.get("rank", ()) if rank is not None]
-    if ranks:
-        values["rank_accuracy"] = float(np.mean([rank == 0 for rank in ranks]))
+    for metric, key in RANKS.items():
+        if ranks := [rank for rank in line.get(key, ()) if rank is not None]:
+            values[metric] = float(np.mean([rank == 0 for rank in ranks]))
     if "generated" in line:
         pairs = list(zip(line["generated"], line["references"]))
         for metric, score in (("exact_match", exact_match), ("f1", f1), ("contains", contains)):
@@ -78,7 +82,7 @@ def make_records(place: dict[str, Any], lines: list[dict[str, Any]], seed: int, 
                 ci95=estimate.ci95,
                 n=len(column),
                 unit="sample",
-                chance=_chance(lines) if name == "rank_accuracy" else None,
+                chance=_chance(lines, RANKS[name]) if name in RANKS else None,
                 higher_is_better=name != "answer_nll",
                 wall_s=round(seconds, 3) if seconds else None,
                 tok_s=round(scored / seconds, 1) if seconds else None,
@@ -94,14 +98,14 @@ def _estimate(values: np.ndarray, seed: int) -> Estimate:
     return bootstrap_mean(values, seed)
 
 
-def _chance(lines: list[dict[str, Any]]) -> float:
+def _chance(lines: list[dict[str, Any]], key: str) -> float:
     """Mean accuracy of guessing among the values compared."""
     return float(
         np.mean(
             [
-                np.mean([1 / choices for rank, choices in zip(line["rank"], line["choices"]) if rank is not None])
+                np.mean([1 / choices for rank, choices in zip(line[key], line["choices"]) if rank is not None])
                 for line in lines
-                if any(rank is not None for rank in line.get("rank", ()))
+                if any(rank is not None for rank in line.get(key, ()))
             ]
         )
     )

@@ -25,6 +25,7 @@ class AnswerScore:
         nats: negative log-likelihood of the answer's tokens, each after the true ones. tokens: how many these are.
         correct: whether each was the most likely token, which is when greedy decoding gives exactly this answer.
         rank: others that are at least as likely as the answer, 0 for the best; None if there are none.
+        rank_per_token: the same by the likelihood per token; None if all that are compared have the same number.
         choices: how many were compared, the answer included; a guess has rank 0 with probability 1 / choices.
         generated: text that greedy decoding gives, up to the end of the line; None if it was not asked for.
     """
@@ -33,6 +34,7 @@ class AnswerScore:
     tokens: int
     correct: bool
     rank: int | None
+    rank_per_token: int | None
     choices: int
     generated: str | None = None
 
@@ -106,9 +108,9 @@ def _others(sample: Sample, answer: Answer, choices: int) -> tuple[tuple[int, ..
 
 
 def _score(answer: AnswerTotals, generated: str | None) -> AnswerScore:
-    rank = answer.rank if answer.others else None
+    ranks = (answer.rank, answer.rank_per_token) if answer.others else (None, None)
     tokens = answer.stop - answer.start
-    return AnswerScore(-answer.total, tokens, answer.greedy, rank, 1 + len(answer.others), generated)
+    return AnswerScore(-answer.total, tokens, answer.greedy, *ranks, 1 + len(answer.others), generated)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from rich.table import Table
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results import Record
 
-NUMBERS = {"exact_match": "EM", "accuracy": "acc.", "rank_accuracy": "rank", "answer_nll": "NLL", "f1": "F1"}
+NUMBERS = {"exact_match": "EM", "accuracy": "acc.", "rank_accuracy": "rank", "rank_accuracy_per_token": "per token"}
+NUMBERS |= {"answer_nll": "NLL", "f1": "F1"}
 
 
 def show(written: Written, console: Console) -> None:

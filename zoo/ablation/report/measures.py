@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from zoo.ablation.report.read import RunData, SweepData
 from zoo.ablation.report.summary import Difference, Interval
+from zoo.evaluation.answer_records import RANKS
 from zoo.evaluation.compare import compare_runs, comparison_notes
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results import Record
@@ -18,8 +19,13 @@ PERPLEXITY = ("perplexity", "perplexity_context", "perplexity_position")
 PARTS = ("recall", "other")  # of the tokens of the task perplexity
 SUITES = ("Suite", "HubSuite")  # whose members have results of their own names
 RIGHT, RANK = "answers right", "best among the values"
-SHARES = ("exact_match", "accuracy", "rank_accuracy", "f1", "contains", RIGHT, RANK)  # of answers, 0..1
-NAMES = {"bits_per_byte": "bits per byte", "answer_nll": "nats per answer", "rank_accuracy": RANK}
+NAMES = {
+    "bits_per_byte": "bits per byte",
+    "answer_nll": "nats per answer",
+    "rank_accuracy": RANK,
+    "rank_accuracy_per_token": f"{RANK} per token",
+}
+SHARES = ("exact_match", "accuracy", "f1", "contains", *RANKS, RIGHT, RANK)  # of answers, 0..1
 
 
 @dataclass(frozen=True)
