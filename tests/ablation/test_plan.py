@@ -50,10 +50,11 @@ def test_hybrid_ratio_has_the_shares_it_names():
 def test_recall_has_the_attentions_it_names_and_all_learn_the_same():
     made = plan("sweep=recall")
     first = {run.arm: layers(run)[0] for run in made.runs}
-    assert first == {arm: arm.partition("_")[0] for arm in first} and len(first) == 7
-    assert layers(made.runs[1]).count("softmax") == 2 and made.runs[1].arm == "lightning_3to1"
+    assert first == {arm: arm.partition("_")[0] for arm in first} and len(first) == 8
+    counts = {run.arm: layers(run).count("softmax") for run in made.runs}
+    assert (counts["lightning_1to1"], counts["lightning_3to1"]) == (4, 2)
     assert len({str(run.config.data) + str(run.config.optimizer) for run in made.runs}) == 1
-    assert made.runs[2].config.mixers.gqa.kv_heads < made.runs[2].config.model.heads
+    assert made.runs[2].arm == "gqa" and made.runs[2].config.mixers.gqa.kv_heads < made.runs[2].config.model.heads
 
 
 def test_the_command_line_reaches_every_arm_and_wins_over_the_preset():

@@ -137,7 +137,8 @@ def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Ten
     outputs = []
     for dilation, mine, keys, values in zip(dilations, *turns):
         y = attend(dilation, mine.flatten(2, 3), keys, values).unflatten(2, (-1, q.shape[3]))
-        outputs.append(F.pad(y, (0, 0, 0, 0, 0, -(-groups // every) - y.shape[2])))
+        missing = -(-groups // every) - y.shape[2]
+        outputs.append(F.pad(y, (0, 0, 0, 0, 0, missing)) if missing else y)
     return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
 
 
