@@ -4,6 +4,7 @@ import pytest
 
 from zoo import mixers
 from zoo.ablation.arms import Arm, all_mixers, kv_heads, leave_one_out, merge, one_layer, without_replaced
+from zoo.ablation.matching import match_config
 from zoo.ablation.plan import asks_for_sweep, compose_config, read_plan
 from zoo.config import CONFIGS, ConfigError
 from zoo.model import expand_schedule
@@ -20,6 +21,9 @@ def layers(run):
     return expand_schedule(
         config.schedule.pattern, config.model.depth, config.attention, mixers.names(), config.schedule.patch
     )
+
+
+NEAR = (("near", 32), ("far", 256))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,11 +54,12 @@ def test_hybrid_ratio_has_the_shares_it_names():
 def test_recall_has_the_attentions_it_names_and_all_learn_the_same():
     made = plan("sweep=recall")
     first = {run.arm: layers(run)[0] for run in made.runs}
-    assert first == {arm: arm.partition("_")[0] for arm in first} and len(first) == 8
+    assert first == {arm: arm.partition("_")[0] for arm in first} | {"lightning_first2": "softmax"} and len(first) == 9
     counts = {run.arm: layers(run).count("softmax") for run in made.runs}
-    assert (counts["lightning_1to1"], counts["lightning_3to1"]) == (4, 2)
+    assert [counts[f"lightning_{kind}"] for kind in ("1to1", "3to1", "first2")] == [4, 2, 2]
     assert len({str(run.config.data) + str(run.config.optimizer) for run in made.runs}) == 1
-    assert made.runs[2].arm == "gqa" and made.runs[2].config.mixers.gqa.kv_heads < made.runs[2].config.model.heads
+    gqa = next(run.config for run in made.runs if run.arm == "gqa")
+    assert gqa.mixers.gqa.kv_heads < gqa.model.heads
 
 
 def test_the_command_line_reaches_every_arm_and_wins_over_the_preset():
@@ -121,6 +126,12 @@ def test_overrides_of_the_same_name_are_one():
         (["seed=0,0"], r"seed=0,0: expected different whole numbers"),
         (["seed=x"], r"seed=x: expected different whole numbers"),
         (["schedule.pattern=softmax,softmax"], r"two arms called softmax"),
+        (["sweep.seeds=2.5"], r"seed=2.5: expected different whole"),
+        (["sweep.seeds=null"], r"seed=None: expected different whole"),
+        (["sweep.tasks=perplexity"], r"sweep.tasks=perplexity: expected a list, as sweep.tasks=\[perplexity\]"),
+        (["init=x"], r"init=x does not go with sweep="),
+        (["model.depth=4"], r"no_softmax and 7to1 are the same layers \(lightning lightning lightning lightning\)"),
+        (["attention=softmax"], r"are the same layers"),
         (["resume=x"], r"resume=x does not go with sweep="),
         (["hydra.run.dir=x"], r"hydra.run.dir=x does not go with sweep="),
         (["--config-name=x"], r"--config-name=x does not go with sweep="),
@@ -132,6 +143,31 @@ def test_overrides_of_the_same_name_are_one():
 def test_what_cannot_be_is_refused_before_any_run(arguments, message):
     with pytest.raises(ConfigError, match=message):
         plan("sweep=hybrid_ratio", *arguments)
+
+
+def test_a_value_names_the_arm_that_sets_nothing_else():
+    made = plan("sweep=recall", "attention=lightning,softmax,ssd", "seed=0")
+    assert {run.arm: set(layers(run)) for run in made.runs} == {
+        name: {name} for name in ("lightning", "softmax", "ssd")
+    }
+
+
+def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
+    """Also where a size comes with a group, and where each arm has an attention of its own making."""
+    plain = "{name: small, overrides: ['attention=softmax']}"
+    deep = "{name: deep, overrides: ['attention=lightning', 'model.depth=6']}"
+    made = plan("sweep=window", f"sweep.arms=[{plain},{deep}]", "seed=0")
+    assert len({match_config(run.config, 100).reference_value for run in made.runs}) == 1
+    far = "{name: wide, overrides: ['model=125m', 'attention=lightning']}"
+    wide = plan("sweep=window", f"sweep.arms=[{plain},{far}]", "seed=0").runs[1].config
+    assert (wide.model.width, wide.match.reference.model.width) == (768, 256)
+    mine = [
+        f"{{name: {n}, overrides: ['+mixers.{n}.name=window', '+mixers.{n}.window={w}', 'schedule.pattern={n}']}}"
+        for n, w in NEAR
+    ]
+    made = plan("sweep=window", f"sweep.arms=[{','.join(mine)}]", "seed=0", "match=flops", "data.length=512")
+    found = [match_config(run.config, 100) for run in made.runs]
+    assert found[0].reference_value == found[1].reference_value and not found[0].changed and found[1].changed
 
 
 def test_what_a_sweep_is():

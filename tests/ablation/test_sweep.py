@@ -157,6 +157,21 @@ def test_another_configuration_moves_the_old_folder_aside_and_back(programs, cap
     assert len(list((programs / "sweep/arms/a").iterdir())) == 2
 
 
+def test_a_configuration_comes_back_from_behind_one_that_failed_at_once(programs, capsys):
+    """The failed one has left nothing but its output in the folder."""
+    good = arguments(programs, ["a"])
+    assert run_sweep(good) == 0
+    train = (programs / "train.py").read_text()
+    (programs / "train.py").write_text("raise SystemExit('error: no')")
+    assert run_sweep([*good, "trainer.max_steps=7"]) == 1
+    (programs / "train.py").write_text(train)
+    before = len(names(programs))
+    assert run_sweep(good) == 0
+    assert "was moved back" in capsys.readouterr().out
+    assert len(names(programs)) == before
+    assert (programs / "sweep/arms/a/seed-0/eval/mqar.json").is_file() and statuses(programs) == {"a/0": "finished"}
+
+
 def test_a_killed_sweep_goes_on_where_it_stopped(programs):
     given = arguments(programs, ["a", "slow", "slow_unsaved", "b"])
     with subprocess.Popen(driver_command(programs, given), cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
@@ -190,6 +205,37 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(programs, capsys):
     assert run_sweep(given) == 0
     assert names(programs) == ["train", "waits", "train", "perplexity", "mqar", "perplexity", "mqar"]
     assert "slow seed 0: is still trained by a process of an earlier start: waiting" in capsys.readouterr().out
+
+
+def test_a_run_that_outlives_its_sweep_and_locks_late_is_waited_for(programs, capsys, monkeypatch):
+    """The folder looks free when the run is started again, and is locked when the second process wants it."""
+    folder = programs / "sweep/arms/a/seed-0"
+    folder.mkdir(parents=True)
+    lock, looks = FileLock(folder / ".lock"), []
+
+    def is_busy(where):
+        looks.append(runs.is_busy(where))
+        if len(looks) == 1:
+            lock.acquire()
+        elif len(looks) == 4:
+            lock.release()
+        return looks[-1]
+
+    monkeypatch.setattr(sweep, "is_busy", is_busy)
+    assert run_sweep(arguments(programs, ["a"])) == 0
+    assert looks[:4] == [False, True, True, True] and names(programs) == ["train", "perplexity", "mqar"]
+    assert statuses(programs) == {"a/0": "finished"}
+    assert "a seed 0: is still trained by a process of an earlier start: waiting" in capsys.readouterr().out
+
+
+def test_an_ignored_hangup_stays_ignored(programs):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        when(lambda: "waits" in names(programs), lambda: os.kill(os.getpid(), signal.SIGHUP))
+        when(lambda: "waits" in names(programs), (programs / "go").touch)
+        assert run_sweep(arguments(programs, ["slow"])) == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

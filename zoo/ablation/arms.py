@@ -64,11 +64,11 @@ def folder_name(value: str) -> str:
 
 
 def listed_arms(arms: Sequence[Arm], key: str, values: Sequence[str] | None) -> list[Arm]:
-    """``arms``, or those for ``values`` of the axis; a value that one of ``arms`` has keeps its name and overrides."""
+    """``arms``, or those for ``values`` of the axis; a value that is all that one of ``arms`` sets keeps its name."""
     if values is None:
         return list(arms)
-    known = {override: arm for arm in reversed(arms) for override in arm.overrides}
-    return [known.get(f"{key}={v}") or Arm(folder_name(v), (f"{key}={v}",)) for v in values]
+    known = {arm.overrides: arm for arm in reversed(arms)}
+    return [known.get((f"{key}={v}",)) or Arm(folder_name(v), (f"{key}={v}",)) for v in values]
 
 
 def kv_heads(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
@@ -110,7 +110,7 @@ def leave_one_out(base: DictConfig, key: str, values: Sequence[str] | None) -> l
     """
     if values is not None:
         return listed_arms([], key, values)
-    own = _layers(base)
+    own = layer_names(base)
     places = [i for i, name in enumerate(own) if name != base.attention]
     if not places:
         raise ConfigError(
@@ -133,7 +133,8 @@ def one_layer(base: DictConfig, key: str, values: Sequence[str] | None) -> list[
     return [Arm("none", plain), *patched]
 
 
-def _layers(base: DictConfig) -> list[str]:
+def layer_names(base: DictConfig) -> list[str]:
+    """The attention of every layer."""
     known = {*mixers.names(), *to_dict(base.mixers)}
     return expand_schedule(base.schedule.pattern, int(base.model.depth), base.attention, known, base.schedule.patch)
 

@@ -154,8 +154,8 @@ def share_devices(jobs: int, devices: Sequence[str], devices_per_arm: int | None
     Raises:
         ConfigError: if there are fewer devices than one run is to have, or no job.
     """
-    if jobs < 1:
-        raise ConfigError(f"sweep.jobs={jobs}: expected at least 1.")
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError(f"sweep.jobs={jobs}: expected a whole number of at least 1.")
     if not devices:
         if "OMP_NUM_THREADS" in os.environ:
             return [{}] * jobs

@@ -165,8 +165,10 @@ def _reference(config: DictConfig) -> DictConfig:
                 f"match.reference.{key}={value!r}: expected values below it, as "
                 "match.reference.schedule.pattern=softmax; files of a group cannot be named here."
             )
+    base = copy.deepcopy(config)
+    OmegaConf.set_struct(base.mixers, False)  # the reference may have instances of its own
     try:
-        merged = OmegaConf.merge(config, reference)
+        merged = OmegaConf.merge(base, reference)
     except OmegaConfBaseException as error:
         raise ConfigError(f"match.reference does not fit: {str(error).splitlines()[0]}.") from error
     assert isinstance(merged, DictConfig)

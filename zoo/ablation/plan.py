@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.ablation.arms import RULES, Arm, listed_arms, merge, override_name, parse, without_replaced
+from zoo.ablation.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
 from zoo.ablation.ledger import config_key, now
 from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
 
 FLAGS = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 SCHEMA = "zoo-sweep/1"
+SIZED = ("attention", "schedule", "model", "mixers")  # parts of a configuration that costs depend on
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     given = _Given(arguments)
     options = to_dict(compose_config(given.sweep).sweep)
     key = options["axis"]["key"]
+    if key is None:
+        raise ConfigError(
+            f"{' '.join(given.sweep)} has no axis: it is what sweeps share. Choose another file of configs/sweep."
+        )
     given.check(key)
     seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"])
     common = merge(without_replaced(options["overrides"], given.common), given.common)
@@ -161,6 +167,11 @@ class _Given:
                 f"{line} does not go with sweep=: every run has a folder of its own in the sweep's, which is "
                 "sweeps/NAME or hydra.sweep.dir=FOLDER, and is continued by giving the same command again."
             )
+        elif name == "init":
+            raise ConfigError(
+                f"{line} does not go with sweep=: a run that starts from another's weights has its sizes and schedule. "
+                "Leave sweep= out for a plain multirun, as in -m init=RUN_DIR seed=0,1."
+            )
         elif name.partition(".")[0] == "sweep":
             if override.is_sweep_override():
                 raise ConfigError(f"{line}: expected one value; sweeps are run one after the other.")
@@ -217,20 +228,27 @@ def _match(options: dict[str, Any]) -> str:
 def _match_overrides(
     options: dict[str, Any], common: Sequence[str], arms: Sequence[Arm], reference: str, given: Sequence[str]
 ) -> list[str]:
-    """``match=`` and, for what any arm sets, the reference arm's values."""
+    """``match=`` and the reference arm's values of all in which an arm's sizes differ from its."""
     choice = without_replaced([f"match={_match(options)}"], given)
-    chosen = next(arm for arm in arms if arm.name == reference)
-    config = compose_config(merge(common, choice, chosen.overrides))
-    if config.match.quantity is None:
+    configs = {arm.name: compose_config(merge(common, choice, arm.overrides)) for arm in arms}
+    if configs[reference].match.quantity is None:
         return choice
-    names = {override_name(o): None for arm in arms for o in arm.overrides if _is_value(config, override_name(o))}
-    names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *names))
-    values = [f"++match.reference.{name}={_quoted(OmegaConf.select(config, name))}" for name in names]
+    sizes = {name: dict(_values({part: to_dict(config)[part] for part in SIZED})) for name, config in configs.items()}
+    own = sizes[reference]
+    missing = object()
+    differ = [name for name in own if any(other.get(name, missing) != own[name] for other in sizes.values())]
+    names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *differ))
+    values = [f"++match.reference.{name}={_quoted(own[name])}" for name in names]
     return [*choice, *without_replaced(values, [o for o in given if override_name(o).startswith("match.reference")])]
 
 
-def _is_value(config: DictConfig, name: str) -> bool:
-    return not OmegaConf.is_config(OmegaConf.select(config, name)) and name != "seed"
+def _values(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths and values below a node; lists, which are not sizes, are left out."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _values(value, f"{path}{key}.")
+        elif not isinstance(value, list):
+            yield f"{path}{key}", value
 
 
 def _quoted(value: Any) -> str:
@@ -247,21 +265,24 @@ def _quoted(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _seeds(values: Sequence[Any]) -> list[int]:
+def _seeds(values: Any) -> list[int]:
+    listed = list(values) if isinstance(values, (list, tuple)) else [values]
     try:
-        seeds = [int(value) for value in values]
-    except ValueError:
+        seeds = [int(str(value)) for value in listed]
+    except (TypeError, ValueError):
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seed={','.join(map(str, values))}: expected different whole numbers, 0 or more.")
+        raise ConfigError(f"seed={','.join(map(str, listed))}: expected different whole numbers, 0 or more.")
     return seeds
 
 
 def _tasks(entries: Sequence[Any] | None) -> list[EvalTask]:
     known = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml") if p.stem != "base")
     tasks = []
+    if isinstance(entries, str):
+        raise ConfigError(f"sweep.tasks={entries}: expected a list, as sweep.tasks=[{entries}].")
     for entry in entries or []:
-        name = entry if isinstance(entry, str) else str(entry["name"])
+        name = entry if isinstance(entry, str) else str(entry.get("name"))
         if name not in known:
             raise ConfigError(f"sweep.tasks has {name!r}: expected names of configs/task: {', '.join(known)}.")
         task = EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ()))
@@ -278,7 +299,16 @@ def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Ru
 
 
 def _refuse_twins(runs: Sequence[Run]) -> None:
+    """Arms that would train the same, also where different schedules come to the same layers."""
     first: dict[str, Run] = {}
     for run in runs:
-        if (twin := first.setdefault(run.key, run)) is not run:
-            raise ConfigError(f"arms {twin.arm} and {run.arm} are the same configuration: leave one of them out.")
+        plain, layers = run.config.copy(), []
+        with suppress(ValueError):  # what cannot be built fails by itself, and says why
+            layers = layer_names(run.config)
+            plain.schedule, plain.attention = {"pattern": "+".join(layers)}, None
+        if (twin := first.setdefault(config_key(plain), run)) is not run:
+            same = "configuration" if twin.key == run.key else f"layers ({' '.join(layers)}), all else being equal"
+            raise ConfigError(
+                f"arms {twin.arm} and {run.arm} are the same {same}: leave one of them out, as with "
+                "schedule.pattern=A,B, or choose another depth."
+            )

@@ -42,8 +42,10 @@ def is_trained(folder: Path, config: DictConfig) -> bool:
 
 
 def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:
-    """The entry of a run that has nothing left to do, where it should be."""
-    entry = ledger.get(run.key)
+    """The entry of a run that has nothing left to do, where it should be and no other came after it."""
+    entry, owner = ledger.get(run.key), ledger.owner(run.folder)
+    if owner is None or owner.key != run.key:
+        return None
     if entry is None or entry.status != "finished" or entry.folder != run.folder or not (root / run.folder).is_dir():
         return None
     return entry if {task.label for task in tasks} <= set(entry.tasks) else None
@@ -59,7 +61,8 @@ def make_room(ledger: Ledger, root: Path, run: Run) -> list[str]:
     aside = root / entry.folder if entry and entry.folder != run.folder and (root / entry.folder).is_dir() else None
     owner = ledger.owner(run.folder)
     foreign = aside is not None or owner is None or owner.key != run.key
-    if _used(home) and (foreign or not _has_checkpoint(home)):
+    in_the_way = _used(home) or (aside is not None and home.exists())
+    if in_the_way and (foreign or not _has_checkpoint(home)):
         target = _free_name(home, owner.key[:8] if owner else "unknown")
         os.rename(home, target)
         moved.append(
@@ -68,7 +71,7 @@ def make_room(ledger: Ledger, root: Path, run: Run) -> list[str]:
         )
         if owner and owner.key != run.key:
             ledger.add(replace(owner, folder=target.relative_to(root).as_posix()))
-    if aside is not None and entry is not None and not home.exists():
+    if aside is not None and entry is not None:
         home.parent.mkdir(parents=True, exist_ok=True)
         os.rename(aside, home)
         ledger.add(replace(entry, folder=run.folder))

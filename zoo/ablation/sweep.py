@@ -85,17 +85,18 @@ class Driver:
         self.ledger = Ledger(plan.folder)
         self.progress = Progress(len(plan.runs), plan.options["jobs"])
         self.active: list[Active] = []
+        self.todo: deque[Run] = deque()
         self.waited: set[str] = set()
         self.stop_signal: int | None = None
 
     def run(self) -> None:
         """All runs, until none is left or a signal comes."""
-        todo = deque(self._unfinished())
+        self.todo.extend(self._unfinished())
         try:
-            while self.active or (todo and self.stop_signal is None):
+            while self.active or (self.todo and self.stop_signal is None):
                 for active in list(self.active):
                     self._observe(active)
-                self._start(todo)
+                self._start()
                 time.sleep(PAUSE)
         finally:
             for active in self.active:  # after an error of the driver's own
@@ -137,18 +138,21 @@ class Driver:
             flush=True,
         )
 
-    def _start(self, todo: deque[Run]) -> None:
-        for _ in range(len(todo)):
+    def _start(self) -> None:
+        for _ in range(len(self.todo)):
             if self.stop_signal is not None or not self.launcher.free():
                 return
-            run = todo.popleft()
+            run = self.todo.popleft()
             if is_busy(self.plan.folder / run.folder):
-                if run.key not in self.waited:
-                    self.progress.say(run, "is still trained by a process of an earlier start: waiting for it")
-                self.waited.add(run.key)
-                todo.append(run)
+                self._wait_for(run)
             else:
                 self._begin(run)
+
+    def _wait_for(self, run: Run) -> None:
+        if run.key not in self.waited:
+            self.progress.say(run, "is still trained by a process of an earlier start: waiting for it")
+        self.waited.add(run.key)
+        self.todo.append(run)
 
     def _begin(self, run: Run) -> None:
         for text in make_room(self.ledger, self.plan.folder, run):
@@ -188,6 +192,8 @@ class Driver:
             self._finish(active.run, active.done)
         elif self.stop_signal is not None:
             self.progress.say(active.run, "stopped")
+        elif active.steps[active.seen] is None and is_busy(self.plan.folder / active.run.folder):
+            self._wait_for(active.run)  # of an earlier start that had not locked the folder yet
         else:
             step = active.steps[active.seen]
             reason = f"{step.label if step else TRAIN}: {active.job.fault()}"
@@ -211,7 +217,8 @@ class Driver:
 def listening(driver: Driver) -> Iterator[None]:
     """Signals stop the driver; its runs hear of them from it alone."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    previous: dict[int, Any] = {number: signal.signal(number, driver.stop) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    previous: dict[int, Any] = {number: signal.signal(number, driver.stop) for number in heard}
     try:
         yield
     finally:
