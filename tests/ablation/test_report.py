@@ -8,10 +8,11 @@ import statistics
 import pytest
 
 from tests.ablation import sweep_folder
-from tests.ablation.sweep_folder import ARMS, BITS, RIGHT, write_mqar, write_perplexity, write_sweep
+from tests.ablation.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
 from zoo.ablation.report.analysis import analyse, findings
 from zoo.ablation.report.read import read_sweep
 from zoo.ablation.report.summary import Difference, compare, pareto_front, summarize
+from zoo.ablation.report.tables import detail_tables, length_table
 from zoo.config import ConfigError
 from zoo.evaluation.results import read_samples
 from zoo.model import Decoder, DecoderConfig
@@ -48,6 +49,18 @@ def test_recall_is_the_mean_over_lengths_within_each_seed(standard):
         assert found.mean == pytest.approx(statistics.fmean(values))
         assert found.ci95[0] == pytest.approx(max(0, found.mean - half(values)))
         assert found.ci95[1] == pytest.approx(min(1, found.mean + half(values)))
+
+
+def test_recall_is_told_by_length(standard):
+    table = length_table(standard)
+    assert [row[0].text for row in table.rows] == [f"mqar, {n:,} tokens: answers right" for n in LENGTHS]
+    assert table.head[1:] == list(ARMS)
+    for number, row in enumerate(table.rows):
+        for arm, cell in zip(ARMS, row[1:]):
+            assert float(cell.text) == pytest.approx(statistics.fmean(r - number for r in RIGHT[arm]) / 8, abs=1e-3)
+    assert all(
+        row[0].text not in {cell.text for t in detail_tables(standard) for cell in t.rows[0]} for row in table.rows
+    )
 
 
 def test_baselines_without_context_are_no_part_of_recall(standard):

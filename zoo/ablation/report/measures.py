@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from zoo.ablation.report.read import RunData, SweepData
@@ -80,7 +80,8 @@ def find_measures(sweep: SweepData) -> Measures:
     right = [m for m in means if m.metric == RIGHT]
     recall = right[-1] if right else next((m for m in single if m.headline and m.task not in PERPLEXITY), None)
     headline = sorted((m for m in single if m.headline), key=lambda m: m.metric != "bits_per_byte")
-    return Measures((*headline, *means, *(m for m in single if not m.headline)), loss, recall)
+    rest = [*_by_length(m for m in single if m.task not in PERPLEXITY), *(m for m in single if not m.headline)]
+    return Measures((*headline, *means, *rest), loss, recall)
 
 
 def _distinct(measures: Iterable[Measure]) -> list[Measure]:
@@ -137,6 +138,20 @@ def _means(recall: list[Measure]) -> list[Measure]:
         if len(by_stem) > 1:
             found.append(_mean(f"mean of {len(by_stem)} recall tasks", "", name, by_stem))
     return found
+
+
+def _by_length(recall: Iterable[Measure]) -> Iterator[Measure]:
+    """Answers right of each file at each of its lengths, over the variants that it has there."""
+    recall = list(recall)
+    several = {(m.stem, m.variant) for m in recall if m.metric == "accuracy"}
+    groups: dict[tuple[str, str, int], list[Measure]] = {}
+    for m in recall:
+        if m.length and _name(m, several) == RIGHT:
+            groups.setdefault((m.stem, m.task, m.length), []).append(m)
+    files = Counter(task for _, task in {(stem, task) for stem, task, _ in groups})
+    for (stem, task, length), parts in groups.items():
+        title = f"{task if files[task] == 1 else stem}, {length:,} tokens"
+        yield replace(_mean(title, stem, RIGHT, parts), length=length, headline=False)
 
 
 def _name(measure: Measure, several: set[tuple[str, str]]) -> str | None:

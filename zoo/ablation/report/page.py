@@ -19,6 +19,7 @@ from zoo.ablation.report.tables import (
     failure_table,
     front_table,
     headline_table,
+    length_table,
     speed_table,
 )
 
@@ -64,9 +65,9 @@ def _body(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
         yield _section("Failed runs", _table(failure_table(analysis)))
     if analysis.notes:
         yield _section("What is missing", _list(analysis.notes))
-    headline = headline_table(analysis)
-    if headline.rows:
-        yield _section(headline.title, _table(headline))
+    for table in (headline_table(analysis), length_table(analysis)):
+        if table.rows:
+            yield _section(table.title, _table(table))
     yield _section("How to read the numbers", _list(interval_notes(analysis)))
     shown = [p for p in pictures if not p.measured and p.name != "schedules"]
     for title, prefix in (("Loss", "loss"), ("Quality by arm", "share"), ("Quality against cost", "pareto")):

@@ -103,9 +103,15 @@ def headline_table(analysis: Analysis) -> Table:
     return matrix(analysis, "Headline numbers", analysis.measures.headline)
 
 
+def length_table(analysis: Analysis) -> Table:
+    """Recall at each length, over the variants of a task."""
+    measures = [m for m in analysis.measures.all if m.parts and not m.headline]
+    return matrix(analysis, "Answers right by length", sorted(measures, key=lambda m: m.stem))
+
+
 def detail_tables(analysis: Analysis) -> list[Table]:
     """All other measures, a table per result file."""
-    rest = [m for m in analysis.measures.all if not m.headline]
+    rest = [m for m in analysis.measures.all if not m.headline and not m.parts]
     stems = list(dict.fromkeys(m.stem for m in rest))
     return [matrix(analysis, stem, [m for m in rest if m.stem == stem]) for stem in stems]
 

@@ -22,6 +22,7 @@ from zoo.ablation.report.tables import (
     failure_table,
     front_table,
     headline_table,
+    length_table,
     speed_table,
 )
 
@@ -53,6 +54,7 @@ def _blocks(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
         yield "## What is missing"
         yield _list(analysis.notes)
     yield from _table(headline_table(analysis))
+    yield from _table(length_table(analysis))
     yield "## How to read the numbers"
     yield _list(interval_notes(analysis))
     yield from _pictures(p for p in pictures if p.name != "schedules" and not p.measured)
