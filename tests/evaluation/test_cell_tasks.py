@@ -1,16 +1,21 @@
 """Tasks made of cells: what they ask, how they go on after a stop, and what they write."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from zoo.config import CONFIGS, ConfigError
 from zoo.data import DataError
+from zoo.data.recall.cache import cached_samples, samples_digest
 from zoo.data.recall.registry import TASKS
+from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation import cell_task
 from zoo.evaluation.answer_records import line_values, make_records
+from zoo.evaluation.cells import CellStore
 from zoo.evaluation.evaluate import evaluate, evaluate_run
 from zoo.evaluation.results import read_results, read_samples
 from zoo.evaluation.run import open_run
@@ -30,6 +35,11 @@ def composed(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("eval", overrides=[f"task={name}"])
     return OmegaConf.to_container(config.task, resolve=True)
+
+
+def inverted(content, at):
+    """Bytes with one of them inverted."""
+    return content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
 
 
 @pytest.fixture
@@ -116,7 +126,7 @@ def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folde
     assert cells(seed=1) == 4
     assert cells(haystack="corpus") == 2  # the baselines have no haystack
     damaged = next((run_folder / "eval" / "cells").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:20])
+    damaged.write_bytes(inverted(damaged.read_bytes(), 20))
     assert sum(cells(**options) for options in ({}, {"choices": 3}, {"lengths": [300, 500]}, {"seed": 1})) <= 1
     known = open_run(run_folder).trained["tokenizer"]
     save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(seed=5), tokenizer=known)
@@ -135,9 +145,31 @@ def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder
     monkeypatch.setattr(TASKS["passkey"], "without_context", never)
     assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
     monkeypatch.undo()
-    for file in files:
-        file.write_bytes(file.read_bytes()[:-30])
-    assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+    for damage in (lambda content: content[:-30], lambda content: inverted(content, 200)):
+        for file in files:
+            file.write_bytes(damage(file.read_bytes()))
+        assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+
+
+def test_no_damage_of_a_file_is_an_error_or_another_sample(tmp_path):
+    samples = [Sample(f"id{n}", np.arange(9) * n, (Answer(3, 5, ((1, 2),), ("a",)),), 0.5) for n in range(3)]
+    made = []
+    cached_samples("recipe", tmp_path, lambda: made.append(1) or samples)
+    (file,) = (tmp_path / "recall").iterdir()
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(inverted(whole, at))
+        assert samples_digest(cached_samples("recipe", tmp_path, lambda: samples)) == samples_digest(samples)
+    store = CellStore(tmp_path)
+    cell = {"lines": [{"id": "a", "nats": [1.5]}], "seconds": 2.0}
+    store.save("key", cell)
+    (file,) = (tmp_path / "cells").iterdir()
+    whole = file.read_bytes()
+    found = []
+    for at in range(len(whole)):
+        file.write_bytes(inverted(whole, at))
+        found.append(store.load("key"))
+    assert None in found and all(one in (None, cell) for one in found)
 
 
 def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_folder):
@@ -150,6 +182,23 @@ def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_f
     assert any(note.startswith("three at 256 tokens is left out") for note in outcome.warnings)
     with pytest.raises(DataError, match=r"cwe: facts and questions need \d+ tokens.*length=256.*task\.lengths"):
         recall("cwe", lengths=[256]).evaluate(open_run(run_folder), 0)
+
+
+def test_given_lengths_leave_out_variants_that_were_not_named(run_folder):
+    run = open_run(run_folder)
+    outcome = recall("mqar", variants=None, lengths=[256], samples=1).evaluate(run, 0)
+    assert {r.variant for r in outcome.records if r.length} == {f"pairs{n}" for n in (4, 8, 16, 32)}
+    assert any(note.startswith("pairs64 at 256 tokens is left out: mqar: pairs=64") for note in outcome.warnings)
+    for options in ({"variants": ["pairs8", "pairs64"]}, {"variants": None, "lengths": [16, 256]}):
+        with pytest.raises(DataError, match=r"need \d+ tokens, more than length=(256|16)"):
+            recall("mqar", **{"lengths": [256], "samples": 1} | options).evaluate(run, 0)
+
+
+def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
+    members = {"mqar": {"variants": ["pairs4", "pairs32"], "samples": 1}}
+    (written,) = evaluate(open_run(run_folder), Suite("offline", members, lengths=[64]))
+    assert {r.variant for r in written.outcome.records if r.length} == {"pairs4"}
+    assert any(note.startswith("pairs32 at 64 tokens is left out") for note in written.outcome.warnings)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +222,14 @@ def test_wrong_options_are_named(run_folder, options, message):
         recall(**options).evaluate(open_run(run_folder), 0)
 
 
+def test_a_haystack_without_a_text_column_names_no_option_that_is_none(run_folder, tmp_path):
+    file = tmp_path / "h.jsonl"
+    file.write_text('{"body": "one two"}\n')
+    with pytest.raises(DataError, match=r"no column 'text'; columns are body: rename the one to be read") as caught:
+        recall("passkey", variants=None, haystack=str(file)).evaluate(open_run(run_folder), 0)
+    assert "text_column" not in str(caught.value)
+
+
 def test_a_single_value_is_a_list_of_one(run_folder):
     task = recall("niah", lengths=300, depths=0.5, variants="single")
     assert (task.lengths, task.depths, task.variants) == ([300], [0.5], ["single"])
@@ -182,17 +239,26 @@ def test_a_single_value_is_a_list_of_one(run_folder):
 
 def test_results_of_other_questions_have_other_names(run_folder):
     run = open_run(run_folder)
-    stems = [
-        recall("niah", **options)._stem(run)
-        for options in (
-            {},
-            {"variants": ["multikey"]},
-            {"options": {"keys": 3}},
-            {"lengths": None},
-            {"haystack": "corpus"},
-        )
+    changes = [
+        *({}, {"variants": ["multikey"]}, {"options": {"keys": 3}}, {"lengths": None}, {"depths": [0.5]}),
+        *({"samples": 4}, {"choices": 3}, {"generate": 2}, {"baselines": False}),
+        *({"haystack": haystack} for haystack in ("corpus", "a/text.txt", "b/text.txt")),
     ]
-    assert len(set(stems)) == 5
+    stems = [recall("niah", **options)._stem(run, 0) for options in changes] + [recall("niah")._stem(run, 1)]
+    assert len(set(stems)) == len(changes) + 1
+    questions = [{"path": "a/x.json"}, {"path": "b/x.json"}, {"preset": "squad", "max_records": 9}]
+    questions += [{"preset": "squad"}, {"preset": "squad", "revision": "v2"}, {"preset": "squad", "skip_longer": False}]
+    stems = [build_task({"name": "qa", **options})._stem(run, 0) for options in questions]
+    assert len(set(stems)) == len(questions)
+    assert all(re.fullmatch(r"[\w.-]+", stem) for stem in stems)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_task_as_its_yaml_has_it_needs_no_more_than_its_name(run_folder, name):
+    run, options = open_run(run_folder), composed(name)
+    assert build_task(options)._stem(run, 0) == name
+    narrow = build_task(options | {"variants": ["x"], "lengths": [256]})
+    assert narrow._stem(run, 0) == f"{name}-x-lengths256"
 
 
 def test_runs_trained_on_recall_are_asked_at_once_twice_and_four_times_their_length(run_folder):
@@ -255,7 +321,10 @@ def test_the_suite_hands_common_options_to_tasks_of_samples_only():
 def test_a_suite_is_evaluated_task_by_task(run_folder):
     members = {name: {"variants": None, **SMALL, "samples": 1} for name in ("passkey", "vt")} | {"kv": None}
     written = list(evaluate(open_run(run_folder), Suite("offline", members)))
-    assert [one.outcome.stem for one in written] == ["passkey-lengths300_400", "vt-lengths300_400"]
+    assert [one.outcome.stem for one in written] == [
+        "passkey-lengths300_400-depthsnull-samples1",
+        "vt-lengths300_400-samples1",
+    ]
     assert json.loads(written[0].files[0].read_text())["protocol"]["lengths"] == [300, 400]
 
 

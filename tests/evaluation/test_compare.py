@@ -1,21 +1,33 @@
 """Several runs side by side."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+from zoo.ablation.report.read import read_evaluation
 from zoo.config import ConfigError
 from zoo.evaluation.answer_records import line_values
 from zoo.evaluation.compare import compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.program import evaluate_runs, split_runs
+from zoo.evaluation.results import read_results, read_samples
 from zoo.evaluation.run import open_run
 from zoo.evaluation.tasks import build_task
 
 KV = {"name": "kv", "variants": ["default"], "lengths": [500], "depths": [0, 1], "samples": 4}
+
+
+def leaves(node):
+    if isinstance(node, (list, dict)):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from leaves(value)
+    else:
+        yield node
 
 
 @pytest.fixture
@@ -61,6 +73,7 @@ def test_a_run_does_not_differ_from_itself(two_runs):
 def test_samples_that_differ_are_not_paired(two_runs):
     first = evaluate_run(open_run(two_runs[0]), build_task(KV), seed=0)
     other = evaluate_run(open_run(two_runs[1]), build_task(KV), seed=1)
+    other = replace(other, outcome=replace(other.outcome, stem=first.outcome.stem))
     rows = compare_runs([("a", [first]), ("b", [other])])
     assert rows and all(d["value"] is None and d["resolved"] is None for row in rows for d in row["differences"])
 
@@ -69,7 +82,8 @@ def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
     runs = evaluated(two_runs, KV)
     rows = compare_runs(runs)
     files = write_comparison(tmp_path / "out", runs, rows)
-    assert [file.name for file in files] == ["comparison.json", "comparison.md", "kv-default-lengths500.png"]
+    picture = "kv-default-lengths500-depths0_1-samples4.png"
+    assert [file.name for file in files] == ["comparison.json", "comparison.md", picture]
     assert json.loads(files[0].read_text())["rows"] == json.loads(json.dumps(rows))
     console = Console(record=True, width=160)
     show_comparison(rows, files, console)
@@ -103,6 +117,29 @@ def test_parts_of_perplexity_are_paired_by_document(two_runs):
         (difference,) = row["differences"]
         assert difference["value"] == pytest.approx(row["runs"][1]["value"] - row["runs"][0]["value"])
         assert difference["resolved"] is None  # three documents
+
+
+def test_a_run_without_finite_numbers_has_results_and_no_differences(two_runs, tmp_path):
+    broken = small_decoder(seed=1)
+    with torch.no_grad():
+        broken.embedding.weight.fill_(float("nan"))
+    known = open_run(two_runs[1]).trained["tokenizer"]
+    save_checkpoint(two_runs[1] / "checkpoints" / "last.ckpt", broken, tokenizer=known)
+    context = {"name": "perplexity_context", "lengths": [4, 8], "target": 4}
+    position = {"name": "perplexity_position"}
+    runs = evaluated(two_runs, {"name": "perplexity"}, KV, context, position)
+    for written in runs[1][1]:
+        numbers = {r.metric: r.value for r in written.outcome.records if "/" not in r.variant and r.length}
+        lost = {"bits_per_byte", "perplexity", "answer_nll", "rank_accuracy"} & numbers.keys()
+        assert lost and all(numbers[metric] is None for metric in lost)
+        assert "Not finite, and left out: " in written.outcome.warnings[-1]
+        assert read_results(written.files[0])["results"] and None in [*leaves(read_samples(written.files[0]))]
+    stored = [(label, [read_evaluation(written.files[0]) for written in run]) for label, run in runs]
+    for found in (runs, stored):
+        rows = [row for row in compare_runs(found) if row["runs"][1]["value"] is None]
+        assert rows and all(row["differences"][0]["value"] is None for row in rows)
+    files = write_comparison(tmp_path / "out", runs, compare_runs(runs))
+    assert "NaN" not in files[0].read_text()
 
 
 def test_other_texts_are_pointed_out_and_not_paired(two_runs):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -99,11 +100,26 @@ def test_other_local_text_is_read_whole(run_folder, tmp_path):
     file = tmp_path / "my book.txt"
     file.write_text("Ein Buch über 水.\n", encoding="utf-8")
     written = evaluate(run_folder, path=str(file))
-    assert written.files[0].name == "perplexity-my_book.txt-all.json"
+    assert re.fullmatch(r"perplexity-my_book\.txt-all-path[0-9a-f]{8}\.json", written.files[0].name)
     assert written.outcome.protocol["bytes"] == len("Ein Buch über 水.\n".encode())
     assert all(record.ci95 is None for record in written.outcome.records)
     with pytest.raises(DataError, match=r"task\.path=.*no such file"):
         evaluate(run_folder, path=str(tmp_path / "none.txt"))
+
+
+def test_what_is_read_and_the_seed_are_part_of_the_name(run_folder, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "book.jsonl").write_text('{"text": "one two", "body": "three"}\n')
+    book = {"path": str(tmp_path / "a" / "book.jsonl")}
+    first, other, column = (
+        evaluate(run_folder, **options).outcome.stem
+        for options in (book, {"path": str(tmp_path / "b" / "book.jsonl")}, {**book, "text_column": "body"})
+    )
+    assert len({first, other}) == 2 and column == f"{first}-text_columnbody"
+    run, task = open_run(run_folder), build_task({"name": "perplexity"})
+    assert evaluate_run(run, task, seed=3).outcome.stem == "perplexity-text-test-seed3"
+    assert evaluate_run(run, task, seed=0).outcome.stem == "perplexity-text-test"
 
 
 def test_a_missing_split_names_those_that_exist(tmp_path):

@@ -19,8 +19,11 @@ from zoo.files import replace_file
 RECORD = Record("perplexity", "window", 16, None, "bits_per_byte", 1.5, (1.0, 2.0), 3, "doc", None, False)
 
 
-def content(*records):
-    sections = {name: {} for name in ("run", "model", "tokenizer", "protocol")}
+HELD_OUT = {"split": "test", "path": None, "complete": True, "stateful": False, "window": 16, "stride": 16}
+
+
+def content(*records, **protocol):
+    sections = {"run": {}, "model": {"train_len": 16}, "tokenizer": {}, "protocol": {**HELD_OUT, **protocol}}
     return {"schema": "zoo-eval/1", **sections, "results": [r.to_dict() for r in records], "warnings": []}
 
 
@@ -98,13 +101,40 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 
 def test_metric_names_are_those_of_the_design():
-    assert len(set(METRICS)) == len(METRICS) == 10
+    assert len(set(METRICS)) == len(METRICS) == 11
 
 
 def test_the_held_out_result_is_the_one_with_default_options(tmp_path):
     with pytest.raises(ResultError, match=r"has not been evaluated: python eval\.py run=.* task=perplexity"):
         read_held_out(tmp_path)
-    for name, value in (("text-test-length24", 3.0), ("text-test-stateful", 2.0), ("text-test", 1.0)):
+
+    def write(name, value, **protocol):
         record = dataclasses.replace(RECORD, value=value)
-        write_results(tmp_path / "eval" / f"perplexity-{name}.json", content(record))
-    assert read_held_out(tmp_path)[1]["value"] == 1.0
+        write_results(tmp_path / "eval" / f"perplexity-{name}.json", content(record, **protocol))
+
+    write("x-all", 9.0, path="x.txt", split="all")
+    write("x-test", 9.0, path="x")
+    write("t-train", 9.0, split="train")
+    write("t-test-cut", 9.0, complete=False)
+    write("t-test-wide", 9.0, window=24)
+    write("t-test-both", 9.0, window=24, stride=24)
+    write("t-test-whole", 9.0, stateful=True)
+    with pytest.raises(ResultError, match="has not been evaluated"):
+        read_held_out(tmp_path)
+    write("a long name-test-best", 3.0)
+    write("a long name-test", 1.0)
+    result, record = read_held_out(tmp_path)
+    assert record["value"] == 1.0 and result["protocol"]["split"] == "test"
+
+
+def test_a_held_out_result_without_a_finite_number_is_refused(tmp_path):
+    file = tmp_path / "eval" / "perplexity-text-test.json"
+    write_results(file, content(dataclasses.replace(RECORD, value=None)))
+    with pytest.raises(ResultError, match="has no finite bits per byte"):
+        read_held_out(tmp_path)
+
+
+def test_numbers_of_samples_that_are_not_finite_become_null(tmp_path):
+    file = tmp_path / "a.json"
+    write_results(file, content(RECORD), [{"id": "a", "nats": [float("nan"), 1.0], "more": {"8": float("inf")}}])
+    assert read_samples(file) == [{"id": "a", "nats": [None, 1.0], "more": {"8": None}}]

@@ -1,6 +1,7 @@
 """Training on recall samples: what is measured, what a checkpoint tells, and that a stop changes nothing."""
 
 import itertools
+import shutil
 import signal
 
 import pytest
@@ -162,6 +163,19 @@ def test_a_checkpoint_tells_what_was_trained_on(small, tmp_path):
     assert facts["recall"]["recall"]["share"] == 0.5 and list(facts["recall"]["recall"]["tasks"]) == ["mqar"]
     assert facts["recall"]["tokens"] == facts["plain"]["tokens"] == 2 * 4 * 32
     assert "recall" not in facts["plain"] and "recall" not in facts["watched"]  # validated on, not trained on
+
+
+def test_a_run_that_starts_from_recall_remembers_it(small, tmp_path):
+    train(small(*MIXED, "trainer.max_steps=1"), tmp_path / "recall")
+    started = [f"++init={tmp_path / 'recall'}"]
+    train(small(*started, "trainer.max_steps=1"), tmp_path / "text")
+    earlier, later = (read_checkpoint(find_checkpoint(tmp_path / name))["zoo"] for name in ("recall", "text"))
+    assert later["recall"] == earlier["recall"]
+    shutil.rmtree(tmp_path / "recall")
+    options = [f"resume={tmp_path / 'text'}", "trainer.max_steps=2"]
+    train(resumed_config(small(*options), options), tmp_path / "text")
+    content = read_checkpoint(find_checkpoint(tmp_path / "text"))
+    assert content["global_step"] == 2 and content["zoo"]["recall"] == earlier["recall"]
 
 
 def test_a_run_on_recall_alone_has_no_loss_of_text(small, tmp_path, capsys):

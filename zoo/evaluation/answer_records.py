@@ -8,6 +8,7 @@ and rank_accuracy_per_token, where these differ in length, that of those likelie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,13 +44,14 @@ def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[Answ
 
 
 def line_values(line: dict[str, Any]) -> dict[str, float]:
-    """What a sample contributes to each metric."""
-    values = {"answer_nll": float(np.mean(line["nats"])), "exact_match": float(all(line["correct"]))}
+    """What a sample contributes to each metric; NaN for its loss and ranks if the loss is not finite."""
+    nats = np.array(line["nats"], dtype=np.float64)  # None becomes NaN
+    values = {"answer_nll": float(nats.mean()), "exact_match": float(all(line["correct"]))}
     if len(line["correct"]) > 1:
         values["accuracy"] = float(np.mean(line["correct"]))
     for metric, key in RANKS.items():
         if ranks := [rank for rank in line.get(key, ()) if rank is not None]:
-            values[metric] = float(np.mean([rank == 0 for rank in ranks]))
+            values[metric] = float(np.mean([rank == 0 for rank in ranks])) if np.isfinite(nats).all() else math.nan
     if "generated" in line:
         pairs = list(zip(line["generated"], line["references"]))
         for metric, score in (("exact_match", exact_match), ("f1", f1), ("contains", contains)):

@@ -108,9 +108,9 @@ def _others(sample: Sample, answer: Answer, choices: int) -> tuple[tuple[int, ..
 
 
 def _score(answer: AnswerTotals, generated: str | None) -> AnswerScore:
-    ranks = (answer.rank, answer.rank_per_token) if answer.others else (None, None)
+    rank, per_token = (answer.rank, answer.rank_per_token) if answer.others else (None, None)
     tokens = answer.stop - answer.start
-    return AnswerScore(-answer.total, tokens, answer.greedy, *ranks, 1 + len(answer.others), generated)
+    return AnswerScore(-answer.total, tokens, answer.greedy, rank, per_token, 1 + len(answer.others), generated)
 
 
 @dataclass(frozen=True)

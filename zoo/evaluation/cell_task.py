@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from zoo.config import ConfigError
 from zoo.data import DataError
@@ -21,6 +20,7 @@ from zoo.evaluation.answer_records import describe_sample, make_records
 from zoo.evaluation.answers import score_samples
 from zoo.evaluation.cells import CellStore
 from zoo.evaluation.corpus import open_corpus
+from zoo.evaluation.names import changed_options, join_name, path_part, plain, task_defaults
 from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.results import FOLDER, Record
 from zoo.evaluation.run import OpenedRun
@@ -29,7 +29,8 @@ from zoo.evaluation.tasks import Outcome
 SHORTEST = 256
 NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
 LISTS = ("lengths", "depths", "variants", "names")
-NAMED = ("variants", "names", "preset", "config", "split", "path")  # options that are part of a result file's name
+NAMED = ("variants", "names", "preset", "config", "split")  # options that are part of a result file's name
+CHANGED = ("depths", "samples", "baselines", "choices", "generate", "max_records", "revision", "skip_longer")
 SPEED = ("name", "batch_tokens", "fresh")  # options without influence on the numbers
 
 
@@ -94,8 +95,10 @@ class CellTask:
         generate: also generate answers of up to so many tokens, for f1 and contains; 0: do not.
         batch_tokens: per forward pass; no influence on the result.
         fresh: score cells again that were finished by an earlier evaluation.
+        strict: lengths and variants that are asked for by name must be possible, not only some of them.
     """
 
+    strict: ClassVar[bool] = True
     name: str
     lengths: Sequence[int] | None = None
     depths: Sequence[float] | None = None
@@ -134,7 +137,7 @@ class CellTask:
                 records += make_records(cell.place(self.name), content["lines"], seed, content["seconds"])
         options = {key: value for key, value in asdict(self).items() if key not in SPEED}
         return Outcome(
-            stem=self._stem(run),
+            stem=self._stem(run, seed),
             title=self.name,
             protocol={**options, "lengths": self.all_lengths(run), "haystack_sha": haystack.fingerprint, "seed": seed},
             records=records + _pool_depths(self.name, lines, seed),
@@ -170,18 +173,28 @@ class CellTask:
     def _make(
         self, run: OpenedRun, encoder: Encoder, haystack: Haystack, seed: int
     ) -> tuple[list[Cell], list[list[Sample]], list[str]]:
-        """Cells with their samples; what does not fit a length is left out where the lengths were not asked for."""
+        """Cells with their samples, and notes on what does not fit a length.
+
+        Raises:
+            RecallError: if a variant and a length that were both asked for do not go together, if no variant fits a
+                length that was asked for, or if there is nothing to ask.
+        """
         cells: list[Cell] = []
         made: list[list[Sample]] = []
         notes = []
+        strict = self.strict and self.lengths is not None
+        failed: dict[int, RecallError] = {}
         for cell in self._cells(run, self.questions(run, encoder)):
             try:
                 made.append(self._samples(run, cell, encoder, haystack, seed))
                 cells.append(cell)
             except RecallError as error:
-                if self.lengths is not None:
+                if strict and cell.variant in (getattr(self, "variants", [cell.variant]) or ()):
                     raise
+                failed[cell.length] = error
                 notes.append(f"{cell.variant} at {cell.length} tokens is left out: {error}")
+        for length in failed.keys() - {cell.length for cell in cells} if strict else ():
+            raise failed[length]
         if not any(cell.length for cell in cells):
             raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
         return cells, made, list(dict.fromkeys(notes))
@@ -216,21 +229,27 @@ class CellTask:
         try:
             corpus = open_corpus(run, "test", None if self.haystack == "corpus" else self.haystack)
         except DataError as error:
-            raise DataError(str(error).replace("task.path", "task.haystack")) from error
+            message = str(error).replace("choose one with task.text_column=...", "rename the one to be read")
+            raise DataError(message.replace("task.path", "task.haystack")) from error
         return StoreHaystack(encoder, corpus.store, corpus.name)
 
-    def _stem(self, run: OpenedRun) -> str:
+    def _stem(self, run: OpenedRun, seed: int) -> str:
         """Options that change what is asked are part of the name, so that one result does not replace another."""
         parts = [self.name, *([] if run.checkpoint == "last" else [run.checkpoint])]
         parts += [] if self.haystack == "noise" else [Path(self.haystack).stem]
         for name in NAMED:
             value = getattr(self, name, None)
             if value is not None:
-                parts.append("_".join(value) if isinstance(value, list) else Path(str(value)).stem)
+                parts.append(plain(value))
+        if (path := getattr(self, "path", None)) is not None:
+            parts += [Path(path).stem, path_part(path)]
         parts += [f"{key}{value}" for key, value in dict(getattr(self, "options", {})).items()]
         if self.lengths is not None:
             parts.append("lengths" + "_".join(map(str, self.all_lengths(run))))
-        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+        if self.haystack not in ("noise", "corpus"):
+            parts.append(path_part(self.haystack))
+        changed = {name: getattr(self, name) for name in CHANGED if hasattr(self, name)}
+        return join_name(parts + changed_options({**changed, "seed": seed}, {**task_defaults(self.name), "seed": 0}))
 
     def _warnings(self, run: OpenedRun, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
         warnings = []
@@ -244,6 +263,7 @@ class CellTask:
         few = min(cell.count for cell in cells)
         if few < self.samples:
             warnings.append(f"There are only {few} questions where task.samples={self.samples}.")
+        warnings += dict.fromkeys(note for cell in cells for note in getattr(cell.questions, "notes", ()))
         return warnings
 
     def _check(self) -> None:

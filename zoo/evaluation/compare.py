@@ -94,7 +94,7 @@ def _same(written: Written, record: Record) -> Record | None:
 
 
 def _difference(first: Written, other: Written, record: Record, seed: int) -> Difference | None:
-    """Other minus first; None where their samples cannot be paired."""
+    """Other minus first; None where their samples cannot be paired, or one has no finite number."""
     if any(first.outcome.protocol.get(key) != other.outcome.protocol.get(key) for key in SAME):
         return None
     per_token = record.task not in ("perplexity", "perplexity_context", "perplexity_position")
@@ -107,7 +107,7 @@ def _difference(first: Written, other: Written, record: Record, seed: int) -> Di
     a, b, weights = (
         np.array(column, dtype=np.float64) for column in zip(*((t[2], o[2], o[3]) for o, t in zip(ours, theirs)))
     )
-    if not weights.sum() > 0:
+    if not weights.sum() > 0 or not np.isfinite(a - b).all():
         return None
     return paired_bootstrap(a, b, seed, clusters, weights)
 
@@ -136,9 +136,9 @@ def _document_units(lines: list[dict[str, Any]], record: Record) -> Iterator[tup
     if record.metric != "bits_per_byte" or record.variant.startswith("recall-"):
         return
     for line in lines:
-        nats, size = line["nats"], line["bytes"]
+        nats, size = np.float64(line["nats"]), line["bytes"]  # None becomes NaN
         if record.variant in ("recall", "other"):
-            recalled = line["recall_nats"], line["recall_bytes"]
+            recalled = np.float64(line["recall_nats"]), line["recall_bytes"]
             nats, size = recalled if record.variant == "recall" else (nats - recalled[0], size - recalled[1])
         yield line["id"], None, nats, size * math.log(2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from zoo.config import instantiate
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
 from zoo.data.documents import SPLITS, digest_documents
 from zoo.data.files import find_files, read_files
+from zoo.evaluation.names import changed_options, join_name, path_part, plain
 from zoo.evaluation.run import OpenedRun
 
 WHOLE = "all"
@@ -193,17 +193,28 @@ def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int)
     return warnings
 
 
-def result_stem(run: OpenedRun, task: str, corpus: Corpus, options: Mapping[str, Any]) -> str:
-    """Name of a result file: options that are not None are part of it, so that no result replaces another."""
+def result_stem(
+    run: OpenedRun,
+    task: str,
+    corpus: Corpus,
+    options: Mapping[str, Any],
+    *,
+    path: str | None,
+    text_column: str,
+    seed: int,
+) -> str:
+    """Name of a result file: options that are not None are part of it, so that no result replaces another.
+
+    Args:
+        path, text_column, seed: as they were asked for; they are part of the name unless they are the defaults.
+    """
     parts = [task, corpus.name, corpus.split]
     if run.checkpoint != "last":
         parts.append(run.checkpoint)
-    parts += [f"{name}{_plain(value)}" for name, value in options.items() if value is not None]
-    return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
-
-
-def _plain(value: Any) -> str:
-    return "_".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    parts += [f"{name}{plain(value)}" for name, value in options.items() if value is not None]
+    parts += [path_part(path)] if path is not None else []
+    parts += changed_options({"text_column": text_column, "seed": seed}, {"text_column": "text", "seed": 0})
+    return join_name(parts)
 
 
 def token_bytes(run: OpenedRun) -> tuple[np.ndarray, list[str]]:

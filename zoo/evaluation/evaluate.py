@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def evaluate(run: OpenedRun, task: Task | Suite | HubSuite, seed: int = 0) -> It
 
 def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
     """Evaluate a run and write RUN_DIR/eval/; every file appears whole or not at all."""
-    outcome = task.evaluate(run, seed)
+    outcome = _with_undefined(task.evaluate(run, seed))
     content = {
         "schema": SCHEMA,
         "run": describe_run(run, seed),
@@ -69,6 +69,14 @@ def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
     file = folder / f"{outcome.stem}.json"
     write_results(file, content, outcome.samples)
     return Written(outcome, content, [file, *_draw(run, outcome, content, folder)])
+
+
+def _with_undefined(outcome: Outcome) -> Outcome:
+    """An outcome whose last warning names the metrics that have no finite value."""
+    undefined = dict.fromkeys(record.metric for record in outcome.records if record.value is None)
+    if not undefined:
+        return outcome
+    return replace(outcome, warnings=[*outcome.warnings, f"Not finite, and left out: {', '.join(undefined)}."])
 
 
 def _draw(run: OpenedRun, outcome: Outcome, content: dict[str, Any], folder: Path) -> Iterable[Path]:

@@ -79,7 +79,7 @@ class PerplexityContextTask:
         options = {"max_documents": self.max_documents, "lengths": self.lengths, "target": self.target}
         options |= {} if self.spans == 4 else {"spans": self.spans}
         return Outcome(
-            stem=result_stem(run, TASK, corpus, options),
+            stem=result_stem(run, TASK, corpus, options, path=self.path, text_column=self.text_column, seed=seed),
             title=f"{corpus.name} ({corpus.split}) by context",
             protocol=self._describe(run, corpus, lengths, target, spans, tables),
             records=list(_records(spans, tables, seed, seconds)),

@@ -70,7 +70,7 @@ class PerplexityPositionTask:
         options = {"length": self.length, "max_documents": self.max_documents}
         options |= {} if self.bucket == 64 else {"bucket": self.bucket}
         return Outcome(
-            stem=result_stem(run, TASK, corpus, options),
+            stem=result_stem(run, TASK, corpus, options, path=self.path, text_column=self.text_column, seed=seed),
             title=f"{corpus.name} ({corpus.split}) by position",
             protocol=self._describe(run, corpus, length, edges, len(chosen), sums),
             records=records,

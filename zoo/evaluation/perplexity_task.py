@@ -85,12 +85,12 @@ class PerplexityTask:
             )
         records = _records(run, scores, protocol, seed, time.monotonic() - begun)
         return Outcome(
-            stem=self._stem(run, corpus, protocol),
+            stem=self._stem(run, corpus, protocol, seed),
             title=f"{corpus.name} ({corpus.split})",
             protocol=self._describe(run, corpus, scores, protocol),
             records=records,
             samples=_samples(corpus, scores),
-            warnings=_warnings(run, corpus, records, protocol) + notes,
+            warnings=_warnings(run, corpus, records[0].length, protocol) + notes,
             bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
         )
 
@@ -128,7 +128,7 @@ class PerplexityTask:
             "complete": corpus.complete,
         }
 
-    def _stem(self, run: OpenedRun, corpus: Corpus, protocol: Protocol) -> str:
+    def _stem(self, run: OpenedRun, corpus: Corpus, protocol: Protocol, seed: int) -> str:
         stateful, sliding = protocol.mode == "stateful", protocol.stride != protocol.length
         options = {
             "": "stateful" if stateful else None,
@@ -137,7 +137,7 @@ class PerplexityTask:
             "max_bytes": self.max_bytes,
             "max_documents": self.max_documents,
         }
-        return result_stem(run, "perplexity", corpus, options)
+        return result_stem(run, "perplexity", corpus, options, path=self.path, text_column=self.text_column, seed=seed)
 
 
 def _records(run: OpenedRun, scores: DocumentScores, protocol: Protocol, seed: int, seconds: float) -> list[Record]:
@@ -185,17 +185,14 @@ def _samples(corpus: Corpus, scores: DocumentScores) -> list[dict[str, Any]]:
     return [dict(zip(columns, line)) for line in zip(*columns.values())]
 
 
-def _warnings(run: OpenedRun, corpus: Corpus, records: list[Record], protocol: Protocol) -> list[str]:
+def _warnings(run: OpenedRun, corpus: Corpus, longest: int, protocol: Protocol) -> list[str]:
     warnings = []
     stateful = protocol.mode == "stateful"
     if not corpus.complete:
         warnings.append(f"Only the first {corpus.count} of {len(corpus.store)} documents were evaluated.")
     if stateful:
-        warnings.append(_stateful_warning(run, records[0].length))
+        warnings.append(_stateful_warning(run, longest))
     warnings += corpus_warnings(run, corpus, corpus.count, 0 if stateful else protocol.length)
-    undefined = [record.metric for record in records if record.value is None]
-    if undefined:
-        warnings.append(f"Not finite, and left out: {', '.join(dict.fromkeys(undefined))}.")
     return warnings
 
 

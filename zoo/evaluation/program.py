@@ -36,7 +36,8 @@ def evaluate_runs(
             comparisons/ whose name depends on the runs and the task alone.
 
     Raises:
-        ConfigError: on a run that is named twice, and as in :func:`zoo.evaluation.run.open_run`.
+        ConfigError: on a run that is named twice or without any result, and as in
+        :func:`zoo.evaluation.run.open_run`.
     """
     console = console or Console()
     folders = split_runs(run)
@@ -54,6 +55,8 @@ def evaluate_runs(
                 continue
             show(written, console)
             compared[-1][1].append(written)
+        if not compared[-1][1]:
+            raise ConfigError(f"{folder} has no result: every task was left out. Change what the notes above name.")
     if len(compared) > 1:
         rows = compare_runs(compared, seed)
         where = Path(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)

@@ -22,7 +22,7 @@ class QAEvaluation(CellTask):
         path: a SQuAD-format json or jsonl file, or a local folder with the layout of the preset.
         preset: one of :data:`zoo.data.qa.presets.PRESETS`; None for SQuAD's format.
         config, split, revision: of the data set, where they are not the preset's own.
-        max_records: read only the first so many records.
+        max_records: read only the first so many records; None for all, or the preset's own limit if it is streamed.
         skip_longer: leave out records that do not fit the shortest length; False: such a record is an error.
     """
 

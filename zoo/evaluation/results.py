@@ -63,12 +63,14 @@ class Record:
 def write_results(file: Path, content: dict[str, Any], samples: Iterable[dict[str, Any]] = ()) -> None:
     """Write a result file and its samples, each at once: a reader sees the old or the new file, never a part.
 
+    Numbers of samples that are not finite become null.
+
     Raises:
         ResultError: if the content does not follow the schema.
     """
     check_results(content, str(file))
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    lines = "".join(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
+    lines = "".join(json.dumps(_finite(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
     if lines:
         packed = gzip.compress(lines.encode(), mtime=0)
         replace_file(samples_file(file), lambda unfinished: unfinished.write_bytes(packed))
@@ -98,13 +100,25 @@ def read_held_out(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Result of ``task=perplexity`` as it is by default, and its record of bits per byte of all text.
 
     Raises:
-        ResultError: if the run has not been evaluated.
+        ResultError: if the run has not been evaluated so, or the number is not finite.
     """
     files = sorted((run / FOLDER).glob("perplexity-*.json"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        raise ResultError(f"{run} has not been evaluated: python eval.py run={run} task=perplexity")
-    result = read_results(files[0])  # options that are not the default make a name longer
-    return result, next(r for r in result["results"] if r["metric"] == "bits_per_byte")
+    for file in files:  # that of the last checkpoint has the shorter name
+        result = read_results(file)
+        record = next((r for r in result["results"] if r["metric"] == "bits_per_byte"), None)
+        if record is not None and _is_held_out(result):
+            if record["value"] is None:
+                raise ResultError(f"{file} has no finite bits per byte: leave {run} out, or train it again.")
+            return result, record
+    raise ResultError(f"{run} has not been evaluated: python eval.py run={run} task=perplexity")
+
+
+def _is_held_out(result: dict[str, Any]) -> bool:
+    """Whether a result is of the whole test split of the run's own data, in windows of the trained length."""
+    protocol = result["protocol"]
+    own = protocol.get("path") is None and protocol.get("split") == "test" and protocol.get("complete") is True
+    windows = {protocol.get("window"), protocol.get("stride")}
+    return own and not protocol.get("stateful") and windows == {result["model"].get("train_len")}
 
 
 def read_samples(file: str | Path) -> list[dict[str, Any]]:
@@ -135,8 +149,17 @@ def _fault(error: Any) -> str:
     return f"{error.json_path}: {error.message[:200]}"
 
 
+def _finite(node: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(node, float):
+        return node if math.isfinite(node) else None
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    return [_finite(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
 def _infinite(node: Any, place: str) -> Iterable[str]:
-    """Places of NaN and infinity, which JSON does not have."""
+    """Places of NaN and infinity."""
     if isinstance(node, float) and not math.isfinite(node):
         yield place
     elif isinstance(node, dict):

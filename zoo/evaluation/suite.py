@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoo.evaluation.cell_task import CellTask
 from zoo.evaluation.tasks import Task, build_task
 
 
 @dataclass(frozen=True)
 class Suite:
     """Tasks that are evaluated one after the other, each with its own result file.
+
+    ``lengths`` leave out what does not fit them, with a note.
 
     Attributes:
         members: options of each task by its name; None for one that is left out.
@@ -37,4 +40,7 @@ class Suite:
                 own = {"name": name, **options}
                 if "samples" in own:
                     own |= {key: value for key, value in common.items() if value is not None}
-                yield name, build_task(own)
+                task = build_task(own)
+                if isinstance(task, CellTask) and self.lengths is not None:
+                    object.__setattr__(task, "strict", False)  # lengths of all are not those of one
+                yield name, task

@@ -57,14 +57,20 @@ def _cell_table(written: Written) -> Table:
         pad_edge=False,
         padding=(0, 0, 0, 1),
     )
-    for heading in ("variant", "length", *(NUMBERS[m] for m in metrics), "95 %", "n"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     places = list(dict.fromkeys((r.variant, r.length) for r in records))
+    rows: list[tuple[str, ...]] = []
     for variant, length in places:
         here = {r.metric: r for r in records if (r.variant, r.length) == (variant, length)}
         main = next(here[m] for m in metrics if m in here)
         values = [_with_chance(here[m]) if m in here else "-" for m in metrics]
-        table.add_row(variant, f"{length:,}" if length else "-", *values, _interval(main, 2), str(main.n))
+        rows.append((variant, f"{length:,}" if length else "-", *values, _interval(main, 2), str(main.n)))
+    table.add_column("variant", overflow="fold")
+    _, *columns = zip(*rows)
+    for heading, column in zip(("length", *(NUMBERS[m] for m in metrics), "95 %", "n"), columns):
+        widest = max(map(len, (heading, *column)))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=widest)  # only variants are folded
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -47,6 +48,16 @@ def initial_weights(run: str | Path, checkpoint: str = "last") -> dict[str, Tens
     """
     state = read_checkpoint(find_checkpoint(Path(run).expanduser(), checkpoint))["state_dict"]
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+
+
+def initial_recall(run: str | Path, checkpoint: str = "last") -> dict[str, Any] | None:
+    """What a run was trained to recall, as its checkpoint says, or None.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or damaged.
+    """
+    facts = read_checkpoint(find_checkpoint(Path(run).expanduser(), checkpoint)).get("zoo")
+    return facts.get("recall") if isinstance(facts, dict) else None
 
 
 def load_initial(decoder: nn.Module, run: str | Path, checkpoint: str = "last") -> None:

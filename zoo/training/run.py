@@ -24,7 +24,7 @@ from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
 from zoo.training.hardware import choose_accelerator, choose_precision
-from zoo.training.initial import load_initial
+from zoo.training.initial import initial_recall, load_initial
 from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
@@ -127,7 +127,7 @@ def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_step
     lightning.seed_everything(config.seed, verbose=False)
     data = _prepare_data(config, run, resumed)
     matched = None if resumed else _match(config, data)
-    module = _build_module(config, data, max_steps)
+    module = _build_module(config, data, max_steps, resumed)
     if config.get("init") and resumed is None:
         load_initial(module.decoder, config.init)
     if process_rank() == 0:
@@ -177,7 +177,9 @@ def _match(config: DictConfig, data: LanguageData) -> MatchResult | None:
     return match_config(config, data.vocab_size)
 
 
-def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> LanguageModule:
+def _build_module(
+    config: DictConfig, data: LanguageData, max_steps: int, resumed: dict[str, Any] | None
+) -> LanguageModule:
     about = {
         "tokens_per_step": config.trainer.batch_size * config.data.length,
         "train_length": config.data.length,
@@ -187,6 +189,8 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
     rows = data.recall_rows
     if rows is not None and rows.options.share > 0:
         about["recall"] = rows.facts()
+    elif recall := _earlier_recall(config, resumed):
+        about["recall"] = recall
     return LanguageModule(
         decoder_config(config, data.vocab_size, tokens_with(data.tokenizer, to_dict(config.model)["separators"])),
         to_dict(config.optimizer),
@@ -197,6 +201,13 @@ def _build_module(config: DictConfig, data: LanguageData, max_steps: int) -> Lan
         checkpoint_activations=config.trainer.checkpoint_activations,
         recall_tasks=[] if rows is None else rows.names,
     )
+
+
+def _earlier_recall(config: DictConfig, resumed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the weights that a run starts from were trained to recall."""
+    if resumed is not None:
+        return resumed.get("recall")
+    return initial_recall(config.init) if config.get("init") else None
 
 
 def _build_trainer(

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from zoo.data import DataError
-from zoo.data.qa import PRESETS, QASet, load_preset, load_set
+from zoo.data.qa import PRESETS, QASet, load_preset, load_set, presets
 from zoo.data.qa.adapters import completion, hotpotqa
 from zoo.data.recall.base import Place
 
@@ -58,7 +58,7 @@ ROWS = {
         "_id": "b81c",
     },
     "babilong": {"input": STORY, "question": "Where is Mary? ", "target": "home"},
-    "swde": {"text": "Name: Ann\nRank: 3\n\nHeight in cm:", "value": " 170 ", "doc_id": "d"},
+    "swde": {"text": "Name: Ann\nRank: 170\n\nHeight in cm:", "value": " 170 ", "doc_id": "d"},
     "squad_completion": {"text": "The lamp is green. It is old. The lamp is", "value": "green", "title": "Lamp"},
 }
 ROWS |= {"squad_v2": ROWS["squad"], "narrativeqa_full": ROWS["narrativeqa"], "fda": ROWS["swde"]}
@@ -94,7 +94,7 @@ EXPECTED = {
         (),
     ),
     "babilong": ("qa1-0", "Where is Mary?", ("home",), (STORY,), (), "question", ()),
-    "swde": ("validation-0", "Height in cm:", ("170",), ("Name: Ann\nRank: 3\n\n",), (), "completion", ()),
+    "swde": ("validation-0", "Height in cm:", ("170",), ("Name: Ann\nRank: 170\n\n",), (), "completion", ()),
     "squad_completion": (
         "validation-0",
         " The lamp is",
@@ -220,7 +220,7 @@ def test_hotpotqa_as_its_authors_published_it():
     ],
 )
 def test_a_completion_is_cut_before_its_last_line_or_sentence(text, context, asked):
-    record = completion({"text": text, "value": "x"}, "row", "0")
+    record = completion({"text": text, "value": "A"}, "row", "0")
     assert (record.paragraphs, record.question) == ((context,), asked)
     assert "".join(record.paragraphs) + record.question == text.strip()
 
@@ -239,10 +239,10 @@ def test_the_head_of_a_set_and_rows_without_an_answer(load):
         ROWS["squad"] | {"id": str(n), "answers": {"text": ["France"] * (n % 2), "answer_start": []}} for n in range(9)
     ]
     assert [r.id for r in load("squad_v2", {"data/validation.jsonl": rows})] == ["1", "3", "5", "7"]
-    assert [r.id for r in load("squad_v2", {"data/validation.jsonl": rows}, max_samples=2)] == ["1", "3"]
-    with pytest.raises(DataError, match=r"max_samples=0: expected a number >= 1"):
-        load("squad", {"data/validation.jsonl": rows}, max_samples=0)
-    with pytest.raises(DataError, match=r"no question with an answer in split 'validation'"):
+    assert [r.id for r in load("squad_v2", {"data/validation.jsonl": rows}, max_records=2)] == ["1", "3"]
+    with pytest.raises(DataError, match=r"task\.max_records=0: expected a whole number >= 1"):
+        load("squad", {"data/validation.jsonl": rows}, max_records=0)
+    with pytest.raises(DataError, match=r"no question with an answer in split 'validation'\. Rows without .*: 1\."):
         load("squad_v2", {"data/validation.jsonl": rows[:1]})
 
 
@@ -256,7 +256,6 @@ def test_a_book_is_kept_once(load):
     [
         ("squad", {"answers": {"text": ["Spain"], "answer_start": [0]}}, r"the answer 'Spain' is not in its context"),
         ("squad", {"question": ""}, r"'question' is blank"),
-        ("hotpotqa", {"supporting_facts": {"title": ["Gate"], "sent_id": [0]}}, r"no title of 'supporting_facts'"),
         ("hotpotqa", {"supporting_facts": "Lamp"}, r"'supporting_facts' is not a list of title, sent_id"),
         ("hotpotqa", {"context": {"title": ["a", "b"], "sentences": [["A."]]}}, r"'context' is not a list of title"),
         ("hotpotqa", {"context": {"title": ["a"], "sentences": ["A."]}}, r"sentences of 'a' are str"),
@@ -267,7 +266,6 @@ def test_a_book_is_kept_once(load):
         ("longbench", {"answers": []}, r"'answers' is list, expected a list with at least one text"),
         ("longbench", {"context": None}, r"no 'context'"),
         ("babilong", {"target": " "}, r"'target' is blank"),
-        ("swde", {"text": "Only this"}, r"'text' is a single sentence"),
         ("swde", {"value": 5}, r"'value' is int, not text"),
     ],
 )
@@ -275,6 +273,43 @@ def test_a_row_of_another_layout_is_named(load, name, change, message):
     split = PRESETS[name].split
     with pytest.raises(DataError, match=rf"split {split} row 0: .*{message}|split {split} row 0: {message}"):
         load(name, {f"data/{split}.jsonl": [ROWS[name] | change]})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "note"),
+    [
+        ("squad_v2", {"answers": {"text": [], "answer_start": []}}, "without an answer"),
+        ("hotpotqa", {"supporting_facts": {"title": ["Lamp", "Gate"], "sent_id": [0, 0]}}, "without all titles"),
+        ("swde", {"text": "Only this"}, "whose 'text' is a single sentence"),
+        ("swde", {"value": "171"}, "whose 'value' is not in 'text'"),
+        ("swde", {"text": "Name: Ann\nRank 170:"}, "whose 'value' is not in 'text'"),  # but in what is asked
+    ],
+)
+def test_a_row_whose_text_does_not_answer_is_left_out_and_counted(tmp_path, name, change, note):
+    rows = [ROWS[name] | change, ROWS[name], ROWS[name] | change]
+    rows = [row | ({"id": str(number)} if "id" in row else {}) for number, row in enumerate(rows)]
+    save(tmp_path / "data" / f"{PRESETS[name].split}.jsonl", rows)
+    questions = load_set(tmp_path, name, cache_dir=str(tmp_path / "cache"))
+    assert questions.count == 1
+    (told,) = questions.notes
+    assert told.startswith(f"Rows {note}") and told.endswith(", left out: 2.")
+
+
+def test_a_streamed_set_has_a_limit_of_its_own(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "STREAMED", 2)
+    rows = {"data/validation.jsonl": [ROWS["narrativeqa"]] * 4}
+    assert len(load("narrativeqa", rows)) == 2 and len(load("narrativeqa", rows, max_records=3)) == 3
+    save(tmp_path / "books" / "data" / "validation.jsonl", [ROWS["narrativeqa"]] * 4)
+    found = load_set(tmp_path / "books", "narrativeqa", cache_dir=str(tmp_path / "cache"))
+    assert found.notes == ("Only the first 2 questions of narrativeqa were read: set task.max_records for more.",)
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5])
+def test_too_few_records_are_refused_wherever_they_come_from(tmp_path, most):
+    save(tmp_path / "own.jsonl", [ROWS["squad"], ROWS["squad"] | {"id": "s2"}])
+    for options in ({"path": tmp_path / "own.jsonl"}, {"preset": "squad"}):
+        with pytest.raises(DataError, match=rf"task\.max_records={most}: expected a whole number >= 1, or null"):
+            load_set(**options, max_records=most)
 
 
 def test_wrong_names_and_folders(load, tmp_path):
@@ -319,7 +354,7 @@ def test_a_set_for_the_command_line(load, tmp_path, encoder):
     questions = load_set(tmp_path / "own.jsonl")
     assert isinstance(questions, QASet) and questions.name == "own" and questions.count == 2
     assert questions.fill and questions.truncate == "error"
-    assert load_set(tmp_path / "own.jsonl", max_samples=1).count == 1
+    assert load_set(tmp_path / "own.jsonl", max_records=1).count == 1
     cache = str(tmp_path / "cache")
     save(tmp_path / "hub" / "data" / "validation.jsonl", [ROWS["squad"]])
     assert load_set(tmp_path / "hub", cache_dir=cache).name == "squad"

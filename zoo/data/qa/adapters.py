@@ -1,4 +1,7 @@
-"""Rows of public data sets as records. Each adapter takes a row, where it stands, and an id for rows without one."""
+"""Rows of public data sets as records. Each adapter takes a row, where it stands, and an id for rows without one.
+
+A row that is well-formed but asks nothing raises :class:`LeftOut`; one of another layout raises DataError.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,23 @@ from typing import Any
 
 from zoo.data.documents import DataError
 from zoo.data.qa.compose_qa import SENTENCE_END
-from zoo.data.qa.records import QARecord, check_text, text_field
+from zoo.data.qa.records import QARecord, check_text, fold, text_field
 from zoo.data.qa.squad import squad_record
 
 Row = Mapping[str, Any]
-Adapter = Callable[[Row, str, str], "QARecord | None"]
+Adapter = Callable[[Row, str, str], QARecord]
 
 
-def squad(row: Row, where: str, number: str) -> QARecord | None:
+class LeftOut(Exception):
+    """A row without a question that its text answers; the message says what all such rows have in common."""
+
+
+def squad(row: Row, where: str, number: str) -> QARecord:
     """id, title, context, question, answers {text[], answer_start[]}."""
-    return squad_record(row, where, number)
+    record = squad_record(row, where, number)
+    if record is None:
+        raise LeftOut("without an answer")
+    return record
 
 
 def hotpotqa(row: Row, where: str, number: str) -> QARecord:
@@ -27,14 +37,16 @@ def hotpotqa(row: Row, where: str, number: str) -> QARecord:
     needed = {title for title, _ in _pairs(row, "supporting_facts", ("title", "sent_id"), where)}
     paragraphs: list[str] = []
     distractors: list[str] = []
+    found = set()
     for title, sentences in _pairs(row, "context", ("title", "sentences"), where):
         if not isinstance(sentences, list):
             raise DataError(f"{where}: the sentences of {title!r} are {type(sentences).__name__}, expected a list.")
         text = " ".join(" ".join(check_text(s, "context", where) for s in sentences if str(s).strip()).split())
         if text:
             (paragraphs if title in needed else distractors).append(f"{title}: {text}")
-    if not paragraphs:
-        raise DataError(f"{where}: no title of 'supporting_facts' is in 'context'. Correct or remove the record.")
+            found |= {title} & needed
+    if found != needed:
+        raise LeftOut("without all titles of 'supporting_facts' in 'context'")
     return QARecord(
         id=str(row.get("id") or row.get("_id") or number),
         question=text_field(row, "question", where),
@@ -103,16 +115,19 @@ def babilong(row: Row, where: str, number: str) -> QARecord:
 def completion(row: Row, where: str, number: str) -> QARecord:
     """text, which stops where value follows: the recall triple of Arora et al., 2024, arXiv:2402.18668.
 
-    What is asked is the last line of the text, or the last sentence of that line.
+    What is asked is the last line of the text, or the last sentence of that line; the value must stand before it.
     """
     text = text_field(row, "text", where)
     cut = _last_piece(text)
+    value = text_field(row, "value", where)
     if cut == 0:
-        raise DataError(f"{where}: 'text' is a single sentence: expected a document, and a line to be completed.")
+        raise LeftOut("whose 'text' is a single sentence")
+    if fold(value) not in fold(text[:cut]):
+        raise LeftOut("whose 'value' is not in 'text'")
     return QARecord(
         id=number,
         question=text[cut:],
-        answers=(text_field(row, "value", where),),
+        answers=(value,),
         paragraphs=(text[:cut],),
         kind="completion",
         where=where,

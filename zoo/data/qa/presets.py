@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from zoo.data.qa.squad import read_squad
 
 FORMATS = {"parquet": "parquet", "jsonl": "json", "json": "json"}
 LABELS = 32
+STREAMED = 512  # records of a data set that is streamed, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Preset:
         split: to evaluate on. adapter: row to record. licence: of the data, as far as its authors state one.
         fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`; long documents get no distractors.
         labels: the answers are few words, which every question then offers as options.
-        streaming: rows are large, so that only those that are used are fetched.
+        streaming: rows are large, so that only the first ones are fetched, as many as are asked for or ``STREAMED``.
     """
 
     id: str
@@ -83,42 +85,67 @@ def load_preset(
     path: str | Path | None = None,
     config: str | None = None,
     split: str | None = None,
-    max_samples: int | None = None,
+    max_records: int | None = None,
     revision: str | None = None,
     cache_dir: str = CACHE,
 ) -> list[QARecord]:
-    """Records of a data set in its order; rows whose question has no answer are left out.
+    """Records of a data set in its order; rows whose question its text does not answer are left out.
 
     Args:
         path: local folder of the same layout, in place of the Hub. config, split: other than the preset's own.
-        max_samples: use only so many records, the first ones; they are then all that distractors come from.
+        max_records: use only so many records, the first ones; they are then all that distractors come from. None for
+            all, or for the first ``STREAMED`` of a preset that is streamed.
         revision: of the Hub's repository.
 
     Raises:
         DataError: on an unknown preset, config or split, a row of another layout (named), or data that cannot be
             reached.
     """
+    return _load(name, path, config, split, max_records, revision, cache_dir)[0]
+
+
+def _load(
+    name: str,
+    path: str | Path | None,
+    config: str | None,
+    split: str | None,
+    max_records: int | None,
+    revision: str | None,
+    cache_dir: str,
+) -> tuple[list[QARecord], list[str]]:
+    """See :func:`load_preset`; also notes on what was left out."""
     preset = _preset(name)
-    if max_samples is not None and max_samples < 1:
-        raise DataError(f"max_samples={max_samples}: expected a number >= 1, or null for all.")
+    _check_most(max_records)
+    most = max_records or (STREAMED if preset.streaming else None)
     if preset.configs and config is not None and config not in preset.configs:
         raise DataError(f"task.config={config!r}: the preset {name} has {', '.join(preset.configs)}.")
     config = config or next(iter(preset.configs), None)
     split = split or preset.split
     records: list[QARecord] = []
     texts: dict[str, str] = {}  # a book is kept once, however many questions it has
+    left_out: Counter[str] = Counter()
     for number, row in enumerate(_rows(preset, path, config, split, revision or preset.revision, cache_dir)):
-        record = preset.adapter(row, f"{path or preset.id} split {split} row {number}", f"{split}-{number}")
-        if record is not None:
-            records.append(replace(record, paragraphs=tuple(texts.setdefault(t, t) for t in record.paragraphs)))
-        if max_samples is not None and len(records) >= max_samples:
+        try:
+            record = preset.adapter(row, f"{path or preset.id} split {split} row {number}", f"{split}-{number}")
+        except adapters.LeftOut as reason:
+            left_out[str(reason)] += 1
+            continue
+        records.append(replace(record, paragraphs=tuple(texts.setdefault(t, t) for t in record.paragraphs)))
+        if len(records) == most:
             break
+    notes = [f"Rows {reason}, left out: {count:,}." for reason, count in left_out.items()]
     if not records:
-        raise DataError(
-            f"{path or preset.id} has no question with an answer in split {split!r}: choose another task.split."
-        )
+        told = " ".join([f"{path or preset.id} has no question with an answer in split {split!r}.", *notes])
+        raise DataError(f"{told} Choose another task.split.")
+    if max_records is None and len(records) == most:
+        notes.append(f"Only the first {most} questions of {name} were read: set task.max_records for more.")
     check_ids(records)
-    return _with_labels(records) if preset.labels else records
+    return _with_labels(records) if preset.labels else records, notes
+
+
+def _check_most(max_records: int | None) -> None:
+    if max_records is not None and (not isinstance(max_records, int) or max_records < 1):
+        raise DataError(f"task.max_records={max_records}: expected a whole number >= 1, or null.")
 
 
 def load_set(
@@ -126,7 +153,7 @@ def load_set(
     preset: str | None = None,
     config: str | None = None,
     split: str | None = None,
-    max_samples: int | None = None,
+    max_records: int | None = None,
     revision: str | None = None,
     cache_dir: str = CACHE,
 ) -> QASet:
@@ -135,18 +162,19 @@ def load_set(
     Raises:
         DataError: as in :func:`load_preset` and :func:`zoo.data.qa.squad.read_squad`.
     """
+    _check_most(max_records)
     if preset is None and path is None:
         raise DataError(
             "task=qa has nothing to ask: set task.path to a SQuAD-format json or jsonl file, or task.preset to one of "
             f"{', '.join(PRESETS)}."
         )
     if preset in (None, "squad", "squad_v2") and path is not None and not expand(path).is_dir():
-        return QASet(expand(path).stem, tuple(read_squad(path)[:max_samples]))
+        return QASet(expand(path).stem, tuple(read_squad(path)[:max_records]))
     name = preset or "squad"
-    records = load_preset(name, path, config, split, max_samples, revision, cache_dir)
+    records, notes = _load(name, path, config, split, max_records, revision, cache_dir)
     parts = [name, config or "", split if split != _preset(name).split else ""]
     title = "-".join(part for part in parts if part)
-    return QASet(title, tuple(records), PRESETS[name].fill, PRESETS[name].truncate)
+    return QASet(title, tuple(records), PRESETS[name].fill, PRESETS[name].truncate, notes=tuple(notes))
 
 
 def _preset(name: str) -> Preset:

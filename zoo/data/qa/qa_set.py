@@ -25,6 +25,7 @@ class QASet:
         name: of the set. records: with ids that differ.
         fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`.
         pool: records whose texts serve as distractors; None for all of these.
+        notes: sentences on what was left out when the records were read.
     """
 
     name: str
@@ -32,6 +33,7 @@ class QASet:
     fill: bool = True
     truncate: str = "error"
     pool: DistractorPool | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.truncate not in TRUNCATIONS:

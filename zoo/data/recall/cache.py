@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,9 @@ import numpy as np
 from zoo.data.documents import expand
 from zoo.data.recall.samples import Answer, Sample
 from zoo.files import replace_file
+
+# What NumPy raises on damaged files: of members, their compression, their headers, and what these ask for.
+DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, tokenize.TokenError)
 
 
 @cache
@@ -74,7 +79,7 @@ def _read(file: Path) -> list[Sample] | None:
         ends = np.cumsum([entry["tokens"] for entry in about])
         pieces = np.split(tokens, ends[:-1]) if about else []
         return [_restore(entry, piece) for entry, piece in zip(about, pieces, strict=True)]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+    except DAMAGED:
         return None
 
 

@@ -1,0 +1,48 @@
+"""Names of result files: what differs from a task's defaults is in them, so that no result replaces another."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+
+from zoo.config import CONFIGS
+from zoo.data.documents import expand
+
+
+@cache
+def task_defaults(name: str) -> dict[str, Any]:
+    """Options of configs/task/NAME.yaml, with those of the files that it is made of."""
+    content = yaml.safe_load((CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {}
+    for entry in content.pop("defaults", ["_self_"]):
+        found |= content if entry == "_self_" else task_defaults(entry)
+    return found
+
+
+def join_name(parts: Iterable[str]) -> str:
+    """Parts with hyphens between them, as a file name."""
+    return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+
+def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """``NAMEvalue`` for every option that is not the default."""
+    return [f"{name}{plain(value)}" for name, value in options.items() if plain(value) != plain(defaults.get(name))]
+
+
+def plain(value: Any) -> str:
+    """A value without any punctuation but that of numbers and words."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "_".join(map(plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def path_part(path: str) -> str:
+    """``path`` and some digits that tell where it is: paths that end alike have different ones."""
+    return "path" + hashlib.sha256(str(expand(path).resolve()).encode()).hexdigest()[:8]
