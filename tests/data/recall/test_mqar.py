@@ -161,7 +161,25 @@ def test_too_short_a_length_names_what_fits(encoder, pairs, length, message):
         MQAR(pairs=pairs).sample(Place(0, length), encoder)
 
 
-@pytest.mark.parametrize("options", [{"pairs": 0}, {"pairs": 2.5}, {"power": 0}, {"power": float("nan")}])
+def test_queries_ask_any_key_as_often_as_it_is_drawn(encoder):
+    task, counts = MQAR(pairs=4, queries=12), []
+    for index in range(40):
+        tokens, answers = read(task.sample(Place(index, 60), encoder))
+        assert len(answers) == 12 and len(tokens) == 60
+        assert all(solve(tokens, 4, answer) == tokens[answer.start] for answer in answers)
+        asked = [tokens[answer.start - 1] for answer in answers]
+        counts += [asked.count(key) for key in tokens[1:9:2]]
+        wrong = [{value for (value,) in answer.others} for answer in answers]
+        assert all(len(one) == 3 and one < set(tokens[2:9:2]) for one in wrong)
+    assert min(counts) == 0 and max(counts) > 5 and sum(counts) == 40 * 12
+    assert len(task.sample(Place(0, None), encoder)) == 1 + 8 + 24
+    with pytest.raises(RecallError, match=r"need 33 tokens, more than length=32: pairs=3 would fit"):
+        task.sample(Place(0, 32), encoder)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pairs": 0}, {"queries": 0}, {"pairs": 2.5}, {"power": 0}, {"power": float("nan")}]
+)
 def test_options_out_of_range_are_refused(options):
     ((name, value),) = options.items()
     with pytest.raises(RecallError, match=f"mqar: {name}={value}: expected"):

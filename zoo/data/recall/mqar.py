@@ -26,20 +26,29 @@ class MQAR(RecallTask):
     that a small power puts most queries near the pairs and a few far away. No blank has a key of the sample.
 
     Attributes:
-        pairs: of a key and a value. power: over 0; 1 spreads the queries evenly.
+        pairs: of a key and a value.
+        queries: keys that are asked, each drawn from all; None for every key once. Asked once, a model can rule out
+            what was answered before, which layers that sum up values learn sooner than to recall.
+        power: over 0; 1 spreads the queries evenly.
         filler: whether blanks are random ids; else all are the first id of the vocabulary.
     """
 
     name: ClassVar[str] = "mqar"
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {f"pairs{n}": {"pairs": n} for n in (8, 4, 16, 32, 64)}
     pairs: int = 8
+    queries: int | None = None
     power: float = 0.01
     filler: bool = True
 
     def __post_init__(self) -> None:
-        check_least(self.name, 1, pairs=self.pairs)
+        check_least(self.name, 1, pairs=self.pairs, queries=self.asked)
         if not self.power > 0:
             raise RecallError(f"mqar: power={self.power}: expected a number over 0.")
+
+    @property
+    def asked(self) -> int:
+        """Questions of a sample."""
+        return self.pairs if self.queries is None else self.queries
 
     @property
     def has_depth(self) -> bool:
@@ -60,43 +69,43 @@ class MQAR(RecallTask):
         """
         drawn = self._drawn(place, encoder)
         begin = 1 + 2 * self.pairs
-        length = begin + 2 * self.pairs if place.length is None else place.length
+        length = begin + 2 * self.asked if place.length is None else place.length
         tokens = self._blanks(drawn, length, encoder)
         tokens[0] = encoder.document_token
         tokens[1:begin:2], tokens[2:begin:2] = drawn.keys, drawn.values
-        places = begin + 2 * _slots(drawn.rng, (length - begin) // 2, self.pairs, self.power)
+        places = begin + 2 * _slots(drawn.rng, (length - begin) // 2, self.asked, self.power)
         values = drawn.values[drawn.order]
         tokens[places], tokens[places + 1] = drawn.keys[drawn.order], values
-        return Sample(drawn.id, tokens, _answers(places + 1, values))
+        return Sample(drawn.id, tokens, _answers(places + 1, values, drawn.values))
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """The same queries without the pairs: ``(1 + 2 * pairs,)`` tokens."""
+        """The same queries without the pairs: ``(1 + 2 * asked,)`` tokens."""
         drawn = self._drawn(place, encoder)
         values = drawn.values[drawn.order]
-        tokens = np.full(1 + 2 * self.pairs, encoder.document_token, dtype=np.int64)
+        tokens = np.full(1 + 2 * self.asked, encoder.document_token, dtype=np.int64)
         tokens[1::2], tokens[2::2] = drawn.keys[drawn.order], values
-        return Sample(drawn.id, tokens, _answers(np.arange(2, len(tokens), 2), values))
+        return Sample(drawn.id, tokens, _answers(np.arange(2, len(tokens), 2), values, drawn.values))
 
     def _drawn(self, place: Place, encoder: Encoder) -> _Drawn:
         """Pairs and queries of the split, about every second draw is."""
         half = (len(encoder.ids) - 1) // 2  # the first id is neither key nor value
         self._check(place.length, half)
-        options = [self.pairs, self.power, self.filler]
+        options = [self.pairs, self.power, self.filler] + ([] if self.queries is None else [self.queries])
         key = [self.name, options, place.length, place.depth, place.seed, place.index, place.split]
         rng = np.random.Generator(np.random.PCG64(digest(key)))
         for _ in range(ATTEMPTS):
             picks = _distinct(rng, half, self.pairs)
             keys, values = encoder.ids[1 + picks], encoder.ids[1 + half + _distinct(rng, half, self.pairs)]
-            order = rng.permutation(self.pairs)
+            order = rng.permutation(self.pairs) if self.queries is None else rng.integers(self.pairs, size=self.asked)
             content = np.concatenate((keys, values, order)).astype("<i8").tobytes().hex()
             if belongs(content, place.split):
                 return _Drawn(rng, keys, 1 + picks, values, order, f"{self.name}-{digest(content, key):032x}")
         raise RecallError(f"mqar: no content of the split {place.split!r} in {ATTEMPTS} draws: it has too few.")
 
     def _check(self, length: int | None, half: int) -> None:
-        needed = 1 + 4 * self.pairs
+        needed = 1 + 2 * self.pairs + 2 * self.asked
         if length is not None and length < needed:
-            most = (length - 1) // 4
+            most = (length - 1) // 4 if self.queries is None else (length - 1) // 2 - self.queries
             fits = f"pairs={most} would fit this length" if most > 0 else "one pair needs 5"
             raise RecallError(
                 f"mqar: pairs={self.pairs} need {needed} tokens, more than length={length}: {fits}. "
@@ -150,9 +159,12 @@ def _slots(rng: np.random.Generator, blanks: int, n: int, power: float) -> np.nd
     return np.sort(np.argpartition(clocks, n - 1)[:n])
 
 
-def _answers(places: np.ndarray, values: np.ndarray) -> tuple[Answer, ...]:
+def _answers(places: np.ndarray, asked: np.ndarray, values: np.ndarray) -> tuple[Answer, ...]:
     """Answers of one token each; of the others, those not answered yet come first: they are harder to rule out."""
-    each = tuple((value,) for value in values.tolist())
-    return tuple(
-        Answer(place, place + 1, each[number + 1 :] + each[:number]) for number, place in enumerate(places.tolist())
-    )
+    each, every = asked.tolist(), values.tolist()
+    found = []
+    for number, place in enumerate(places.tolist()):
+        others = dict.fromkeys((*each[number + 1 :], *each[:number], *every))
+        others.pop(each[number])
+        found.append(Answer(place, place + 1, tuple((value,) for value in others)))
+    return tuple(found)
