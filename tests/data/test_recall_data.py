@@ -258,6 +258,7 @@ def test_the_facts_are_plain_and_name_every_variant(rows):
         "task": "mqar",
         "weight": 0.5,
         "pairs": 4,
+        "queries": None,
         "power": 0.01,
         "filler": True,
     }
