@@ -3,8 +3,7 @@
     python scripts/conversion_table.py RUN_DIR ... [out=FILE.md] [context=512] [batch=8] [tokens=32] [rounds=5]
 
 Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity). Decoding is greedy, of ``batch``
-sequences after
-``context`` random tokens; the runs take turns, and the median over the rounds is given.
+sequences after ``context`` random tokens; the runs take turns, and the median over the rounds is given.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from zoo.evaluation.results import read_held_out
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.files import replace_text
 
-DEFAULTS = {"out": "", "context": "512", "batch": "8", "tokens": "32", "rounds": "5"}
+NUMBERS = {"context": "512", "batch": "8", "tokens": "32", "rounds": "5"}
+DEFAULTS = {"out": "", **NUMBERS}
 HEAD = (
     "run",
     "key heads of query heads, by layer",
@@ -41,6 +41,9 @@ def options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     folders = [a for a in arguments if a.partition("=")[0] not in DEFAULTS]
     if not folders:
         raise ValueError("no run: expected the folders that train.py and scripts/convert.py wrote.")
+    for key in NUMBERS.keys() & given.keys():
+        if not (given[key].isdecimal() and int(given[key])):
+            raise ValueError(f"{key}={given[key]}: expected a whole number over 0.")
     return folders, {**DEFAULTS, **given}
 
 
@@ -67,7 +70,7 @@ def decoding_seconds(run: OpenedRun, context: int, batch: int, tokens: int) -> f
 def main() -> None:
     """Read, measure, print, write."""
     folders, chosen = options(sys.argv[1:])
-    context, batch, tokens, rounds = (int(chosen[name]) for name in ("context", "batch", "tokens", "rounds"))
+    context, batch, tokens, rounds = (int(chosen[name]) for name in NUMBERS)
     runs = [open_run(folder) for folder in folders]
     found = [quality(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]

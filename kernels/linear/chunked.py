@@ -9,12 +9,14 @@ Letters: n chunks of c tokens in a segment; D key width; E value width.
 
 from __future__ import annotations
 
+from threading import local
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CACHE_ELEMENTS = 2**17  # of one array of a segment: all of them then share a few MiB of cache
+_KEPT = local()  # each thread's arrays of the last call, because fresh memory costs as much as the arithmetic on it
 
 
 class Plan(NamedTuple):
@@ -43,10 +45,7 @@ def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk:
     chunks = -(-length // chunk)
     if algorithm == "scan":
         return Plan(chunk, max(chunks, 1), True)
-    elements = CACHE_ELEMENTS
-    if batch * length * heads * width <= 4 * elements:  # fresh buffers would cost more than the calls that they save
-        elements //= 2
-    fitting = elements // max(batch * heads * chunk * width, 1)
+    fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
     return Plan(chunk, max(1, min(chunks, fitting)), False)
 
 
@@ -88,17 +87,22 @@ class Buffer(NamedTuple):
         self.flat.baddbmm_(a, b, beta=float(add))
 
 
-class _Segments:
-    """The segments of one call: views of arrays, weights, and buffers, which all segments share.
+def _kept_buffers(call: tuple[object, ...]) -> dict[tuple[str, int, int, int], Buffer]:
+    """The buffers of the thread's last call if that had the same shapes, else none; never of more than a segment."""
+    if getattr(_KEPT, "call", None) != call:
+        _KEPT.call, _KEPT.buffers = call, {}
+    return _KEPT.buffers
 
-    Fresh memory costs as much as the arithmetic on it (page faults and cache misses), hence the buffers.
-    """
+
+class _Segments:
+    """The segments of one call: views of arrays, weights, and buffers, which all segments share."""
 
     def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
         batch, length, heads, _ = q.shape
         self.cut, self.scale, self.device, self.rows = cut, scale, q.device, (batch, heads)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.buffers: dict[tuple[str, int, int, int], Buffer] = {}
+        small = self.device.type == "cpu" and batch * heads * cut.segment * cut.chunk * q.shape[-1] <= CACHE_ELEMENTS
+        self.buffers = _kept_buffers((q.shape, self.dtype, cut)) if small else {}
         self.constant: dict[int, Weights] = {}
         self.chunks = [chunk for _, _, chunk in cut.spans(length)]
         self.log_decay = precise(torch.zeros(1, device=q.device) if log_decay is None else log_decay)
@@ -124,7 +128,8 @@ class _Segments:
         """An array of a segment with whatever the last segment left there."""
         key = name, count, rows, columns
         if key not in self.buffers:
-            wide = torch.empty(count, *self.rows, rows, columns, dtype=self.dtype, device=self.device)
+            with torch.inference_mode(False):  # for calls of every mode
+                wide = torch.empty(count, *self.rows, rows, columns, dtype=self.dtype, device=self.device)
             flat = wide.flatten(0, 2)
             self.buffers[key] = Buffer(wide, flat, flat.mT)
         return self.buffers[key]
