@@ -100,19 +100,23 @@ def write_perplexity(run, layers, bits):
     write(run, "perplexity-text-test", layers, protocol, records, samples)
 
 
-def write_mqar(run, layers, right, lengths=LENGTHS, samples=SAMPLES):
-    """``right`` answers of ``samples`` at the first length, one fewer at the next; and a baseline that is not shown."""
+def write_mqar(run, layers, right, lengths=LENGTHS, samples=SAMPLES, variants=("pairs4",)):
+    """``right`` answers of ``samples`` at the first length, one fewer at the next; and a baseline that is not shown.
+
+    With several variants, ``right`` has a number for each.
+    """
     lines, records = [], []
-    for number, length in enumerate((*lengths, 0)):
-        variant = "pairs4" if length else "pairs4/no_context"
-        place = {"task": "mqar", "variant": variant, "length": length, "depth": None}
-        cell = [
-            {"id": f"{length}:{n}", **place, "nats": [2.0], "tokens": [1]}
-            | {"correct": [n < right - number], "rank": [int(n >= right)], "choices": [4]}
-            for n in range(samples)
-        ]
-        lines += cell
-        records += make_records(place, cell, seed=0)
+    for variant, count in zip(variants, right if isinstance(right, tuple) else (right,)):
+        for number, length in enumerate((*lengths, 0)):
+            name = variant if length else f"{variant}/no_context"
+            place = {"task": "mqar", "variant": name, "length": length, "depth": None}
+            cell = [
+                {"id": f"{variant}:{length}:{n}", **place, "nats": [2.0], "tokens": [1]}
+                | {"correct": [n < count - number], "rank": [int(n >= count)], "choices": [4]}
+                for n in range(samples)
+            ]
+            lines += cell
+            records += make_records(place, cell, seed=0)
     write(run, "mqar", layers, {"seed": 0, "haystack_sha": "cafe", "choices": 4}, records, lines)
 
 

@@ -10,9 +10,10 @@ import pytest
 from tests.ablation import sweep_folder
 from tests.ablation.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
 from zoo.ablation.report.analysis import analyse, findings
+from zoo.ablation.report.figures import draw_all
 from zoo.ablation.report.read import read_sweep
 from zoo.ablation.report.summary import Difference, compare, pareto_front, summarize
-from zoo.ablation.report.tables import detail_tables, length_table
+from zoo.ablation.report.tables import commands, detail_tables, group_tables
 from zoo.config import ConfigError
 from zoo.evaluation.results import read_samples
 from zoo.model import Decoder, DecoderConfig
@@ -52,7 +53,8 @@ def test_recall_is_the_mean_over_lengths_within_each_seed(standard):
 
 
 def test_recall_is_told_by_length(standard):
-    table = length_table(standard)
+    (table,) = group_tables(standard)  # one variant: no table of variants
+    assert table.title == "Answers right by length"
     assert [row[0].text for row in table.rows] == [f"mqar, {n:,} tokens: answers right" for n in LENGTHS]
     assert table.head[1:] == list(ARMS)
     for number, row in enumerate(table.rows):
@@ -61,6 +63,31 @@ def test_recall_is_told_by_length(standard):
     assert all(
         row[0].text not in {cell.text for t in detail_tables(standard) for cell in t.rows[0]} for row in table.rows
     )
+
+
+def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
+    folder = write_sweep(tmp_path / "s")
+    for arm in ARMS:
+        for seed in range(3):
+            run = folder / "arms" / arm / f"seed-{seed}"
+            right = RIGHT[arm][seed] - 1
+            write_mqar(run, ARMS[arm], (RIGHT[arm][seed], right), variants=("pairs4", "pairs8"))
+    analysis = analyse(read_sweep(folder))
+    _, by_variant = group_tables(analysis)
+    assert [row[0].text for row in by_variant.rows] == [f"mqar, pairs{n}: answers right" for n in (4, 8)]
+    for number, row in enumerate(by_variant.rows):
+        for arm, cell in zip(ARMS, row[1:]):
+            counts = [max(r - number - longer, 0) for r in RIGHT[arm] for longer in (0, 1)]
+            expected = statistics.fmean(counts) / 8
+            assert float(cell.text) == pytest.approx(expected, abs=1e-3)
+    names = [picture.name for picture in draw_all(analysis, tmp_path)]
+    assert "share-variants" in names and (tmp_path / "share-variants.png").stat().st_size > 1000
+
+
+def test_the_command_does_not_say_where_the_folder_was(tmp_path):
+    command = "python train.py -m sweep=ratio 'hydra.sweep.dir=/some where/else' seed=0,1"
+    folder = write_sweep(tmp_path / "s", command=command)
+    assert commands(analyse(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
 
 
 def test_baselines_without_context_are_no_part_of_recall(standard):

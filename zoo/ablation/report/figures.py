@@ -79,7 +79,9 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
             yield f"loss-{part}", f"{title.capitalize()} loss: mean over seeds, and a thin line for each seed.", figure
     headline = [m for m in analysis.measures.headline if m.metric == "bits_per_byte"]
     recall = [m for m in analysis.measures.headline if m.parts and m.task not in PERPLEXITY]
-    for name, title, measures in (("share-loss", "bits per byte", headline), ("share-recall", "recall", recall)):
+    variants = [m for m in analysis.measures.all if m.parts and m.variant]
+    shares = ("share-loss", "bits per byte", headline), ("share-recall", "recall", recall)
+    for name, title, measures in (*shares, ("share-variants", "recall by variant", variants)):
         if (figure := _shares(analysis, title, measures)) is not None:
             yield name, f"{title.capitalize()}, with 95 % intervals{_chances(measures)}.", figure
     for measure, quality in ((analysis.measures.loss, "loss"), (analysis.measures.recall, "recall")):

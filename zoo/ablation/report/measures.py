@@ -80,8 +80,8 @@ def find_measures(sweep: SweepData) -> Measures:
     right = [m for m in means if m.metric == RIGHT]
     recall = right[-1] if right else next((m for m in single if m.headline and m.task not in PERPLEXITY), None)
     headline = sorted((m for m in single if m.headline), key=lambda m: m.metric != "bits_per_byte")
-    rest = [*_by_length(m for m in single if m.task not in PERPLEXITY), *(m for m in single if not m.headline)]
-    return Measures((*headline, *means, *rest), loss, recall)
+    groups = _groups([m for m in single if m.task not in PERPLEXITY])
+    return Measures((*headline, *means, *groups, *(m for m in single if not m.headline)), loss, recall)
 
 
 def _distinct(measures: Iterable[Measure]) -> list[Measure]:
@@ -140,18 +140,21 @@ def _means(recall: list[Measure]) -> list[Measure]:
     return found
 
 
-def _by_length(recall: Iterable[Measure]) -> Iterator[Measure]:
-    """Answers right of each file at each of its lengths, over the variants that it has there."""
-    recall = list(recall)
+def _groups(recall: list[Measure]) -> Iterator[Measure]:
+    """Answers right of each file at each of its lengths, and of each of its variants where it has several."""
     several = {(m.stem, m.variant) for m in recall if m.metric == "accuracy"}
-    groups: dict[tuple[str, str, int], list[Measure]] = {}
-    for m in recall:
-        if m.length and _name(m, several) == RIGHT:
-            groups.setdefault((m.stem, m.task, m.length), []).append(m)
-    files = Counter(task for _, task in {(stem, task) for stem, task, _ in groups})
-    for (stem, task, length), parts in groups.items():
-        title = f"{task if files[task] == 1 else stem}, {length:,} tokens"
-        yield replace(_mean(title, stem, RIGHT, parts), length=length, headline=False)
+    right = [m for m in recall if _name(m, several) == RIGHT]
+    files = Counter(task for _, task in {(m.stem, m.task) for m in right})
+    for stem in dict.fromkeys(m.stem for m in right):
+        of_file = [m for m in right if m.stem == stem]
+        title = of_file[0].task if files[of_file[0].task] == 1 else stem
+        for length in dict.fromkeys(m.length for m in of_file if m.length):
+            mean = _mean(f"{title}, {length:,} tokens", stem, RIGHT, [m for m in of_file if m.length == length])
+            yield replace(mean, length=length, headline=False)
+        variants = list(dict.fromkeys(m.variant for m in of_file))
+        for variant in variants if len(variants) > 1 else []:
+            mean = _mean(f"{title}, {variant}", stem, RIGHT, [m for m in of_file if m.variant == variant])
+            yield replace(mean, variant=variant, headline=False)
 
 
 def _name(measure: Measure, several: set[tuple[str, str]]) -> str | None:

@@ -18,8 +18,8 @@ from zoo.ablation.report.tables import (
     environment_table,
     failure_table,
     front_table,
+    group_tables,
     headline_table,
-    length_table,
     speed_table,
 )
 
@@ -65,7 +65,7 @@ def _body(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
         yield _section("Failed runs", _table(failure_table(analysis)))
     if analysis.notes:
         yield _section("What is missing", _list(analysis.notes))
-    for table in (headline_table(analysis), length_table(analysis)):
+    for table in (headline_table(analysis), *group_tables(analysis)):
         if table.rows:
             yield _section(table.title, _table(table))
     yield _section("How to read the numbers", _list(interval_notes(analysis)))

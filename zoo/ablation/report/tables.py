@@ -103,10 +103,14 @@ def headline_table(analysis: Analysis) -> Table:
     return matrix(analysis, "Headline numbers", analysis.measures.headline)
 
 
-def length_table(analysis: Analysis) -> Table:
-    """Recall at each length, over the variants of a task."""
-    measures = [m for m in analysis.measures.all if m.parts and not m.headline]
-    return matrix(analysis, "Answers right by length", sorted(measures, key=lambda m: m.stem))
+def group_tables(analysis: Analysis) -> list[Table]:
+    """Recall at each length, over the variants of a task, and of each variant, over the lengths; none without rows."""
+    means = sorted((m for m in analysis.measures.all if m.parts and not m.headline), key=lambda m: m.stem)
+    tables = [
+        matrix(analysis, "Answers right by length", [m for m in means if m.length]),
+        matrix(analysis, "Answers right by variant", [m for m in means if m.variant]),
+    ]
+    return [table for table in tables if table.rows]
 
 
 def detail_tables(analysis: Analysis) -> list[Table]:
@@ -165,11 +169,12 @@ def environment_table(analysis: Analysis) -> Table:
 
 
 def commands(analysis: Analysis) -> list[str]:
-    """Commands that make the sweep again, and each arm alone."""
+    """Commands that make the sweep again, wherever its folder is, and each arm alone."""
+    words = [word for word in shlex.split(analysis.sweep.command) if not word.startswith("hydra.sweep.dir=")]
     seen: dict[str, str] = {}
     for run in analysis.sweep.runs:
         seen.setdefault(run.arm, shlex.join(["python", "train.py", *run.overrides, *_seed(run.overrides, run.seed)]))
-    return [*([analysis.sweep.command] if analysis.sweep.command else []), *seen.values()]
+    return [*([shlex.join(words)] if words else []), *seen.values()]
 
 
 def _seed(overrides: Sequence[str], seed: int) -> list[str]:

@@ -21,8 +21,8 @@ from zoo.ablation.report.tables import (
     environment_table,
     failure_table,
     front_table,
+    group_tables,
     headline_table,
-    length_table,
     speed_table,
 )
 
@@ -54,7 +54,8 @@ def _blocks(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
         yield "## What is missing"
         yield _list(analysis.notes)
     yield from _table(headline_table(analysis))
-    yield from _table(length_table(analysis))
+    for table in group_tables(analysis):
+        yield from _table(table)
     yield "## How to read the numbers"
     yield _list(interval_notes(analysis))
     yield from _pictures(p for p in pictures if p.name != "schedules" and not p.measured)
