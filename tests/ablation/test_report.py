@@ -1,5 +1,6 @@
 """Numbers of a sweep's report, against sums on paper: means, intervals, verdicts, fronts, and what is missing."""
 
+import gzip
 import json
 import math
 import random
@@ -90,6 +91,30 @@ def test_the_command_does_not_say_where_the_folder_was(tmp_path):
     assert commands(analyse(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
 
 
+def test_arms_that_were_never_started_have_no_command(tmp_path):
+    folder = write_sweep(tmp_path / "s", seeds=(0,))
+    facts = json.loads((folder / "sweep.json").read_text())
+    facts["arms"].insert(0, {"name": "later", "overrides": ["attention=bigbird"]})
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    found = commands(analyse(read_sweep(folder)))[1:]
+    assert len(found) == len(ARMS) and not any("bigbird" in command for command in found)
+
+
+def test_answers_told_in_another_way_are_shown_and_no_part_of_the_mean(tmp_path):
+    """Variants with a slash, as of generated text and of lm-evaluation-harness."""
+    folder = write_sweep(tmp_path / "s", seeds=(0,))
+    for arm in ARMS:
+        file = folder / "arms" / arm / "seed-0" / "eval" / "mqar.json"
+        content = json.loads(file.read_text())
+        first = next(r for r in content["results"] if r["metric"] == "exact_match")
+        content["results"].append(first | {"variant": "pairs4/generated", "value": 0.125})
+        file.write_text(json.dumps(content))
+    analysis = analyse(read_sweep(folder))
+    shown = [m for m in analysis.measures.all if m.variant == "pairs4/generated"]
+    assert [analysis.summaries["exact", m].mean for m in shown] == [0.125]
+    assert {part.variant for part in analysis.measures.recall.parts} == {"pairs4"}
+
+
 def test_baselines_without_context_are_no_part_of_recall(standard):
     assert {m.variant for m in standard.measures.all if m.task == "mqar" and not m.parts} == {"pairs4"}
     rank = next(m for m in standard.measures.headline if m.label == "mqar: best among the values, chance 0.25")
@@ -139,6 +164,13 @@ def test_one_seed_rests_on_samples_of_which_six_are_needed():
     assert compare([Difference(1.0, (0.5, 1.5), 5)], True).verdict == "not resolved"
     assert compare([Difference(1.0, (-0.5, 1.5), 60)], True).verdict == "not resolved"
     assert compare([Difference(1.0)], True).verdict == "not tested"
+
+
+def test_rounding_is_no_spread():
+    values = [(2 / 3 - 1) / 32, (1 / 3 - 2 / 3) / 32, (2 / 3 - 1) / 32]
+    assert len(set(values)) > 1
+    found = compare([Difference(value, (-0.03, 0.01), 32) for value in values], True)
+    assert found.verdict == "not resolved" and found.difference.ci95 == (-0.03, 0.01)
 
 
 def test_seeds_that_agree_exactly_do_not_make_an_interval_of_no_width():
@@ -256,6 +288,19 @@ def test_other_questions_are_not_compared(tmp_path):
     assert ("linear", analysis.measures.loss) in analysis.summaries
     assert ("linear", analysis.measures.loss) not in analysis.comparisons
     assert ("hybrid", analysis.measures.loss) in analysis.comparisons
+
+
+def test_values_of_other_samples_are_not_compared_either(tmp_path):
+    """Perplexity per token has no samples of its own: those of its file say whether the text was the same."""
+    folder = write_sweep(tmp_path, seeds=(0,))
+    file = folder / "arms/linear/seed-0/eval/perplexity-text-test.samples.jsonl.gz"
+    lines = gzip.decompress(file.read_bytes()).decode()
+    file.write_bytes(gzip.compress(lines.replace('"d0"', '"another"').encode()))
+    analysis = analyse(read_sweep(folder))
+    assert analysis.measures.loss and not [
+        m for arm, m in analysis.comparisons if (arm, m.task) == ("linear", "perplexity")
+    ]
+    assert [m for arm, m in analysis.comparisons if (arm, m.task) == ("hybrid", "perplexity")]
 
 
 @pytest.mark.parametrize("reference", ["exact", "nothing"])

@@ -76,6 +76,7 @@ def test_samples_that_differ_are_not_paired(two_runs):
     other = replace(other, outcome=replace(other.outcome, stem=first.outcome.stem))
     rows = compare_runs([("a", [first]), ("b", [other])])
     assert rows and all(d["value"] is None and d["resolved"] is None for row in rows for d in row["differences"])
+    assert len(comparison_notes([("a", [first]), ("b", [other])])) == 1
 
 
 def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
@@ -150,6 +151,19 @@ def test_other_texts_are_pointed_out_and_not_paired(two_runs):
     assert bits["differences"][0]["value"] is None
     (note,) = comparison_notes(runs)
     assert note.startswith("perplexity-text-test: the runs were not asked about the same text")
+
+
+def test_other_questions_are_pointed_out_at_their_lengths(two_runs):
+    """Files of the same name whose samples at a length are not the same, as with other trained lengths."""
+    tasks = [{"name": "perplexity_context", "lengths": lengths, "target": 8} for lengths in ([8, 16], [8, 24])]
+    runs = [(str(i), [evaluate_run(open_run(two_runs[i]), build_task(task))]) for i, task in enumerate(tasks)]
+    stem = runs[0][1][0].outcome.stem
+    runs[1][1][0] = replace(runs[1][1][0], outcome=replace(runs[1][1][0].outcome, stem=stem))
+    rows = [row for row in compare_runs(runs) if row["metric"] == "bits_per_byte" and row["variant"] == "context"]
+    assert [(row["length"], row["differences"][0]["value"]) for row in rows] == [(8, None)]
+    (note,) = comparison_notes(runs)
+    assert "not asked the same questions at lengths of 8 tokens" in note and note.startswith(stem)
+    assert comparison_notes([runs[0], runs[0]]) == []
 
 
 def test_a_task_that_one_run_lacks_is_left_out_with_a_note(two_runs):

@@ -17,6 +17,7 @@ from zoo.config import ConfigError
 from zoo.data import DataError
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.lm_eval_task import LmEvalTask
+from zoo.evaluation.names import path_part
 from zoo.evaluation.perplexity_task import PerplexityTask
 from zoo.evaluation.results import read_results, read_samples
 from zoo.evaluation.run import open_run
@@ -145,9 +146,10 @@ def test_written_text_is_compared_with_what_was_expected(written_results):
     assert any("1 of 4 prompts" in warning for warning in written_results.outcome.warnings)
 
 
-def test_the_result_file_holds_all_that_the_harness_found(written_results):
+def test_the_result_file_holds_all_that_the_harness_found(written_results, folder):
+    where = path_part(str(folder))
     content = read_results(written_results.files[0])
-    assert written_results.files[0].name == f"lm_eval-all_colours-stories-echo-max_length{LENGTH}.json"
+    assert written_results.files[0].name == f"lm_eval-all_colours-stories-echo-max_length{LENGTH}-{where}-seed1.json"
     protocol = content["protocol"]
     assert protocol["lm_eval"]["results"]["colours"]["acc,none"] == content["results"][0]["value"]
     assert protocol["lm_eval"]["n-samples"]["echo"] == {"original": 4, "effective": 4}
@@ -171,7 +173,7 @@ def test_a_part_of_a_task(run, folder, capsys):
     assert written.files[0].is_file()
     assert {r.n for r in outcome.records} == {2}
     assert (outcome.records[0].length, outcome.protocol["max_length"]) == (16, 16)
-    assert outcome.stem == "lm_eval-colours-limit2-num_fewshot0"
+    assert outcome.stem == f"lm_eval-colours-limit2-num_fewshot0-{path_part(str(folder))}"
     assert "Only a part" in outcome.warnings[-1] and "6 of 6 contexts" in outcome.warnings[0]
     assert capsys.readouterr().out == ""
 
@@ -184,7 +186,7 @@ def test_generation_options_replace_those_of_the_task(run, folder):
 
 
 def test_long_lists_of_tasks_make_short_file_names(run, folder):
-    first, second = (LmEvalTask()._stem(run, [f"task_number_{n}" for n in range(count)]) for count in (40, 41))
+    first, second = (LmEvalTask()._stem(run, [f"task_number_{n}" for n in range(count)], 0) for count in (40, 41))
     assert first.startswith("lm_eval-task_number_0-and-39-") and len(first) < 60 and first != second
 
 

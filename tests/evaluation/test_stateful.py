@@ -99,6 +99,13 @@ def test_stateful_says_what_it_costs(tmp_path):
         assert any(sentence in warning and "104 tokens" in warning for warning in outcome.warnings)
 
 
+def test_sliding_by_whole_windows_is_the_window(run_folder):
+    first, second = (PerplexityTask(mode=mode, stride=16, length=16) for mode in (None, "sliding"))
+    outcomes = [task.evaluate(open_run(run_folder), 0) for task in (first, second)]
+    assert outcomes[0].stem == outcomes[1].stem and value(outcomes[0]) == value(outcomes[1])
+    assert outcomes[1].records[0].variant == "window"
+
+
 def test_recalled_and_other_tokens_make_up_the_whole(run_folder):
     outcome = PerplexityTask().evaluate(open_run(run_folder), 0)
     for sample in outcome.samples:

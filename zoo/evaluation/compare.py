@@ -84,6 +84,12 @@ def comparison_notes(runs: Sequence[Run]) -> list[str]:
             )
         elif len({m.content["tokenizer"]["sha"] for m in members}) > 1:
             notes.append(f"{title}: tokenizers differ, so that a length holds more text for one run than for another.")
+        elif others := sorted({r.length for r in members[0].outcome.records if _asked_others(members, r)}):
+            lengths = ", ".join(f"{length:,}" for length in others)
+            notes.append(
+                f"{title}: the runs were not asked the same questions at lengths of {lengths} tokens; "
+                "their numbers say little side by side."
+            )
     left_out = {w.outcome.stem for _, written in runs for w in written} - {m[0].outcome.stem for m in _matched(runs)}
     return notes + [f"{stem}: not all runs have it." for stem in sorted(left_out)]
 
@@ -91,6 +97,13 @@ def comparison_notes(runs: Sequence[Run]) -> list[str]:
 def _same(written: Written, record: Record) -> Record | None:
     keys = ("task", "variant", "length", "depth", "metric")
     return next((r for r in written.outcome.records if all(getattr(r, k) == getattr(record, k) for k in keys)), None)
+
+
+def _asked_others(members: Sequence[Written], record: Record) -> bool:
+    """Whether the samples of a number are known, and are not the same in all evaluations that have it."""
+    asked = [[unit[:2] for unit in _units(m, other)] for m in members if (other := _same(m, record)) is not None]
+    known = [samples for samples in asked if samples]
+    return any(samples != known[0] for samples in known[1:])
 
 
 def _difference(first: Written, other: Written, record: Record, seed: int) -> Difference | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.config import ConfigError
 from zoo.data import DataError
 from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
+from zoo.evaluation.names import join_name, path_part
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Outcome
 
@@ -65,7 +65,7 @@ class LmEvalTask:
         results = self._run(model, names, seed)
         seconds = round(time.monotonic() - begun, 3)
         return Outcome(
-            stem=self._stem(run, names),
+            stem=self._stem(run, names, seed),
             title=f"lm_eval: {', '.join(names)}",
             protocol=self._protocol(model, names, results),
             records=make_records(results, model.max_length, seed, seconds),
@@ -152,7 +152,7 @@ class LmEvalTask:
             "lm_eval": as_json({key: value for key, value in results.items() if key not in KEPT_APART}),
         }
 
-    def _stem(self, run: OpenedRun, names: list[str]) -> str:
+    def _stem(self, run: OpenedRun, names: list[str], seed: int) -> str:
         """Options that are not the default are part of the name, so that one result does not replace another."""
         listed = "-".join(names)
         if len(listed) > LONGEST:
@@ -160,11 +160,13 @@ class LmEvalTask:
         parts = ["lm_eval", listed] + ([run.checkpoint] if run.checkpoint != "last" else [])
         options = ("limit", "num_fewshot", "max_length")
         parts += [f"{name}{getattr(self, name)}" for name in options if getattr(self, name) is not None]
+        folders = [self.include_path] if isinstance(self.include_path, str) else self.include_path or ()
+        parts += [path_part(folder) for folder in folders] + ([f"seed{seed}"] if seed else [])
         if self.gen_kwargs:
             parts.append("-".join(f"{name}{value}" for name, value in self.gen_kwargs.items()))
         if not self.document_token:
             parts.append("no_document_token")
-        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+        return join_name(parts)
 
     def _warnings(self, run: OpenedRun, model: ZooLM) -> list[str]:
         warnings = model.warnings()

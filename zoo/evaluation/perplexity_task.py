@@ -109,7 +109,8 @@ class PerplexityTask:
             raise ConfigError(f"task.stride={stride}: expected a number in 1..{length} (task.length), or null for it.")
         if stride != length and self.mode in ("window", "stateful"):
             raise ConfigError(f"task.stride={stride} belongs to task.mode=sliding: leave it out for {self.mode}.")
-        return Protocol(self.mode or ("window" if stride == length else "sliding"), length, stride)
+        stateless = "window" if stride == length else "sliding"  # sliding by whole windows is the same
+        return Protocol("stateful" if self.mode == "stateful" else stateless, length, stride)
 
     def _describe(self, run: OpenedRun, corpus: Corpus, scores: DocumentScores, protocol: Protocol) -> dict[str, Any]:
         stateful = protocol.mode == "stateful"

@@ -225,6 +225,13 @@ def test_a_completion_is_cut_before_its_last_line_or_sentence(text, context, ask
     assert "".join(record.paragraphs) + record.question == text.strip()
 
 
+@pytest.mark.parametrize(("answer", "text"), [(0, "A poem"), (1, "A poem"), (2, "A lamp"), (3, "A boat")])
+def test_an_answer_is_counted_among_all_options_though_some_are_alike(load, answer, text):
+    row = ROWS["quality"] | {"options": ["A poem", "A poem", "A lamp", "A boat"], "answer": answer}
+    (record,) = load("quality", {"data/validation.jsonl": [row]})
+    assert record.answers == (text,) and record.options == ("A poem", "A lamp", "A boat")
+
+
 def test_closed_answers_become_options(load):
     rows = [ROWS["babilong"] | {"target": target} for target in ("home", "garden", "home", "kitchen")]
     records = load("babilong", {"data/qa1.jsonl": rows})

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from zoo.data import TextSource, TokenStore
 from zoo.data.documents import DataError
@@ -197,6 +199,21 @@ def test_the_filler_never_has_the_fact(encoder, noise):
         text = encoder.decode(sample.tokens)
         assert text.count(fact_of(int(value))) == 1
         assert text.count(value) == 2
+
+
+def test_answers_of_tokenizers_that_put_a_space_before_every_text_are_as_in_the_context():
+    """As Llama 2's: a piece on its own begins with one more token than the same words inside a text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    text = ["The value is 4821734.\nWhere is the red apple?\n0123456789"] * 20
+    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "</s>"]))
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"))
+    whole, answer = encoder("The value is 4821734.\n"), encoder(" 4821734")
+    assert encoder.decode(answer).strip() == "4821734" and encoder.decode(whole) == "The value is 4821734.\n"
+    assert any(whole[i : i + len(answer)] == answer for i in range(len(whole)))
+    assert len(encoder("The")) == len(encoder("e The")) - len(encoder("e"))  # nothing in front
 
 
 def test_samples_are_a_function_of_their_place(encoder, noise):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from zoo.ablation.report.read import RunData, SweepData
 from zoo.ablation.report.summary import Difference, Interval
 from zoo.evaluation.answer_records import RANKS
+from zoo.evaluation.cell_task import NO_CONTEXT, ZERO_LENGTH
 from zoo.evaluation.compare import compare_runs, comparison_notes
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results import Record
@@ -75,13 +76,13 @@ def find_measures(sweep: SweepData) -> Measures:
                     key = (stem, record.variant, record.length, record.metric)
                     found.setdefault(key, _measure(stem, record, written))
     single = _distinct(found.values())
-    means = _means([m for m in single if m.task not in PERPLEXITY])
+    answers = [m for m in single if m.task not in PERPLEXITY and "/" not in m.variant]  # not once more in another way
+    means = _means(answers)
     loss = next((m for m in single if m.headline and m.metric == "bits_per_byte"), None)
     right = [m for m in means if m.metric == RIGHT]
     recall = right[-1] if right else next((m for m in single if m.headline and m.task not in PERPLEXITY), None)
     headline = sorted((m for m in single if m.headline), key=lambda m: m.metric != "bits_per_byte")
-    groups = _groups([m for m in single if m.task not in PERPLEXITY])
-    return Measures((*headline, *means, *groups, *(m for m in single if not m.headline)), loss, recall)
+    return Measures((*headline, *means, *_groups(answers), *(m for m in single if not m.headline)), loss, recall)
 
 
 def _distinct(measures: Iterable[Measure]) -> list[Measure]:
@@ -93,7 +94,7 @@ def _distinct(measures: Iterable[Measure]) -> list[Measure]:
 
 def _is_shown(record: Record, written: Written) -> bool:
     """Not questions without their context, and of depths only what is pooled over them."""
-    if "/" in record.variant or record.metric in ("word_perplexity", "byte_perplexity"):
+    if record.variant.endswith((NO_CONTEXT, ZERO_LENGTH)) or record.metric in ("word_perplexity", "byte_perplexity"):
         return False
     others = (r for r in written.outcome.records if r.depth is None)
     same = ((r.variant, r.length, r.metric) == (record.variant, record.length, record.metric) for r in others)

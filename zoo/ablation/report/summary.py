@@ -13,6 +13,7 @@ from zoo.evaluation.statistics import student_quantile
 Interval = tuple[float, float]
 BETTER, WORSE, NOT_RESOLVED, NOT_TESTED = "better", "worse", "not resolved", "not tested"
 SEEDS, SAMPLES = "seeds", "samples"
+ROUNDING = 1e-9  # of the size of a number: values no further apart agree
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Summary:
 
     Attributes:
         mean: over seeds. ci95: its 95 % interval, None where it cannot be told. n: seeds.
-        over: what the interval is over: ``seeds``; ``samples`` of a single seed, or of several that agree to the last
-            digit, whose spread says nothing; empty without an interval.
+        over: what the interval is over: ``seeds``; ``samples`` of a single seed, or of several that agree, whose
+            spread says nothing; empty without an interval.
     """
 
     mean: float
@@ -60,7 +61,7 @@ def summarize(
     if not values:
         return None
     n, mean = len(values), statistics.fmean(values)
-    if n > 1 and len(set(values)) > 1:
+    if n > 1 and max(values) - min(values) > ROUNDING * max(map(abs, values)):
         half = student_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
         low, high = bounds or (-math.inf, math.inf)
         return Summary(mean, (max(mean - half, low), min(mean + half, high)), n, SEEDS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zoo.ablation.report.analysis import Analysis, number
 from zoo.ablation.report.facts import common_settings, environment_lines
 from zoo.ablation.report.measures import Measure
-from zoo.ablation.report.read import FINISHED
+from zoo.ablation.report.read import FINISHED, WAITING
 from zoo.ablation.report.summary import Comparison, Summary
 from zoo.evaluation.describe import layer_pattern
 from zoo.planning.report import binary, unit
@@ -169,10 +169,10 @@ def environment_table(analysis: Analysis) -> Table:
 
 
 def commands(analysis: Analysis) -> list[str]:
-    """Commands that make the sweep again, wherever its folder is, and each arm alone."""
+    """Commands that make the sweep again, wherever its folder is, and alone each arm that has been started."""
     words = [word for word in shlex.split(analysis.sweep.command) if not word.startswith("hydra.sweep.dir=")]
     seen: dict[str, str] = {}
-    for run in analysis.sweep.runs:
+    for run in (run for run in analysis.sweep.runs if run.status != WAITING):
         seen.setdefault(run.arm, shlex.join(["python", "train.py", *run.overrides, *_seed(run.overrides, run.seed)]))
     return [*([shlex.join(words)] if words else []), *seen.values()]
 

@@ -73,19 +73,18 @@ def narrativeqa_full(row: Row, where: str, number: str) -> QARecord:
 
 def quality(row: Row, where: str, number: str) -> QARecord:
     """article, question, options [4], answer (index from 0). Pang et al., 2022, arXiv:2112.08608."""
-    options = tuple(_texts(row, "options", where))
+    options = _texts(row, "options", where)
     answer = row.get("answer")
-    if not isinstance(answer, int) or not 0 <= answer < len(options):
-        raise DataError(
-            f"{where}: 'answer' is {answer!r}, expected the index of one of {len(options)} options, from 0."
-        )
+    count = len(row["options"])  # of which some may be alike
+    if not isinstance(answer, int) or not 0 <= answer < count:
+        raise DataError(f"{where}: 'answer' is {answer!r}, expected the index of one of {count} options, from 0.")
     return QARecord(
         id=number,
         question=text_field(row, "question", where),
-        answers=(options[answer],),
+        answers=(check_text(row["options"][answer], "options", where),),
         paragraphs=(text_field(row, "article", where),),
         kind="choice",
-        options=options,
+        options=tuple(options),
         where=where,
     )
 

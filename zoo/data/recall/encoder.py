@@ -17,7 +17,8 @@ PIECES = 2**16  # remembered
 class Encoder:
     """Encodes the pieces of a sample.
 
-    Pieces end with a line and answers begin with a space, where the tokenizers of language models split anyway.
+    Pieces end with a line and answers begin with a space, where the tokenizers of language models split anyway. A
+    tokenizer that puts something in front of every text (as Llama 2's does) encodes pieces as they are behind a line.
 
     Attributes:
         tokenizer: any fast tokenizer with an end-of-text token. document_token: the id of that token.
@@ -33,13 +34,23 @@ class Encoder:
         self.ids = np.array(used, dtype=np.int64)
         self.vocab_size = vocabulary_size(tokenizer)
         self._seen: dict[str, tuple[int, ...]] = {}
+        self._line = self._ids("\n")
+        self._adds_prefix = self._ids("\na") != self._line + self._ids("a")
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(encode_batch(self.tokenizer, [text])[0].tolist())
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if self._adds_prefix and (ids := self._ids("\n" + text))[: len(self._line)] == self._line:
+            return ids[len(self._line) :]
+        return self._ids(text)
 
     def __call__(self, text: str) -> tuple[int, ...]:
         """Ids of a piece of text; nothing is added."""
         if text not in self._seen:
             if len(self._seen) >= PIECES:
                 self._seen.clear()
-            self._seen[text] = tuple(encode_batch(self.tokenizer, [text])[0].tolist()) if text else ()
+            self._seen[text] = self._encode(text) if text else ()
         return self._seen[text]
 
     def decode(self, ids: tuple[int, ...] | np.ndarray | list[int]) -> str:
