@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ def linear_attention(
         output = output * scale
     if not return_state:
         return output.to(dtype), None
-    return output.to(dtype), NormalizedState(state[..., :-1], state[..., -1]) if normalize else state
+    if normalize:
+        return output.to(dtype), NormalizedState(state[..., :-1].contiguous(), state[..., -1].contiguous())
+    return output.to(dtype), state
 
 
 @without_autocast
@@ -111,8 +114,12 @@ def linear_attention_step(
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q.
+
+    Raises:
+        ValueError: on shapes or a backend that do not fit.
     """
     s = state.s if isinstance(state, NormalizedState) else state
+    _check_step(q, k, v, log_decay, state)
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     offer_flops()
@@ -126,6 +133,23 @@ def linear_attention_step(
         state.z.add_(k)
         output = output / _bounded((q.to(state.z.dtype) * state.z).sum(-1, keepdim=True), eps) * scale
     return output.to(q.dtype)
+
+
+def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: State) -> None:
+    if q.dim() != 3 or k.shape != q.shape or v.shape[:2] != q.shape[:2]:
+        raise ValueError(
+            f"expected q, k (B, H, D) and v (B, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    batch, heads, width = q.shape
+    if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads)):
+        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, heads)}.")
+    shape = batch, heads, width, v.shape[-1]
+    parts: list[tuple[str, Any, tuple[int, ...]]] = [("state", state, shape)]
+    if isinstance(state, NormalizedState):
+        parts = [("state.s", state.s, shape), ("state.z", state.z, shape[:3])]
+    for name, part, wanted in parts:
+        if part.shape != wanted:
+            raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {wanted}.")
 
 
 def _unfit_state(s: Tensor) -> str | None:

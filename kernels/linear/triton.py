@@ -112,6 +112,17 @@ def advance(state, y_tile, z_tile, write, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def read_state(x_tile, state, PRECISION: tl.constexpr):
+    """x times the state."""
+    if x_tile.dtype == tl.float16:  # whose largest number is 65504: columns are taken relative to their largest
+        largest = tl.maximum(tl.max(tl.abs(state), 0), 1e-30)
+        relative = (state / largest[None, :]).to(x_tile.dtype)
+        return tl.dot(x_tile, relative, input_precision=PRECISION) * largest[None, :]
+    else:
+        return tl.dot(x_tile, state.to(x_tile.dtype), input_precision=PRECISION)
+
+
+@triton.jit
 def place(TILES: tl.constexpr, segments, H):
     """Column tile, segment, batch row and head of this program; tiles of one segment are neighbours."""
     program = tl.program_id(0).to(tl.int64)
@@ -210,7 +221,7 @@ def mix_kernel(
             ids = tl.load(documents + b * T + t, mask=t < T, other=0)
             scores = tl.where(ids[:, None] == ids[None, :], scores, 0.0)
         near = tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
-        far = tl.dot(x_tile, state.to(x_tile.dtype), input_precision=PRECISION) * read[:, None]
+        far = read_state(x_tile, state, PRECISION) * read[:, None]
         written = (t < T)[:, None] & (columns < Z)[None, :]
         token = (b * T + t) * H + h
         tl.store(out + token[:, None] * Z + columns[None, :], near + far, mask=written)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place
+from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place, read_state
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def parallel_kernel(
         read = _power(here, log_decay, h, KIND) * scale
     if DOCUMENTS:
         read = tl.where(ids == tl.load(documents + b * T + edge), read, 0.0)
-    far = tl.dot(x_tile, carried.to(x_tile.dtype), input_precision=PRECISION) * read[:, None]
+    far = read_state(x_tile, carried, PRECISION) * read[:, None]
 
     near = tl.zeros((CHUNK, TILE), tl.float32)
     through = tl.zeros((CHUNK,), tl.float32)

@@ -6,6 +6,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import Config, choose, launch
@@ -100,7 +101,8 @@ def _lists(call: _Call, by_key: bool) -> tuple[Tensor | None, ...]:
     if call.layout is None:
         return None, None, None, None, None
     lists = call.layout.by_key if by_key else call.layout.by_query
-    return (*(x.contiguous() for x in (lists.offsets, lists.full, lists.blocks, lists.masks)), call.layout.bits)
+    arrays = lists.offsets, lists.full, lists.blocks, lists.masks, call.layout.bits
+    return tuple(x.contiguous() for x in arrays)
 
 
 def _numbers(call: _Call, q: Tensor, k: Tensor, scale: float, lists: Lists | None) -> tuple[float | int, ...]:
@@ -205,16 +207,21 @@ def triton_backward(
 
 
 def _bias_parts(call: _Call, batch: int, heads: int, config: Config) -> Tensor:
-    """Buffer for the sum of each pair of tiles: ``(B, H, blocks, tiles of a block, blocks, tiles of a block)``."""
+    """Buffer for the sum of each pair of tiles: ``(B, H, blocks, tiles of a block, blocks, tiles of a block)``.
+
+    Blocks of queries are those of the layout, of keys those of the bias; either may have more than the call needs.
+    """
     assert call.bias is not None and call.layout is not None
-    _, _, rows, columns = call.bias.shape
+    rows, columns = call.layout.shape[2], call.bias.shape[3]
     tiles = [call.layout.block // config.tiles[name] for name in ("QUERIES", "KEYS")]
     return torch.zeros(batch, heads, rows, tiles[0], columns, tiles[1], dtype=torch.float32, device=call.bias.device)
 
 
 def _sum_parts(parts: Tensor, bias: Tensor) -> Tensor:
     summed = [i for i in (0, 1) if bias.shape[i] == 1]
-    return parts.sum((3, 5)).sum(summed, keepdim=True).to(bias.dtype) if summed else parts.sum((3, 5)).to(bias.dtype)
+    blocks = parts.sum((3, 5))[:, :, : bias.shape[2]]
+    blocks = blocks.sum(summed, keepdim=True) if summed else blocks
+    return F.pad(blocks, (0, 0, 0, bias.shape[2] - blocks.shape[2])).to(bias.dtype)
 
 
 def triton_step(
@@ -249,7 +256,7 @@ def triton_step(
     unit, widest = common_unit(q, k, v), 2**31 - 1
     blocks = {"WIDTH_BLOCK": padded(width), "HEADS": padded(heads // groups), "UNIT": unit, "RING": ring}
     launch(
-        decode_kernel, (splits, groups, batch), q, k, v, lengths, parts, part_lse,
+        decode_kernel, (splits, groups, batch), q, k, v, lengths.contiguous(), parts, part_lse,
         *(s // unit for x in (q, k, v) for s in strides(x)), abs(scale), capacity,
         widest if window is None else min(window, widest), min(sinks, capacity), heads // groups,
         config=config, WIDTH=width, VALUE=value, VALUE_BLOCK=padded(value), WINDOW=window is not None, **blocks,

@@ -12,7 +12,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 UNSPECIALIZED = (  # what may depend on the batch or on the length: a change of either must not compile again
     "q_batch q_time q_head k_batch k_time k_head v_batch v_time v_head g_batch g_time g_head l_batch l_time l_head "
-    "scale offset Tq Tk window sinks rows columns list_batch list_head bias_batch bias_head"
+    "scale offset Tq Tk window sinks rows columns list_batch list_head bias_batch bias_head "
+    "H"  # not of these, but one head would be a constant, which is no tensor
 ).split()
 
 

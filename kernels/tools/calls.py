@@ -222,6 +222,11 @@ def _softmax_step(name: str, *, share: int = 1, ring: bool = False, main: bool =
     return Call("softmax", name, inputs, run, main)
 
 
+def _of_one_head(call: Call) -> Call:
+    """The same with a single head: integers that are 1 become constants of a kernel unless they must not."""
+    return call._replace(name=f"{call.name}, one head", inputs=lambda size: call.inputs(size._replace(heads=1)))
+
+
 CALLS: tuple[Call, ...] = (
     _linear("decay", decay=1, main=True),
     _linear("everything", decay=3, learned=True, documents=True, state=True, main=True, length=LONG),
@@ -248,4 +253,9 @@ CALLS: tuple[Call, ...] = (
     _softmax("window", window=40),
     _softmax("documents", documents=True),
     _softmax("window, sinks", window=40, sinks=4),
+    _of_one_head(_linear("decay", decay=1, main=True)),
+    _of_one_head(_linear_step("step", 1, main=True)),
+    _of_one_head(_softmax("causal", main=True)),
+    _of_one_head(_softmax_layout("layout of 64, bias", 64, biased=True, main=True)),
+    _of_one_head(_softmax_step("step", main=True)),
 )

@@ -27,11 +27,12 @@ def variants(name: str) -> list[dict[str, Any]]:
 CASES = [(name, options) for name in zoo.mixers.names() for options in [{}, *variants(name)]]
 
 
-def _label(case: tuple[str, dict[str, Any]]) -> str:
+def label(case: tuple[str, dict[str, Any]]) -> str:
+    """Name of a case."""
     return "-".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
 
 
-every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=map(_label, CASES))
+every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=map(label, CASES))
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 
 

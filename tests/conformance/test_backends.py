@@ -7,33 +7,57 @@ that the message describes; the mixer then runs on the PyTorch form, which the o
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import pytest
 import torch
 
 from kernels import BackendError, use_backend
-from tests.conformance.cases import draw, every_name, make
+from tests.conformance.cases import CASES, draw, every_name, label, make, variants
 
 LIMITS = "wide, and the kernels take up to|block_bias over packed documents|are of different types"
-LENGTH = 34
+SHORT, LONG = 34, 70  # several blocks and windows of the variants, and of their caches
+
+every_case = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] else [], id=label(case)) for case in CASES],
+)
 
 
-def results(name, backend, documents):
+def length_of(options):
+    return LONG if options else SHORT
+
+
+def results(name, options, backend, documents):
     """Output and gradients of the inputs and the parameters."""
-    mixer, x = make(name).float(), draw(2, LENGTH, torch.float32).requires_grad_()
+    mixer, x = make(name, options).float(), draw(2, length_of(options), torch.float32).requires_grad_()
     with use_backend(backend):
         y = mixer(x, documents=documents)
-        return [y, *torch.autograd.grad(y.square().mean(), [x, *mixer.parameters()])]
+        wanted = [x, *(p for p in mixer.parameters() if p.requires_grad)]
+        return [y, *torch.autograd.grad(y.square().mean(), wanted)]
 
 
-@every_name
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_every_backend_gives_the_same(name, packed):
-    documents = (torch.arange(LENGTH) // 20).expand(2, LENGTH) if packed else None
-    want = results(name, "torch", documents)
+def decoded(name, options, backend, _):
+    """Outputs of a ragged prompt, a piece and single tokens through a cache."""
+    mixer, length = make(name, options).float(), length_of(options)
+    cache, x = mixer.new_cache(2, dtype=torch.float32), draw(2, length + 5, torch.float32)
+    lengths = torch.tensor([length, length - 9])
+    with use_backend(backend), torch.no_grad():
+        first = mixer(x[:, :length], cache=cache, lengths=lengths)
+        first = first.masked_fill(torch.arange(length)[None, :, None] >= lengths[:, None, None], 0)
+        return [first, *(mixer(piece, cache=cache) for piece in x[:, length:].split([1, 3, 1], 1))]
+
+
+@every_case
+@pytest.mark.parametrize("how", ["plain", "packed", "cached"])
+def test_every_backend_gives_the_same(name, options, how):
+    run, length = decoded if how == "cached" else results, length_of(options)
+    documents = (torch.arange(length) // 20).expand(2, length) if how == "packed" else None
+    want = run(name, options, "torch", documents)
     for backend in ("reference", "triton"):
+        torch.manual_seed(0)
         try:
-            got = results(name, backend, documents)
+            got = run(name, options, backend, documents)
         except BackendError as error:
             assert backend == "triton"
             assert re.search(LIMITS, str(error))
@@ -41,6 +65,18 @@ def test_every_backend_gives_the_same(name, packed):
         for ours, theirs in zip(got, want):
             assert torch.isfinite(ours).all()
             assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-6
+
+
+@every_name
+def test_triton_takes_some_options_of_every_mixer(name):
+    """So that the test above compares something with it."""
+    taken, x = 0, draw(1, 20, torch.float32)
+    for options in [{}, *variants(name)]:
+        with use_backend("triton"), torch.no_grad(), suppress(BackendError):
+            taken += make(name, options).float()(x).shape == x.shape
+        if taken:
+            return
+    raise AssertionError(f"{name}: Triton refused all of its options")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():

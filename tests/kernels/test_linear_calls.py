@@ -139,6 +139,39 @@ def test_an_unknown_backend_is_a_backend_error():
         linear_attention(X, X, X, backend="cuda")
 
 
+ONE = torch.zeros(2, 3, 4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": X}, r"expected q, k \(B, H, D\) and v \(B, H, E\), got \(2, 5, 3, 4\)"),
+        ({"k": ONE[:, :1]}, r"got \(2, 3, 4\), \(2, 1, 4\)"),
+        ({"v": ONE[:1]}, "expected q, k"),
+        ({"log_decay": torch.zeros(1)}, r"log_decay has shape \(1,\), expected \(3,\) or \(2, 3\)"),
+        ({"state": torch.zeros(2, 3, 4, 6)}, r"state has shape \(2, 3, 4, 6\), expected \(2, 3, 4, 4\)"),
+        (
+            {"state": NormalizedState(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3)), "normalize": True},
+            r"state\.z has shape \(2, 3\), expected \(2, 3, 4\)",
+        ),
+    ],
+)
+def test_a_step_refuses_arguments_that_do_not_fit(change, message, backend):
+    given = {"q": ONE, "k": ONE, "v": ONE, "log_decay": None, "state": torch.zeros(2, 3, 4, 4)} | change
+    with pytest.raises(ValueError, match=message):
+        linear_attention_step(**given, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_step_goes_on_from_the_state_of_a_sequence(backend):
+    q, k, v = (torch.rand(2, 9, 3, 4) for _ in range(3))
+    want, _ = linear_attention(q, k, v, normalize=True, backend=backend)
+    _, state = linear_attention(q[:, :8], k[:, :8], v[:, :8], normalize=True, return_state=True, backend=backend)
+    got = linear_attention_step(q[:, 8], k[:, 8], v[:, 8], None, state, normalize=True, backend=backend)
+    torch.testing.assert_close(got, want[:, 8])
+
+
 def test_a_step_refuses_a_state_of_the_other_kind():
     x = torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="normalize=True does not go with a state of type Tensor"):

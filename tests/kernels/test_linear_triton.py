@@ -127,6 +127,21 @@ def test_normalized(algorithm):
 
 
 @every_algorithm
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_state_that_half_precision_cannot_hold_is_read(algorithm, size):
+    """As a normaliser is after many tokens: each column of the state is read to within the rounding of its largest."""
+    q, zero = torch.rand(1, 70, 2, 16).half(), torch.zeros(1, 70, 2, 16).half()
+    state = size * torch.rand(1, 2, 16, 16)
+    state[..., 3] *= 1e-3
+    scale = 1e-3 if size > 1 else 1 / size if size < 1 else 1.0
+    got, _ = linear_attention(
+        q, zero, zero, initial_state=state, scale=scale, algorithm=algorithm, backend="triton"
+    )  # fmt: skip
+    want = scale * torch.einsum("bthd,bhde->bthe", q.double(), state.double())
+    torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-7)
+
+
+@every_algorithm
 def test_strided_inputs_and_broadcast_gradients(algorithm):
     case = make_case(40, "token", batch=2, heads=2)
     results = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from kernels import BlockLayout
+from kernels import BlockLayout, softmax_attention
 from kernels.launch import record
 from kernels.softmax.mask import KeyRule
 from kernels.softmax.triton_host import document_bounds, triton_backward, triton_forward, triton_step
@@ -215,6 +217,45 @@ def test_layouts_equal_the_definition(case):
     if bias is not None:
         assert got[-1].any()
         assert not got[-1][exact[-1] == 0].any()
+
+
+@pytest.mark.parametrize(("of_layout", "of_bias"), [(4, 6), (6, 4), (4, 4), (7, 5)])
+def test_layouts_and_biases_may_have_more_blocks_than_the_call_needs(of_layout, of_bias):
+    """Four blocks are needed; what the bias has beyond them gets no gradient, and nothing is written elsewhere."""
+    query, key = torch.ones(4, 4).tril().nonzero().unbind(1)
+    layout = BlockLayout.from_pairs(16, of_layout, 0 * query, 0 * query, query, key)
+    bias = torch.randn(1, 2, of_bias, of_bias)
+    inputs, upstream = draw(60, heads=2)
+    results = []
+    for backend in ("torch", "triton"):
+        given = [x.clone().requires_grad_() for x in (*inputs, bias)]
+        o = softmax_attention(*given[:3], layout=layout, block_bias=given[3], backend=backend)
+        results.append([o, *torch.autograd.grad(o, given, upstream[0])])
+    for got, want in zip(*reversed(results)):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert results[1][-1][:, :, :4].any() and not results[1][-1][:, :, 4:].any()
+
+
+def test_lengths_and_bits_may_be_strided():
+    (q, k, v), _ = draw(40, 1, 2, 1, 16, 16, FULL, 3)
+    lengths = torch.tensor([[20, 1], [33, 1], [7, 1]])
+    options = {"window": None, "sinks": 0, "ring": False, "scale": 0.3}
+    want = triton_step(q[:, 0], k, v, lengths[:, 0].contiguous(), **options)
+    for got, known in zip(triton_step(q[:, 0], k, v, lengths[:, 0], **options), want):
+        assert got.equal(known)
+    same = triton_step(q[:, 0], k, v, torch.tensor([20, 20, 20]), **options)
+    for got, known in zip(triton_step(q[:, 0], k, v, torch.tensor([20]).expand(3), **options), same):
+        assert got.equal(known)
+    layout = make_layout(random_layout((1, 1), 70, 70, 16), 16)
+    wide = torch.zeros(len(layout.bits), *[2 * n for n in layout.bits.shape[1:]], dtype=layout.bits.dtype)
+    part = wide[tuple(slice(None, None, 2) if axis else slice(None) for axis in range(wide.dim()))]
+    part.copy_(layout.bits)
+    strided = replace(layout, bits=part)
+    inputs, upstream = draw(70, heads=2)
+    rule = KeyRule(0, None, 0, None)
+    assert len(layout.bits) and not part.is_contiguous()
+    for got, known in zip(kernel(inputs, upstream, rule, 0.3, strided), kernel(inputs, upstream, rule, 0.3, layout)):
+        assert got.equal(known)
 
 
 def test_rows_without_a_key_ignore_what_comes_through_their_lse():

@@ -196,6 +196,25 @@ def test_a_frozen_mixer_takes_the_pattern_of_a_checkpoint():
     close(copy.deepcopy(frozen)(x), mixer(x))
 
 
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel"])
+def test_evaluation_remembers_its_pattern_until_the_logits_change(estimator):
+    mixer, x = build(estimator=estimator).eval(), draw(70)
+    first = mixer.pattern
+    assert mixer.pattern is first and mixer(x).isfinite().all()
+    with torch.no_grad():
+        mixer.logits.neg_()
+    second, y = mixer.pattern, mixer(x)
+    assert second is not first and mixer.pattern is second
+    mixer.train()
+    mixer.logits.data.neg_()  # without a trace in the version of the parameter
+    mixer.eval()
+    assert mixer.pattern is not second and not torch.equal(mixer(x), y)
+    mixer.load_state_dict(mixer.state_dict() | {"logits": -mixer.logits.detach()})
+    assert torch.equal(mixer(x), y)
+    mixer.train()
+    assert mixer.pattern is not mixer.pattern
+
+
 def test_a_frozen_pattern_does_not_depend_on_the_precision_of_the_logits():
     mixer = build()
     mixer.logits.data = 1 + torch.arange(4).double().expand(HEADS, 4) * 1e-9

@@ -89,6 +89,15 @@ def test_a_constant_value_comes_out_as_it_is(feature_map, size):
     assert (mixer(x).abs() <= 4).all()
 
 
+@pytest.mark.parametrize("feature_map", ["identity", "relu"])
+def test_weights_that_can_all_be_zero_are_not_called_normalized(feature_map):
+    mixer, x = build(feature_map=feature_map, rope=None), torch.randn(8, 70, 32, dtype=torch.float64)
+    mixer.value, mixer.out = Constant(), nn.Identity()
+    assert not mixer.normalized and build(feature_map="elu+1").normalized
+    if feature_map == "relu":
+        assert not torch.allclose(mixer(x), Constant()(x), 0.1, 0.1)
+
+
 def test_taylor_features_are_the_second_order_of_the_exponential():
     q, k = draw(2, 5, 16)
     assert taylor(q).shape == (5, 153)

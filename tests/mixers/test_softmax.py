@@ -53,13 +53,18 @@ def test_rotation_keeps_the_dtype_and_far_positions_precise(dtype):
     assert (y.double() - want).abs().max() <= 0.05 * want.abs().max()
 
 
-@pytest.mark.parametrize("rope", [None, 100.0, 10000.0])
-def test_equals_plain_attention_with_pairs_turned_by_the_distance(rope):
-    mixer, x = build("softmax", rope=rope), draw(2, 19, 32)
+@pytest.mark.parametrize(
+    ("rope", "fraction"), [(None, 1.0), (100.0, 1.0), (10000.0, 1.0), (100.0, 0.5), (10000.0, 0.25)]
+)
+def test_equals_plain_attention_with_pairs_turned_by_the_distance(rope, fraction):
+    """Of a fraction, the first pairs turn, at the frequencies of a head of that width."""
+    mixer, x, pairs = build("softmax", rope=rope, rope_fraction=fraction), draw(2, 19, 32), round(4 * fraction)
     q, k, v = (m(x).view(2, 19, 4, 8).transpose(1, 2) for m in (mixer.query, mixer.key, mixer.value))
     q, k = (torch.view_as_complex(y.unflatten(-1, (4, 2)).contiguous()) for y in (q, k))
     time = torch.arange(19, dtype=torch.float64)
-    frequency = 0 * time[:4] if rope is None else rope ** (-time[:4] / 4)
+    frequency = torch.zeros(4, dtype=torch.float64)
+    if rope is not None:
+        frequency[:pairs] = rope ** (-time[:pairs] / pairs)
     turn = torch.exp(1j * (time[:, None] - time)[..., None] * frequency)
     scores = torch.einsum("bhtd,bhjd,tjd->bhtj", q, k.conj(), turn).real / 8**0.5
     scores = scores.masked_fill(torch.ones(19, 19).triu(1).bool(), -torch.inf)
@@ -116,6 +121,8 @@ def test_a_gate_multiplies_what_is_projected_out(gate, f):
         ({"kv_heads": 0}, "kv_heads=0"),
         ({"kv_heads": 8}, "kv_heads=8"),
         ({"width": 12}, r"rope needs an even head width, got width / heads = 3"),
+        ({"rope": 0}, "rope=0: expected a base over 0"),
+        ({"rope": -1.0}, r"rope=-1\.0: expected a base over 0"),
         ({"gate": "tanh"}, "gate='tanh': expected one of none, linear, sigmoid, silu"),
     ],
 )

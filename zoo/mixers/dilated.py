@@ -7,12 +7,10 @@
     strided: R_t = {t - r < j <= t} and {(t - j) mod r = 0}   Sparse Transformer, Child et al. 2019 (arXiv:1904.10509)
 
 The two steps of the Sparse Transformer are one softmax here. The first two kinds stay in a residue class of their rate
-through all layers, so the rates of the heads must differ. Positions are those of the whole sequence.
+through all layers, so one of the heads must have a rate of 1. Positions are those of the whole sequence.
 """
 
 from __future__ import annotations
-
-from math import gcd
 
 import torch
 from torch import Tensor
@@ -36,8 +34,8 @@ class DilatedAttention(HeadMixer):
         kv_heads, qk_norm, gate, rope: of :class:`HeadMixer`.
 
     Raises:
-        ValueError: on a kind, a window or rates that do not exist, and if the rates of ``window`` or ``atrous`` have a
-            common divisor, so that positions between would never be reached.
+        ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
+            that no layer would ever reach the token before.
     """
 
     def __init__(
@@ -122,10 +120,9 @@ def _checked_rates(kind: str, dilation: list[int] | int, groups: int) -> list[in
     rates = ([dilation] if isinstance(dilation, int) else list(dilation))[:groups]
     if not rates or min(rates) < 1:
         raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
-    common = gcd(*rates)
-    if kind != "strided" and common > 1:
+    if kind != "strided" and min(rates) > 1:  # sums of rates over 1 never make 1
         raise ValueError(
-            f"dilation={dilation!r} gives {groups} key heads rates that are multiples of {common}: with kind={kind!r} "
-            f"no layer would ever reach a token at another distance. Mix in a rate of 1, or take kind='strided'."
+            f"dilation={dilation!r} gives {groups} key heads rates over 1: with kind={kind!r} no layer would ever "
+            f"reach the token before. Mix in a rate of 1, or take kind='strided'."
         )
     return rates

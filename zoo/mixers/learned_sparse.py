@@ -95,21 +95,26 @@ class LearnedSparseAttention(BlockSparseMixer):
         self.logits = nn.Parameter(_start(heads, reach))
         self.register_buffer("noise", torch.zeros(heads, reach - 1))
         self.start_step(0)
-        self._fixed: tuple[Tensor, BlockPattern] | None = None
+        self._fixed: tuple[Any, BlockPattern] | None = None
         self.register_load_state_dict_post_hook(_loaded)
         if frozen:
             self.freeze()
 
     @property
     def pattern(self) -> BlockPattern:
-        """What is read: the hard pattern of this step, or of evaluation."""
-        if not self.frozen:
-            return self._pattern(self._best())
-        if torch.compiler.is_compiling():
-            return self._pattern(self.kept)
-        if self._fixed is None or self._fixed[0] is not self.kept:  # loaded, or moved to another device
-            self._fixed = self.kept, self._pattern(self.kept)
+        """What is read: the hard pattern of this step, or of evaluation, which is remembered with its layouts."""
+        if torch.compiler.is_compiling() or (self.training and not self.frozen):
+            return self._pattern(self.kept if self.frozen else self._best())
+        chosen = self.kept if self.frozen else self.logits
+        state = None if chosen.is_inference() else (id(chosen), chosen.dtype, chosen.device, chosen._version)
+        if self._fixed is None or state is None or self._fixed[0] != state:  # loaded, moved or changed since
+            self._fixed = state, self._pattern(self.kept if self.frozen else self._best())
         return self._fixed[1]
+
+    def train(self, mode: bool = True) -> LearnedSparseAttention:
+        """See :meth:`torch.nn.Module.train`; evaluation chooses anew."""
+        self._fixed = None
+        return super().train(mode)
 
     def freeze(self) -> None:
         """Fix the pattern: it is no longer trained, and its layouts are remembered.

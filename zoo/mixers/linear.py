@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.features import FEATURE_MAPS
 from zoo.mixers.parts.heads import Call
-from zoo.mixers.parts.positions import rotate
+from zoo.mixers.parts.positions import check_base, rotate
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -58,6 +58,7 @@ class LinearAttention(StateMixer):
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         if normalizer not in NORMALIZERS:
             raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}.")
+        check_base(rope)
         small = feature_map == "taylor"
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(
@@ -72,6 +73,11 @@ class LinearAttention(StateMixer):
             self.small = nn.Linear(width, 2 * heads * features, bias=False)
             for name in ("query", "key"):
                 self.add_module(name, nn.Identity())
+
+    @property
+    def normalized(self) -> bool:
+        """With a sum that cannot vanish: tokens that share no feature above zero with a query give it nothing."""
+        return self.normalize and self.feature_map.positive
 
     @property
     def key_width(self) -> int:

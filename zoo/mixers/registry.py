@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from zoo.mixers.base import Mixer
 
 _REGISTRY: dict[str, type[Mixer]] = {}
 _SHARED = ("self", "width", "heads", "depth", "layer")
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
 MixerType = TypeVar("MixerType", bound=type[Mixer])
 
@@ -56,10 +60,35 @@ def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, 
         options: keywords of the mixer's constructor.
 
     Raises:
-        ValueError: on an unknown name or option, or on values that do not fit together.
+        ValueError: on an unknown name or option, or on values that do not fit its annotation or each other.
     """
     cls, known = get(name), option_names(name)
-    for option in options:
+    hints = get_type_hints(cls.__init__)
+    for option, value in options.items():
         if option not in known:
             raise ValueError(f"attention {name!r} has no option {option!r}: expected one of {', '.join(known)}.")
+        if not _fits(value, hints.get(option)):
+            raise ValueError(f"{name}: {option}={value!r}: expected {_describe(hints[option])}.")
     return cls(width=width, heads=heads, depth=depth, layer=layer, **options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an option has the type of its annotation; annotations of other kinds take everything."""
+    if hint in _KINDS:
+        if hint is str or hint is bool:
+            return isinstance(value, hint)
+        number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if hint is NoneType:
+        return value is None
+    if get_origin(hint) is list:
+        return isinstance(value, Sequence) and all(_fits(item, get_args(hint)[0]) for item in value)
+    return not get_args(hint) or any(_fits(value, one) for one in get_args(hint))
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is list:
+        return f"a list of which each is {_describe(get_args(hint)[0])}"
+    if get_args(hint):
+        return " or ".join(_describe(one) for one in get_args(hint))
+    return "null" if hint is NoneType else _KINDS.get(hint, str(hint))

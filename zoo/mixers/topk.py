@@ -132,8 +132,12 @@ class _Blocks:
 
     def step_flops(self, context: int) -> int:
         """The same for the next query."""
+        return 2 * (context // self.how.block) + 4 * sum(self.step_keys(context))
+
+    def step_keys(self, context: int) -> tuple[int, int]:
+        """Keys that the next query reads: what the heads of a group share, and what each query head picks."""
         scored, before = divmod(context, self.how.block)
-        return 2 * scored + 4 * (before + 1 + self.how.block * min(self.how.count, scored))
+        return before + 1, self.how.block * min(self.how.count, scored)
 
     def sums(self, context: int) -> int:
         """Blocks whose sum of keys is kept."""
@@ -168,6 +172,10 @@ class _Tokens(_Blocks):
     def flops(self, context: int) -> int:
         """All tokens are scored, the picks are read."""
         return context * (context + 1) + 2 * window_pairs(context, self.how.count)
+
+    def step_keys(self, context: int) -> tuple[int, int]:
+        """All are read, whatever is picked."""
+        return context + 1, 0
 
     def step_flops(self, context: int) -> int:
         """All tokens are scored; the weights of those that are not picked are zeros."""
@@ -258,6 +266,13 @@ class TopKAttention(HeadMixer):
     def step_flops(self, context: int) -> float:
         """Of what the next query scores and reads."""
         return self.width * self.selection.step_flops(context)
+
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """The own block, shared by the heads of a group, the picks of each head, and the sums of blocks."""
+        shared, picked = self.selection.step_keys(context)
+        sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
+        keys = 2 * (shared * self.kv_heads + picked * self.heads) * dtype.itemsize
+        return self.head_width * (keys + self.kv_heads * sums)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens; sums of blocks in fp32 or better."""

@@ -171,14 +171,12 @@ def activation_numbers(decoder: Decoder) -> int:
 def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
     """Bytes of one sequence's cache that the next token reads.
 
-    A number that is read serves a multiply-add of each query head that shares it; so the FLOPs of a step bound what a
-    sparse attention reads of a cache that it keeps whole. A mixer that is no HeadMixer counts as reading everything.
+    No more than it holds, and the states whole. A mixer that is no HeadMixer counts as reading everything.
     """
     held = mixer.cost(context, dtype).cache_bytes
     if not isinstance(mixer, HeadMixer):
         return held
-    numbers = mixer.step_flops(context) * mixer.kv_heads / (2 * mixer.heads)
-    return min(held, max(numbers * dtype.itemsize, state_bytes(mixer)))
+    return min(held, max(mixer.step_bytes(context, dtype), state_bytes(mixer)))
 
 
 def state_bytes(mixer: Mixer) -> int:

@@ -57,17 +57,18 @@ class FeatureMap:
 
     Attributes:
         apply: ``(..., D)`` -> ``(..., width(D))``. eps: least absolute sum that normalised attention divides by.
-        width: numbers that it makes of D.
+        width: numbers that it makes of D. positive: whether products of features are, so that no sum can vanish.
     """
 
     apply: Callable[[Tensor], Tensor]
     eps: float = 1e-6
     width: Callable[[int], int] = int
+    positive: bool = True
 
 
 FEATURE_MAPS = {
-    "identity": FeatureMap(lambda x: x),
-    "relu": FeatureMap(F.relu),
+    "identity": FeatureMap(lambda x: x, positive=False),
+    "relu": FeatureMap(F.relu, positive=False),
     "elu+1": FeatureMap(elu_plus_one),
     "exp": FeatureMap(capped_exp, UNREACHED),
     "softmax": FeatureMap(softmax_features),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
-from zoo.mixers.parts.positions import rotate
+from zoo.mixers.parts.positions import check_base, rotate
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class HeadMixer(Mixer):
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(documents, cache, lengths)
+        if not x.shape[0] * x.shape[1]:
+            return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
         call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
@@ -121,6 +123,14 @@ class HeadMixer(Mixer):
     @abstractmethod
     def step_flops(self, context: int) -> float:
         """FLOPs of :meth:`mix` for the next token after the context."""
+
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """Bytes of a cache of ``dtype`` that :meth:`mix` reads for the next token, where it does not read all of it.
+
+        Each number serves one multiply-add of every query head that shares it; a mixer whose heads of a group read
+        different keys, or that keeps some numbers in another precision, says so.
+        """
+        return self.step_flops(context) * self.kv_heads / (2 * self.heads) * dtype.itemsize
 
     @abstractmethod
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
@@ -147,6 +157,7 @@ class HeadMixer(Mixer):
 
 def _rotated(rope: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
+    check_base(rope)
     if rope is None:
         return 0
     rotated = round(width * fraction)

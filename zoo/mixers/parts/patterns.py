@@ -194,6 +194,12 @@ class BlockSparseMixer(HeadMixer):
         """The next query reads what is gathered for it."""
         return 4 * self.width * self.pattern.step_keys(context)
 
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """Those of the blocks of each query head, where the heads have lists of their own."""
+        first = torch.zeros(1, dtype=torch.int64, device="cpu")
+        readers = self.heads if len(self.pattern.listed(first)) > 1 else self.kv_heads
+        return self.step_flops(context) * readers / (2 * self.heads) * dtype.itemsize
+
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens: which of them are read says nothing of which can be forgotten."""
         return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
