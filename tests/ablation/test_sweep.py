@@ -19,6 +19,8 @@ from tests.training.conftest import write_text
 from zoo.ablation import plan, runs, sweep
 from zoo.ablation.ledger import read_ledger
 from zoo.ablation.plan import compose_config
+from zoo.ablation.report.page import without_measured
+from zoo.ablation.report.write import write_report
 from zoo.ablation.sweep import run_sweep
 from zoo.config import ConfigError
 from zoo.evaluation.results import read_results
@@ -345,3 +347,10 @@ def test_killed_and_continued_is_never_killed(tmp_path):
         results = [{**record, "wall_s": None, "tok_s": None} for record in read_results(file)["results"]]
         numbers.append((rows, results))
     assert numbers[0] == numbers[1] and len(numbers[0][0]) >= 200
+    write_report(tmp_path / "parts")
+    for file in write_report(tmp_path / "whole"):
+        first, second = file.read_bytes(), tmp_path / "parts" / "report" / file.name
+        if file.suffix in (".html", ".md"):
+            assert without_measured(first.decode()) == without_measured(second.read_text())
+        elif "speed" not in file.name:
+            assert first == second.read_bytes(), file.name
