@@ -88,7 +88,7 @@ class StateCache:
             algorithm=algorithm,
         )  # fmt: skip
         if isinstance(after, NormalizedState):
-            self.state, self.normalizer = after.s.detach().contiguous(), after.z.detach().contiguous()
+            self.state, self.normalizer = after.s.detach(), after.z.detach()
         elif after is not None:
             self.state = after.detach()
         self.lengths = self.lengths + advance
