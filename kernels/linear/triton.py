@@ -14,7 +14,7 @@ the cache), in units of one row of D = E numbers:
     forward   one segment: q k v o = 4 of 4 (1.0x); several: states k v, mix q k v o = 6 (1.5x)
     backward  one segment: dq (do v k dq), dv (k q do dv), dk (v do q dk) = 12 of 7 (1.7x);
               several: states q do = 14 (2.0x)
-Not in it: the fp32 states of several segments, which four passes of the forward write or read; with 512 tokens a segment
+Not in it: the fp32 states of several segments, that four passes of the forward write or read; with 512 tokens a segment
 and D = 128 in 16 bits they add half of q k v o (2.0x in all).
 Exponents are in base 2 and never positive; sums and states are fp32; offsets are 64 bits wide.
 """
