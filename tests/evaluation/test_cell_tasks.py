@@ -307,14 +307,15 @@ def test_every_yaml_builds_its_task(name):
     assert fields == set(options) - {"name"}
 
 
-def test_the_suite_hands_common_options_to_tasks_of_samples_only():
+def test_the_suite_hands_common_options_to_its_tasks():
     suite = build_task(composed("offline") | {"lengths": [300], "samples": 2, "fresh": True})
     assert isinstance(suite, Suite)
     tasks = {type(task).__name__ + getattr(task, "name", ""): task for _, task in suite.tasks()}
     assert len(tasks) == len(suite.members) == 11
     for task in tasks.values():
+        assert task.fresh
         if hasattr(task, "samples"):
-            assert (task.lengths, task.samples, task.fresh) == ([300], 2, True)
+            assert (task.lengths, task.samples) == ([300], 2)
     assert tasks["PerplexityContextTask"].lengths is None
 
 

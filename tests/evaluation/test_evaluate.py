@@ -65,9 +65,9 @@ def test_bits_per_byte_count_the_bytes_of_the_text_not_its_characters(run_folder
 
 
 def test_batch_size_and_seed_do_not_change_values(run_folder):
-    a, b = evaluate(run_folder, batch_tokens=1), evaluate(run_folder, batch_tokens=9999)
+    a, b = (evaluate(run_folder, batch_tokens=n, fresh=True) for n in (1, 9999))
     assert value(a, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-5)
-    other = evaluate_run(open_run(run_folder), build_task({"name": "perplexity"}), seed=1)
+    other = evaluate_run(open_run(run_folder), build_task({"name": "perplexity", "fresh": True}), seed=1)
     assert value(other, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-9)
     assert other.content["run"]["seed"] == 1
 

@@ -15,12 +15,14 @@ pytest.importorskip("lm_eval")
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
 from zoo.data import DataError
+from zoo.evaluation import corpus, scoring
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.lm_eval_task import LmEvalTask
 from zoo.evaluation.names import path_part
 from zoo.evaluation.perplexity_task import PerplexityTask
 from zoo.evaluation.results import read_results, read_samples
 from zoo.evaluation.run import open_run
+from zoo.interop import completion, lm_eval
 
 EOT, LENGTH = 256, 48
 STORIES = ["one two three", "Größe: 42 µm, 水 🎉 " * 5 + "x", "abc def ghi " * 20 + "end"]
@@ -197,3 +199,40 @@ def test_unknown_tasks_and_missing_data(run, folder, tmp_path):
     (tmp_path / "gone.jsonl").unlink()
     with pytest.raises(DataError, match="gone of lm-evaluation-harness could not be loaded"):
         task(tmp_path, "gone").evaluate(run, 0)
+
+
+def test_requests_are_kept_and_an_evaluation_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
+    opened = open_run(make_run(tmp_path))
+    asked = {"calls": 0, "limit": None}
+
+    def counting(real):
+        def score(*arguments, **options):
+            if asked["limit"] is not None and asked["calls"] >= asked["limit"]:
+                raise KeyboardInterrupt
+            asked["calls"] += 1
+            return real(*arguments, **options)
+
+        return score
+
+    for module, name in ((lm_eval, "score_rows"), (scoring, "score_pieces"), (completion, "_complete")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name)))
+    monkeypatch.setattr(corpus, "PART", 60)
+
+    def results(**options):
+        asked["calls"] = 0
+        content = evaluate_run(opened, task(folder, "all_colours", "stories", "echo", **options)).content
+        times = ("wall_s", "tok_s")
+        records = [{key: value for key, value in one.items() if key not in times} for one in content["results"]]
+        return json.dumps([records, content["protocol"]["requests"], content["warnings"]])
+
+    whole = results(fresh=True)
+    total = asked["calls"]
+    assert any("did not fit" in warning for warning in json.loads(whole)[2])
+    assert results() == whole and asked["calls"] == 0  # counts of what was cut included
+    for cell in (opened.folder / "eval" / "cells").iterdir():
+        cell.unlink()
+    asked["limit"] = total // 2
+    with pytest.raises(KeyboardInterrupt):
+        results()
+    asked["limit"] = None
+    assert results() == whole and 0 < asked["calls"] <= total - total // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -18,11 +17,11 @@ from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.samples import RecallError, Sample
 from zoo.evaluation.answer_records import describe_sample, make_records
 from zoo.evaluation.answers import score_samples
-from zoo.evaluation.cells import CellStore
+from zoo.evaluation.cells import CellStore, open_cells
 from zoo.evaluation.corpus import open_corpus
 from zoo.evaluation.names import changed_options, join_name, path_part, plain, task_defaults
 from zoo.evaluation.progress import progress_bar
-from zoo.evaluation.results import FOLDER, Record
+from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Outcome
 
@@ -128,7 +127,7 @@ class CellTask:
         cells, made, notes = self._make(run, encoder, haystack, seed)
         lines: list[dict[str, Any]] = []
         records: list[Record] = []
-        store = CellStore(run.folder / FOLDER, self.fresh)
+        store = open_cells(run, self.fresh)
         with progress_bar(f"{self.name}: scoring samples", sum(cell.count for cell in cells)) as advance:
             for cell, samples in zip(cells, made):
                 content = self._score(run, store, cell, samples)
@@ -201,10 +200,8 @@ class CellTask:
 
     def _score(self, run: OpenedRun, store: CellStore, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
         place = cell.place(self.name)
-        key = [run.sha256, str(run.device), place, self.choices, self.generate, samples_digest(samples)]
-        content = store.load(key)
-        if content is None:
-            begun = time.monotonic()
+
+        def score() -> dict[str, Any]:
             scores = score_samples(
                 run.decoder,
                 samples,
@@ -213,10 +210,9 @@ class CellTask:
                 generate=self.generate,
                 tokenizer=run.tokenizer,
             )
-            lines = [describe_sample(place, sample, score) for sample, score in zip(samples, scores)]
-            content = {"lines": lines, "seconds": time.monotonic() - begun}
-            store.save(key, content)
-        return content
+            return {"lines": [describe_sample(place, sample, found) for sample, found in zip(samples, scores)]}
+
+        return store.keep([place, self.choices, self.generate, samples_digest(samples)], score)
 
     def _samples(self, run: OpenedRun, cell: Cell, encoder: Encoder, haystack: Haystack, seed: int) -> list[Sample]:
         recipe = [cell.questions.recipe, cell.length, cell.depth, cell.count, cell.bare, seed]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any
 
 import torch
 
+from zoo.evaluation.results import FOLDER as RESULTS
 from zoo.evaluation.results import SCHEMA
+from zoo.evaluation.run import OpenedRun
 from zoo.files import replace_file
 
 FOLDER = "cells"
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("kernels", "zoo/mixers", "zoo/model", "zoo/generation", "zoo/evaluation")
+ROOMS = ("kernels", "zoo/mixers", "zoo/model", "zoo/generation", "zoo/evaluation", "zoo/interop")
 
 
 @cache
@@ -33,14 +37,33 @@ def code_fingerprint() -> str:
 
 @dataclass(frozen=True)
 class CellStore:
-    """Results by key in a folder; a key is all that a result depends on, the model and the questions included.
+    """Results of one model by key in a folder; a key is all else that a result depends on.
 
     Attributes:
-        folder: RUN_DIR/eval. fresh: look at no earlier result, but keep new ones.
+        folder: RUN_DIR/eval. model: what tells the model, and where it runs, from others.
+        fresh: look at no earlier result, but keep new ones.
     """
 
     folder: Path
+    model: tuple[str, ...] = ()
     fresh: bool = False
+
+    def keep(
+        self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """The cell of a key, made if it is not finished yet, with the ``seconds`` that making it took.
+
+        Args:
+            make: its content. found: called instead if an earlier evaluation has made it.
+        """
+        content = self.load(key)
+        if content is not None:
+            found()
+        else:
+            begun = time.monotonic()
+            content = {**make(), "seconds": time.monotonic() - begun}
+            self.save(key, content)
+        return content
 
     def load(self, key: Any) -> dict[str, Any] | None:
         """The finished cell of a key; None if there is none, or if it is damaged."""
@@ -58,5 +81,10 @@ class CellStore:
         replace_file(self._file(key), lambda unfinished: unfinished.write_bytes(packed))
 
     def _file(self, key: Any) -> Path:
-        name = hashlib.sha256(json.dumps([SCHEMA, code_fingerprint(), key], sort_keys=True).encode()).hexdigest()[:32]
-        return self.folder / FOLDER / f"{name}.json.gz"
+        whole = json.dumps([SCHEMA, code_fingerprint(), self.model, key], sort_keys=True)
+        return self.folder / FOLDER / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json.gz"
+
+
+def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
+    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones."""
+    return CellStore(run.folder / RESULTS, (run.sha256, str(run.device)), fresh)

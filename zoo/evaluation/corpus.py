@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from zoo.evaluation.run import OpenedRun
 
 WHOLE = "all"
 FEW = 10  # documents below which a bootstrap interval is rough
+PART = 2**18
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,28 @@ class Corpus:
         """Tokens that will be scored."""
         return int(self.store.offsets[self.count]) - self.count
 
-    def documents(self) -> Iterator[np.ndarray]:
-        """Token ids of each evaluated document, in order, without the document token."""
-        return (self.store.document(index) for index in range(self.count))
+    def documents(self, part: slice = slice(None)) -> Iterator[np.ndarray]:
+        """Token ids of each evaluated document, or of those of ``part``, in order, without the document token."""
+        return (self.store.document(index) for index in range(self.count)[part])
 
     def span(self, index: int, start: int, stop: int) -> np.ndarray:
         """Tokens ``start .. stop - 1`` of a document, int64, where -1 stands for the document token in front of it."""
         return self.store.tokens[self.store.offsets[index] + 1 + start : self.store.offsets[index] + 1 + stop].astype(
             np.int64
         )
+
+
+def cut_parts(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
+    """Slices of consecutive documents of so many tokens: at least PART together, but for the last one; none is empty.
+
+    What has been scored of one is kept when it is finished, so that an evaluation that was killed goes on from there.
+    """
+    start, held = 0, 0
+    for stop, size in enumerate(sizes, 1):
+        held += int(size)
+        if held >= PART or stop == len(sizes):
+            yield slice(start, stop)
+            start, held = stop, 0
 
 
 class LocalText:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.config import ConfigError
 from zoo.data import DataError
+from zoo.evaluation.cells import open_cells
 from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
 from zoo.evaluation.names import join_name, path_part
 from zoo.evaluation.run import OpenedRun
@@ -39,6 +40,7 @@ class LmEvalTask:
         batch_tokens: tokens per forward pass; does not change the result.
         document_token: whether contexts begin with the document token, as documents did in training.
         bootstrap_iters: resamples of the harness's own standard errors; 0 for none of them.
+        fresh: ask again what an earlier evaluation has asked.
     """
 
     names: Sequence[str] = ()
@@ -51,6 +53,7 @@ class LmEvalTask:
     batch_tokens: int = 8_192
     document_token: bool = True
     bootstrap_iters: int = 1_000
+    fresh: bool = False
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -92,7 +95,7 @@ class LmEvalTask:
             from zoo.interop.lm_eval import ZooLM
         except ModuleNotFoundError as error:
             raise ConfigError(str(error)) from error
-        return ZooLM(run, self.max_length, self.batch_tokens, self.document_token, seed)
+        return ZooLM(run, self.max_length, self.batch_tokens, self.document_token, seed, open_cells(run, self.fresh))
 
     def _run(self, model: ZooLM, names: list[str], seed: int) -> dict[str, Any]:
         from lm_eval import simple_evaluate

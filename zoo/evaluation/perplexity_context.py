@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from zoo.config import ConfigError
+from zoo.evaluation.cells import open_cells
 from zoo.evaluation.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
 from zoo.evaluation.perplexity import part_records
 from zoo.evaluation.perplexity_position import choose_documents
@@ -48,6 +49,7 @@ class PerplexityContextTask:
         spans: spans per document, evenly spread as far as they fit without overlap; the last one ends the document.
         batch_tokens: inputs per forward pass; does not change the result.
         max_documents: read only the first so many documents that are long enough; None for all.
+        fresh: score lengths again that were scored by an earlier evaluation.
     """
 
     split: str = "test"
@@ -58,6 +60,7 @@ class PerplexityContextTask:
     spans: int = 4
     batch_tokens: int = 8_192
     max_documents: int | None = None
+    fresh: bool = False
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -73,9 +76,7 @@ class PerplexityContextTask:
         chosen = choose_documents(corpus, lengths[-1] + target, self.max_documents, "task.lengths or task.target")
         spans = list(place_spans(corpus.sizes, chosen, target, lengths[-1], self.spans))
         sizes, notes = token_bytes(run)
-        begun = time.monotonic()
-        tables = self._score(run, corpus, spans, lengths, target, sizes)
-        seconds = time.monotonic() - begun
+        tables, seconds = self._score(run, corpus, spans, lengths, target, sizes)
         options = {"max_documents": self.max_documents, "lengths": self.lengths, "target": self.target}
         options |= {} if self.spans == 4 else {"spans": self.spans}
         return Outcome(
@@ -97,17 +98,35 @@ class PerplexityContextTask:
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, spans: list[Span], lengths: list[int], target: int, sizes: np.ndarray
-    ) -> dict[int, np.ndarray]:
-        """``(spans, 3)`` nats, tokens and bytes for every length."""
-        tables = {length: np.zeros((len(spans), 3)) for length in lengths}
-        total = target * len(spans) * len(lengths)
-        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by context", total) as advance:
-            for length, table in tables.items():
-                pieces = cut_spans(corpus, spans, target, length)
-                for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, advance):
-                    size = sizes[piece.targets].sum()
-                    table[piece.document] = nats.sum(dtype=np.float64), len(nats), size
-        return tables
+    ) -> tuple[dict[int, np.ndarray], float]:
+        """``(spans, 3)`` nats, tokens and bytes for every length, and the seconds they took."""
+        cells = open_cells(run, self.fresh)
+        total = target * len(spans)
+        places = [(span.document, span.start) for span in spans]
+        kept = {}
+        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by context", total * len(lengths)) as advance:
+            for length in lengths:
+                score = partial(self._score_length, run, corpus, spans, target, length, sizes, advance)
+                key = [TASK, corpus.store.key, places, target, length]
+                kept[length] = cells.keep(key, score, partial(advance, total))
+        tables = {length: np.array(cell["sums"]) for length, cell in kept.items()}
+        return tables, sum(cell["seconds"] for cell in kept.values())
+
+    def _score_length(
+        self,
+        run: OpenedRun,
+        corpus: Corpus,
+        spans: list[Span],
+        target: int,
+        length: int,
+        sizes: np.ndarray,
+        progress: Callable[[int], None],
+    ) -> dict[str, Any]:
+        sums = np.zeros((len(spans), 3))
+        pieces = cut_spans(corpus, spans, target, length)
+        for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, progress):
+            sums[piece.document] = nats.sum(dtype=np.float64), len(nats), sizes[piece.targets].sum()
+        return {"sums": sums.tolist()}
 
     def _describe(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,16 @@ import numpy as np
 
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.corpus import Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
+from zoo.evaluation.cells import open_cells
+from zoo.evaluation.corpus import (
+    Corpus,
+    corpus_warnings,
+    cut_parts,
+    describe_corpus,
+    open_corpus,
+    result_stem,
+    token_bytes,
+)
 from zoo.evaluation.perplexity import part_records, sum_groups
 from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.recall_split import bigram_gaps
@@ -37,6 +47,7 @@ class PerplexityPositionTask:
         bucket: tokens of the first bucket; each further one ends at twice the end of the one before.
         batch_tokens: inputs per forward pass; does not change the result.
         max_documents: read only the first so many documents that are long enough; None for all.
+        fresh: score documents again that were scored by an earlier evaluation.
     """
 
     split: str = "test"
@@ -46,6 +57,7 @@ class PerplexityPositionTask:
     bucket: int = 64
     batch_tokens: int = 8_192
     max_documents: int | None = None
+    fresh: bool = False
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -59,9 +71,7 @@ class PerplexityPositionTask:
         chosen = choose_documents(corpus, length, self.max_documents, "task.length")
         edges = position_edges(length, self.bucket)
         sizes, notes = token_bytes(run)
-        begun = time.monotonic()
-        sums = self._score(run, corpus, chosen, edges, sizes)
-        seconds = time.monotonic() - begun
+        sums, seconds = self._score(run, corpus, chosen, edges, sizes)
         tokens = length * len(chosen)
         records = [
             replace(record, wall_s=round(seconds, 3), tok_s=round(tokens / max(seconds, 1e-9), 1))
@@ -86,18 +96,37 @@ class PerplexityPositionTask:
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray
-    ) -> np.ndarray:
-        """``(documents, buckets, 2, 3)``: nats, tokens and bytes of each bucket's other and recalled tokens."""
+    ) -> tuple[np.ndarray, float]:
+        """``(documents, buckets, 2, 3)`` nats, tokens and bytes of each bucket's other and recalled tokens; seconds."""
+        cells = open_cells(run, self.fresh)
+        total = edges[-1] * len(chosen)
+        kept = []
+        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by position", total) as advance:
+            for part in cut_parts(np.full(len(chosen), edges[-1])):
+                documents = chosen[part]
+                score = partial(self._score_part, run, corpus, documents, edges, sizes, advance)
+                key = [TASK, corpus.store.key, edges, documents.tolist()]
+                kept.append(cells.keep(key, score, partial(advance, edges[-1] * len(documents))))
+        return np.concatenate([np.array(cell["sums"]) for cell in kept]), sum(cell["seconds"] for cell in kept)
+
+    def _score_part(
+        self,
+        run: OpenedRun,
+        corpus: Corpus,
+        documents: np.ndarray,
+        edges: list[int],
+        sizes: np.ndarray,
+        progress: Callable[[int], None],
+    ) -> dict[str, Any]:
         length, buckets = edges[-1], len(edges) - 1
         kind = np.searchsorted(edges, np.arange(length), side="right") - 1
-        sums = np.zeros((len(chosen), buckets, 2, 3))
-        pieces = (Piece(row, corpus.span(index, -1, length), length) for row, index in enumerate(chosen))
-        with progress_bar(f"scoring {corpus.name} ({corpus.split}) by position", length * len(chosen)) as advance:
-            for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, advance):
-                groups = 2 * kind + (bigram_gaps(piece.tokens) > 0)
-                table = sum_groups(groups, 2 * buckets, nats, sizes[piece.targets])
-                sums[piece.document] = table.reshape(buckets, 2, 3)
-        return sums
+        sums = np.zeros((len(documents), buckets, 2, 3))
+        pieces = (Piece(row, corpus.span(index, -1, length), length) for row, index in enumerate(documents))
+        for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, progress):
+            groups = 2 * kind + (bigram_gaps(piece.tokens) > 0)
+            table = sum_groups(groups, 2 * buckets, nats, sizes[piece.targets])
+            sums[piece.document] = table.reshape(buckets, 2, 3)
+        return {"sums": sums.tolist()}
 
     def _describe(
         self, run: OpenedRun, corpus: Corpus, length: int, edges: list[int], documents: int, sums: np.ndarray

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from zoo.config import ConfigError
-from zoo.evaluation.corpus import Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
+from zoo.evaluation.cells import open_cells
+from zoo.evaluation.corpus import (
+    Corpus,
+    corpus_warnings,
+    cut_parts,
+    describe_corpus,
+    open_corpus,
+    result_stem,
+    token_bytes,
+)
 from zoo.evaluation.describe import split_cache_bytes
 from zoo.evaluation.perplexity import DocumentScores, estimate_metrics, evaluate_perplexity, part_records
 from zoo.evaluation.progress import progress_bar
@@ -46,6 +57,7 @@ class PerplexityTask:
             and takes longer.
         batch_tokens: inputs per forward pass; does not change the result.
         max_bytes, max_documents: evaluate only the first whole documents within these caps; None for all.
+        fresh: score text again that was scored by an earlier evaluation.
     """
 
     split: str = "test"
@@ -57,6 +69,7 @@ class PerplexityTask:
     batch_tokens: int = 8_192
     max_bytes: int | None = None
     max_documents: int | None = None
+    fresh: bool = False
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -67,23 +80,9 @@ class PerplexityTask:
         protocol = self._protocol(run)
         corpus = open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
         sizes, notes = token_bytes(run)
-        begun = time.monotonic()
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(run.device)
-        with progress_bar(f"scoring {corpus.name} ({corpus.split})", corpus.num_tokens) as advance:
-            scores = evaluate_perplexity(
-                run.decoder,
-                corpus.documents(),
-                corpus.counts,
-                run.document_token,
-                protocol.length,
-                protocol.stride,
-                self.batch_tokens,
-                advance,
-                stateful=protocol.mode == "stateful",
-                token_bytes=sizes,
-            )
-        records = _records(run, scores, protocol, seed, time.monotonic() - begun)
+        parts = self._score(run, corpus, protocol, sizes)
+        scores = _join(corpus, parts)
+        records = _records(scores, protocol, seed, parts)
         return Outcome(
             stem=self._stem(run, corpus, protocol, seed),
             title=f"{corpus.name} ({corpus.split})",
@@ -93,6 +92,45 @@ class PerplexityTask:
             warnings=_warnings(run, corpus, records[0].length, protocol) + notes,
             bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
         )
+
+    def _score(self, run: OpenedRun, corpus: Corpus, protocol: Protocol, sizes: np.ndarray) -> list[dict[str, Any]]:
+        """What every part of the corpus has come to, those that an earlier evaluation has finished included."""
+        cells = open_cells(run, self.fresh)
+        parts = []
+        with progress_bar(f"scoring {corpus.name} ({corpus.split})", corpus.num_tokens) as advance:
+            for part in cut_parts(corpus.sizes):
+                key = ["perplexity", corpus.store.key, astuple(protocol), part.start, part.stop]
+                score = partial(self._score_part, run, corpus, protocol, sizes, part, advance)
+                parts.append(cells.keep(key, score, partial(advance, int(corpus.sizes[part].sum()))))
+        return parts
+
+    def _score_part(
+        self,
+        run: OpenedRun,
+        corpus: Corpus,
+        protocol: Protocol,
+        sizes: np.ndarray,
+        part: slice,
+        progress: Callable[[int], None],
+    ) -> dict[str, Any]:
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
+        scores = evaluate_perplexity(
+            run.decoder,
+            corpus.documents(part),
+            corpus.counts[part],
+            run.document_token,
+            protocol.length,
+            protocol.stride,
+            self.batch_tokens,
+            progress,
+            stateful=protocol.mode == "stateful",
+            token_bytes=sizes,
+        )
+        assert scores.groups is not None
+        memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+        sums = {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "groups": scores.groups.tolist()}
+        return {**sums, "peak_mem": memory}
 
     def _protocol(self, run: OpenedRun) -> Protocol:
         length = self.length if self.length is not None else int(run.trained["train_length"])
@@ -141,8 +179,15 @@ class PerplexityTask:
         return result_stem(run, "perplexity", corpus, options, path=self.path, text_column=self.text_column, seed=seed)
 
 
-def _records(run: OpenedRun, scores: DocumentScores, protocol: Protocol, seed: int, seconds: float) -> list[Record]:
-    memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+def _join(corpus: Corpus, parts: list[dict[str, Any]]) -> DocumentScores:
+    nats, tokens, groups = ([row for part in parts for row in part[name]] for name in ("nats", "tokens", "groups"))
+    sizes, words = corpus.counts[:, :2].astype(np.int64).T
+    return DocumentScores(np.array(nats), np.array(tokens), sizes, words, np.array(groups))
+
+
+def _records(scores: DocumentScores, protocol: Protocol, seed: int, parts: list[dict[str, Any]]) -> list[Record]:
+    seconds = sum(part["seconds"] for part in parts)
+    memory = max((part["peak_mem"] for part in parts if part["peak_mem"] is not None), default=None)
     length = int(scores.tokens.max()) if protocol.mode == "stateful" else protocol.length
     records = [
         Record(

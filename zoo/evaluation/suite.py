@@ -18,7 +18,7 @@ class Suite:
 
     Attributes:
         members: options of each task by its name; None for one that is left out.
-        lengths, samples, haystack, fresh: of every member made of samples; None for its own.
+        lengths, samples, haystack: of every member made of samples; None for its own. fresh: of every member.
     """
 
     name: str
@@ -34,12 +34,14 @@ class Suite:
         Raises:
             ConfigError: on an unknown task or option.
         """
-        common = {key: getattr(self, key) for key in ("lengths", "samples", "haystack", "fresh")}
+        common = {key: getattr(self, key) for key in ("lengths", "samples", "haystack")}
         for name, options in self.members.items():
             if options is not None:
                 own = {"name": name, **options}
                 if "samples" in own:
                     own |= {key: value for key, value in common.items() if value is not None}
+                if self.fresh is not None:
+                    own["fresh"] = self.fresh
                 task = build_task(own)
                 if isinstance(task, CellTask) and self.lengths is not None:
                     object.__setattr__(task, "strict", False)  # lengths of all are not those of one

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.evaluation.scoring import batch_pieces
@@ -80,6 +81,7 @@ def complete_prompts(
     seed: int = 0,
     batch_tokens: int = 8_192,
     progress: Callable[[int], None] = lambda prompts: None,
+    keep: Callable[[Any, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, make: make(),
 ) -> list[str]:
     """Text added to each prompt, which does not depend on the other prompts of its batch.
 
@@ -88,6 +90,7 @@ def complete_prompts(
     Args:
         seed: of the sampling. batch_tokens: of a batch, padding and new tokens included.
         progress: called with the number of prompts completed since its last call.
+        keep: called with what a batch's texts depend on and what makes them; gives them, or those that it has kept.
 
     Raises:
         ValueError: on an empty prompt, a token outside the vocabulary, or sampling options out of range.
@@ -102,8 +105,10 @@ def complete_prompts(
             stop_token=tokenizer.eos_token_id,
         )
         for batch in batch_pieces(distinct, batch_tokens):
-            made = _complete(decoder, tokenizer, [prompt.tokens for prompt in batch], options, sampling)
-            for prompt, text in zip(batch, made):
+            rows = [prompt.tokens for prompt in batch]
+            make = partial(_complete, decoder, tokenizer, rows, options, sampling)
+            made = keep(["texts", astuple(options), sampling.seed, rows], make)
+            for prompt, text in zip(batch, made["texts"]):
                 texts[prompt.number] = text
             progress(len(batch))
     return texts
@@ -128,8 +133,8 @@ def _complete(
     prompts: list[list[int]],
     options: CompletionOptions,
     sampling: Sampling,
-) -> list[str]:
-    """Completions of one batch; it ends when the last row has come to a stop string."""
+) -> dict[str, list[str]]:
+    """The ``texts`` that complete one batch; it ends when the last row has come to a stop string."""
     texts = [""] * len(prompts)
     streams = [TextStream(tokenizer) for _ in prompts]
     live = [True] * len(prompts)
@@ -142,7 +147,7 @@ def _complete(
             live[row] = not any(text in texts[row] for text in options.until)
         if not any(live):
             break
-    return [cut_text(text + stream.finish(), options.until) for text, stream in zip(texts, streams)]
+    return {"texts": [cut_text(text + stream.finish(), options.until) for text, stream in zip(texts, streams)]}
 
 
 def cut_text(text: str, until: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from zoo.data import tokenizer_fingerprint
 from zoo.data.tokenizers import encode_batch
 from zoo.evaluation.answer_passes import AnswerTotals, Row, score_rows
+from zoo.evaluation.cells import CellStore
+from zoo.evaluation.corpus import cut_parts
 from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.scoring import batch_pieces, cut_documents, evaluating, score_windows
@@ -48,6 +51,7 @@ class ZooLM(TemplateLM):
         batch_tokens: tokens per forward pass; changes nothing but speed and memory.
         document_token: whether a context begins with the document token, as every document did in training.
         seed: of sampled text.
+        cells: where answers are kept, so that an evaluation that was killed goes on; None for nowhere.
 
     Raises:
         ValueError: if max_length or batch_tokens is below 1.
@@ -60,6 +64,7 @@ class ZooLM(TemplateLM):
         batch_tokens: int = 8_192,
         document_token: bool = True,
         seed: int = 0,
+        cells: CellStore | None = None,
     ) -> None:
         super().__init__()
         self.run, self.decoder, self.tokenizer = run, run.decoder, run.tokenizer
@@ -68,6 +73,7 @@ class ZooLM(TemplateLM):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected a number >= 1.")
         self.batch_tokens, self.document_token, self.seed = batch_tokens, document_token, seed
+        self.cells = cells
         self.counts: Counter[str] = Counter()
         self.ignored: set[str] = set()
         self._device = run.device
@@ -127,16 +133,30 @@ class ZooLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         rows = [row for number, (_, *parts) in enumerate(requests) for row in self._rows(number, *parts)]
         totals, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
-        with evaluating(self.decoder), _progress("likelihoods", len(rows), disable_tqdm) as advance:
-            for batch in batch_pieces(rows, self.batch_tokens):
-                score_rows(self.decoder, batch)
-                for row in batch:
-                    totals[row.number] += row.answers[0].total
-                    greedy[row.number] &= row.answers[0].greedy
-                advance(len(batch))
+        with _progress("likelihoods", len(rows), disable_tqdm) as advance:
+            for part in cut_parts([len(row) for row in rows]):
+                key = ["likelihood", [[row.tokens.tolist(), row.answers[0].start] for row in rows[part]]]
+                score = partial(self._score_rows, rows[part], advance)
+                scored = self._keep(key, score, partial(advance, len(rows[part])))
+                for row, total, first in zip(rows[part], scored["totals"], scored["greedy"]):
+                    totals[row.number] += total
+                    greedy[row.number] &= first
         found = list(zip(totals.tolist(), greedy.tolist()))
         self._remember("loglikelihood", ((strings, result) for (strings, *_), result in zip(requests, found)))
         return found
+
+    def _score_rows(self, rows: list[Row], progress: Callable[[int], None]) -> dict[str, Any]:
+        with evaluating(self.decoder):
+            for batch in batch_pieces(rows, self.batch_tokens):
+                score_rows(self.decoder, batch)
+                progress(len(batch))
+        answers = [row.answers[0] for row in rows]
+        return {"totals": [float(a.total) for a in answers], "greedy": [bool(a.greedy) for a in answers]}
+
+    def _keep(
+        self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        return make() if self.cells is None else self.cells.keep(["lm_eval", key], make, found)
 
     def _rows(self, number: int, context: list[int], continuation: list[int]) -> Iterator[Row]:
         """What has to be read for one request; a continuation longer than ``max_length`` is cut into windows."""
@@ -163,14 +183,22 @@ class ZooLM(TemplateLM):
         """Log-likelihood of each whole text, in the windows of the task "perplexity"; every token counts once."""
         texts = [request.args[0] for request in requests]
         documents = encode_batch(self.tokenizer, texts)
-        pieces = cut_documents(documents, self.prefix_token_id, self.max_length, None)
-        nats = np.zeros(len(texts))
-        with _progress("tokens", sum(map(len, documents)), disable_tqdm) as advance:
-            for piece, scored in score_windows(self.decoder, pieces, self.batch_tokens, advance):
-                nats[piece.document] += scored.sum(dtype=np.float64)
-        found = (-nats).tolist()
+        sizes = [len(document) for document in documents]
+        found: list[float] = []
+        with _progress("tokens", sum(sizes), disable_tqdm) as advance:
+            for part in cut_parts(sizes):
+                key = ["rolling", self.max_length, [document.tolist() for document in documents[part]]]
+                score = partial(self._roll, documents[part], advance)
+                found += self._keep(key, score, partial(advance, sum(sizes[part])))["totals"]
         self._remember("loglikelihood_rolling", (((text,), total) for text, total in zip(texts, found)))
         return found
+
+    def _roll(self, documents: Sequence[np.ndarray], progress: Callable[[int], None]) -> dict[str, Any]:
+        nats = np.zeros(len(documents))
+        pieces = cut_documents(documents, self.prefix_token_id, self.max_length, None)
+        for piece, scored in score_windows(self.decoder, pieces, self.batch_tokens, progress):
+            nats[piece.document] += scored.sum(dtype=np.float64)
+        return {"totals": (-nats).tolist()}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Text after each context, up to a stop string.
@@ -189,7 +217,7 @@ class ZooLM(TemplateLM):
             for options, numbers in groups.items():
                 prompts = [self._fit("prompts", contexts[number].tolist(), self._room(options)) for number in numbers]
                 made = complete_prompts(
-                    self.decoder, self.tokenizer, prompts, options, self.seed, self.batch_tokens, advance
+                    self.decoder, self.tokenizer, prompts, options, self.seed, self.batch_tokens, advance, self._keep
                 )
                 for number, text in zip(numbers, made):
                     texts[number] = text
