@@ -3,11 +3,14 @@
 import itertools
 import json
 
+import datasets
 import pytest
 from rich.console import Console
 
+from tests.data.qa.test_presets import ROWS
 from zoo.config import ConfigError
-from zoo.evaluation.evaluate import Written, evaluate_run
+from zoo.data.qa import PRESETS
+from zoo.evaluation.evaluate import Written, evaluate, evaluate_run
 from zoo.evaluation.program import evaluate_runs
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import open_run
@@ -48,3 +51,31 @@ def test_every_number_of_a_narrow_table_can_be_read(tmp_path):
     assert text.count("0.50 (0.13)") == 2 * len(variants)
     for number in ("123.25", "0.25..0.75", "1190", "1,024"):
         assert text.count(number) == len(variants)
+
+
+def test_the_suite_asks_the_hub_for_every_preset(run_folder, monkeypatch):
+    asked = []
+    others = [
+        {
+            "context": f"River {n} flows by town {n}. It is long.",
+            "answers": {"text": [f"town {n}"], "answer_start": [0]},
+        }
+        for n in range(30)
+    ]
+    rows = {"squad": [ROWS["squad"], *(ROWS["squad"] | {"id": str(n)} | o for n, o in enumerate(others))]}
+
+    def load_dataset(id, config=None, revision=None, streaming=False):
+        name = next(name for name in ("squad", "fda") if PRESETS[name].id == id)
+        asked.append((name, config, revision, streaming))
+        return datasets.DatasetDict({PRESETS[name].split: datasets.Dataset.from_list(rows.get(name, [ROWS[name]]))})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = build_task({"name": "hub", "names": ["squad", "fda"], "lengths": [512], "samples": 1, "revision": "abc"})
+    written = list(evaluate(open_run(run_folder), task))
+    assert [(one.outcome.protocol["preset"], one.outcome.records[0].task) for one in written] == [
+        ("squad", "qa"),
+        ("fda", "qa"),
+    ]
+    assert asked == [(name, None, "abc", False) for name in ("squad", "fda")]
+    for one in written:
+        assert {"answer_nll", "exact_match"} <= {r.metric for r in one.outcome.records} and one.files[0].is_file()
