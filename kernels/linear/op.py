@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
@@ -15,6 +17,7 @@ from kernels.linear.reference import reference_linear_attention
 
 ALGORITHMS = ("auto", "parallel", "chunk", "scan")
 FORGOTTEN = -1000.0
+ONES_WIDE = 8  # columns: 16 bytes in 16 bits
 
 
 @dataclass
@@ -70,25 +73,22 @@ def linear_attention(
     dtype = q.dtype
     if log_decay is not None:  # e^-1000 is 0 in every precision, and a difference of infinities would be NaN
         log_decay = log_decay.clamp(min=FORGOTTEN)
-    if normalize:
-        v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
     chosen = resolve_backend(backend, "linear attention", q, k, v)
-    state = _initial(initial_state, q, k, v, normalize)
-    if chosen == "reference":
-        q, k, v = (x.to(state.dtype) for x in (q, k, v))
-        output, state = reference_linear_attention(q, k, v, log_decay, state, documents)
-    else:
-        inner = 1.0 if normalize else scale  # the denominator is that of the unscaled products
-        output, state, _ = linear_forward(q, k, v, log_decay, state, documents, inner, algorithm, normalize, chosen)
-    if normalize:
-        output = output[..., :-1] / _bounded(output[..., -1:], eps)
-    if scale != 1.0 and (normalize or chosen == "reference"):
-        output = output * scale
-    if not return_state:
-        return output.to(dtype), None
-    if normalize:
-        return output.to(dtype), NormalizedState(state[..., :-1].contiguous(), state[..., -1].contiguous())
-    return output.to(dtype), state
+    given = _initial(initial_state, q, k, v, normalize)
+
+    def sums(v: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        if chosen == "reference":
+            q_wide, k_wide, v = (x.to(state.dtype) for x in (q, k, v))
+            output, state = reference_linear_attention(q_wide, k_wide, v, log_decay, state, documents)
+            return output if scale == 1.0 else output * scale, state
+        return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize, chosen)[:2]
+
+    if isinstance(given, NormalizedState):
+        ones = ONES_WIDE if chosen == "triton" else 1
+        output, state = _normalized(sums, v, given, ones, eps)
+        return (output * scale).to(dtype), state if return_state else None
+    output, last = sums(v, given, scale)
+    return output.to(dtype), last if return_state else None
 
 
 @without_autocast
@@ -143,13 +143,16 @@ def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state
     batch, heads, width = q.shape
     if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads)):
         raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, heads)}.")
-    shape = batch, heads, width, v.shape[-1]
-    parts: list[tuple[str, Any, tuple[int, ...]]] = [("state", state, shape)]
+    _check_state("state", state, (batch, heads, width, v.shape[-1]))
+
+
+def _check_state(name: str, state: State, shape: tuple[int, ...]) -> None:
+    parts: list[tuple[str, Any, tuple[int, ...]]] = [(name, state, shape)]
     if isinstance(state, NormalizedState):
-        parts = [("state.s", state.s, shape), ("state.z", state.z, shape[:3])]
-    for name, part, wanted in parts:
+        parts = [(f"{name}.s", state.s, shape), (f"{name}.z", state.z, shape[:3])]
+    for part_name, part, wanted in parts:
         if part.shape != wanted:
-            raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {wanted}.")
+            raise ValueError(f"{part_name} has shape {tuple(part.shape)}, expected {wanted}.")
 
 
 def _unfit_state(s: Tensor) -> str | None:
@@ -162,18 +165,41 @@ def _bounded(value: Tensor, eps: float) -> Tensor:
     return torch.where(value < 0, value.clamp(max=-eps), value.clamp(min=eps))
 
 
-def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> Tensor:
+def _normalized(
+    sums: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+    v: Tensor,
+    state: NormalizedState,
+    ones: int,
+    eps: float,
+) -> tuple[Tensor, NormalizedState]:
+    """The normaliser is what values of one add up to: a further column of v, or a call of its own if ``ones`` > 1.
+
+    The tiles of the Triton kernels want rows of whole 16 bytes, and v one column wider would need the next wider ones.
+    """
+    column = F.pad(v.new_ones(1), (0, ones - 1)).expand(*v.shape[:3], ones)
+    z = F.pad(state.z[..., None], (0, ones - 1))
+    if ones == 1:
+        both, last = sums(torch.cat([v, column], -1), torch.cat([state.s, z], -1), 1.0)
+        output, below, s, z = both[..., :-1], both[..., -1:], last[..., :-1].contiguous(), last[..., -1]
+    else:
+        output, s = sums(v, state.s, 1.0)
+        below, last = sums(column, z, 1.0)
+        below, z = below[..., :1], last[..., 0]
+    return output / _bounded(below, eps), NormalizedState(s, z.contiguous())
+
+
+def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> State:
     dtype = torch.promote_types(q.dtype, torch.float32)
     shape = (q.shape[0], q.shape[2], k.shape[-1], v.shape[-1])
     if given is None:
-        return torch.zeros(shape, dtype=dtype, device=q.device)
+        s = torch.zeros(shape, dtype=dtype, device=q.device)
+        return NormalizedState(s, s.new_zeros(shape[:3])) if normalize else s
     if normalize != isinstance(given, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with an initial_state of type {type(given).__name__}.")
-    if isinstance(given, NormalizedState):
-        given = torch.cat([given.s, given.z[..., None]], dim=-1)
-    if given.shape != shape:
-        raise ValueError(f"initial_state has shape {tuple(given.shape)}, expected {shape}.")
-    return given.to(dtype)
+    _check_state("initial_state", given, shape)
+    return (
+        NormalizedState(given.s.to(dtype), given.z.to(dtype)) if isinstance(given, NormalizedState) else given.to(dtype)
+    )
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str) -> None:

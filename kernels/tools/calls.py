@@ -107,7 +107,6 @@ def _linear(
         }
         if options.get("normalize"):
             made |= {x: made[x].abs() for x in "qk"}
-            made["v"] = made["v"][..., : max(width - 1, 1)]  # with the column of the normaliser it is as wide as q
         made["log_decay"] = -_uniform(size, *shape) / 16 if decay else None
         made["documents"] = _documents(size) if documents else None
         made["initial_state"] = None
