@@ -105,6 +105,15 @@ def test_a_segment_reads_only_what_its_decay_leaves(kind, documents, monkeypatch
     close(case, algorithm="auto")
 
 
+def test_the_widest_heads_have_a_normaliser_too():
+    q, k, v = (torch.rand(1, 5, 2, 256, dtype=torch.float16) for _ in range(3))
+    o, state = linear_attention(q, k, v, normalize=True, return_state=True, backend="triton")
+    want, want_state = linear_attention(*(x.double() for x in (q, k, v)), normalize=True, return_state=True)
+    torch.testing.assert_close(o.double(), want, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(state.z.double(), want_state.z, rtol=1e-6, atol=1e-6)
+    assert state.s.shape == (1, 2, 256, 256)
+
+
 @every_algorithm
 def test_normalized(algorithm):
     case = make_case(66, "token", batch=1, heads=2)

@@ -1,8 +1,9 @@
 """Keys at every r-th place: by residue classes over a sequence, by gathering for one query.
 
-Tokens whose places are equal modulo r form a class. Inside it the keys of a query are consecutive, so the classes are
-folded into the batch, and what is dilated becomes plain causal attention over T / r tokens. Only distances matter: the
-result is the same wherever a sequence or a document begins.
+Tokens whose places are equal modulo r form a class. Inside it the keys of a query are consecutive, so the classes stand
+beside the heads, which copies nothing, or in the batch where they have documents of their own, and what is dilated
+becomes plain causal attention over T / r tokens. Only distances matter: the result is the same wherever a sequence or a
+document begins.
 """
 
 from __future__ import annotations
@@ -150,29 +151,40 @@ def _in_turn(x: Tensor, every: int) -> list[Tensor]:
 
 
 class _Classes:
-    """Folds time into classes. Padding at the end is in the future of all; queries are filled up in front."""
+    """Folds time into classes. Padding at the end is in the future of all; queries are filled up in front.
+
+    Folded arrays are ``(B, ceil(T / rate), rate * heads, ...)``, or ``(B * rate, ceil(T / rate), heads, ...)`` where
+    there are documents; there may be one query more, where they lie across.
+    """
 
     def __init__(self, rate: int, q: Tensor, k: Tensor, documents: Tensor | None) -> None:
         self.rate = min(rate, k.shape[1])  # no key is farther away
         self.asked, self.back = q.shape[1], -k.shape[1] % self.rate
         self.front = -(self.asked + self.back) % self.rate
-        self.ids = None if documents is None else self._fold(_pad_time(document_starts(documents), 0, self.back, -1))
+        self.ids = None
+        if documents is not None:
+            starts = _pad_time(document_starts(documents), 0, self.back, -1)
+            self.ids = starts.unflatten(1, (-1, self.rate)).transpose(1, 2).flatten(0, 1)
 
     def queries(self, q: Tensor) -> Tensor:
-        """``(B, Tq, ...)`` -> ``(B * rate, ceil(Tq / rate), ...)``, or one more where they lie across."""
+        """Of ``(B, Tq, heads, ...)``."""
         return self._fold(_pad_time(q, self.front, self.back))
 
     def keys(self, k: Tensor) -> Tensor:
-        """``(B, Tk, ...)`` -> ``(B * rate, ceil(Tk / rate), ...)``."""
+        """Of ``(B, Tk, heads, ...)``."""
         return self._fold(_pad_time(k, 0, self.back))
 
     def restore(self, x: Tensor) -> Tensor:
-        """Of the queries, in their order: ``(B, Tq, ...)``."""
-        whole = x.unflatten(0, (-1, self.rate)).transpose(1, 2).flatten(1, 2)
+        """Of the queries, in their order: ``(B, Tq, heads, ...)``."""
+        if self.ids is None:
+            whole = x.unflatten(2, (self.rate, -1)).flatten(1, 2)
+        else:
+            whole = x.unflatten(0, (-1, self.rate)).transpose(1, 2).flatten(1, 2)
         return whole[:, self.front : self.front + self.asked]
 
     def _fold(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.rate)).transpose(1, 2).flatten(0, 1)
+        classes = x.unflatten(1, (-1, self.rate))
+        return classes.flatten(2, 3) if self.ids is None else classes.transpose(1, 2).flatten(0, 1)
 
 
 def _pad_time(x: Tensor, front: int, back: int, value: Any = 0) -> Tensor:
