@@ -179,12 +179,14 @@ def blocks(x: Tensor) -> list[Tensor]:
 
 
 @cache
-def solved(length: int, kind: str, dtype: torch.dtype) -> tuple[Case, dict[str, Tensor], dict[str, Tensor], Tensor]:
+def solved(
+    length: int, kind: str, dtype: torch.dtype, width: int, value: int
+) -> tuple[Case, dict[str, Tensor], dict[str, Tensor], Tensor]:
     """The case, its exact and its plain solution, and the size of the decay's gradient.
 
     The gradient of one decay per head is a sum over tokens: its size is that of its terms.
     """
-    case = low_precision(make_case(length, kind, batch=1), dtype)
+    case = low_precision(make_case(length, kind, batch=1, width=width, value=value), dtype)
     every_token = case.inputs["log_decay"].expand(1, length, 3)
     of_tokens = Case(case.inputs | {"log_decay": every_token}, case.grad_output, case.grad_state).expected()
     terms = of_tokens.pop("grad log_decay")
@@ -193,9 +195,11 @@ def solved(length: int, kind: str, dtype: torch.dtype) -> tuple[Case, dict[str, 
     return case, exact, eager(case, dtype), size
 
 
-def assert_contract(length: int, kind: str, dtype: torch.dtype, **options: Any) -> None:
+def assert_contract(
+    length: int, kind: str, dtype: torch.dtype, width: int = 16, value: int = 24, **options: Any
+) -> None:
     """Every output and gradient is, in each head and block, at most twice as wrong as plain code in ``dtype``."""
-    case, exact, plain, size = solved(length, kind, dtype)
+    case, exact, plain, size = solved(length, kind, dtype, width, value)
     ours = case.measured(dtype, **options)
     eps = torch.finfo(dtype).eps
     for name in ("output", "final", "grad q", "grad k", "grad v", "grad state"):

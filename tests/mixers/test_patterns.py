@@ -175,6 +175,11 @@ def test_one_key_gives_the_published_stream_of_splitmix64():
     assert hashed(torch.tensor(0)).item() == 0xE220A8397B1DCDAF >> 1
 
 
+def test_keys_of_any_size_wrap_around():
+    key = torch.arange(9)
+    assert hashed(key, 2**63).equal(hashed(key, -(2**63))) and hashed(key, 2**64 + 5).equal(hashed(key, 5))
+
+
 def test_the_hash_tells_all_keys_and_their_places_apart():
     a, b = torch.arange(200)[:, None], torch.arange(200)
     assert hashed(a, b).unique().numel() == 200 * 200

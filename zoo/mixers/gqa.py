@@ -1,4 +1,7 @@
-"""Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245): softmax attention with fewer key heads."""
+"""Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245): softmax attention with fewer key heads.
+
+o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j^g / sqrt(D)) v_j^g,  g = h // (H // G)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Multi-query attention (Shazeer 2019, arXiv:1911.02150): softmax attention with one key head for all queries."""
+"""Multi-query attention (Shazeer 2019, arXiv:1911.02150): softmax attention with one key head for all queries.
+
+o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j / sqrt(D)) v_j
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def hashed(key: Tensor, *keys: Tensor | int) -> Tensor:
 
     A counter-based generator without a state, by the finalizer of SplitMix64 (Steele et al. 2014, OOPSLA).
     """
-    parts = [part if isinstance(part, Tensor) else torch.full_like(key, part) for part in (key, *keys)]
+    whole = (part if isinstance(part, Tensor) else (part + 2**63) % 2**64 - 2**63 for part in (key, *keys))
+    parts = [part if isinstance(part, Tensor) else torch.full_like(key, part) for part in whole]
     return _hashed(torch.stack(torch.broadcast_tensors(*parts)))
 
 
