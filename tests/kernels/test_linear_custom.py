@@ -29,6 +29,10 @@ def test_opcheck(full, algorithm, backend, monkeypatch):
     q, k, v, log_decay, state, ids = inputs()
     arrays = (q, k, v, log_decay, state, ids) if full else (q, k, v, None, state.detach(), None)
     torch.library.opcheck(custom.linear_forward, (*arrays, 0.5, algorithm, False, backend))
+    saved = [None if x is None else x.detach() for x in arrays]
+    output, final, starts = custom.linear_forward(*saved, 0.5, algorithm, False, backend)
+    upstream = torch.randn_like(output), torch.randn_like(final)
+    torch.library.opcheck(custom.linear_backward, (*saved, starts, *upstream, 0.5, algorithm, backend, full))
 
 
 @every_backend

@@ -38,19 +38,27 @@ def cases():
     }
 
 
-@pytest.mark.parametrize("name", ["fused", *cases()])
-def test_opcheck(name):
+IN_TRITON = [name for name in cases() if name != "packed bias"]  # half a minute each in the interpreter
+CHECKED = [(name, "torch") for name in ("fused", *cases())]
+CHECKED += [pytest.param(name, "triton", marks=pytest.mark.slow) for name in IN_TRITON]
+
+
+@pytest.mark.parametrize(("name", "backend"), CHECKED)
+def test_opcheck(name, backend):
     """The fused form takes fp32, fp64 takes the others."""
-    dtype = torch.float32 if name == "fused" else torch.float64
+    if backend == "triton":
+        pytest.importorskip("triton")
+    dtype = torch.float64 if backend == "torch" and name != "fused" else torch.float32
     documents, bias, lists, *how = cases()["causal" if name == "fused" else name]
-    arguments = *draw(dtype=dtype), documents, bias, lists, *how, 0.3, "torch"
+    bias = None if bias is None else bias.detach().to(dtype).requires_grad_()
+    arguments = *draw(dtype=dtype), documents, bias, lists, *how, 0.3, backend
     torch.library.opcheck(softmax_forward, arguments)
     q, k, v = (x.detach() for x in arguments[:3])
     bias = None if bias is None else bias.detach()
     output, lse = softmax_forward(q, k, v, documents, bias, *arguments[5:])
     for grad_lse in (None, torch.randn_like(lse)):
         saved = q, k, v, documents, bias, lists, output, lse, torch.randn_like(output), grad_lse
-        torch.library.opcheck(softmax_backward, (*saved, *how, 0.3, "torch", bias is not None))
+        torch.library.opcheck(softmax_backward, (*saved, *how, 0.3, backend, bias is not None))
 
 
 @pytest.mark.parametrize("ring", [False, True])
