@@ -14,7 +14,7 @@ import zoo
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 ROWS = (1, 4)  # tokens whose outputs are written down
-SEEDS = {"query": 1, "key": 2, "value": 3, "gate.weight": 4, "out": 5, "decay.projection": 6}
+SEEDS = {"query": 1, "key": 2, "value": 3, "gate.weight": 4, "out": 5, "decay.projection": 6, "small": 7}
 
 
 def golden_mixer(name: str, **options: Any) -> zoo.mixers.Mixer:

@@ -35,6 +35,20 @@ FACTORS = {  # (layer, depth) -> what TransNormerLLM multiplies ALiBi slopes wit
     (1, 3): 0.50001,
     (0, 1): 1.00001,
 }
+OUTPUTS = {  # of layer 0 of 3, with LRPE, and of layer 1 of 3, with a sigmoid gate
+    "transnormer": [
+        [-2.22324961954, 0.240419750225, 0.618710343472, 1.09669528703,
+         -3.53005724926, 1.94806879944, 1.84174764285, -0.0849425193616],
+        [-0.985641981923, 0.274267404012, 0.555125893223, 1.09419715446,
+         -0.112982372186, 0.772337502173, -1.10323349353, -0.16088513536],
+    ],
+    "paper": [
+        [-1.41484942391, 0.713934796403, -0.563796276188, -0.0367114140252,
+         -0.427105145348, 1.62879127874, 0.432186371731, -0.525255498225],
+        [0.0379705552415, -1.04151346182, 1.45531233901, 0.488269657716,
+         -0.307389723292, -0.453605746643, -1.36739030203, 1.31388124827],
+    ],
+}  # fmt: skip
 LEARNED = [  # outputs of layer 1 of 3 with factors e^1 and e^-0.5
     [-2.218793942893, 0.238899142711, 0.619843503646, 1.101605631875,
      -3.52605278538, 1.952733233345, 1.83306679156, -0.081633776334],
@@ -230,6 +244,13 @@ def test_learned_rates_start_exactly_at_those_of_transnormer(heads, dtype):
         learned = build(dtype, heads=heads, width=2 * heads, layer=layer, decay="learned").log_decay()
         assert learned.dtype == torch.promote_types(dtype, torch.float32)
         assert torch.equal(learned.float(), -lightning_slopes("transnormer", heads, layer, 3))
+
+
+def test_outputs_of_both_conventions_equal_those_computed_elsewhere():
+    """With rates in fp32."""
+    assert_golden(golden_mixer("lightning", depth=3, layer=0), OUTPUTS["transnormer"], 1e-6)
+    paper = golden_mixer("lightning", depth=3, layer=1, decay="paper", gate="sigmoid")
+    assert_golden(paper, OUTPUTS["paper"], 1e-6)
 
 
 def test_outputs_with_learned_rates_equal_those_computed_elsewhere():
