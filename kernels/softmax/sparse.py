@@ -123,7 +123,7 @@ class _Entries(NamedTuple):
         entry = torch.where(early, begin[:, None] + slot, (end - longest)[:, None] + slot)
         listed = (early | (entry >= full[:, None])) & (slot < longest[:, None])
         entry = torch.where(listed, entry, 0)
-        blocks = torch.where(listed, by_query.blocks[entry].long(), 0)
+        blocks = torch.where(listed, by_query.blocks[entry].long(), query_block[:, None])  # padding: the own block
         masks = torch.where(listed, by_query.masks[entry].long(), -1)
         key_head = row // fold - first
         own = blocks.gather(1, longest[:, None] - 1)[:, 0] == query_block

@@ -33,6 +33,10 @@ def label(case: tuple[str, dict[str, Any]]) -> str:
 
 
 every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=map(label, CASES))
+with_slow_variants = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] else [], id=label(case)) for case in CASES],
+)
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 
 

@@ -13,15 +13,10 @@ import pytest
 import torch
 
 from kernels import BackendError, use_backend
-from tests.conformance.cases import CASES, draw, every_name, label, make, variants
+from tests.conformance.cases import draw, every_name, make, variants, with_slow_variants
 
 LIMITS = "wide, and the kernels take up to|block_bias over packed documents|are of different types"
 SHORT, LONG = 34, 70  # several blocks and windows of the variants, and of their caches
-
-every_case = pytest.mark.parametrize(
-    ("name", "options"),
-    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] else [], id=label(case)) for case in CASES],
-)
 
 
 def size_of(options):
@@ -49,7 +44,7 @@ def decoded(name, options, backend, _):
         return [first, *(mixer(piece, cache=cache) for piece in x[:, length:].split([1, 3, 1], 1))]
 
 
-@every_case
+@with_slow_variants
 @pytest.mark.parametrize("how", ["plain", "packed", "cached"])
 def test_every_backend_gives_the_same(name, options, how):
     run = decoded if how == "cached" else results

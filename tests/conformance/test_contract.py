@@ -9,7 +9,18 @@ import pytest
 import torch
 
 import zoo
-from tests.conformance.cases import HEADS, WIDTH, assert_equal, draw, every_mixer, every_name, make, new_cache, tensors
+from tests.conformance.cases import (
+    HEADS,
+    WIDTH,
+    assert_equal,
+    draw,
+    every_mixer,
+    every_name,
+    make,
+    new_cache,
+    tensors,
+    with_slow_variants,
+)
 
 
 @every_mixer
@@ -139,10 +150,10 @@ def test_a_mixer_in_bf16_stays_close_to_fp64_over_a_long_sequence(name, options)
     assert error[:, -100:].mean() < 3 * error[:, 100:200].mean() + 2**-7
 
 
-@every_name
-def test_compiled_in_one_graph_equals_eager(name):
+@with_slow_variants
+def test_compiled_in_one_graph_equals_eager(name, options):
     torch._dynamo.reset()  # mixers share code: one after the other they would use up its budget of recompilations
-    mixer, x = make(name), draw(1, 70).requires_grad_()
+    mixer, x = make(name, options), draw(1, 70).requires_grad_()
     compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True, dynamic=False)
     for documents in (None, torch.arange(70)[None] // 40):
         want, got = mixer(x, documents=documents), compiled(x, documents=documents)

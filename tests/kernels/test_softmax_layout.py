@@ -245,3 +245,17 @@ BIAS = torch.zeros(1, 1, 3, 3)
 def test_arguments_that_do_not_fit_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         softmax_attention(**({"q": Q, "k": K, "v": K} | change))
+
+
+def test_short_lists_do_not_read_the_first_block_as_padding():
+    """Lists of four and of three blocks share a tile."""
+    query = torch.arange(12)
+    index = query[:, None] - torch.arange(4)
+    index = torch.where((torch.arange(4) == 3) & (query[:, None] % 2 == 0), -1, index).clamp(min=-1)
+    q, k, v = draw(queries=192, keys=192)
+    with torch.no_grad():
+        k[:, :16] = v[:, :16] = torch.nan
+    o = softmax_attention(q, k, v, layout=BlockLayout.from_index(index[None, None], 16), backend="torch")
+    assert o[:, 64:].isfinite().all() and o[:, :16].isnan().all()
+    for grad in torch.autograd.grad(o[:, 64:].sum(), [q, k, v]):
+        assert grad[:, 64:].isfinite().all()
