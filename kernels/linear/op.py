@@ -86,7 +86,8 @@ def linear_attention(
     if isinstance(given, NormalizedState):
         ones = ONES_WIDE if chosen == "triton" else 1
         output, state = _normalized(sums, v, given, ones, eps)
-        return (output * scale).to(dtype), state if return_state else None
+        output = output if scale == 1.0 else output * scale
+        return output.to(dtype), state if return_state else None
     output, last = sums(v, given, scale)
     return output.to(dtype), last if return_state else None
 
@@ -197,9 +198,9 @@ def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bo
     if normalize != isinstance(given, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with an initial_state of type {type(given).__name__}.")
     _check_state("initial_state", given, shape)
-    return (
-        NormalizedState(given.s.to(dtype), given.z.to(dtype)) if isinstance(given, NormalizedState) else given.to(dtype)
-    )
+    if isinstance(given, NormalizedState):
+        return NormalizedState(given.s.to(dtype), given.z.to(dtype))
+    return given.to(dtype)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str) -> None:
