@@ -11,20 +11,34 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.mixers.parts.random_features import RandomProjection
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 ROWS = (1, 4)  # tokens whose outputs are written down
-SEEDS = {"query": 1, "key": 2, "value": 3, "gate.weight": 4, "out": 5, "decay.projection": 6, "small": 7}
+SEEDS = {
+    "query": 1,
+    "key": 2,
+    "value": 3,
+    "gate.weight": 4,
+    "out": 5,
+    "decay.projection": 6,
+    "small": 7,
+    "forget.projection": 6,
+}
 
 
 def golden_mixer(name: str, **options: Any) -> zoo.mixers.Mixer:
-    """In fp64; what is no matrix keeps its initial value."""
+    """In fp64; what is no matrix keeps its initial value, but random features are replaced."""
     mixer = zoo.mixers.build(name, width=WIDTH, heads=HEADS, **options).double()
     for part, module in mixer.named_modules():
         if isinstance(module, torch.nn.Linear):
             i, j = (torch.arange(n) for n in module.weight.shape)
             i = i[:, None]
             module.weight.data = (((3 * i + 5 * j + 7 * SEEDS[part] + i * j) % 13 - 6) / 8).double()
+        elif isinstance(module, RandomProjection):
+            h, f, d = (torch.arange(n) for n in module.bits.shape)
+            h, f = h[:, None, None], f[:, None]
+            module.bits.copy_((((3 * h + 5 * f + 7 * d + f * d) % 13 - 6) / 4).float().view(torch.int32))
     return mixer
 
 

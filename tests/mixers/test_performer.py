@@ -11,8 +11,24 @@ import torch.nn.functional as F
 
 import zoo
 from kernels.softmax.mask import document_positions
+from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate
+
+OUTPUTS = {  # by feature map, of 6 features
+    "exp": [
+        [1.63081259532, -1.85560418339, 1.90202982461, 0.153353417703,
+         -0.700614820703, -2.92987024747, -0.733411908006, 2.25729672683],
+        [0.938733313691, -0.888819661105, 0.812538758989, -0.269411811679,
+         -0.318101063961, -1.63305404284, -0.0554192544937, 1.18728347775],
+    ],
+    "relu": [
+        [1.46699489707, -1.44899936582, 1.50846085891, 0.293377135912,
+         -0.690945035159, -2.50653406502, -1.05387299977, 2.28695225403],
+        [0.977156157541, -1.0596033801, 1.03190614485, -0.229957067121,
+         -0.441128671921, -1.52499075111, -0.557629058053, 1.73704504747],
+    ],
+}  # fmt: skip
 
 
 def build(dtype=torch.float64, **options):
@@ -202,3 +218,9 @@ def test_layers_have_features_of_their_own():
 def test_a_wrong_choice_is_refused_with_the_right_ones():
     with pytest.raises(ValueError, match="feature_map='cos': expected one of exp, relu"):
         build(feature_map="cos")
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_equal_those_computed_elsewhere(name):
+    """With weights of norms and biases of gates that start in fp32."""
+    assert_golden(golden_mixer("performer", features=6, feature_map=name), OUTPUTS[name], 1e-6)

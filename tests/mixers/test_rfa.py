@@ -11,8 +11,24 @@ import torch.nn.functional as F
 
 import zoo
 from kernels import linear_attention
+from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate
+
+OUTPUTS = {  # by decay, of 6 features at a temperature of 1.5
+    "none": [
+        [1.72489981425, -2.01201391571, 2.04540004566, 0.0686685398625,
+         -0.737976394376, -3.06092864946, -0.635481009794, 2.32509841413],
+        [0.970917422522, -1.00451669867, 0.935758157232, -0.276110462754,
+         -0.37047551439, -1.59505010007, 0.0117397931873, 1.16652955065],
+    ],
+    "gate": [
+        [1.51039945224, -1.69840965899, 1.76461772391, 0.264109479614,
+         -0.635072786791, -2.82460419107, -0.810747652122, 2.12324568966],
+        [0.72867313627, -1.35048866414, 1.37075500925, -0.329897726364,
+         -0.519618916383, -0.687961694992, -0.139457651829, 1.21829485957],
+    ],
+}  # fmt: skip
 
 
 def build(dtype=torch.float64, **options):
@@ -172,3 +188,9 @@ def test_features_change_in_training_at_the_scheduled_step_and_survive_a_checkpo
 def test_wrong_values_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         build(**change)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_equal_those_computed_elsewhere(name):
+    """With weights of norms and biases of gates that start in fp32."""
+    assert_golden(golden_mixer("rfa", features=6, decay=name, tau=1.5), OUTPUTS[name], 1e-6)
