@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+from zoo.config import ConfigError
 from zoo.evaluation import corpus, scoring, stateful
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.run import open_run
@@ -94,3 +95,9 @@ def test_parts_hold_every_document_once(monkeypatch, sizes):
     parts = list(corpus.cut_parts(sizes))
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(sizes)))
     assert all(sum(sizes[part]) >= 50 for part in parts[:-1]) and all(part.stop > part.start for part in parts)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "perplexity_position", "perplexity_context", "vt"])
+def test_fresh_is_true_or_false(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"task\.fresh='maybe': expected true or false"):
+        evaluated(make_run(tmp_path, texts=TEXTS), {"name": name, "fresh": "maybe"})

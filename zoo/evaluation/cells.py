@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from zoo.config import ConfigError
 from zoo.evaluation.results import FOLDER as RESULTS
 from zoo.evaluation.results import SCHEMA
 from zoo.evaluation.run import OpenedRun
@@ -86,5 +87,11 @@ class CellStore:
 
 
 def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
-    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones."""
+    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones.
+
+    Raises:
+        ConfigError: if ``fresh`` is neither true nor false.
+    """
+    if not isinstance(fresh, bool):
+        raise ConfigError(f"task.fresh={fresh!r}: expected true or false.")
     return CellStore(run.folder / RESULTS, (run.sha256, str(run.device)), fresh)
