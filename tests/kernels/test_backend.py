@@ -24,14 +24,14 @@ def calls():
     yield lambda name: softmax_attention(X, X, X, backend=name)
 
 
-@pytest.mark.parametrize("call", calls(), ids=["linear", "softmax"])
+@pytest.mark.parametrize("call", list(calls()), ids=["linear", "softmax"])
 def test_triton_without_the_package_says_what_is_missing(call, monkeypatch):
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"cannot run .* attention here: the package triton is not installed\. Use"):
         call("triton")
 
 
-@pytest.mark.parametrize("call", calls(), ids=["linear", "softmax"])
+@pytest.mark.parametrize("call", list(calls()), ids=["linear", "softmax"])
 def test_triton_without_a_gpu_says_what_is_missing(call, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
