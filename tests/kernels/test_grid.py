@@ -1,7 +1,8 @@
 """Lengths, widths, decays and rules drawn together, for both families and all backends that run here.
 
-Other tests hold one of them at a time. In 16 bits the error contract holds; in fp32 results are those of fp64 within
-the rounding of sums of so many terms: the error of plain code is there one draw of a few units in the last place.
+Other tests hold one of them at a time. In 16 bits the error contract is asked for. In fp32 it is not: of some 200 such
+cases ten were up to 2.4 times over twice the error of plain code, which is then a few units in the last place. Results
+are compared with fp64 instead, within a fixed bound.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DECAYS = ("zero", "alibi", "paper", "strong", "token", "soft_token")
 ALGORITHMS = ("chunk", "auto", "scan", "parallel", "chunk")
 RULES: tuple[dict[str, Any], ...] = ({}, {"window": 9}, {"window": 40, "sinks": 3}, {"documents": True}, {"window": 1})
 HEADS = ((1, 1), (4, 2), (3, 1), (2, 2), (6, 3), (8, 2))
-TOLERANCE = 2e-5  # of fp32 numbers around 1
+TOLERANCE = 2e-5  # of fp32 numbers around 1, as in test_linear_triton.py
 
 
 def drawn(some, dtypes, *others):
