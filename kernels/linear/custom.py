@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor state, Tensor
 _HOW = "float scale, str algorithm"
 
 
-PROGRAMS = 264  # of the Triton form, two for each multiprocessor of an H100, whatever batch x heads is
+MULTIPROCESSORS = 132  # of an H100 or H200: the least programs of the Triton form, whatever batch x heads is
+SCANNED = 64  # tokens of a segment of the scan
 SHORTEST = 512  # tokens of a segment that are worth a pass of their own over keys and values
 
 
@@ -23,15 +25,34 @@ def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
     return plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
 
 
-def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
-    """Tokens of a segment of the Triton form: from shapes alone, so that nothing depends on the GPU that compiles."""
-    batch, length, heads = q.shape[:3]
+def _slots(q: Tensor, v: Tensor, algorithm: str) -> int:
+    """States that the Triton form keeps: no fewer than segments, by a formula that compiled graphs take as it is."""
     if algorithm == "scan":
-        return 64
+        return -(-q.shape[1] // SCANNED)
+    further = 2 * MULTIPROCESSORS // _programs(q, v) if algorithm == "auto" else 0
+    return torch.sym_min(further + 1, -(-q.shape[1] // SHORTEST)) if further else 0
+
+
+def _programs(q: Tensor, v: Tensor) -> int:
+    """Programs of a segment."""
+    return max(q.shape[0] * q.shape[2] * max(v.shape[-1] // 64, 1), 1)
+
+
+def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
+    """Tokens of a segment of the Triton form: from shapes alone, so that nothing depends on the GPU that compiles.
+
+    S segments make two programs for each multiprocessor, but no more than keep the traffic at 1.5 times the least
+    forward and 2.0 times backward, states included (S (6 S - 2) states take what keys and values do), unless it takes
+    more to make one.
+    """
+    length, width, value = q.shape[1], q.shape[-1], v.shape[-1]
     if algorithm != "auto":
-        return max(length, 1)
-    wanted = PROGRAMS // max(batch * heads * max(v.shape[-1] // 64, 1), 1) + 1
-    return max(SHORTEST, -(-length // (256 * wanted)) * 256)
+        return SCANNED if algorithm == "scan" else max(length, 1)
+    affordable = (width + value) * length * q.element_size() / (4 * max(width * value, 1))
+    cheap = int((1 + math.sqrt(1 + 6 * affordable)) / 6)
+    wanted = max(-(-MULTIPROCESSORS // _programs(q, v)), min(_slots(q, v, algorithm), cheap), 1)
+    step = SHORTEST // 2
+    return max(SHORTEST, -(-length // (step * wanted)) * step)
 
 
 @torch.library.custom_op(
@@ -61,8 +82,8 @@ def linear_forward(
     if backend == "triton" and q.numel() > 0:
         from kernels.linear.triton_host import triton_forward
 
-        segment = _segment(q, v, algorithm)
-        return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, segment, dtype)
+        cutting = _segment(q, v, algorithm), _slots(q, v, algorithm)
+        return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, *cutting, dtype)
     cut = _cut(q, v, algorithm)
     return chunked_forward(q, k, v, log_decay, state, documents, scale, cut, dtype)
 
@@ -81,10 +102,7 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=state.dtype if wide else q.dtype)
-    segments = _cut(q, v, algorithm).segments(q.shape[1])
-    if backend == "triton":
-        segments = -(-q.shape[1] // _segment(q, v, algorithm))
-        segments = 0 if segments == 1 else segments
+    segments = _slots(q, v, algorithm) if backend == "triton" else _cut(q, v, algorithm).segments(q.shape[1])
     return output, torch.empty_like(state), state.new_empty(segments, *state.shape)
 
 

@@ -11,11 +11,12 @@ many as the GPU needs programs: `states` sums each segment's own, `combine` runs
 
 Traffic of one head's token, each array read once per kernel (the column tiles of one segment run side by side and share
 the cache), in units of one row of D = E numbers:
-    forward   one segment: q k v o = 4 of 4 (1.0x); several: states k v, mix q k v o = 6 (1.5x)
+    forward   one segment: q k v o = 4 of 4 (1.0x);
+              of S segments: states k v of all but the last, mix q k v o = 6 - 2 / S (< 1.5x)
     backward  one segment: dq (do v k dq), dv (k q do dv), dk (v do q dk) = 12 of 7 (1.7x);
-              several: states q do = 14 (2.0x)
-Not in it: the fp32 states of several segments, that four passes of the forward write or read; with 512 tokens a segment
-and D = 128 in 16 bits they add half of q k v o (2.0x in all).
+              of S segments: states q do of all but the first = 14 - 2 / S (< 2.0x)
+The fp32 states of several segments come on top, 4 S of them forward. custom.py cuts so that all stays within 1.5x and
+2.0x with them, unless the GPU would then have fewer programs than multiprocessors: test_linear_traffic.py counts.
 Exponents are in base 2 and never positive; sums and states are fp32; offsets are 64 bits wide.
 """
 
@@ -239,5 +240,6 @@ def mix_kernel(
             else:
                 through = -through
             tl.store(partial + tile * (rows_of_all * T) + token, through, mask=t < T)
-    if FINAL:
-        tl.store(final + row * (X * Z) + element, state, mask=held)
+    if FINAL:  # where the sequence ends, or begins if REVERSE
+        ends = part == 0 if REVERSE else part == segments - 1
+        tl.store(final + row * (X * Z) + element, state, mask=held & ends)

@@ -145,40 +145,66 @@ def mix(
     return out, None if own is None else partial.sum(0)
 
 
-def starts(call: _Call, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
-    """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``, and the last one."""
+def starts(
+    call: _Call, y: Tensor, z: Tensor, initial: Tensor, into: Tensor | None = None, *, reverse: bool = False
+) -> Tensor:
+    """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``; several are written to ``into``.
+
+    The state beyond all segments is left to ``mix``, which passes it anyway.
+    """
+    if call.segments == 1:
+        return initial[None]
+    states = initial.new_empty(call.segments, *initial.shape) if into is None else into[: call.segments]
+    added, beyond = (states[1:], states[0]) if reverse else (states[:-1], states[-1])
+    factors = _add_up(call, y, z, added, reverse=reverse)
+    if call.scan:
+        return states.copy_(_scan(added, factors, initial, reverse))
+    _combine(y, added, factors, initial, beyond, reverse)
+    return states
+
+
+def final_state(call: _Call, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
+    """State beyond the only segment ``(B, H, Y, Z)``, where no ``mix`` passes it."""
+    added, final = torch.empty_like(initial)[None], torch.empty_like(initial)
+    _combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
+    return final
+
+
+def _add_up(call: _Call, y: Tensor, z: Tensor, states: Tensor, *, reverse: bool) -> Tensor:
+    """Fills ``states`` with what segments add, all but the last (if ``reverse`` the first); returns their factors."""
     rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
-    states = initial.new_empty(call.segments, *initial.shape, dtype=torch.float32)
-    factors = initial.new_empty(call.segments, call.batch, call.heads, dtype=torch.float32)
+    segments, skip = states.shape[0], call.segments - states.shape[0] if reverse else 0
+    factors = states.new_empty(segments, call.batch, call.heads)
     config = _config("states", y, width, value)
     tiles, tall = -(-value // config.tiles["TILE"]), -(-width // config.tiles["TILE_Y"])
     align = _alignment(y, z)
     steps = [step // align for array in (y, z) for step in array.stride()[:3]]
     decay, documents = (states if a is None else a for a in (call.log_decay, call.documents))
     launch(
-        states_kernel, (tall * tiles * call.segments * rows,), y, z, decay, documents, states, factors, call.length,
-        call.heads, call.segments, call.segment, call.scale, *steps, config=config, Y=width, Z=value, TILES_Y=tall,
+        states_kernel, (tall * tiles * segments * rows,), y, z, decay, documents, states, factors, call.length,
+        call.heads, segments, call.segment, skip, call.scale, *steps, config=config, Y=width, Z=value, TILES_Y=tall,
         TILES=tiles, ALIGN=align, REVERSE=reverse, **_flags(call, y.dtype),
     )  # fmt: skip
-    if call.scan:
-        return _scan(states, factors, initial, reverse)
-    final = torch.empty_like(initial)
+    return factors
+
+
+def _combine(y: Tensor, added: Tensor, factors: Tensor, initial: Tensor, final: Tensor, reverse: bool) -> None:
+    """Replaces what segments add by the states they start from; ``final`` becomes the state beyond them."""
+    segments, batch, heads, width, value = added.shape
     config = _config("combine", y, width, value)
     tiles = -(-width * value // config.tiles["TILE"])
     launch(
-        combine_kernel, (tiles * rows,), states, factors, initial, final, rows, call.segments,
+        combine_kernel, (tiles * batch * heads,), added, factors, initial, final, batch * heads, segments,
         config=config, SIZE=width * value, TILES=tiles, REVERSE=reverse,
     )  # fmt: skip
-    return states, final
 
 
-def _scan(states: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def _scan(added: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     """The same in log depth: a prefix scan over the segments instead of a walk."""
     if reverse:
-        states, factors = states.flip(0), factors.flip(0)
-    after = prefix_scan(initial, factors[..., None, None], states)
-    before = torch.cat([initial[None], after[:-1]])
-    return before.flip(0) if reverse else before, after[-1].clone()
+        added, factors = added.flip(0), factors.flip(0)
+    states = torch.cat([initial[None], prefix_scan(initial, factors[..., None, None], added)])
+    return states.flip(0) if reverse else states
 
 
 def triton_forward(
@@ -191,19 +217,19 @@ def triton_forward(
     scale: float,
     algorithm: str,
     segment: int,
+    slots: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output in ``dtype``, final state, and the states before the segments (none if there is one segment)."""
+    """Output in ``dtype``, final state, and the states before the segments; of ``slots``, unused ones are 0."""
     call = _call(q, log_decay, documents, scale, algorithm, segment)
     q, k, v, state = _rows(q), _rows(k), _rows(v), state.contiguous()
     if call.parallel:
         output, _ = mix(call, q, k, v, state, dtype)
-        return output, starts(call, k, v, state)[1], state.new_empty(0, *state.shape)
-    if call.segments == 1:
-        final = torch.empty_like(state)
-        return mix(call, q, k, v, state, dtype, final=final)[0], final, state.new_empty(0, *state.shape)
-    before, final = starts(call, k, v, state)
-    return mix(call, q, k, v, before, dtype)[0], final, before
+        return output, final_state(call, k, v, state), state.new_zeros(slots, *state.shape)
+    final, kept = torch.empty_like(state), state.new_empty(slots, *state.shape)
+    kept[call.segments if call.segments > 1 else 0 :].zero_()
+    output, _ = mix(call, q, k, v, starts(call, k, v, state, kept), dtype, final=final)
+    return output, final, kept
 
 
 def triton_backward(
@@ -226,21 +252,18 @@ def triton_backward(
         segment = min(segment, EXACT)
     call = _call(q, log_decay, documents, scale, algorithm, segment)
     q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
-    behind = grad_final.contiguous()
-    grad_state = torch.empty_like(behind)
-    one = call.segments == 1 and not call.parallel
-    state = state.contiguous()
-    if one or call.parallel:
-        before = state
-    elif decay_gradient:
-        before, _ = starts(call, k, v, state)
-    if not one:
-        after, grad_state = starts(call, q, do, behind, reverse=True)
-        behind = behind if call.parallel else after
+    behind, state = grad_final.contiguous(), state.contiguous()
+    if call.parallel:
+        before, grad_state, final = state, final_state(call, q, do, behind, reverse=True), None
+    else:
+        if call.segments == 1 or decay_gradient:
+            before = starts(call, k, v, state)
+        behind = starts(call, q, do, behind, reverse=True)
+        grad_state = final = torch.empty_like(state)
     own_q, own_k = (q, k) if decay_gradient else (None, None)
     dq, of_queries = mix(call, do, v, k, before, q.dtype, transposed=True, own=own_q)
     dk, of_keys = mix(call, v, do, q, behind, k.dtype, reverse=True, transposed=True, own=own_k)
-    dv, _ = mix(call, k, q, do, behind, v.dtype, reverse=True, final=grad_state if one else None)
+    dv, _ = mix(call, k, q, do, behind, v.dtype, reverse=True, final=final)
     if of_queries is None or of_keys is None:
         return dq, dk, dv, grad_state, None
     added = of_queries.double() + of_keys

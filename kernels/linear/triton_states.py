@@ -8,7 +8,7 @@ from kernels.linear.triton import UNSPECIALIZED, advance, head_decay, load, plac
 _NEGLIGIBLE = tl.constexpr(64.0)  # halvings after which a contribution is lost beside any newer one
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "skip"))
 def states_kernel(
     y,
     z,
@@ -20,6 +20,7 @@ def states_kernel(
     H: tl.int64,
     segments: tl.int64,
     segment: tl.int64,
+    skip: tl.int64,
     scale: tl.float32,
     yb: tl.int64,
     yt: tl.int64,
@@ -40,14 +41,17 @@ def states_kernel(
     TILE_Y: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What each segment adds to the state behind it (before it, if REVERSE), and the factor on the one before."""
+    """What segments add to the state behind them (before them, if REVERSE), and the factor on the one before.
+
+    `segments` of them, from number `skip` on, because the state beyond the last one is nobody's start.
+    """
     both, part, b, h = place(TILES_Y * TILES, segments, H)
     rows_of_all = tl.num_programs(0).to(tl.int64) // (TILES_Y * TILES * segments)
     tall = both // TILES * TILE_Y + tl.arange(0, TILE_Y)
     columns = both % TILES * TILE + tl.arange(0, TILE)
     y += (b * yb + h * yh) * ALIGN
     z += (b * zb + h * zh) * ALIGN
-    first = part * segment
+    first = (part + skip) * segment
     stop = tl.minimum(first + segment, T)
     count = tl.cdiv(stop - first, CHUNK)
     total = tl.zeros((1,), tl.float32)
@@ -97,7 +101,7 @@ def combine_kernel(
     REVERSE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Replaces what each segment adds by the state it starts from; the last one is `final`."""
+    """Replaces what each segment adds by the state it starts from; `final` is the state beyond all of them."""
     program = tl.program_id(0).to(tl.int64)
     row = program // TILES
     element = program % TILES * TILE + tl.arange(0, TILE)

@@ -55,7 +55,7 @@ def softmax_attention(
     _check(q, k, v, window, sinks, documents)
     _check_layout(q, k, layout, window, sinks, block_bias)
     biased = block_bias is not None and documents is not None
-    missing = "block_bias over packed documents" if biased else None
+    missing = "block_bias over packed documents" if biased else _too_many(q)
     chosen = resolve_backend(backend, "softmax attention", q, k, v, missing=missing)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "reference":
@@ -110,7 +110,7 @@ def softmax_attention_step(
         ValueError: on shapes or a backend that do not fit, or a ring that is shorter than the window.
     """
     _check_step(q, k_cache, v_cache, lengths, window, sinks, ring)
-    chosen = resolve_backend(backend, "softmax attention", q, k_cache, v_cache)
+    chosen = resolve_backend(backend, "softmax attention", q, k_cache, v_cache, missing=_too_many(q))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     reach = -1 if window is None else window
     offer_flops()
@@ -119,6 +119,12 @@ def softmax_attention_step(
         total = torch.logaddexp(lse, sink_logits.to(lse.dtype))
         output, lse = (output * (lse - total).exp()[..., None]).to(q.dtype), total
     return (output, lse) if return_lse else output
+
+
+def _too_many(q: Tensor) -> str | None:
+    """What the second and third dimension of a grid of programs do not hold."""
+    batch, heads = q.shape[0], q.shape[-2]
+    return f"{batch} rows of {heads} heads, and it takes up to 65535 of both" if max(batch, heads) > 65535 else None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, documents: Tensor | None) -> None:

@@ -39,13 +39,15 @@ def decode_kernel(
     VALUE_BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
     HEADS: tl.constexpr,
+    PIECES: tl.constexpr,
     WINDOW: tl.constexpr,
     RING: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Output and log-sum-exp (base 2) over one share of the slots that hold keys; 0 and -inf if it has none."""
     split, splits = tl.program_id(0), tl.num_programs(0)
-    g, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    g, b = tl.program_id(1).to(tl.int64) // PIECES, tl.program_id(2).to(tl.int64)
+    head = tl.program_id(1) % PIECES * HEADS  # the first of this program's among those of the key head
     length = tl.load(lengths + b).to(tl.int32)
     held = tl.minimum(length, capacity)
     first = length - window if WINDOW else length * 0
@@ -56,7 +58,7 @@ def decode_kernel(
     tiles = sink_tiles + tl.cdiv(held - left, KEYS)
     share = tl.cdiv(tiles, splits)
     q_tile = load_rows(
-        q + b * (q_batch * UNIT) + g * R * (q_head * UNIT), split * 0, q_head * UNIT, R, WIDTH, HEADS, WIDTH_BLOCK, True
+        q + b * (q_batch * UNIT) + g * R * (q_head * UNIT), head, q_head * UNIT, R, WIDTH, HEADS, WIDTH_BLOCK, True
     )
     k += b * (k_batch * UNIT) + g * (k_head * UNIT)
     v += b * (v_batch * UNIT) + g * (v_head * UNIT)
@@ -86,10 +88,10 @@ def decode_kernel(
         peak = highest
     empty = total == 0
     total = tl.where(empty, 1.0, total)
-    of_rows = (b * tl.num_programs(1) + g) * R * splits + split
+    of_rows = (b * (tl.num_programs(1) // PIECES) + g) * R * splits + split
     stride = splits * VALUE
-    store_rows(parts + of_rows * VALUE, accumulator / total[:, None], split * 0, stride, R, VALUE, HEADS, VALUE_BLOCK)
-    r = tl.arange(0, HEADS)
+    store_rows(parts + of_rows * VALUE, accumulator / total[:, None], head, stride, R, VALUE, HEADS, VALUE_BLOCK)
+    r = head + tl.arange(0, HEADS)
     value = tl.where(empty, float("-inf"), peak + tl.log2(total))
     tl.store(part_lse + of_rows + r * splits, value, mask=r < R)
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 _VECTOR = 16  # numbers; more alignment than this helps no load
 _PROGRAMS = 264  # of the decode kernel, about two for each multiprocessor of a large GPU
 _MOST_SPLITS = 256
+_FAR = 2**31 // 256  # numbers between rows: places inside a tile, which has 256 rows at most, are 32-bit numbers
+_MOST_PACKED = 32  # query heads in one program of the decode kernel; with more, registers spill
 
 
 def rows_dense(*arrays: Tensor) -> list[Tensor]:
-    """The arrays with the numbers of each head side by side, copied if they are not."""
-    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in arrays]
+    """The arrays with the numbers of each head side by side, copied if they are not or if rows are very far apart."""
+    fit = [(x.stride(-1) == 1 or x.shape[-1] == 1) and x.stride(1) < _FAR for x in arrays]
+    return [x if fits else x.contiguous() for x, fits in zip(arrays, fit)]
 
 
 def strides(x: Tensor) -> list[int]:
@@ -250,15 +253,18 @@ def triton_step(
     if not o.numel():
         return o, lse
     config, merging = (choose(TABLE, name, q.device, q.dtype, max(width, value)) for name in ("decode", "merge"))
-    splits = _splits(capacity, batch * groups, config.tiles["KEYS"])
+    shared = heads // groups
+    packed = min(padded(shared), _MOST_PACKED)
+    pieces = -(-shared // packed)
+    splits = _splits(capacity, batch * groups * pieces, config.tiles["KEYS"])
     parts = torch.empty(batch, heads, splits, value, dtype=torch.float32, device=q.device)
     part_lse = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
     unit, widest = common_unit(q, k, v), 2**31 - 1
-    blocks = {"WIDTH_BLOCK": padded(width), "HEADS": padded(heads // groups), "UNIT": unit, "RING": ring}
+    blocks = {"WIDTH_BLOCK": padded(width), "HEADS": packed, "PIECES": pieces, "UNIT": unit, "RING": ring}
     launch(
-        decode_kernel, (splits, groups, batch), q, k, v, lengths.contiguous(), parts, part_lse,
+        decode_kernel, (splits, groups * pieces, batch), q, k, v, lengths.contiguous(), parts, part_lse,
         *(s // unit for x in (q, k, v) for s in strides(x)), abs(scale), capacity,
-        widest if window is None else min(window, widest), min(sinks, capacity), heads // groups,
+        widest if window is None else min(window, widest), min(sinks, capacity), shared,
         config=config, WIDTH=width, VALUE=value, VALUE_BLOCK=padded(value), WINDOW=window is not None, **blocks,
     )  # fmt: skip
     launch(

@@ -226,6 +226,12 @@ def _of_one_head(call: Call) -> Call:
     return call._replace(name=f"{call.name}, one head", inputs=lambda size: call.inputs(size._replace(heads=1)))
 
 
+def _of_heads(call: Call, heads: int) -> Call:
+    """The same with ``heads`` query heads."""
+    name = f"{call.name}, {heads} heads"
+    return call._replace(name=name, inputs=lambda size: call.inputs(size._replace(heads=heads)))
+
+
 CALLS: tuple[Call, ...] = (
     _linear("decay", decay=1, main=True),
     _linear("everything", decay=3, learned=True, documents=True, state=True, main=True, length=LONG),
@@ -249,6 +255,8 @@ CALLS: tuple[Call, ...] = (
     _softmax_step("step, grouped, window, sinks", share=2, window=40, sinks=4, main=True),
     _softmax_step("step, ring", share=2, window=40, sinks=4, ring=True),
     _softmax_step("step, grouped", share=4),
+    _of_heads(_softmax_step("step, grouped", share=32), 32),
+    _of_heads(_softmax_step("step, grouped", share=96), 96),
     _softmax("window", window=40),
     _softmax("documents", documents=True),
     _softmax("window, sinks", window=40, sinks=4),

@@ -47,6 +47,15 @@ def test_an_old_gpu_is_named_with_what_it_lacks(monkeypatch):
     assert launch.obstacle(torch.device("cuda")) is None
 
 
+def test_more_rows_than_a_grid_holds_are_named():
+    pytest.importorskip("triton")
+    q = torch.zeros(1, 1, 1, 16).expand(70_000, 1, 1, 16)
+    with launch.record("sm_90"), pytest.raises(BackendError, match="70000 rows of 1 heads, and it takes up to 65535"):
+        softmax_attention(q, q, q, backend="triton")
+    o, _ = linear_attention(q, q, q, backend="auto")
+    assert o.shape == q.shape
+
+
 def test_auto_says_once_what_it_takes_and_why(caplog):
     with caplog.at_level(logging.INFO, "kernels"):
         for _ in range(3):

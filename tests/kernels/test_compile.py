@@ -41,17 +41,13 @@ def keys(run, architecture):
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.family}-{call.name}".replace(" ", "-"))
 def test_no_length_and_no_batch_needs_a_compilation_of_its_own(call):
-    """Linear attention starts other kernels for one segment than for several; calls that start the same share all."""
-    found: dict[tuple, set] = {}
+    """Linear attention starts further kernels for several segments; what one segment needs is among theirs."""
+    found = []
     for batch, length in SHAPES:
         with record("sm_90") as launches:
             call.run(call.inputs(Size(32, length, batch)), "triton")
-        made = compile_keys(launches, "sm_90")
-        order = tuple(launch.kernel.__name__ for launch in launches)
-        found.setdefault(order, set()).add(frozenset().union(*made.values()))
-    assert {order: len(same) for order, same in found.items()} == dict.fromkeys(found, 1)
-    of_one_call = [len(binaries) for same in found.values() for binaries in same]
-    assert len(frozenset().union(*(x for same in found.values() for x in same))) <= 2 * max(of_one_call)
+        found.append(frozenset().union(*compile_keys(launches, "sm_90").values()))
+    assert all(binaries <= max(found, key=len) for binaries in found)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

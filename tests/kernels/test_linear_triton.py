@@ -33,8 +33,7 @@ every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.fixture
 def short_segments(monkeypatch):
     """Two levels at lengths that the interpreter can manage: segments of 64 tokens, chunks of 32."""
-    original = custom._segment
-    monkeypatch.setattr(custom, "_segment", lambda q, v, a: 64 if a == "auto" else original(q, v, a))
+    monkeypatch.setattr(custom, "SHORTEST", 64)
 
 
 @pytest.mark.parametrize("dtype", [FP32, torch.float16], ids=["fp32", "fp16"])
@@ -99,7 +98,7 @@ def test_documents(kind, algorithm):
 @pytest.mark.parametrize("documents", [None, [[90, 1, 166]]])
 def test_a_segment_reads_only_what_its_decay_leaves(kind, documents, monkeypatch):
     """Segments of four chunks, of which strong decays need the nearest ones only."""
-    monkeypatch.setattr(custom, "_segment", lambda q, v, a: 128)
+    monkeypatch.setattr(custom, "SHORTEST", 128)
     case = make_case(257, kind, batch=1, heads=3)
     case.documents = None if documents is None else make_documents(documents)
     close(case, algorithm="auto")

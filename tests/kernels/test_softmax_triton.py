@@ -304,6 +304,8 @@ STEPS = [
     {"capacity": 70, "window": 9, "sinks": 3},
     {"capacity": 70, "window": 0},
     {"capacity": 70, "window": 50, "heads": 20, "dtype": HALF},
+    {"capacity": 40, "heads": 80, "groups": 2},
+    {"capacity": 40, "heads": 70, "dtype": HALF, "window": 20, "sinks": 3, "ring": True},
     {"capacity": 40, "window": 37, "sinks": 3, "ring": True},
     {"capacity": 40, "window": 20, "sinks": 3, "ring": True, "dtype": HALF},
     {"capacity": 40, "window": 40, "ring": True},
