@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
 from kernels.flops import offer_flops
+from kernels.launch import whole_vectors
 from kernels.linear.custom import linear_forward, linear_step
 from kernels.linear.reference import reference_linear_attention
 
@@ -81,6 +82,8 @@ def linear_attention(
             q_wide, k_wide, v = (x.to(state.dtype) for x in (q, k, v))
             output, state = reference_linear_attention(q_wide, k_wide, v, log_decay, state, documents)
             return output if scale == 1.0 else output * scale, state
+        if chosen == "triton":
+            return _of_whole_vectors(q, k, v, log_decay, state, documents, scale, algorithm, normalize)
         return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize, chosen)[:2]
 
     if isinstance(given, NormalizedState):
@@ -90,6 +93,20 @@ def linear_attention(
         return output.to(dtype), state if return_state else None
     output, last = sums(v, given, scale)
     return output.to(dtype), last if return_state else None
+
+
+def _of_whole_vectors(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """The Triton form, whose rows are made whole vectors where they are not."""
+    width, value = q.shape[-1], v.shape[-1]
+    q, k, v = (whole_vectors(x) for x in (q, k, v))
+    further = q.shape[-1] - width, v.shape[-1] - value
+    if not any(further):
+        return linear_forward(q, k, v, log_decay, state, *others, "triton")[:2]
+    state = F.pad(state, (0, further[1], 0, further[0]))
+    output, last, _ = linear_forward(q, k, v, log_decay, state, *others, "triton")
+    return output[..., :value], last[..., :width, :value].contiguous()
 
 
 @without_autocast

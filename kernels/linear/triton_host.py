@@ -93,6 +93,12 @@ def _config(name: str, like: Tensor, *widths: int) -> Config:
     return choose(TABLE, name, like.device, like.dtype, max(widths))
 
 
+def _within(call: _Call, config: Config) -> Config:
+    """Chunks no longer than a segment of a scan; all other segments are longer than any."""
+    fits = not call.scan or config.tiles["CHUNK"] <= call.segment
+    return config if fits else config._replace(tiles=config.tiles | {"CHUNK": call.segment})
+
+
 def mix(
     call: _Call,
     x: Tensor,
@@ -111,7 +117,7 @@ def mix(
     like = z if own is None else own
     heavy = call.documents is not None or call.kind == 2 or own is not None
     name = ("parallel" if call.parallel else "mix") + ("_heavy" if heavy else "")
-    config = _config(name, x, x.shape[-1], z.shape[-1])
+    config = _within(call, _config(name, x, x.shape[-1], z.shape[-1]))
     tiles = -(-z.shape[-1] // config.tiles["TILE"])
     rows, partial = call.batch * call.heads, out
     if own is not None:
@@ -175,7 +181,7 @@ def _add_up(call: _Call, y: Tensor, z: Tensor, states: Tensor, *, reverse: bool)
     rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
     segments, skip = states.shape[0], call.segments - states.shape[0] if reverse else 0
     factors = states.new_empty(segments, call.batch, call.heads)
-    config = _config("states", y, width, value)
+    config = _within(call, _config("states", y, width, value))
     tiles, tall = -(-value // config.tiles["TILE"]), -(-width // config.tiles["TILE_Y"])
     align = _alignment(y, z)
     steps = [step // align for array in (y, z) for step in array.stride()[:3]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
 from kernels.flops import offer_flops
+from kernels.launch import whole_vectors
 from kernels.layout import BlockLayout
 from kernels.softmax.custom import softmax_forward, softmax_step
 from kernels.softmax.mask import KeyRule
@@ -69,7 +70,12 @@ def softmax_attention(
             tensors, block, of_bias = layout.tensors(), layout.block, documents if biased else None
         reach = -1 if window is None else window
         offer_flops()
-        output, lse = softmax_forward(q, k, v, of_bias, block_bias, tensors, block, reach, sinks, scale, chosen)
+        how = of_bias, block_bias, tensors, block, reach, sinks, scale, chosen
+        if chosen == "triton":
+            output, lse = softmax_forward(*(whole_vectors(x) for x in (q, k, v)), *how)
+            output = output if output.shape[-1] == v.shape[-1] else output[..., : v.shape[-1]]
+        else:
+            output, lse = softmax_forward(q, k, v, *how)
     if sink_logits is not None:
         total = torch.logaddexp(lse, sink_logits.to(lse.dtype))
         output = output * (lse - total).exp()[..., None]

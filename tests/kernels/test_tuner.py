@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, choose, record
-from kernels.tools.calls import CALLS, Size
-from kernels.tools.tuner import Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
+from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, INTERPRETER, Config, choose, record
+from kernels.tools.calls import CALLS, Call, Size
+from kernels.tools.tuner import Check, Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Config({"CHUNK": 64, "TILE": 32}, 4, 2)
@@ -181,6 +181,28 @@ def test_a_fast_but_wrong_candidate_is_refused_and_a_faster_right_one_wins(tmp_p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_error_in_a_block_of_small_numbers_is_seen():
+    """The error is far below the largest number, but not below those of its own head and block."""
+    right = torch.ones(2, 128, 3, 4, dtype=torch.float64)
+    right[:, :64] *= 1e4
+
+    def run(inputs, backend):
+        made = right.clone()
+        made[1, 100, 2, 0] += 0.5 if backend == "triton" else 0.01
+        return {"output": made, "state": right[:, :4]}
+
+    check = Check(Call("linear", "made up", lambda size: {}, run), Size(4, 128, dtype=torch.bfloat16))
+    assert check.fault().startswith("made up, output: error 0.49, allowed 0.01")
+
+
+@pytest.mark.parametrize("wide", [64, 128])
+def test_a_candidate_with_wide_chunks_is_right_for_a_scan(wide):
+    call = next(call for call in CALLS if (call.family, call.name) == ("linear", "scan"))
+    row = Row("linear", "mix", INTERPRETER, 4, 256)
+    with using(row, Config({"CHUNK": wide, "TILE": 32}, 4, 1)):
+        assert Check(call, Size(16, 200, 1, 2, torch.float32)).fault() is None
+
+
 def test_without_a_gpu_it_says_so():
     done = run_script("scripts/tune_kernels.py", "kernel=linear.mix", "width=128")
     assert done.returncode == 2
