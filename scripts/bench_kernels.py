@@ -4,8 +4,10 @@
     python scripts/bench_kernels.py device=cuda piece=correctness [out=DIR] [minutes=8] [only=TEXT]
     TRITON_INTERPRET=1 python scripts/bench_kernels.py device=cpu dry=true piece=all   # the GPU's pieces without one
 
-On the CPU: the ratios that the project promises there. On a GPU: pieces that each end in a compact table, within
-`minutes` each. `threads=N` sets PyTorch's threads, `only=TEXT` keeps the rows whose name holds the text.
+On the CPU: the ratios that the project promises there. On a GPU: pieces that each end within `minutes` in a compact
+table and in DIR/PIECE.json (DIR: runs/kernels). What would take longer is left out and named: no row begins that does
+not fit, judged by those before it. A first word names all pieces that begin with it: `piece=correctness`,
+`piece=contexts`. `threads=N` sets PyTorch's threads, `only=TEXT` keeps the rows whose name holds the text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Tiles of the Triton kernels of linear attention by architecture, bytes of a number and width of the heads.
 
 Every row is compiled by scripts/compile_kernels.py: none spills a register or asks for too much shared memory; those
-of sm_80 take at most 99 KB, for consumer cards. Speeds were not measured yet. The heavy kernels are those with
+of sm_80 take at most 99 KB, for consumer cards. Rows of 24, 120 or 248 are for widths that are no power of two, whose
+masks take registers. Speeds were not measured yet. The heavy kernels are those with
 documents, a decay per token or the gradient of the decay, which need more registers.
 """
 
@@ -27,15 +28,18 @@ TABLE: Table = {
         "sm_90": {
             (2, 32): _mix(64, 32, 4, 3),
             (2, 64): _mix(64, 64, 4, 3),
+            (2, 120): _mix(64, 32, 8, 2),
             (2, 128): _mix(64, 64, 8, 2),
             (2, 256): _mix(64, 16, 8, 2),
             (4, 32): _mix(32, 32, 8, 1),
             (4, 64): _mix(32, 16, 8, 1),
         },
         "sm_80": {
+            (2, 24): _mix(32, 32, 4, 3),
             (2, 32): _mix(64, 32, 4, 3),
             (2, 64): _mix(64, 32, 8, 2),
             (2, 128): _mix(32, 32, 8, 2),
+            (2, 248): _mix(16, 16, 8, 2),
             (2, 256): _mix(16, 32, 8, 2),
             (4, 32): _mix(32, 32, 8, 1),
             (4, 64): _mix(32, 16, 8, 1),
@@ -44,8 +48,9 @@ TABLE: Table = {
     },
     "mix_heavy": {
         "sm_90": {
-            (2, 32): _mix(64, 32, 8, 2),
+            (2, 32): _mix(64, 32, 8, 1),
             (2, 64): _mix(64, 32, 8, 2),
+            (2, 120): _mix(32, 16, 8, 2),
             (2, 128): _mix(32, 32, 8, 2),
             (2, 256): _mix(16, 16, 8, 1),
             (4, 32): _mix(32, 32, 8, 1),
@@ -54,6 +59,7 @@ TABLE: Table = {
         "sm_80": {
             (2, 32): _mix(64, 32, 8, 1),
             (2, 64): _mix(32, 32, 8, 2),
+            (2, 120): _mix(32, 16, 8, 2),
             (2, 128): _mix(32, 32, 8, 2),
             (2, 256): _mix(16, 16, 8, 1),
             (4, 32): _mix(32, 32, 8, 1),

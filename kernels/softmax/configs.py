@@ -1,7 +1,8 @@
 """Tiles of the Triton kernels of softmax attention, by GPU, bytes of a number and head width.
 
 No row spills a register and all take at most 99 KB (sm_80, for consumer cards) or 227 KB (sm_90) of shared memory;
-scripts/compile_kernels.py shows that. Speeds were not measured yet.
+scripts/compile_kernels.py shows that. Rows of 32, 120 or 248 are for widths that are no power of two, whose masks take
+registers. Speeds were not measured yet.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _FORWARD: dict[str, dict[tuple[int, int], Config]] = {
     },
     "sm_80": {
         (_HALF, 64): _tiles(128, 64, 8, 2),
+        (_HALF, 120): _tiles(64, 32, 8, 2),
         (_HALF, 128): _tiles(128, 32, 8, 2),
         (_HALF, 256): _tiles(64, 32, 8, 2),
         (_FULL, 64): _tiles(32, 32, 8, 1),
@@ -83,10 +85,12 @@ TABLE: Table = {
         "sm_90": {
             (_HALF, 64): _tiles(128, 64, 8, 3),
             (_HALF, 128): _tiles(128, 64, 8, 2),
+            (_HALF, 248): _tiles(64, 16, 8, 2),
             (_HALF, 256): _tiles(64, 32, 8, 2),
             (_FULL, 64): _tiles(32, 32, 4, 2),
         },
         "sm_80": {
+            (_HALF, 32): _tiles(64, 32, 4, 2),
             (_HALF, 64): _tiles(128, 32, 8, 2),
             (_HALF, 128): _tiles(64, 32, 4, 2),
             (_HALF, 256): _tiles(32, 32, 8, 1),

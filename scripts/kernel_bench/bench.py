@@ -6,28 +6,29 @@ import contextlib
 import inspect
 import json
 import math
-import os
-import platform
-import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from kernel_bench.machine import environment
 from kernel_bench.options import Options
+from kernel_bench.pace import OutOfTime, Pace
 from kernel_bench.timing import Run, Timing, timer_for
 from kernels import BackendError
-from kernels.launch import interpreting
 from zoo.files import replace_text
 
 Item = TypeVar("Item")
 
 CHECK, REPEATS = "error / allowance", "arrays that differ"  # metrics of correctness, which hold in a dry run too
+FLA = "flash-linear-attention"
+PEERS = ("sdpa", "flex", FLA)  # how the names of other implementations begin
+WORK = 0.93  # share of the minutes; the rest is for starting the process and for telling what was found
 
 
 class Shape(NamedTuple):
@@ -92,12 +93,25 @@ class Bench:
         self.dropped: list[str] = []
         self.notes: list[str] = []
         self.bandwidth: float | None = None  # measured bytes per second, see ceilings.py
+        self.matrix_rate: float | None = None  # and FLOPs per second
         self.after_row: Callable[[], None] = lambda: None  # run.py writes what there is until now
-        self._begin, self._lost = time.monotonic(), False
+        self.now: Callable[[], float] = time.monotonic
+        self.bounded = options.suite == "cuda"  # a CPU table only starts no row when the minutes are over
+        self.seconds = options.minutes * 60 * (WORK if self.bounded else 1.0)
+        self._pace, self._rows = Pace(), deque[float](maxlen=3)
+        self._begin, self._lost = self.now(), False
+
+    def elapsed(self) -> float:
+        """Seconds since the piece began."""
+        return self.now() - self._begin
+
+    def left(self) -> float:
+        """Seconds in which rows may still be measured."""
+        return self.seconds - self.elapsed()
 
     def say(self, text: str) -> None:
         """A line of progress."""
-        print(f"[{time.monotonic() - self._begin:5.0f} s] {self.piece}: {text}", flush=True)
+        print(f"[{self.elapsed():5.0f} s] {self.piece}: {text}", flush=True)
 
     def note(self, text: str) -> None:
         """Something the reader must know; said and stored once."""
@@ -105,28 +119,43 @@ class Bench:
             self.notes.append(text)
             self.say(text)
 
-    def each(self, items: Iterable[Item], run: Callable[[Item], Any], name: Callable[[Item], str] = str) -> None:
-        """``run`` for every item while there is time; an item that fails is recorded and the next one starts."""
+    def each(
+        self, items: Iterable[Item], run: Callable[[Item], Any], name: Callable[[Item], str] = str, alike: bool = False
+    ) -> None:
+        """``run`` for every item while there is time; an item that fails is recorded and the next one starts.
+
+        ``alike``: rows take about as long as one another, so that none starts in less time than the last ones took.
+        """
+        self._rows.clear()
         for item in items:
             label = name(item)
             if self.options.only not in label:
                 continue
-            if self._lost or time.monotonic() - self._begin > self.options.minutes * 60:
+            expected = max(self._rows, default=0.0) if alike and self.bounded else 0.0
+            if self._lost or self.left() <= expected:
                 self.dropped.append(label)
                 continue
             self.say(label)
+            begin = self.now()
             with self.guard(label):
                 run(item)
+            self._rows.append(self.now() - begin)
             self.after_row()
 
     @contextlib.contextmanager
-    def guard(self, name: str) -> Iterator[None]:
-        """An error inside becomes a record of it."""
+    def guard(self, name: str, who: str = "ours") -> Iterator[None]:
+        """An error inside becomes a record of it; what another implementation cannot do is noted, save in dry runs."""
         try:
             yield
+        except OutOfTime:
+            self.note(f"{name} was cut off: the {self.options.minutes:g} minutes are over")
+            self._recover()
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            self.fail(name, f"{type(error).__name__}: {lines[0]}", traceback.format_exc())
+            text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            if who.startswith(PEERS) and not self.dry:
+                self.note(f"{name} is left out: {text[:160]}")
+            else:
+                self.fail(name, text, traceback.format_exc())
             self._recover()
 
     def fail(self, name: str, text: str, trace: str = "") -> None:
@@ -148,16 +177,38 @@ class Bench:
             self._lost = True
             self.note(f"the GPU can no longer be used by this process ({type(error).__name__}); the rest is dropped")
 
-    def measure(self, name: str, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
-        """Timings of the functions that run; one that fails is recorded and left out."""
-        working = {}
-        for key, run in runs.items():
-            with self.guard(f"{name}, {key}"):
-                if key not in once and not self.dry:
+    def measure(
+        self, name: str, runs: Mapping[str, Run], once: Collection[str] = (), work: float | None = None
+    ) -> dict[str, Timing]:
+        """Timings of the functions that run; one that fails, or that there is no time for, is told and left out.
+
+        ``work``: what the time of each grows with from row to row, in a unit that is the same in the whole piece, such
+        as FLOPs; None leaves these calls out of what is learned about the next ones.
+        """
+        working: dict[str, Run] = {}
+        first: dict[str, float] = {}
+        found: dict[str, Timing] = {}
+        later = 0.0  # seconds that those already called will take
+        for who, run in runs.items():
+            cost, left = self._pace.cost(who, work), self.left() - later
+            if self.bounded and cost.whole >= left:
+                told = f"it may take {cost.whole:.0f} s, and {left:.0f} s are left" if left > 0 else "no time is left"
+                self.note(f"{name}, {who} is left out: {told}")
+                continue
+            with self.guard(f"{name}, {who}", who):
+                begin = self.now()
+                if self.dry:
+                    found |= self.timer.measure({who: run})
+                elif who not in once:
                     run(0)
                     self._wait()  # so that an error is told of the one that made it
-                working[key] = run
-        return self.timer.measure(working, once) if working and not self._lost else {}
+                first[who], working[who] = self.now() - begin, run
+                later += cost.whole - cost.first - cost.call
+        if working and not self._lost and not self.dry:
+            found = self.timer.measure(working, once, self.left() if self.bounded else math.inf)
+        for who, timing in found.items():
+            self._pace.learn(who, work, first[who], timing.median / 1e3)
+        return found
 
     def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The kernel in its Triton form, or, where that cannot run, in PyTorch, which is then noted."""
@@ -206,7 +257,7 @@ class Bench:
     def content(self, interrupted: bool = False) -> dict[str, Any]:
         """All that is written to the file."""
         about = {**environment(self.device), "command": " ".join(["bench_kernels.py", *self.options.given])}
-        about |= {"piece": self.piece, "seconds": round(time.monotonic() - self._begin, 1), "interrupted": interrupted}
+        about |= {"piece": self.piece, "seconds": round(self.elapsed(), 1), "interrupted": interrupted}
         records = [asdict(record) for record in self.records]
         rest = {"errors": self.errors, "dropped": self.dropped, "notes": self.notes}
         return {"environment": about, "records": records, **rest}
@@ -215,30 +266,6 @@ class Bench:
 def _reached(value: float, target: str) -> bool:
     relation, bound = target.split()
     return value >= float(bound) if relation == ">=" else value <= float(bound)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Machine and versions."""
-    found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "threads": torch.get_num_threads()}
-    found |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
-    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "interpreted": interpreting()}
-    triton = sys.modules.get("triton")
-    if hasattr(os, "getloadavg"):
-        found |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
-    found["triton"] = getattr(triton, "__version__", None)
-    if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return found
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

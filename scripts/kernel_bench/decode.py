@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
-from kernel_bench.inputs import FORWARD, copies, low_precision, slopes
+from kernel_bench.forms import add_peaks
+from kernel_bench.inputs import FORWARD, Attention, copies, low_precision, slopes
+from kernel_bench.peers import add_flex, fla_step, sdpa_peers
 from kernel_bench.timing import Run, Timing, host_time, timing_of
 
 
 def decode(bench: Bench) -> None:
     """Softmax steps over contexts with eight key heads, then linear steps over batch sizes."""
-    contexts = (40,) if bench.dry else [1024 << i for i in range(8)]
+    contexts = (40,) if bench.dry else [1024 << i for i in range(10)]
     heads, groups, width = (4, 2, 16) if bench.dry else (32, 8, 128)
     bandwidth(bench)
     shapes = [Shape(1, t, heads, width, groups) for t in contexts]
@@ -41,13 +41,16 @@ def _softmax_step(bench: Bench, shape: Shape) -> None:
     ]
     lengths = torch.full((shape.batch,), shape.length, device=bench.device)
     step = bench.ours(kernels.softmax_attention_step)
+    peers = sdpa_peers(bench, causal=False)
+    add_flex(bench, f"{name} {shape}", peers, lambda: None)
 
-    def peer(i: int) -> Tensor:
-        k, v = (x.transpose(1, 2) for x in caches[i % len(caches)])
-        return F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)
+    def over_cache(form: Attention) -> Run:
+        return lambda i: form(q[:, None], *caches[i % len(caches)])
 
-    runs: dict[str, Run] = {"ours": lambda i: step(q, *caches[i % len(caches)], lengths), "sdpa": peer}
-    timings = bench.measure(f"{name} {shape}", runs)
+    runs: dict[str, Run] = {"ours": lambda i: step(q, *caches[i % len(caches)], lengths)}
+    runs |= {who: over_cache(form) for who, form in peers.items()}
+    timings = bench.measure(f"{name} {shape}", runs, work=nbytes)
+    add_peaks(bench, Row(name, shape, dtype, "", FORWARD), {who: runs[who] for who in timings})
     for who, timing in timings.items():
         share = 100 * nbytes / bandwidth(bench) / (timing.median / 1e3)
         goal = ">= 80" if who == "ours" and shape.length >= 32768 else None
@@ -62,11 +65,18 @@ def _linear_step(bench: Bench, shape: Shape) -> None:
     state = torch.zeros(shape.batch, shape.heads, shape.width, shape.width, device=bench.device)
     decay = slopes(shape.heads, bench.device)
     step = bench.ours(kernels.linear_attention_step)
-    timings = bench.measure(f"{name} {shape}", {"ours": lambda i: step(q, k, v, decay, state)})
+    runs: dict[str, Run] = {"ours": lambda i: step(q, k, v, decay, state)}
+
+    def one_token(form: Attention) -> Run:
+        return lambda i: form(q[:, None], k[:, None], v[:, None])
+
+    runs |= {who: one_token(form) for who, form in fla_step(bench, decay, state).items()}
+    timings = bench.measure(f"{name} {shape}", runs, work=8.0 * state.numel())
+    add_peaks(bench, Row(name, shape, dtype, "", FORWARD), {who: runs[who] for who in timings})
     goal = "<= 15" if shape.batch <= 4 and not bench.dry else None
-    for timing in timings.values():
-        row = Row(name, shape, dtype, "ours", FORWARD, timing)
-        bench.add(row, "GPU time", 1e3 * timing.median, "us", goal)
+    for who, timing in timings.items():
+        row = Row(name, shape, dtype, who, FORWARD, timing)
+        bench.add(row, "GPU time", 1e3 * timing.median, "us", goal if who == "ours" else None)
         least = 8 * state.numel() / bandwidth(bench)
         bench.add(row, "of HBM", 100 * least / (timing.median / 1e3), "%")
     row = Row(f"{name}, eager", shape, dtype, "ours", FORWARD)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import kernels
 from kernel_bench.bench import Bench, Shape
+from kernel_bench.correctness import dtypes, label
 from kernel_bench.judge import judge
 from kernel_bench.linear_cases import decays_of
 from kernel_bench.plain import plain_softmax
@@ -76,7 +77,6 @@ def step_cases(dry: bool) -> Iterator[StepCase | LinearStepCase]:
 
 def correctness_decode(bench: Bench) -> None:
     """Both steps, over ragged batches, windows, sinks and rings."""
-    dtypes = (torch.float16,) if bench.dry else (torch.bfloat16, torch.float16)
 
     def check(item: tuple[torch.dtype, StepCase | LinearStepCase]) -> None:
         dtype, case = item
@@ -85,8 +85,8 @@ def correctness_decode(bench: Bench) -> None:
         else:
             _check_linear(bench, dtype, case)
 
-    cases = product(dtypes, step_cases(bench.dry))
-    bench.each(cases, check, lambda item: f"{item[1]} {str(item[0]).removeprefix('torch.')}")
+    cases = product(dtypes(bench), step_cases(bench.dry))
+    bench.each(cases, check, label, alike=True)
 
 
 def _check_softmax(bench: Bench, dtype: torch.dtype, case: StepCase) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import torch
 
 import kernels
-from kernel_bench.bench import Bench, Row, Shape
+from kernel_bench.bench import FLA, Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
-from kernel_bench.inputs import BOTH, FORWARD, Attention, Inputs, draw_inputs, low_precision, slopes, timed
-from kernel_bench.peers import FLA, fla_linear
+from kernel_bench.forms import time_forms
+from kernel_bench.inputs import BOTH, FORWARD, Attention, draw_inputs, low_precision, slopes
+from kernel_bench.peers import fla_linear
 
 ARRAYS = {FORWARD: 4, BOTH: 11}  # q k v o; and once more q k v with do dq dk dv: the fewest rows moved per token
 ROOFLINE = {FORWARD: ">= 50", BOTH: ">= 35"}  # per cent
@@ -29,13 +30,11 @@ def _least_seconds(bench: Bench, shape: Shape, dtype: torch.dtype, direction: st
     return ARRAYS[direction] * numbers * dtype.itemsize / bandwidth(bench)
 
 
-def _row(bench: Bench, name: str, shape: Shape, direction: str, goal: str | None, peers: bool = True) -> float | None:
+def _row(bench: Bench, name: str, shape: Shape, direction: str, goal: str | None) -> float | None:
     """Time all forms of one shape; milliseconds of ours."""
     dtype = low_precision(bench)
-    sets = draw_inputs(bench, shape, dtype)
     forms = _forms(bench, shape.heads)
-    runs = {who: timed(form, sets, direction) for who, form in forms.items() if peers or who == "ours"}
-    timings = bench.measure(f"{name} {shape} {direction}", runs)
+    timings = time_forms(bench, name, shape, forms, (direction,))[direction]
     least = _least_seconds(bench, shape, dtype, direction)
     for who, timing in timings.items():
         row = Row(name, shape, dtype, who, direction, timing)
@@ -43,21 +42,22 @@ def _row(bench: Bench, name: str, shape: Shape, direction: str, goal: str | None
         bench.add(row, "of HBM", share, "%", goal if who == "ours" else None)
     if FLA in timings and "ours" in timings:
         if direction == FORWARD:
-            _same(bench, Row(name, shape, dtype, FLA, direction), forms, sets[0])
+            _same(bench, Row(name, shape, dtype, FLA, direction), forms)
         row = Row(name, shape, dtype, "ours", direction, timings["ours"])
         bench.add(row, f"over {FLA}", timings[FLA].median / timings["ours"].median, "x", ">= 1.3")
     return timings["ours"].median if "ours" in timings else None
 
 
-def _same(bench: Bench, row: Row, forms: dict[str, Attention], inputs: Inputs) -> None:
+def _same(bench: Bench, row: Row, forms: dict[str, Attention]) -> None:
     """How far the peer's output is from ours, of the first head: that both compute the same."""
+    inputs = draw_inputs(bench, row.shape, row.dtype)[0]
     with torch.no_grad():
         ours, theirs = (forms[who](*inputs[:3])[:, :, 0].float() for who in ("ours", row.implementation))
     bench.add(row, "rms of the difference", float((ours - theirs).norm() / ours.norm()))
 
 
 def linear(bench: Bench) -> None:
-    """All contexts with the same number of tokens: share of the bandwidth, memory, flatness."""
+    """All contexts with the same number of tokens: share of the bandwidth, memory, flatness. Exact ones: contexts."""
     tokens = 32 if bench.dry else 512 * 1024
     lengths: Iterable[int] = (16, 32) if bench.dry else [1024 << i for i in range(10)]
     heads, width = (2, 16) if bench.dry else (HEADS, WIDTH)
@@ -70,8 +70,6 @@ def linear(bench: Bench) -> None:
         took = _row(bench, "lightning", shape, direction, ROOFLINE[direction])
         if took and length <= FLAT:
             rates[direction].append(tokens / took * 1e3)
-        if direction == BOTH:
-            _memory(bench, shape)
 
     items = [(direction, length) for length in lengths for direction in (BOTH, FORWARD)]
     bench.each(items, run, lambda item: f"lightning {item[0]} T{item[1]}")
@@ -83,23 +81,6 @@ def linear(bench: Bench) -> None:
             bench.add(row, "slowest over fastest tokens/s", min(found) / max(found), "", ">= 0.95")
 
 
-def _memory(bench: Bench, shape: Shape) -> None:
-    """Bytes that one forward and backward pass takes beside its inputs."""
-    dtype = low_precision(bench)
-    row = Row("memory beside the inputs", shape, dtype, "ours", BOTH)
-    if bench.device.type != "cuda":
-        bench.add(row, "peak", 0.0, "GB")
-        return
-    sets = draw_inputs(bench, shape, dtype)[:1]
-    run = timed(_forms(bench, shape.heads)["ours"], sets, BOTH)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run(0)
-    torch.cuda.synchronize()
-    bench.add(row, "peak", (torch.cuda.max_memory_allocated() - before) / 1e9, "GB")
-
-
 def few_heads(bench: Bench) -> None:
     """One row of few heads over a long context, per byte, against a batch that fills the GPU."""
     length, width = (32, 16) if bench.dry else (64 * 1024, WIDTH)
@@ -107,7 +88,7 @@ def few_heads(bench: Bench) -> None:
     bandwidth(bench)
 
     def run(direction: str) -> None:
-        dense = _row(bench, "saturated", many, direction, ROOFLINE[direction], peers=False)
+        dense = _row(bench, "saturated", many, direction, ROOFLINE[direction])
         for heads in (1,) if bench.dry else (8, 1, 4, 16):
             shape = Shape(1, length, heads, width)
             took = _row(bench, "few heads", shape, direction, None)

@@ -17,7 +17,10 @@ CUDA_PIECES = (
     "correctness_decode",
     "correctness_large",
     "linear",
+    "contexts_forward",
+    "contexts_training",
     "few_heads",
+    "few_heads_exact",
     "widths",
     "softmax",
     "gqa",
@@ -26,6 +29,7 @@ CUDA_PIECES = (
     "decode",
     "overhead",
 )
+RESULTS = Path("runs") / "kernels"  # where the pieces on CUDA leave their files if nothing else is said
 DEFAULTS = {
     "device": "auto",
     "piece": "all",
@@ -47,7 +51,8 @@ class Options:
         scale: "full", "quick" or "dry", the table of shapes.
         suite: "cpu" or "cuda", the set of pieces; a dry run has the pieces of cuda on the CPU.
         threads: of PyTorch, 0 to leave them.
-        minutes: after which a piece starts no further row.
+        out: file of the CPU tables, folder of the files of all other pieces.
+        minutes: that a piece may take on CUDA, its process included; on the CPU it starts no row after them.
         given: the arguments as they were typed.
     """
 
@@ -92,13 +97,17 @@ def parse(arguments: list[str]) -> Options:
         suite=suite,
         scale="dry" if dry else "quick" if quick else "full",
         pieces=_pieces(chosen["piece"], CPU_PIECES if suite == "cpu" else CUDA_PIECES),
-        out=Path(chosen["out"]) if chosen["out"] else None,
+        out=_out(chosen["out"], always=suite == "cuda" and not dry),
         plot=Path(chosen["plot"]) if chosen["plot"] else None,
         threads=int(_number(chosen, "threads")),
         minutes=_number(chosen, "minutes"),
         only=chosen["only"],
         given=tuple(arguments),
     )
+
+
+def _out(text: str, always: bool) -> Path | None:
+    return Path(text) if text else RESULTS if always else None
 
 
 def _flag(chosen: dict[str, str], key: str) -> bool:

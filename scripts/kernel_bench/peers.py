@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernel_bench.bench import Bench
+from kernel_bench.bench import FLA, Bench
 from kernel_bench.inputs import Attention
 
-FLA = "flash-linear-attention"
 
-
-def sdpa(backend: str | None = None) -> Attention:
-    """Causal ``scaled_dot_product_attention``; ``backend`` is a name of SDPBackend, None leaves the choice."""
+def sdpa(backend: str | None = None, causal: bool = True) -> Attention:
+    """``scaled_dot_product_attention``; ``backend`` is a name of SDPBackend, None leaves the choice."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     chosen = [getattr(SDPBackend, backend)] if backend else []
@@ -27,60 +25,86 @@ def sdpa(backend: str | None = None) -> Attention:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with sdpa_kernel(chosen) if chosen else contextlib.nullcontext():
             grouped = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
 
     return attention
 
 
-def sdpa_peers(bench: Bench) -> dict[str, Attention]:
+def sdpa_peers(bench: Bench, causal: bool = True) -> dict[str, Attention]:
     """PyTorch's fused kernels that exist on the device."""
     if bench.device.type == "cpu":
-        return {"sdpa": sdpa()}
-    return {"sdpa flash": sdpa("FLASH_ATTENTION"), "sdpa cudnn": sdpa("CUDNN_ATTENTION")}
+        return {"sdpa": sdpa(None, causal)}
+    return {"sdpa flash": sdpa("FLASH_ATTENTION", causal), "sdpa cudnn": sdpa("CUDNN_ATTENTION", causal)}
 
 
-def flex(mask: Any) -> Attention:
-    """FlexAttention, compiled for fixed shapes, with a BlockMask."""
+def flex(mask: Any, compiled: bool = True) -> Attention:
+    """FlexAttention, compiled for fixed shapes, with a BlockMask; None shows every key to every query."""
     import torch._functorch.config
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.reset()  # every row compiles anew, and their number is limited
-    torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
-    compiled = torch.compile(flex_attention, dynamic=False)
+    form: Callable[..., Any] = flex_attention
+    if compiled:
+        torch._dynamo.reset()  # every row compiles anew, and their number is limited
+        torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
+        form = torch.compile(flex_attention, dynamic=False)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        return form(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
     return attention
 
 
 def causal_mask(length: int, device: torch.device, window: int | None = None, block: int = 128) -> Any:
-    """FlexAttention's mask of causal attention, with or without a window (keys, the query's own included)."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """FlexAttention's mask of causal attention, with or without a window (keys, the query's own included).
+
+    Made block by block: PyTorch's own function needs an array of all pairs of tokens, which no GPU holds at 512k.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    reach = length if window is None else window
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return i >= j if window is None else (i >= j) & (i - j < window)
+        return (i >= j) & (i - j < reach)
 
-    return create_block_mask(visible, None, None, length, length, device=str(device), BLOCK_SIZE=block)
+    index = torch.arange(-(-length // block), device=device)
+    apart = (index[:, None] - index) * block  # from the first key to the first query
+    some = (apart >= 0) & (apart - block + 1 < reach)
+    whole = (apart >= block) & (apart + block - 1 < reach)
+    how: dict[str, Any] = {"BLOCK_SIZE": block, "mask_mod": visible, "seq_lengths": (length, length)}
+    return BlockMask.from_kv_blocks(*_listed(some & ~whole), *_listed(whole), **how)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of the blocks in each row, and these, in front of the others."""
+    order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1).to(torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
 def add_flex(bench: Bench, name: str, peers: dict[str, Attention], mask: Callable[[], Any]) -> None:
-    """FlexAttention among the peers, if it can be compiled here; a dry run leaves it out."""
-    if bench.dry:
-        bench.note("FlexAttention is left out of dry runs")
-        return
-    with bench.guard(f"{name}, flex"):
-        peers["flex"] = flex(mask())
+    """FlexAttention among the peers, if its mask can be made here; a dry run does not compile it."""
+    with bench.guard(f"{name}, flex", "flex"):
+        peers["flex"] = flex(mask(), compiled=not bench.dry)
 
 
 def fla_linear(bench: Bench, log_decay: Tensor) -> dict[str, Attention]:
     """The same maths in flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
+    function = _fla(bench, "chunk_simple_gla")
+    return {FLA: lambda q, k, v: function(q, k, v, g_gamma=log_decay, scale=1.0)[0]} if function else {}
+
+
+def fla_step(bench: Bench, log_decay: Tensor, state: Tensor) -> dict[str, Attention]:
+    """Its recurrent form, which a step of decoding calls with one token; it writes the new state beside the old."""
+    function = _fla(bench, "fused_recurrent_simple_gla")
+    options = {"g_gamma": log_decay, "scale": 1.0, "initial_state": state, "output_final_state": True}
+    return {FLA: lambda q, k, v: function(q, k, v, **options)[0]} if function else {}
+
+
+def _fla(bench: Bench, name: str) -> Callable[..., Any] | None:
     if bench.dry:
-        return {}
+        return None
     try:
-        simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
+        return getattr(importlib.import_module("fla.ops.simple_gla"), name)
     except Exception as error:  # it looks at the GPU as it is imported, and can fail in many ways
         bench.note(f"{FLA} is left out: {type(error).__name__}: {error}"[:200])
-        return {}
-    return {FLA: lambda q, k, v: simple_gla(q, k, v, g_gamma=log_decay, scale=1.0)[0]}
+        return None

@@ -35,17 +35,11 @@ def _fit(title: str, lines: list[str], file: str) -> str:
 
 
 def _rows(records: list[Record]) -> list[str]:
-    lines: list[str] = []
-    before: tuple[object, ...] = ()
+    blocks: dict[str, list[str]] = {}
     for (name, shape, kind, direction), implementations in _grouped(records).items():
-        head = name, kind, direction
-        label = f"{name} {kind} {direction}"
-        if head != before:
-            lines.append(f"-- {label}")
-        before = head
-        parts = [f"{who}{_time(found[0])}{_values(found)}" for who, found in implementations.items()]
-        lines.append(f"{shape:24} " + " | ".join(parts))
-    return lines
+        parts = [f"{who}{_time(found)}{_values(found)}" for who, found in implementations.items()]
+        blocks.setdefault(f"-- {name} {kind} {direction}", []).append(f"{shape:24} " + " | ".join(parts))
+    return [line for head, lines in blocks.items() for line in (head, *lines)]
 
 
 def _grouped(records: list[Record]) -> dict[tuple[str, str, str, str], dict[str, list[Record]]]:
@@ -63,15 +57,16 @@ def shape_text(record: Record) -> str:
     return f"B{shape['B']} T{shape['T']} H{shape['H']}{keys} D{shape['D']}"
 
 
-def _time(record: Record) -> str:
-    if record.milliseconds is None or record.low is None or record.high is None:
-        return ""
-    return f" {_short(record.milliseconds)} ms ({_short(record.low)}-{_short(record.high)})"
+def _time(records: Iterable[Record]) -> str:
+    for r in records:
+        if r.milliseconds is not None and r.low is not None and r.high is not None:
+            return f" {_short(r.milliseconds)} ms ({_short(r.low)}-{_short(r.high)})"
+    return ""
 
 
 def _values(records: Iterable[Record]) -> str:
     parts = []
-    for r in records:
+    for r in sorted(records, key=lambda r: r.metric == "peak"):
         if r.metric == "time":
             continue
         goal = "" if r.target is None else f" [{r.target} {'PASS' if r.reached else 'short'}]"

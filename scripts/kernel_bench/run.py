@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,13 +12,27 @@ from typing import Any
 
 import torch
 
-from kernel_bench import ceilings, correctness, cpu, decode, decode_cases, linear, overhead, softmax, sparse
+from kernel_bench import (
+    ceilings,
+    contexts,
+    correctness,
+    cpu,
+    decode,
+    decode_cases,
+    large,
+    linear,
+    overhead,
+    softmax,
+    sparse,
+)
 from kernel_bench.bench import Bench, write
 from kernel_bench.options import Options, parse
+from kernel_bench.pace import KILLED, at_most, killed_after
 from kernel_bench.plot import draw
 from kernel_bench.report import table, verdict
 
 Piece = Callable[[Bench], None]
+CUT = 0.96  # share of the minutes after which a row is cut off
 
 CPU: dict[str, Piece] = {"linear": cpu.linear, "sparse": cpu.sparse, "decode": cpu.decode}
 CUDA: dict[str, Piece] = {
@@ -25,9 +40,12 @@ CUDA: dict[str, Piece] = {
     "correctness_linear": correctness.correctness_linear,
     "correctness_softmax": correctness.correctness_softmax,
     "correctness_decode": decode_cases.correctness_decode,
-    "correctness_large": correctness.correctness_large,
+    "correctness_large": large.correctness_large,
     "linear": linear.linear,
+    "contexts_forward": contexts.contexts_forward,
+    "contexts_training": contexts.contexts_training,
     "few_heads": linear.few_heads,
+    "few_heads_exact": softmax.few_heads_exact,
     "widths": linear.widths,
     "softmax": softmax.softmax,
     "gqa": softmax.gqa,
@@ -48,10 +66,13 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.suite == "cuda" and not options.dry and len(options.pieces) > 1:
+    if options.suite == "cpu" or options.dry:
+        run_pieces(options)
+    elif len(options.pieces) > 1:
         _one_process_each(options)
-        return
-    run_pieces(options)
+    else:
+        with killed_after(options.minutes * 60):
+            run_pieces(options)
 
 
 def run_pieces(options: Options) -> list[Bench]:
@@ -66,7 +87,8 @@ def run_pieces(options: Options) -> list[Bench]:
             if busy:
                 benches[-1].note(busy)
             benches[-1].after_row = lambda: _write(options, benches, False)
-            with benches[-1].guard(name):
+            limit = options.minutes * 60 * CUT if benches[-1].bounded else math.inf
+            with benches[-1].guard(name), at_most(limit):
                 known[name](benches[-1])
             _write(options, benches, False)
     except KeyboardInterrupt:
@@ -125,10 +147,14 @@ def _one_process_each(options: Options) -> None:
     for piece in options.pieces:
         command = [sys.executable, sys.argv[0], *kept, f"piece={piece}"]
         try:
-            done = subprocess.run(command, timeout=options.minutes * 90 + 120, check=False)
-            failed = f"ended with status {done.returncode}" if done.returncode else ""
+            status = subprocess.run(command, timeout=options.minutes * 60, check=False).returncode
         except subprocess.TimeoutExpired:
-            failed = "did not end and was stopped"
+            status = KILLED
+        failed = f"ended with status {status}" if status else ""
+        if status == KILLED:
+            file = _file(options, piece)
+            failed = f"did not end within {options.minutes:g} minutes and was stopped"
+            failed += f"; what it measured is in {file}" if file else ""
         if failed:
             broken.append(f"{piece} {failed}")
             print(f"ERROR piece {piece} {failed}", flush=True)

@@ -6,19 +6,14 @@ from torch import Tensor
 
 import kernels
 from kernel_bench.bench import Bench, Row, Shape
-from kernel_bench.inputs import BACKWARD, FORWARD, Attention, draw_inputs, low_precision, timed
+from kernel_bench.ceilings import matrix_rate
+from kernel_bench.forms import DIRECTIONS, Timings, add_rates, against, flops, time_forms
+from kernel_bench.inputs import BACKWARD, FORWARD, Attention, low_precision
 from kernel_bench.patterns import window_pairs
 from kernel_bench.peers import add_flex, causal_mask, sdpa_peers
-from kernel_bench.timing import Timing
 
-WORK = {FORWARD: 2.0, BACKWARD: 5.0}  # FLOPs per causal pair of a head, in units of twice the head width
 GOALS = {FORWARD: ">= 480", BACKWARD: ">= 350"}  # TFLOP/s
-DIRECTIONS = (FORWARD, BACKWARD)
-
-
-def flops(shape: Shape, direction: str) -> float:
-    """``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
-    return WORK[direction] * shape.batch * shape.heads * float(shape.length) ** 2 * shape.width
+AIM = 8192  # tokens from which they hold, at a width of 128
 
 
 def ours(bench: Bench, window: int | None = None, sinks: int = 0) -> Attention:
@@ -31,48 +26,34 @@ def ours(bench: Bench, window: int | None = None, sinks: int = 0) -> Attention:
     return run
 
 
-def time_forms(
-    bench: Bench, name: str, shape: Shape, forms: dict[str, Attention], directions: tuple[str, ...] = DIRECTIONS
-) -> dict[str, dict[str, Timing]]:
-    """Timings by direction and implementation on the same inputs."""
-    sets = draw_inputs(bench, shape, low_precision(bench))
-    found = {}
-    for direction in directions:
-        runs = {who: timed(form, sets, direction) for who, form in forms.items()}
-        found[direction] = bench.measure(f"{name} {shape} {direction}", runs)
-    return found
-
-
-def _rates(bench: Bench, name: str, shape: Shape, timings: dict[str, dict[str, Timing]], aim: bool) -> None:
-    dtype = low_precision(bench)
+def causal(bench: Bench, name: str, shape: Shape, goals: bool) -> dict[str, Timings]:
+    """Exact attention in all implementations: time, memory, rates, the lead over PyTorch's flash kernel."""
+    forms = {"ours": ours(bench), **sdpa_peers(bench)}
+    add_flex(bench, f"{name} {shape}", forms, lambda: causal_mask(shape.length, bench.device))
+    timings = time_forms(bench, name, shape, forms)
     for direction, found in timings.items():
-        for who, timing in found.items():
-            rate = flops(shape, direction) / timing.median / 1e9
-            goal = GOALS[direction] if aim and who == "ours" else None
-            bench.add(Row(name, shape, dtype, who, direction, timing), "rate", rate, "TFLOP/s", goal)
-        against(bench, Row(name, shape, dtype, "ours", direction, found.get("ours")), found, "sdpa flash", ">= 1")
-
-
-def against(bench: Bench, row: Row, found: dict[str, Timing], peer: str, goal: str) -> None:
-    """Record how many times faster than a peer ours is, if both ran."""
-    if peer in found and "ours" in found:
-        bench.add(row, f"over {peer}", found[peer].median / found["ours"].median, "x", goal)
+        row = Row(name, shape, low_precision(bench), "", direction)
+        add_rates(bench, row, found, flops(shape, direction), GOALS[direction] if goals else None)
+        against(bench, row, found, "sdpa flash", ">= 1")
+    return timings
 
 
 def softmax(bench: Bench) -> None:
-    """Causal attention over contexts and widths, 16k tokens in a batch at least."""
-    shapes = [Shape(max(1, 16384 // t), t, 16, 128) for t in (8192, 16384, 4096, 2048, 1024, 32768)]
-    shapes += [Shape(2, 8192, 32, 64), Shape(2, 8192, 8, 256)]
+    """Forward and backward apart: long rows at a width of 128, then heads 64 and 256 wide."""
+    shapes = [Shape(max(1, 16384 // t), t, 16, 128) for t in (AIM, 2 * AIM, 4 * AIM)]
+    shapes += [Shape(2, AIM, 32, 64), Shape(2, AIM, 8, 256)]
     if bench.dry:
         shapes = [Shape(1, 33, 2, 16)]
+    matrix_rate(bench)
+    bench.each(shapes, lambda s: causal(bench, "causal", s, s.width == 128), lambda s: f"causal {s}")
 
-    def run(shape: Shape) -> None:
-        forms = {"ours": ours(bench), **sdpa_peers(bench)}
-        add_flex(bench, f"causal {shape}", forms, lambda: causal_mask(shape.length, bench.device))
-        aim = shape.width == 128 and shape.length >= 8192
-        _rates(bench, "causal", shape, time_forms(bench, "causal", shape, forms), aim)
 
-    bench.each(shapes, run, lambda shape: f"causal {shape}")
+def few_heads_exact(bench: Bench) -> None:
+    """One row of few heads over a long context."""
+    length, width, heads = (33, 16, (1,)) if bench.dry else (64 * 1024, 128, (8, 1, 4, 16))
+    matrix_rate(bench)
+    shapes = [Shape(1, length, h, width) for h in heads]
+    bench.each(shapes, lambda s: causal(bench, "few heads", s, False), lambda s: f"few heads {s}")
 
 
 def gqa(bench: Bench) -> None:
@@ -82,9 +63,7 @@ def gqa(bench: Bench) -> None:
 
     def run(groups: int) -> None:
         shape = Shape(1 if bench.dry else 2, length, heads, width, groups)
-        timings = time_forms(bench, "gqa", shape, {"ours": ours(bench), **sdpa_peers(bench)})
-        _rates(bench, "gqa", shape, timings, False)
-        for direction, found in timings.items():
+        for direction, found in causal(bench, "gqa", shape, False).items():
             if "ours" not in found:
                 continue
             if groups == heads:
@@ -93,14 +72,25 @@ def gqa(bench: Bench) -> None:
                 row = Row("gqa", shape, low_precision(bench), "ours", direction, found["ours"])
                 bench.add(row, "time over MHA", found["ours"].median / full[direction], "x", "<= 1.1")
 
+    matrix_rate(bench)
     bench.each((2, 1) if bench.dry else (32, 8, 4, 1), run, lambda groups: f"gqa {groups}")
+
+
+def dense(bench: Bench, shape: Shape) -> dict[str, Timings]:
+    """What rows with fewer pairs are compared with: ours and PyTorch's kernels over all pairs."""
+    timings = time_forms(bench, "dense", shape, {"ours": ours(bench), **sdpa_peers(bench)})
+    for direction, found in timings.items():
+        add_rates(bench, Row("dense", shape, low_precision(bench), "", direction), found, flops(shape, direction))
+    return timings
 
 
 def windows(bench: Bench) -> None:
     """Windows over a long context, against the share of the pairs that they hold, and FlexAttention."""
     shape = Shape(1, 20, 2, 16) if bench.dry else Shape(1, 32768, 16, 128)
-    dense = time_forms(bench, "dense", shape, {"ours": ours(bench)})
-    _rates(bench, "dense", shape, dense, False)
+    whole: dict[str, Timings] = {direction: {} for direction in DIRECTIONS}
+    matrix_rate(bench)
+    with bench.guard("dense"):
+        whole |= dense(bench, shape)
 
     def run(item: tuple[int, int]) -> None:
         window, sinks = item
@@ -110,29 +100,26 @@ def windows(bench: Bench) -> None:
             add_flex(bench, name, forms, lambda: causal_mask(shape.length, bench.device, window))
         share = window_pairs(shape.length, window)
         for direction, found in time_forms(bench, name, shape, forms).items():
-            compare_to_dense(bench, name, shape, direction, found, dense[direction], share, None)
+            row = Row(name, shape, low_precision(bench), "", direction)
+            compare_to_dense(bench, row, found, whole[direction], share, None)
 
     sizes = ((8, 0), (8, 2)) if bench.dry else ((1024, 0), (4096, 0), (256, 0), (1024, 4), (128, 0), (16384, 0))
     bench.each(sizes, run, lambda item: f"window {item[0]}, {item[1]} sinks")
 
 
-def compare_to_dense(
-    bench: Bench,
-    name: str,
-    shape: Shape,
-    direction: str,
-    found: dict[str, Timing],
-    dense: dict[str, Timing],
-    density: float,
-    goal: str | None,
-) -> None:
-    """Record the time over density x dense time, and the lead over FlexAttention."""
-    dtype = low_precision(bench)
+def compare_to_dense(bench: Bench, row: Row, found: Timings, whole: Timings, density: float, goal: str | None) -> None:
+    """Record rates, the time over density x dense time, and the lead over FlexAttention and over dense SDPA."""
+    add_rates(bench, row, found, density * flops(row.shape, row.direction))
     for who, timing in found.items():
-        row = Row(name, shape, dtype, who, direction, timing)
-        if "ours" in dense:
-            ratio = timing.median / (density * dense["ours"].median)
-            bench.add(row, "over density x dense", ratio, "x", goal if who == "ours" else None)
-            if who == "ours":
-                bench.add(row, "density", 100 * density, "%")
-    against(bench, Row(name, shape, dtype, "ours", direction, found.get("ours")), found, "flex", ">= 1.2")
+        told = row._replace(implementation=who, timing=timing)
+        if "ours" in whole:
+            ratio = timing.median / (density * whole["ours"].median)
+            bench.add(told, "over density x dense", ratio, "x", goal if who == "ours" else None)
+        if who == "ours":
+            bench.add(told, "density", 100 * density, "%")
+    against(bench, row, found, "flex", ">= 1.2")
+    peers = [timing for who, timing in whole.items() if who.startswith("sdpa")]
+    if peers and "ours" in found:
+        fastest = min(timing.median for timing in peers)
+        told = row._replace(implementation="ours", timing=found["ours"])
+        bench.add(told, "over dense sdpa", fastest / found["ours"].median, "x")

@@ -9,10 +9,12 @@ from torch import Tensor
 
 import kernels
 from kernel_bench.bench import Bench, Row, Shape
+from kernel_bench.ceilings import matrix_rate
+from kernel_bench.forms import DIRECTIONS, Timings, time_forms
 from kernel_bench.inputs import Attention, low_precision
 from kernel_bench.patterns import bigbird_blocks, layout_of, longformer_blocks
 from kernel_bench.peers import add_flex
-from kernel_bench.softmax import compare_to_dense, ours, time_forms
+from kernel_bench.softmax import compare_to_dense, dense
 from kernel_bench.timing import WallClock
 
 
@@ -49,21 +51,21 @@ def with_layout(bench: Bench, layout: Any) -> Attention:
 def sparse(bench: Bench) -> None:
     """Longformer- and BigBird-like layouts of about an eighth of the pairs."""
     shape = Shape(1, 60, 2, 16) if bench.dry else Shape(1, 32768, 16, 128)
-    dense = time_forms(bench, "dense", shape, {"ours": ours(bench)})
-    for direction, found in dense.items():
-        for who, timing in found.items():
-            row = Row("dense", shape, low_precision(bench), who, direction, timing)
-            bench.add(row, "time", timing.median, "ms")
+    whole: dict[str, Timings] = {direction: {} for direction in DIRECTIONS}
+    matrix_rate(bench)
+    with bench.guard("dense"):
+        whole |= dense(bench, shape)
 
     def run(pattern: Pattern) -> None:
         visible = pattern.visible(shape.length, shape.heads)
         layout = layout_of(visible, pattern.block, bench.device)
         _building(bench, pattern, shape, visible.to(bench.device))
         forms = {"ours": with_layout(bench, layout)}
-        add_flex(bench, str(pattern), forms, layout.to_block_mask)
+        add_flex(bench, str(pattern), forms, lambda: layout.to_block_mask(shape.length))
         density = float(layout.density(shape.length))
         for direction, found in time_forms(bench, str(pattern), shape, forms).items():
-            compare_to_dense(bench, str(pattern), shape, direction, found, dense[direction], density, "<= 1.15")
+            row = Row(str(pattern), shape, low_precision(bench), "", direction)
+            compare_to_dense(bench, row, found, whole[direction], density, "<= 1.15")
 
     if bench.dry:
         patterns = [Pattern("longformer", 16, 16, 16), Pattern("bigbird", 16, 16, 16, 16)]

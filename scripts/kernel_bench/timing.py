@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -23,8 +24,13 @@ class Timing(NamedTuple):
 class Timer(Protocol):
     """Times functions that have been called before, side by side."""
 
-    def measure(self, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
-        """Timing of each; those in ``once`` are called a single time, and may be new."""
+    def measure(
+        self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
+    ) -> dict[str, Timing]:
+        """Timing of each; those in ``once`` are called a single time, and may be new.
+
+        ``limit``: seconds after which no further round begins; the first one is made in any case.
+        """
         ...
 
 
@@ -44,8 +50,11 @@ class WallClock:
     def __init__(self, rounds: int = 7, seconds: float = 15.0, least: float = 0.02) -> None:
         self.rounds, self.seconds, self.least = rounds, seconds, least
 
-    def measure(self, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
+    def measure(
+        self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
+    ) -> dict[str, Timing]:
         """Timing of each; those in ``once`` are called a single time."""
+        begin = time.perf_counter()
         samples: dict[str, list[float]] = {name: [] for name in runs}
         plans: dict[str, tuple[int, int]] = {}
         for name, run in runs.items():
@@ -56,6 +65,8 @@ class WallClock:
             calls = max(1, round(self.least / max(took, 1e-7)))
             plans[name] = calls, max(2, min(self.rounds, int(self.seconds / (took * calls))))
         for number in range(self.rounds):
+            if number and time.perf_counter() - begin > limit:
+                break
             for name, (calls, rounds) in plans.items():
                 if number < rounds:
                     samples[name].append(self._time(runs[name], calls))
@@ -72,7 +83,9 @@ class WallClock:
 class DryClock:
     """One call of each: that it runs is all that is of interest."""
 
-    def measure(self, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
+    def measure(
+        self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
+    ) -> dict[str, Timing]:
         """Host time of a single call of each."""
         samples = {}
         for name, run in runs.items():
@@ -82,30 +95,53 @@ class DryClock:
         return _summary(samples)
 
 
+class Plan(NamedTuple):
+    """How a function is timed: calls of a round, rounds, host seconds of a call, and samples that are there already."""
+
+    calls: int
+    rounds: int
+    host: float
+    samples: list[float]
+
+
 class EventClock:
     """GPU time between two events, without the time that the host needs to launch.
 
     Before each call the GPU is kept busy for longer than the host takes to enqueue it, so that gaps between launches
     do not count; the piece ``overhead`` is about those.
+
+    Args:
+        rounds: in each of which every function has its turn.
+        seconds: that the samples of one function shall take together.
+        calls: at most, in all rounds.
+        slow: seconds of a call from which two are enough, the first of them to plan with.
     """
 
-    def __init__(self, rounds: int = 5, seconds: float = 0.3, calls: int = 40) -> None:
-        self.rounds, self.seconds, self.calls = rounds, seconds, calls
+    def __init__(self, rounds: int = 5, seconds: float = 0.3, calls: int = 40, slow: float = 0.5) -> None:
+        self.rounds, self.seconds, self.calls, self.slow = rounds, seconds, calls, slow
 
-    def measure(self, runs: Mapping[str, Run], once: Collection[str] = ()) -> dict[str, Timing]:
+    def measure(
+        self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
+    ) -> dict[str, Timing]:
         """Timing of each; those in ``once`` are called a single time."""
-        samples: dict[str, list[float]] = {name: [] for name in runs}
+        begin = time.perf_counter()
         plans = {name: self._plan(run) for name, run in runs.items() if name not in once}
+        samples = {name: list(plans[name].samples) if name in plans else [] for name in runs}
         for name in once:
             samples[name] += self._time(runs[name], 1, 0.0)
-        for _ in range(self.rounds):
-            for name, (calls, host) in plans.items():
-                samples[name] += self._time(runs[name], calls, host)
+        for number in range(self.rounds):
+            if number and time.perf_counter() - begin > limit:
+                break
+            for name, plan in plans.items():
+                if number < plan.rounds:
+                    samples[name] += self._time(runs[name], plan.calls, plan.host)
         return _summary(samples)
 
-    def _plan(self, run: Run) -> tuple[int, float]:
-        """Calls of a round, and host seconds of one call."""
-        for number in range(3):
+    def _plan(self, run: Run) -> Plan:
+        took = self._time(run, 1, 0.0)[0]
+        if took > self.slow:
+            return Plan(1, 1, 0.0, [took])
+        for number in range(2):
             run(number)
         torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -114,7 +150,7 @@ class EventClock:
         torch.cuda.synchronize()
         took = self._time(run, 1, host)[0]
         wanted = min(self.calls, round(self.seconds / max(took, 1e-6)))
-        return max(1, wanted // self.rounds), host
+        return Plan(max(1, wanted // self.rounds), self.rounds, host, [])
 
     @staticmethod
     def _time(run: Run, calls: int, host: float) -> list[float]:

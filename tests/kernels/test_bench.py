@@ -1,11 +1,10 @@
-"""scripts/bench_kernels.py: every piece for a GPU runs without one; CPU tables, errors, the judge, the clocks."""
+"""scripts/bench_kernels.py: every piece for a GPU runs without one; CPU tables, errors, the judge."""
 
 import json
 import math
 import os
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +23,9 @@ sys.path.insert(0, str(SCRIPT.parent))
 
 NAMES = "bench", "cpu", "judge", "options", "plain", "report", "run", "timing"
 bench_module, cpu, judge, options, plain, report, run, timing = (import_module(f"kernel_bench.{n}") for n in NAMES)
+contexts, forms, linear, pace, peers = (
+    import_module(f"kernel_bench.{n}") for n in ("contexts", "forms", "linear", "pace", "peers")
+)
 Bench, Record, Row, Shape = bench_module.Bench, bench_module.Record, bench_module.Row, bench_module.Shape
 parse, CPU_PIECES, CUDA_PIECES = options.parse, options.CPU_PIECES, options.CUDA_PIECES
 KEYS = {field.name for field in fields(Record)}
@@ -68,6 +70,41 @@ def test_every_piece_for_a_gpu_runs_without_one(dry, piece):
     assert {"cpu", "threads", "torch", "date", "command", "device"} <= set(about)
     assert about["interpreted"] and not about["interrupted"]
     assert f"== {piece} ==" in printed
+
+
+def dry_records(dry, piece):
+    return json.loads((dry[0] / f"{piece}.json").read_text(encoding="utf-8"))["records"]
+
+
+@pytest.mark.parametrize(
+    "piece", ["contexts_forward", "contexts_training", "few_heads_exact", "softmax", "gqa", "sparse"]
+)
+def test_exact_attention_has_its_memory_and_its_share_of_the_matrix_rate(dry, piece):
+    records = dry_records(dry, piece)
+    share = {r["implementation"] for r in records if r["metric"] == "of matrix rate"}
+    known = {r["implementation"] for r in records if r["metric"] == "peak" and r["direction"] == "forward"}
+    both = {r["implementation"] for r in records if r["metric"] == "peak" and r["direction"] == "forward+backward"}
+    assert share <= known | both and {"sdpa"} <= share
+    assert ("flex" in share) == (piece != "contexts_training")  # on a CPU it has no backward pass
+    assert both >= share - {"flex"} or piece == "contexts_forward"
+
+
+def test_one_piece_tells_from_which_context_on_lightning_is_faster(dry):
+    records = dry_records(dry, "contexts_forward")
+    found = {r["implementation"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
+    assert found == {"ours, lightning", "ours, softmax", "sdpa", "flex"}
+    bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "contexts_forward")
+    row = Row("contexts", SHAPE, torch.float32, "ours, lightning", "forward")
+    took = {1024: (2, 1, 1), 2048: (2, 3, 1), 4096: (2, 9, 3), 8192: (2, None, None)}
+    names = "ours, lightning", "ours, softmax", "sdpa flash"
+    times = {t: {n: timing.Timing(x, x, x) for n, x in zip(names, each) if x} for t, each in took.items()}
+    contexts._leads(bench, row, times)
+    assert [(r.metric, r.value, r.reached) for r in bench.records] == [
+        ("from, ours exact", 2048, True),
+        ("from, any exact", 4096, None),
+    ]
+    contexts._leads(bench, row, {1024: times[1024]})
+    assert "does not lead ours exact" in bench.notes[0]
 
 
 @pytest.fixture
@@ -176,6 +213,7 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(monkeypatch, capsys):
     started = []
 
     def start(command, timeout, check):
+        assert timeout == 180
         started.append(command[2:])
         if "piece=widths" in command:
             raise subprocess.TimeoutExpired(command, timeout)
@@ -189,7 +227,8 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(monkeypatch, capsys):
     assert [command[-1] for command in started] == ["piece=gqa", "piece=widths", "piece=decode"]
     assert all("minutes=3" in command and len(command) == 4 for command in started)
     told = capsys.readouterr().out
-    assert "gqa ended with status 1" in told and "widths did not end" in told and "decode" not in told
+    assert "gqa ended with status 1" in told and "widths did not end within 3 minutes" in told and "decode" not in told
+    assert options._out("", always=True) == options.RESULTS and options._out("", always=False) is None
 
 
 def test_ctrl_c_writes_what_is_there(monkeypatch, tmp_path, capsys):
@@ -254,35 +293,3 @@ def test_the_formula_of_softmax_attention(rule, packed):
     pairs = plain.visible_pairs(20, 30, q.device, documents=documents, **rule)
     for found, wanted in zip(plain.plain_softmax(q, k, v, pairs), dense(q, k, v, documents=documents, **rule)):
         torch.testing.assert_close(found, wanted)
-
-
-class FakeEvent:
-    def __init__(self, enable_timing):
-        pass
-
-    def record(self):
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, other):
-        return (other.at - self.at) * 1e3
-
-
-def test_the_clock_of_a_gpu(monkeypatch):
-    fake = SimpleNamespace(Event=FakeEvent, _sleep=lambda cycles: None, synchronize=lambda: None)
-    monkeypatch.setattr(timing.torch, "cuda", fake)
-    seen = []
-    runs = {"fast": lambda i: seen.append(i), "slow": lambda i: time.sleep(0.01), "once": lambda i: seen.append("once")}
-    found = timing.EventClock(rounds=2, seconds=0.05, calls=8).measure(runs, once=["once"])
-    assert found["slow"].low >= 10 and found["slow"].low <= found["slow"].median <= found["slow"].high
-    assert found["fast"].median < 1
-    assert seen.count("once") == 1 and max(x for x in seen if x != "once") >= 3  # inputs rotate
-
-
-def test_the_wall_clock_takes_turns():
-    order = []
-    clock = timing.WallClock(rounds=3, seconds=10, least=0.0)
-    clock.measure({"a": lambda i: order.append("a"), "b": lambda i: order.append("b")}, once=["b"])
-    assert order.count("b") == 1
-    order.clear()
-    clock.measure({"a": lambda i: order.append("a"), "b": lambda i: order.append("b")})
-    assert "".join(order)[2:] == "ababab"
