@@ -241,5 +241,6 @@ def mix_kernel(
                 through = -through
             tl.store(partial + tile * (rows_of_all * T) + token, through, mask=t < T)
     if FINAL:  # where the sequence ends, or begins if REVERSE
-        ends = part == 0 if REVERSE else part == segments - 1
-        tl.store(final + row * (X * Z) + element, state, mask=held & ends)
+        ends = first == 0 if REVERSE else first + segment >= T
+        if ends:
+            tl.store(final + row * (X * Z) + element, state, mask=held)

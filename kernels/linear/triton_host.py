@@ -115,7 +115,7 @@ def mix(
     """mix(x, y, z) of triton.py, and with ``own`` what each token adds to the decay's gradient (B, T, H)."""
     out = torch.empty(*x.shape[:3], z.shape[-1], dtype=dtype, device=x.device)
     like = z if own is None else own
-    heavy = call.documents is not None or call.kind == 2 or own is not None
+    heavy = call.documents is not None or call.kind == 2 or own is not None or dtype != x.dtype
     name = ("parallel" if call.parallel else "mix") + ("_heavy" if heavy else "")
     config = _within(call, _config(name, x, x.shape[-1], z.shape[-1]))
     tiles = -(-z.shape[-1] // config.tiles["TILE"])

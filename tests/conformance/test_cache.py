@@ -72,6 +72,7 @@ def test_ragged_pieces_equal_each_row_alone(name, options, steps, capacity):
             padded[i, :n] = rows[i][0, done[i] : done[i] + n]
         full = min(step) == longest
         y = mixer(padded, cache=cache, lengths=None if full else torch.tensor(step))
+        assert torch.isfinite(y).all(), "what is not a number on padding would reach the state of the next layer"
         for i, n in enumerate(step):
             assert_equal(y[i, :n], want[i][0, done[i] : done[i] + n])
             done[i] += n

@@ -105,9 +105,11 @@ def test_two_runs_give_the_same(name, options):
 
 
 @every_mixer
-def test_marks_of_separators_are_accepted(name, options):
+def test_marks_of_separators_are_for_those_that_use_them(name, options):
     mixer, x = make(name, options), draw(2, 20)
-    assert mixer(x, marks=torch.zeros(2, 20, dtype=torch.bool)).shape == x.shape
+    y = mixer(x, marks=torch.rand(2, 20) < 0.3)
+    assert y.shape == x.shape and torch.isfinite(y).all()
+    assert mixer.uses_marks or torch.equal(y, mixer(x))
 
 
 @every_mixer

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conformance.cases import HEADS, WIDTH, assert_equal, draw, every_mixer, make
+from zoo.mixers.parts.heads import HeadMixer
 
 LENGTH = 70
 
@@ -15,13 +16,18 @@ LENGTH = 70
 @every_mixer
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_constant_values_stay_constant_exactly_where_weights_sum_to_one(name, options, packed):
-    """``normalized`` says so, and neither way can it be wrong."""
+    """``normalized`` says so, and neither way can it be wrong. Without heads to read, equal inputs have equal values."""
     mixer, x = make(name, options), draw(2, LENGTH)
+    documents = (torch.arange(LENGTH) // 30).expand(2, LENGTH) if packed else None
+    if not isinstance(mixer, HeadMixer):
+        y = mixer(x[:, :1].expand(-1, LENGTH, -1), documents=documents)
+        assert torch.allclose(y, y[:, :1].expand_as(y), 1e-5, 1e-5) == mixer.normalized
+        return
     constant, mixed = torch.randn(mixer.value.weight.shape[0], dtype=x.dtype), []
     mixer.value.register_forward_hook(lambda _, __, v: constant.expand_as(v))
     mix = mixer.mix
     mixer.mix = lambda q, k, v, call: mixed.append((v, mix(q, k, v, call))) or mixed[-1][1]
-    mixer(x, documents=(torch.arange(LENGTH) // 30).expand(2, LENGTH) if packed else None)
+    mixer(x, documents=documents)
     values, y = mixed[0]
     values = values.repeat_interleave(y.shape[2] // values.shape[2], 2)
     if mixer.normalized:
@@ -50,6 +56,7 @@ LIMITS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("adaptive", {"full_below": 128}, "softmax", {}),
     ("window_linear", {"mode": "heads", "local_heads": HEADS, "window": 9}, "window", {"window": 9, "sinks": 0}),
     ("window_linear", {"mode": "heads", "local_heads": 0}, "linear", {}),
+    ("window_linear", {"mode": "shared", "window": 0}, "window_linear", {"local_heads": 0, "feature_map": "taylor"}),
     ("window_linear", {"mode": "shared", "window": LENGTH}, "softmax", {}),
     ("sparse_linear", {"mode": "heads", "local_heads": HEADS, "seed": 3}, "bigbird", {"seed": 3}),
     ("sparse_linear", {"mode": "heads", "local_heads": 0}, "linear", {}),

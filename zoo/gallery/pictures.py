@@ -62,7 +62,7 @@ def draw_overview(file: Path, weights: dict[str, Tensor]) -> None:
     for cell, (name, heads) in zip(cells, weights.items()):
         cell.suptitle(name, fontsize=11)
         chosen = heads[:: max(len(heads) // 2, 1)][:2]
-        for axes, head in zip(cell.subplots(1, 2, squeeze=False)[0], chosen):
+        for axes, head in zip(cell.subplots(1, len(chosen), squeeze=False)[0], chosen):
             draw_weights(axes, head)
     _colour_bars(bottom)
     save_png(file, figure, dpi=100)

@@ -97,7 +97,8 @@ class EfficientAttention(StateMixer):
         if call.cache is not None:
             call = replace(call, cache=call.cache.weights)
         ones = torch.ones_like(k[..., :1])
-        return attend_linear(ones, ones, k, None, call, algorithm=self.algorithm)
+        sums = attend_linear(ones, ones, k, None, call, algorithm=self.algorithm)
+        return sums.clamp(min=UNREACHED)  # 0 where a row has had padding only
 
     def new_cache(
         self,

@@ -80,7 +80,7 @@ class StateCache:
         if lengths is not None:
             advance = lengths.to(self.lengths)
             real = torch.arange(length, device=q.device)[None] < advance[:, None]
-            k = k.masked_fill(~real[..., None, None], 0)
+            k, v = (x.masked_fill(~real[..., None, None], 0) for x in (k, v))
             if log_decay is not None:
                 log_decay = log_decay.expand(batch, length, -1).masked_fill(~real[..., None], 0)
         y, after = linear_attention(
