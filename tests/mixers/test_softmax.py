@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.positions import rotate
 
 
@@ -142,3 +143,34 @@ def test_training_flops_are_the_counted_products(name, context):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         mixer(x)
     assert mixer.cost(context).flops_per_token * context == counter.get_total_flops()
+
+
+# fmt: off
+OUTPUTS = {
+    "softmax": [
+        [1.4032664417, -1.5639333029, 1.6481294824, 0.36294798067,
+         -0.57453968709, -2.7387688023, -0.87354446592, 1.9980591064],
+        [0.84834427972, -1.5147487314, 1.5733172401, -0.19225755956,
+         -0.30792558728, -1.7969616034, -0.68659552982, 1.7857658778],
+    ],
+    "mqa": [
+        [0.029448839705, -0.16877454682, 0.16877454682, -0.054938433704,
+         0.93595065198, -2.896198475, -0.81010522212, 0.89449249553],
+        [0.39297807681, -0.50798249627, 0.50798249627, 0.13898682868,
+         -0.025764510277, -1.1016406996, -0.10591124326, 0.3599024914],
+    ],
+    "window": [
+        [1.4032664417, -1.5639333029, 1.6481294824, 0.36294798067,
+         -0.57453968709, -2.7387688023, -0.87354446592, 1.9980591064],
+        [0.75327282916, -1.1018770571, 1.1751260975, 0.057954089988,
+         -0.18410178821, -1.9272602439, -1.0128944452, 1.7814622247],
+    ],
+}
+# fmt: on
+OPTIONS = {"window": {"window": 2, "sinks": 1}}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_are_those_computed_elsewhere(name):
+    """Rotary positions in adjacent pairs, one key head for both heads, a window of two keys and the first token."""
+    assert_golden(golden_mixer(name, **OPTIONS.get(name, {})), OUTPUTS[name])
