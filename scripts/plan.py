@@ -87,6 +87,13 @@ def positive(own: dict[str, str], key: str) -> int:
     return value
 
 
+def flag(own: dict[str, str], key: str) -> bool:
+    """Whether an option is true; ValueError if it is neither true nor false."""
+    if own[key] not in ("true", "false"):
+        raise ValueError(f"{key}={own[key]}: expected true or false.")
+    return own[key] == "true"
+
+
 def composed(overrides: list[str]) -> DictConfig:
     """The configuration that train.py would have; ValueError on what it would refuse."""
     try:
@@ -135,7 +142,7 @@ def main() -> None:
         print(__doc__)
         return
     own, changes, overrides = split(sys.argv[1:])
-    if own["textbook"] == "true":
+    if flag(own, "textbook"):
         print("\n".join(f"{question:95} {answer}" for question, answer in textbook()))
         return
     register_mixers()

@@ -16,7 +16,7 @@ LENGTH = 70
 @every_mixer
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_constant_values_stay_constant_exactly_where_weights_sum_to_one(name, options, packed):
-    """``normalized`` says so, and neither way can it be wrong. Without heads to read, equal inputs have equal values."""
+    """``normalized`` says so, and neither way can it be wrong. Without heads, equal inputs have equal values."""
     mixer, x = make(name, options), draw(2, LENGTH)
     documents = (torch.arange(LENGTH) // 30).expand(2, LENGTH) if packed else None
     if not isinstance(mixer, HeadMixer):

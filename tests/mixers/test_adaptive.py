@@ -94,6 +94,34 @@ def test_the_cost_of_a_short_sequence_is_that_of_full_attention():
 
 
 @pytest.mark.parametrize(
+    ("lengths", "blocks"), [([40], 3), ([63], 4), ([64], 2), ([111], 2), ([112], 4), ([300], 4), ([111, 40, 65], 3)]
+)
+def test_a_step_gathers_what_its_positions_list(monkeypatch, lengths, blocks):
+    """And not as many keys as a full query would; of rows of other lengths, as the longest list."""
+    import zoo.mixers.parts.patterns as module
+
+    gathered, step = [], module.softmax_attention_step
+    monkeypatch.setattr(
+        module, "softmax_attention_step", lambda q, k, *rest: (gathered.append(k.shape[1]), step(q, k, *rest))[1]
+    )
+    mixer, x = build(), torch.randn(len(lengths), max(lengths), 32, dtype=torch.float64)
+    cache = mixer.new_cache(len(lengths), dtype=torch.float64)
+    with torch.no_grad():
+        mixer(x, cache=cache, lengths=torch.tensor(lengths))
+        mixer(x[:, :1], cache=cache)
+    assert gathered == [min(16 * blocks, max(lengths) + 1)]
+    if len(lengths) == 1:
+        assert mixer.pattern.step_keys(lengths[0]) == gathered[0]
+
+
+def test_far_behind_the_thresholds_decoding_costs_no_more_than_training():
+    mixer = zoo.mixers.build("adaptive", width=64, heads=4, full_below=65536, window_below=65536)
+    projections = 8 * 64**2
+    assert mixer.step_flops(1_000_000) == 4 * 64 * 12 * 64
+    assert mixer.cost(1_000_000).decode_flops_per_token == projections + 4 * 64 * 12 * 64
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"full_below": 65}, "full_below=65 and window_below=112: expected multiples of block=16"),

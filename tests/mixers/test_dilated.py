@@ -19,6 +19,9 @@ KINDS = [
     {"kind": "strided", "dilation": [1, 2, 7], "kv_heads": 4},
     {"kind": "strided", "dilation": [4, 5], "kv_heads": 2},
     {"kind": "strided", "dilation": 100, "kv_heads": 1},
+    {"kind": "window", "window": 3, "dilation": [1, 4], "kv_heads": 1},
+    {"kind": "window", "window": 2, "dilation": [5, 1, 3], "kv_heads": 1},
+    {"kind": "strided", "dilation": [3, 1, 7, 2], "kv_heads": 1},
 ]
 every_kind = pytest.mark.parametrize("options", KINDS, ids=str)
 
@@ -39,7 +42,8 @@ def seen(length, options):
     rates = options["dilation"] if isinstance(options["dilation"], list) else [options["dilation"]]
     masks = []
     for head in range(4):
-        rate = rates[head // (4 // groups) % len(rates)]
+        fold = 4 // groups
+        rate = rates[(head // fold if len(rates) <= groups else head % fold) % len(rates)]
         mask = distance % rate == 0
         if options["kind"] == "window":
             mask = mask & (distance < rate * options["window"])
@@ -124,8 +128,23 @@ def test_enough_keys_are_all_keys(options):
 
 def test_the_default_rates():
     assert [d.rate for d in build().dilations] == [1, 4]
-    assert [d.rate for d in build(kind="atrous", kv_heads=1).dilations] == [1]
+    assert [d.rate for d in build(kind="atrous", kv_heads=1).dilations] == [1, 4]
     assert [(d.rate, d.near) for d in build(kind="strided").dilations] == [(128, 128)]
+
+
+def test_no_rate_is_left_out_without_a_word(caplog):
+    for kv_heads in (1, 2, 4):
+        assert [d.rate for d in build(kv_heads=kv_heads).dilations] == [1, 4]
+    assert [d.rate for d in build(heads=1, dilation=1).dilations] == [1]
+    assert not caplog.records
+    assert [d.rate for d in build(heads=1).dilations] == [1]
+    assert "dilation=[1, 4]: heads=1 with kv_heads=1 take 1 rates in turn, and [4] are not used" in caplog.text
+
+
+def test_query_heads_of_other_rates_read_keys_of_their_own():
+    apart, alike = (build(window=8, dilation=rates, kv_heads=1) for rates in ([1, 4], 1))
+    assert apart.step_bytes(100, torch.float32) == 4 * 8 * 2 * 8 * 4  # heads * window * (key and value) * width * size
+    assert alike.step_bytes(100, torch.float32) == 8 * 2 * 8 * 4
 
 
 @pytest.mark.parametrize("options", [KINDS[2], KINDS[3], KINDS[6]], ids=str)
@@ -233,9 +252,9 @@ def test_a_step_touches_no_more_keys_than_it_reads(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dilation": 4}, "dilation=4 gives 4 key heads rates over 1.*Mix in a rate of 1"),
-        ({"dilation": [2, 3]}, r"dilation=\[2, 3\] gives 4 key heads rates over 1"),
-        ({"dilation": [2, 1], "kv_heads": 1}, "gives 1 key heads rates over 1"),
+        ({"dilation": 4}, "dilation=4 gives 4 heads rates over 1.*Mix in a rate of 1"),
+        ({"dilation": [2, 3]}, r"dilation=\[2, 3\] gives 4 heads rates over 1"),
+        ({"dilation": [2, 1], "heads": 1}, "gives 1 heads rates over 1"),
         ({"kind": "atrous", "dilation": 3}, "kind='atrous' no layer would ever reach"),
         ({"dilation": 0}, "dilation=0: expected a rate of at least 1"),
         ({"dilation": []}, r"dilation=\[\]: expected a rate"),

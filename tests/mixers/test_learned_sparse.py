@@ -224,6 +224,40 @@ def test_a_frozen_pattern_does_not_depend_on_the_precision_of_the_logits():
     assert want[0, 8].tolist() == [0, 4, 5, 8]
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_of_the_module_reads_the_same_blocks(frozen, dtype):
+    """Before and after evaluation begins, with logits that are equal in few bits, and back from a state dict."""
+    how = {"width": 64, "heads": 8, "block": 16}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        mixer = zoo.mixers.build("learned_sparse", **how)
+        with torch.no_grad():
+            mixer.logits.add_(0.05 * torch.randn_like(mixer.logits) + 2 * torch.randn(8, 1))
+        if frozen:
+            mixer.freeze()
+        want, logits = mixer.pattern.lists(torch.arange(40)), mixer.logits.detach().clone()
+        late, early = copy.deepcopy(mixer).eval(), copy.deepcopy(mixer).to(dtype).eval()
+        assert torch.equal(late.pattern.lists(torch.arange(40)), want)
+        for cast in (late.to(dtype), early):
+            assert torch.equal(cast.pattern.lists(torch.arange(40)), want)
+            assert cast.out.weight.dtype == dtype and torch.equal(cast.logits, logits)
+        back = zoo.mixers.build("learned_sparse", **how).eval()
+        back.load_state_dict(early.state_dict())
+        assert torch.equal(back.pattern.lists(torch.arange(40)), want)
+
+
+def test_logits_take_any_other_move():
+    mixer = zoo.mixers.build("learned_sparse", width=16, heads=2)
+    assert mixer.double().logits.dtype == mixer.noise.dtype == torch.float64
+    assert mixer.bfloat16().logits.dtype == mixer.noise.dtype == torch.float32
+    mixer.logits.square().sum().backward()
+    assert mixer.half().logits.grad.dtype == torch.float32
+    mixer.freeze()
+    moved = mixer.to("meta", torch.bfloat16)
+    assert moved.logits.is_meta and moved.logits.dtype == torch.float32 and moved.kept.is_meta
+
+
 def test_costs_are_those_of_the_kept_blocks():
     how = {"width": 64, "heads": 2, "block": 16, "k": 4, "reach": 32}
     mixer = zoo.mixers.build("learned_sparse", **how)

@@ -97,11 +97,6 @@ def test_a_wrong_choice_is_refused_with_the_right_ones(option):
         build(**{option: "other"})
 
 
-def test_a_wrong_algorithm_is_refused_by_the_kernel_with_the_right_ones():
-    with pytest.raises(ValueError, match="algorithm='other': expected one of auto, parallel, chunk, scan"):
-        build(algorithm="other")(torch.zeros(1, 4, 32, dtype=torch.float64))
-
-
 def test_casting_the_model_does_not_change_the_decay():
     """One token, then silence of 500: what is left shows the rate, which bf16 would be off by up to 0.4 % * 500 * s."""
     mixer = build(torch.float32, norm="rms", gate="none", lrpe="none", depth=1)
@@ -150,6 +145,46 @@ def test_without_decay_it_is_the_lower_triangle_of_the_products():
     o, _ = linear_attention(q, k, v, torch.zeros(3))
     scores = torch.einsum("bthd,bjhd->bhtj", q, k).tril()
     torch.testing.assert_close(o, torch.einsum("bhtj,bjhe->bthe", scores, v), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lrpe", ["none", "all"])
+@pytest.mark.parametrize("options", [{"decay": "learned"}, {"decay": "paper", "heads": 1}], ids=str)
+def test_a_mixer_without_decay_is_undecayed_linear_attention_of_its_projections(options, lrpe):
+    """The single head of the paper never forgets; learned rates are nothing times those they start at."""
+    mixer, x = build(lrpe=lrpe, layer=1, **options), torch.randn(2, 150, 32, dtype=torch.float64)
+    if mixer.log_factor is not None:
+        with torch.no_grad():
+            mixer.log_factor.fill_(-torch.inf)
+    assert not mixer.log_decay().any()
+    q, k, v = (part(x).unflatten(-1, (mixer.heads, -1)) for part in (mixer.query, mixer.key, mixer.value))
+    q, k = F.silu(q), F.silu(k)
+    if mixer.lrpe is not None:
+        q, k = (mixer.lrpe(y, torch.arange(150)[None]) for y in (q, k))
+    o = (torch.einsum("bthd,bjhd->bhtj", q, k).tril() @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+    o = o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    want = mixer.out(o * (x @ mixer.gate.weight.weight.T))
+    cache = mixer.new_cache(2, dtype=torch.float64)
+    with torch.no_grad():
+        pieces = torch.cat([mixer(piece, cache=cache) for piece in x.split([100, 1, 49], 1)], 1)
+    for got in (mixer(x), pieces):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 8**-0.5, 1e3])
+@pytest.mark.parametrize("norm", ["srms", "rms"])
+def test_a_scale_of_the_queries_leaves_the_normed_output_as_it_is(monkeypatch, norm, factor):
+    mixer, x = build(norm=norm, depth=1, layer=0), torch.randn(2, 70, 32, dtype=torch.float64)
+    with torch.no_grad():
+        mixer.value.weight *= 1e6  # so that the epsilon of the norm is nothing beside it
+    want, attend, mixed = mixer(x), zoo.mixers.lightning.attend_linear, []
+
+    def scaled(q, *given, **how):
+        mixed.append(attend(factor * q, *given, **how))
+        return mixed[-1]
+
+    monkeypatch.setattr(zoo.mixers.lightning, "attend_linear", scaled)
+    torch.testing.assert_close(mixer(x), want, rtol=1e-6, atol=1e-6)
+    assert len(mixed) == 1
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

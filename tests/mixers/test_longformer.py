@@ -211,14 +211,18 @@ def test_the_window_grows_with_the_layer(growth, windows):
         assert grad.abs().amax(-1).gt(0).sum() == window
 
 
-@pytest.mark.parametrize(("first", "every"), [(0, None), (3, None), (0, 4), (3, 4), (4, 4), (9, 4), (2, 1)])
-def test_fixed_tokens_are_counted_as_they_are_flagged(first, every):
-    tokens = GlobalTokens(first, every)
-    flags = tokens.flags(torch.arange(40)[None], None)[0].tolist()
-    assert flags == [tokens.fixed(t) for t in range(40)]
-    for start in range(-3, 40, 3):
-        for stop in range(-3, 40):
-            assert tokens.count(start, stop) == sum(flags[max(start, 0) : max(stop, 0)])
+def test_the_host_counts_the_keys_of_a_step_without_a_walk_over_the_window(monkeypatch):
+    """Once for rows of equal length, and not tap by tap."""
+    mixer, x = build(window=30, globals=2, dilation=[1, 3], global_every=7), draw(5, 60)
+    walked, counted = [], []
+    fixed, reads = GlobalTokens.fixed, type(mixer)._reads
+    monkeypatch.setattr(GlobalTokens, "fixed", lambda *given: (walked.append(given), fixed(*given))[1])
+    monkeypatch.setattr(type(mixer), "_reads", lambda *given: (counted.append(given), reads(*given))[1])
+    with torch.no_grad():
+        cache = mixer.new_cache(5, dtype=torch.float64)
+        mixer(x[:, :-1], cache=cache)
+        mixer(x[:, -1:], cache=cache)
+    assert len(counted) == len(mixer.near) == 2 and not walked
 
 
 @every_option
@@ -290,6 +294,8 @@ def test_compiled_in_one_graph_equals_eager(options):
     [
         ({"window": 0}, "window=0: expected at least 1"),
         ({"window_growth": 0.0}, r"window_growth=0.0: expected a factor"),
+        ({"window_growth": 1e300, "depth": 4, "layer": 3}, r"window_growth=1e\+300 give layer 3 more than 2\^40 keys"),
+        ({"window_growth": 1e5, "depth": 90, "layer": 80}, r"window_growth=100000.0 give layer 80 more than 2\^40"),
         ({"globals": -1}, "globals=-1"),
         ({"global_every": 0}, "global_every=0"),
         ({"global_rows": "some"}, "global_rows='some': expected one of sparse, full"),

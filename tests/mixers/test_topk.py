@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.mixers.parts.selection import pick, picked_blocks
+from zoo.mixers.topk import attend_tokens
 
 WIDTH, HEADS = 32, 4
 
@@ -238,3 +239,27 @@ def test_packed_blocks_count_from_the_start_of_a_document(lengths):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision_are_compared_in_fp32(dtype):
+    """Queries and means of few bits, whose products differ by less than these can hold."""
+    q = torch.tensor([1.0, 2**-6, 1.0, 0.0], dtype=dtype).view(1, 1, 1, 4)
+    means = torch.tensor([[8.0, 0, 0, 0], [8, 1, 0, 0], [8, 0, 2**-5, 0], [0, 0, 8, 0]], dtype=torch.float32)
+    means = means.to(dtype).float().view(1, 4, 1, 4)
+    zero = torch.zeros(1, 1, dtype=torch.long)
+    assert pick(q, means, zero, zero + 4, 4).flatten().tolist() == [2, 1, 0, 3]
+    assert pick(q, means.to(dtype), zero, zero + 4, 4).flatten().tolist() == [2, 1, 0, 3]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_equal_keys_the_earlier_tokens_are_read(count):
+    """Values say which: keys 1, 2 and 4 have the highest score, 0 and 3 a lower one."""
+    k = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64).view(1, 5, 1, 1)
+    v = torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4], dtype=torch.float64).view(1, 5, 1, 1)
+    q = torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)
+    got = attend_tokens(q, k, v, torch.ones(1, 1, 5, dtype=torch.bool), count)
+    assert got.item() == pytest.approx(torch.tensor([10.0, 100.0, 1e4])[:count].mean().item(), rel=1e-12)
+    allowed = torch.tensor([True, False, True, True, True]).view(1, 1, 5)
+    first = attend_tokens(q, k, v, allowed, 1)
+    assert first.item() == pytest.approx(100.0, rel=1e-12)

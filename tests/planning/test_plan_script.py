@@ -77,6 +77,8 @@ def test_options_mean_what_they_mean_in_training(script, monkeypatch, capsys):
         (["bogus=1"], "bogus[\\s\\S]*hardware"),
         (["tokenizer=pretrained"], "vocab=NUMBER"),
         (["attentions=softmax,nope", "out=/nonexistent"], "nope"),
+        (["textbook=True"], "textbook=True: expected true or false"),
+        (["textbook=yes"], "textbook=yes: expected true or false"),
     ],
 )
 def test_errors_say_what_is_expected(script, monkeypatch, capsys, arguments, message):

@@ -72,7 +72,11 @@ class AdaptiveAttention(BlockSparseMixer):
             adaptive_blocks, full=full_below // max(block, 1), windowed=window_below // max(block, 1), window=window,
             random=random, globals=globals, seed=seed, layer=layer, heads=heads,
         )  # fmt: skip
-        self._pattern = BlockPattern(block, listed)
+        longest = partial(
+            adaptive_longest, full=full_below // max(block, 1), windowed=window_below // max(block, 1), window=window,
+            others=random + globals,
+        )  # fmt: skip
+        self._pattern = BlockPattern(block, listed, longest)
         if full_below < 0 or window_below < full_below or full_below % block or window_below % block:
             raise ValueError(
                 f"full_below={full_below} and window_below={window_below}: expected multiples of block={block}, "
@@ -97,3 +101,10 @@ def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window: int, **
     everything, latest, sparse = (F.pad(rule, (0, longest - rule.shape[-1]), value=-1) for rule in rules)
     place = blocks[:, None]
     return torch.where(place < full, everything, torch.where(place < windowed, latest, sparse))
+
+
+def adaptive_longest(block: int, *, full: int, windowed: int, window: int, others: int) -> int:
+    """Blocks that a query block lists at most: ``others`` beside the window where it is BigBird's."""
+    if block < full:
+        return block + 1
+    return min(window if block < windowed else window + others, block + 1)

@@ -78,7 +78,8 @@ class Mixer(nn.Module, ABC):
             lengths: ``(B,)`` true lengths of a right-padded piece; outputs on padding are unspecified.
 
         Raises:
-            ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``.
+            ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``; on other
+                shapes, and on lengths outside 0..T where they lie on the CPU.
         """
 
     @abstractmethod
@@ -111,12 +112,25 @@ class Mixer(nn.Module, ABC):
         return time if cache is None else time + cache.lengths[:, None]
 
     @staticmethod
-    def check_call(documents: Tensor | None, cache: Any, lengths: Tensor | None) -> None:
-        """Refuse combinations that the contract leaves out."""
+    def check_call(x: Tensor, documents: Tensor | None, cache: Any, lengths: Tensor | None) -> None:
+        """Refuse what the contract leaves out: combinations, shapes, and lengths that need no wait for a device."""
         if documents is not None and cache is not None:
             raise ValueError("documents and cache were given together: a cache continues one document per row.")
         if lengths is not None and cache is None:
             raise ValueError("lengths was given without cache: pass documents, or mask the loss of padded rows.")
+        batch, length = x.shape[:2]
+        for name, given, wanted in (("documents", documents, (batch, length)), ("lengths", lengths, (batch,))):
+            if given is not None and given.shape != wanted:
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}, expected {wanted} for x of shape {tuple(x.shape)}."
+                )
+        if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if wrong := [n for n in lengths.tolist() if not 0 <= n <= length]:
+            raise ValueError(
+                f"lengths={lengths.tolist()}: expected the true length of each row of the piece, 0 to {length}; "
+                f"not {', '.join(map(str, wrong))}."
+            )
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -12,6 +12,8 @@ through all layers, so one of the heads must have a rate of 1. Positions are tho
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from zoo.mixers.parts.cache import KeyValueCache, RingCache
 from zoo.mixers.parts.dilation import Dilation, by_rate
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.registry import register
+
+log = logging.getLogger(__name__)
 
 RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
 
@@ -30,7 +34,9 @@ class DilatedAttention(HeadMixer):
     Args:
         kind: ``window``, ``atrous`` or ``strided``.
         window: keys that a query reads with kind ``window``, its own included; the other kinds have no limit.
-        dilation: rate, or rates that the key heads take in turn; None for 1, 4, or for 128 with kind ``strided``.
+        dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
+            more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
+            are told in a warning.
         kv_heads, qk_norm, gate, rope: of :class:`HeadMixer`.
 
     Raises:
@@ -57,9 +63,9 @@ class DilatedAttention(HeadMixer):
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(RATES)}.")
         if window < 1:
             raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
-        rates = _checked_rates(kind, RATES[kind] if dilation is None else dilation, self.kv_heads)
+        rates = _checked_rates(kind, RATES[kind] if dilation is None else dilation, self.kv_heads, heads)
         taps = window if kind == "window" else None
-        #: key head g has that of number g modulo their count
+        #: key head g has that of number g modulo their count; if they are fewer, query head i of each has that of i
         self.dilations = [Dilation(rate, taps, near=rate if kind == "strided" else 1) for rate in rates]
         spans = [d.span for d in self.dilations]
         self.span = max((s for s in spans if s is not None), default=None)
@@ -109,20 +115,32 @@ class DilatedAttention(HeadMixer):
         held = context if self.span is None else min(context, self.span)
         return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
 
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """Those of each query head, where the heads of a group have keys of their own."""
+        shared = super().step_bytes(context, dtype)
+        return shared if len(self.dilations) <= self.kv_heads else shared * self.heads / self.kv_heads
+
     def _flops(self, pairs: list[int]) -> int:
         """Of as many pairs of query and key per head of each dilation."""
-        group = 4 * self.width // self.kv_heads
-        return sum(group * pairs[g % len(pairs)] for g in range(self.kv_heads))
+        turns = self.kv_heads if len(pairs) <= self.kv_heads else self.heads // self.kv_heads
+        return 4 * self.width // turns * sum(pairs[i % len(pairs)] for i in range(turns))
 
 
-def _checked_rates(kind: str, dilation: list[int] | int, groups: int) -> list[int]:
+def _checked_rates(kind: str, dilation: list[int] | int, groups: int, heads: int) -> list[int]:
     """The rates that are in use."""
-    rates = ([dilation] if isinstance(dilation, int) else list(dilation))[:groups]
+    given, most = [dilation] if isinstance(dilation, int) else list(dilation), max(groups, heads // groups)
+    rates = given[:most]
+    if len(given) > most:
+        log.warning(
+            "dilation=%s: heads=%d with kv_heads=%d take %d rates in turn, and %s are not used; expected no more rates "
+            "than key heads, or than query heads of each: drop some or add heads.",
+            given, heads, groups, most, given[most:],
+        )  # fmt: skip
     if not rates or min(rates) < 1:
         raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
     if kind != "strided" and min(rates) > 1:  # sums of rates over 1 never make 1
         raise ValueError(
-            f"dilation={dilation!r} gives {groups} key heads rates over 1: with kind={kind!r} no layer would ever "
+            f"dilation={dilation!r} gives {heads} heads rates over 1: with kind={kind!r} no layer would ever "
             f"reach the token before. Mix in a rate of 1, or take kind='strided'."
         )
     return rates

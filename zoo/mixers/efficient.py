@@ -115,7 +115,7 @@ class EfficientAttention(StateMixer):
 
     def mixing_flops(self, context: int) -> float:
         """Of both calls."""
-        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_width, context)
+        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_width, context, self.algorithm)
         return super().mixing_flops(context) + sums
 
     def step_flops(self, context: int) -> float:

@@ -17,6 +17,7 @@ documents the bias has no Triton form: there a GPU trains the logits with the Py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,8 @@ class LearnedSparseAttention(BlockSparseMixer):
 
     Attributes:
         logits: ``(H, reach - 1)`` of the distances 1, 2, ...; at the start they fall with the distance, which is a
-            window. noise: the same shape, of the current step; evaluation leaves it out.
+            window. noise: the same shape, of the current step; evaluation leaves it out. A cast of the module leaves
+            both in fp32 or better: logits that it made equal would choose other distances.
 
     Raises:
         ValueError: on numbers that cannot be, an unknown estimator, or heads that do not fit together.
@@ -93,7 +95,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         self.samples, self.frozen = ESTIMATORS[estimator], False
         self.reachable = BlockPattern(block, partial(_reachable, reach=reach, globals=globals))
         self.logits = nn.Parameter(_start(heads, reach))
-        self.register_buffer("noise", torch.zeros(heads, reach - 1))
+        self.register_buffer("noise", torch.zeros(heads, reach - 1, dtype=torch.float32))
         self.start_step(0)
         self._fixed: tuple[Any, BlockPattern] | None = None
         self.register_load_state_dict_post_hook(_loaded)
@@ -115,6 +117,12 @@ class LearnedSparseAttention(BlockSparseMixer):
         """See :meth:`torch.nn.Module.train`; evaluation chooses anew."""
         self._fixed = None
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedSparseAttention:
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(partial(_unnarrowed, fn), recurse=False)  # its own tensors: logits and what they choose
 
     def freeze(self) -> None:
         """Fix the pattern: it is no longer trained, and its layouts are remembered.
@@ -194,6 +202,14 @@ def _at_distances(blocks: Tensor, *, distances: Tensor, globals: int) -> Tensor:
 
 def _reachable(blocks: Tensor, *, reach: int, globals: int) -> Tensor:
     return _at_distances(blocks, distances=torch.arange(1, reach, device=blocks.device)[None], globals=globals)
+
+
+def _unnarrowed(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``fn(x)``, but on its way to fewer bits than fp32 has a number keeps these."""
+    moved = fn(x)
+    if not moved.is_floating_point() or moved.dtype == torch.promote_types(moved.dtype, torch.float32):
+        return moved
+    return x.to(moved.device, torch.float32)
 
 
 def _loaded(mixer: Any, incompatible: Any) -> None:

@@ -21,6 +21,7 @@ from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
 NORMALIZERS = ("sum", "l2", "none")
+FEATURES = 16  # of queries and keys before the map of taylor
 
 
 @register("linear")
@@ -31,7 +32,8 @@ class LinearAttention(StateMixer):
         feature_map: ``elu+1``, ``identity``, ``relu``, ``exp`` (capped at e^30), ``softmax`` (over the features of a
             token) or ``taylor`` (second order). With ``identity`` weights can be negative and their sum zero.
         normalizer: ``sum``, ``l2`` (RMS norm of each head of the output, no weight) or ``none``.
-        features: width of queries and keys for ``taylor``, which squares it; the others take the head width.
+        features: width of queries and keys for ``taylor``, which squares it; None for 16. The others take the head
+            width.
         rope: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the feature
             map, so that weights stay positive; they then depend on both positions and not on the distance alone.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
@@ -49,7 +51,7 @@ class LinearAttention(StateMixer):
         layer: int = 0,
         feature_map: str = "elu+1",
         normalizer: str = "sum",
-        features: int = 16,
+        features: int | None = None,
         rope: float | None = 10000.0,
         gate: str = "none",
         algorithm: str = "auto",
@@ -60,6 +62,12 @@ class LinearAttention(StateMixer):
             raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}.")
         check_base(rope)
         small = feature_map == "taylor"
+        if features is not None and not small:
+            raise ValueError(
+                f"features={features} with feature_map={feature_map!r}: it makes as many as a head is wide. "
+                "Only taylor takes a number, leave it null."
+            )
+        features = FEATURES if features is None else features
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(
             width, heads, depth, layer, rope=None if small else rope, gate=gate, norm=norm, norm_heads=True

@@ -11,6 +11,7 @@ for the rows of global tokens (3 C^2 more parameters) are left out.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -28,6 +29,7 @@ from zoo.mixers.registry import register
 
 ROWS = ("sparse", "full")
 ALL = 1 << 62  # tokens: more than there are
+WIDEST = 40  # powers of two: a window of so many tokens is an oversight
 
 
 @register("longformer")
@@ -147,7 +149,7 @@ class LongformerAttention(HeadMixer):
         def step(near: Dilation, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             tap = (distance >= 0) & (distance < self.window * near.rate) & (distance % near.rate == 0)
             read = (always | tap) & held
-            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in cache.rows)
+            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in set(cache.rows))
             keys, values = (gather_tokens(x, flagged(read, most)) for x in (keys, values))
             return softmax_attention_step(q[:, 0], keys, values, read.sum(1))[:, None]
 
@@ -180,8 +182,9 @@ class LongformerAttention(HeadMixer):
 
     def _sparse_reads(self, near: Dilation, t: int) -> int:
         """The same where no global token reads more than others."""
-        taps = range(t, max(t - self.window * near.rate, -1), -near.rate)
-        return self.tokens.count(0, t + 1) + sum(not self.tokens.fixed(p) for p in taps)
+        taps = min(self.window, t // near.rate + 1)
+        fixed = self.tokens.count_spaced(t - (taps - 1) * near.rate, near.rate, taps)
+        return self.tokens.count(0, t + 1) + taps - fixed
 
     def _pairs(self, near: Dilation, context: int) -> int:
         """Pairs of query and key of a head, if no token is marked."""
@@ -214,6 +217,11 @@ def _window(window: int, growth: float, layer: int) -> int:
         raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
     if growth <= 0:
         raise ValueError(f"window_growth={growth}: expected a factor per layer above 0.")
+    if math.log2(window) + layer * math.log2(growth) > WIDEST:
+        raise ValueError(
+            f"window={window} and window_growth={growth} give layer {layer} more than 2^{WIDEST} keys: expected a "
+            "factor near 1, it is raised to the number of the layer."
+        )
     return max(round(window * growth**layer), 1)
 
 

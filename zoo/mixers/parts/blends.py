@@ -107,7 +107,8 @@ class PatternPart(Part):
         """See :class:`Part`."""
         if call.cache is None:
             return self.pattern.whole(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, self.pattern.step)
+        step = partial(self.pattern.step, held=call.cache.held)
+        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None

@@ -111,7 +111,17 @@ class KeyValueCache:
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self._longest = 0  # on the host, so that a step never waits for the device
-        self._even = True  # all rows have the same length
+        self._behind = [0]  # tokens that rows are shorter than the longest, each number once; on the host too
+
+    @property
+    def held(self) -> list[int]:
+        """Numbers of tokens that rows hold, each once; known without a wait for the device."""
+        return [self._longest - behind for behind in self._behind]
+
+    @property
+    def _even(self) -> bool:
+        """Whether all rows have the same length."""
+        return len(self._behind) == 1
 
     def nbytes(self) -> int:
         """Bytes of the valid part, were all rows as long as the longest."""
@@ -179,8 +189,9 @@ class KeyValueCache:
             self._longest += length
             return
         self.lengths = self.lengths + lengths.to(self.lengths)
-        ends = self.lengths.tolist()
-        self._longest, self._even = max(ends), min(ends) == max(ends)
+        ends = set(self.lengths.tolist())
+        self._longest = max(ends)
+        self._behind = sorted(self._longest - end for end in ends)
 
 
 class RingCache(KeyValueCache):

@@ -7,13 +7,17 @@ import torch
 CHUNK = 64  # of the linear kernels
 
 
-def linear_flops(heads: int, key_width: int, value_width: int, context: int) -> float:
+def linear_flops(heads: int, key_width: int, value_width: int, context: int, algorithm: str = "auto") -> float:
     """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once.
 
-    Normalised attention appends a column of ones to the values: ``value_width`` is then one more.
+    Normalised attention appends a column of ones to the values: ``value_width`` is then one more. All tokens are one
+    chunk if ``algorithm`` is ``parallel``.
     """
+    chunk = max(context, 1) if algorithm == "parallel" else CHUNK
+    full, rest = divmod(context, chunk)
+    pairs = full * chunk * (chunk + 1) // 2 + rest * (rest + 1) // 2
     through_state = 4 * heads * key_width * value_width
-    return through_state + (min(CHUNK, context) + 1) * heads * (key_width + value_width)
+    return through_state + 2 * pairs * heads * (key_width + value_width) / context
 
 
 def linear_step_flops(heads: int, key_width: int, value_width: int, normalize: bool = False) -> float:

@@ -128,12 +128,15 @@ def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Ten
     """``attend(dilation, q, k, v)`` of the heads of each dilation, put back in the order of the heads.
 
     Args:
-        dilations: which the key heads take in turn. attend: any heads and any time of ``(B, T, heads, X)``.
+        dilations: which the key heads take in turn, or the query heads of each where there are more dilations than key
+            heads. attend: any heads and any time of ``(B, T, heads, X)``.
     """
     every, groups = len(dilations), k.shape[2]
     if every == 1:
         return attend(dilations[0], q, k, v)
     q = q.unflatten(2, (groups, -1))
+    if groups < every:
+        return _by_rate_in_groups(dilations, attend, q, k, v)
     turns = [_in_turn(x, every) for x in (q, k, v)]
     outputs = []
     for dilation, mine, keys, values in zip(dilations, *turns):
@@ -141,6 +144,19 @@ def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Ten
         missing = -(-groups // every) - y.shape[2]
         outputs.append(F.pad(y, (0, 0, 0, 0, 0, missing)) if missing else y)
     return torch.stack(outputs, 3).flatten(2, 3)[:, :, :groups].flatten(2, 3)
+
+
+def _by_rate_in_groups(
+    dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """The same of ``q (B, T, G, heads of a group, D)``, which take the dilations in turn."""
+    every, (groups, heads) = len(dilations), q.shape[2:4]
+    outputs = []
+    for number, dilation in enumerate(dilations):
+        y = attend(dilation, q[:, :, :, number::every].flatten(2, 3), k, v).unflatten(2, (groups, -1))
+        missing = -(-heads // every) - y.shape[3]
+        outputs.append(F.pad(y, (0, 0, 0, missing)) if missing else y)
+    return torch.stack(outputs, 4).flatten(3, 4)[:, :, :, :heads].flatten(2, 3)
 
 
 def _in_turn(x: Tensor, every: int) -> list[Tensor]:

@@ -51,6 +51,16 @@ def taylor(x: Tensor) -> Tensor:
     return torch.cat(parts, -1).to(x.dtype)
 
 
+def identity(x: Tensor) -> Tensor:
+    """The queries and keys as they are."""
+    return x
+
+
+def taylor_width(width: int) -> int:
+    """Numbers that :func:`taylor` makes of so many."""
+    return 1 + width + width * (width + 1) // 2
+
+
 @dataclass(frozen=True)
 class FeatureMap:
     """A feature map.
@@ -67,10 +77,10 @@ class FeatureMap:
 
 
 FEATURE_MAPS = {
-    "identity": FeatureMap(lambda x: x, positive=False),
+    "identity": FeatureMap(identity, positive=False),
     "relu": FeatureMap(F.relu, positive=False),
     "elu+1": FeatureMap(elu_plus_one),
     "exp": FeatureMap(capped_exp, UNREACHED),
     "softmax": FeatureMap(softmax_features),
-    "taylor": FeatureMap(taylor, width=lambda n: 1 + n + n * (n + 1) // 2),
+    "taylor": FeatureMap(taylor, width=taylor_width),
 }

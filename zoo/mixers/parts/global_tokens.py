@@ -7,6 +7,7 @@ are a range of it, and no key comes to lie behind its own position, so that the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,19 @@ class GlobalTokens:
     def count(self, start: int, stop: int) -> int:
         """Fixed ones at ``start <= position < stop``."""
         return self._below(max(stop, start, 0)) - self._below(max(start, 0))
+
+    def count_spaced(self, start: int, step: int, number: int) -> int:
+        """Fixed ones among so many positions, ``start >= 0``, ``start + step``, and so on."""
+        among = min(max(-(-(self.first - start) // step), 0), number)
+        if self.every is None:
+            return among
+        start, number = start + among * step, number - among
+        common = math.gcd(step, self.every)
+        if (start + 1) % common:  # no multiple of ``every`` among the rest
+            return among
+        turn = self.every // common  # every so many of the rest is one: the first solves start + 1 + i step = 0
+        before = -((start + 1) // common) * pow(step // common, -1, turn) % turn
+        return among + max(-(-(number - before) // turn), 0)
 
     def _below(self, stop: int) -> int:
         first = min(stop, self.first)

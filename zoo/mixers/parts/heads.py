@@ -97,7 +97,7 @@ class HeadMixer(Mixer):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
-        self.check_call(documents, cache, lengths)
+        self.check_call(x, documents, cache, lengths)
         if not x.shape[0] * x.shape[1]:
             return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
         call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
@@ -158,10 +158,12 @@ class HeadMixer(Mixer):
 def _rotated(rope: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
     check_base(rope)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"rope_fraction={fraction}: expected a part of each head, over 0 and at most 1.")
     if rope is None:
         return 0
     rotated = round(width * fraction)
-    if not 0 < fraction <= 1 or rotated < 2 or rotated % 2:
+    if rotated < 2 or rotated % 2:
         part = f"width / heads = {width}" if fraction == 1 else f"rope_fraction={fraction} of width / heads = {width}"
         raise ValueError(f"rope needs an even head width, got {part}.")
     return rotated

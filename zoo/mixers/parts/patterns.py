@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class BlockPattern:
         block: tokens of a block: 16, 32, 64 or 128.
         listed: query blocks ``(N,)`` int64 -> key blocks ``(H or 1, N, L)`` int64. What is negative or in the future is
             dropped, and so are duplicates. A list is a function of its query block: it cannot depend on the length.
+        longest: query block -> bound of the key blocks that any head lists for it, for steps that gather no more; None
+            for the width L.
 
     Raises:
         ValueError: on a block size that does not exist.
@@ -65,6 +68,7 @@ class BlockPattern:
 
     block: int
     listed: Callable[[Tensor], Tensor]
+    longest: Callable[[int], int] | None = None
     _layouts: dict[tuple[int, torch.device], BlockLayout] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -123,15 +127,21 @@ class BlockPattern:
             q, k, v, layout=layout, documents=documents, block_bias=block_bias, return_lse=return_lse
         )
 
-    def step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def step(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, held: Sequence[int] | None = None
+    ) -> Tensor:
         """Attention of one query per row, ``(B, H, D)``; of the caches only listed blocks are read.
 
         Args:
             k_cache, v_cache: ``(B, capacity, G, D)``. lengths: ``(B,)`` tokens of each row, the query's own included.
+            held: the same numbers without the query, each once, where the host knows them: what no row lists is then
+                not gathered.
         """
         capacity, groups = k_cache.shape[1:3]
-        blocks = (lengths - 1) // self.block
-        lists = self.lists(blocks)[..., : -(-capacity // self.block)]  # (H', B, L), what is read comes first
+        blocks, most = (lengths - 1) // self.block, -(-capacity // self.block)
+        if held is not None and self.longest is not None:
+            most = min(most, max(self.longest(tokens // self.block) for tokens in held))
+        lists = self.lists(blocks)[..., :most]  # (H', B, L), what is read comes first
         valid = torch.where(lists >= 0, (lengths[:, None] - lists * self.block).clamp(max=self.block), 0).sum(-1)
         place = torch.arange(self.block, device=q.device)
         tokens = (lists.clamp(min=0)[..., None] * self.block + place).flatten(-2)[..., :capacity]
@@ -154,6 +164,8 @@ class BlockPattern:
 
     def step_keys(self, context: int) -> int:
         """Keys that :meth:`step` gathers for the next token after the context, each list as long as the longest."""
+        if self.longest is not None:
+            return min(self.longest(context // self.block) * self.block, context + 1)
         first = torch.zeros(1, dtype=torch.int64, device="cpu")
         return min(self.listed(first).shape[-1] * self.block, context + 1)
 
@@ -175,7 +187,8 @@ class BlockSparseMixer(HeadMixer):
         """One call of the kernel."""
         if call.cache is None:
             return self.pattern.whole(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, self.pattern.step)
+        step = partial(self.pattern.step, held=call.cache.held)
+        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
 
     def new_cache(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import linear_attention
+from kernels.linear.op import ALGORITHMS
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -53,9 +54,25 @@ class StateMixer(HeadMixer):
 
     Attributes:
         key_width: numbers D of a key after its feature map. normalize: whether the state has a normaliser.
+        algorithm: of the kernel, for mixers that leave the choice.
+
+    Raises:
+        ValueError: on an algorithm that the kernel does not have.
     """
 
     normalize: bool = False
+    _algorithm: str = "auto"
+
+    @property
+    def algorithm(self) -> str:
+        """One of ``kernels.linear.op.ALGORITHMS``."""
+        return self._algorithm
+
+    @algorithm.setter
+    def algorithm(self, name: str) -> None:
+        if name not in ALGORITHMS:
+            raise ValueError(f"algorithm={name!r}: expected one of {', '.join(ALGORITHMS)}.")
+        self._algorithm = name
 
     @property
     def key_width(self) -> int:
@@ -80,7 +97,7 @@ class StateMixer(HeadMixer):
 
     def mixing_flops(self, context: int) -> float:
         """The lower half of each chunk's products, and the state written and read once per token."""
-        return linear_flops(self.heads, self.key_width, self.head_width + self.normalize, context)
+        return linear_flops(self.heads, self.key_width, self.head_width + self.normalize, context, self.algorithm)
 
     def step_flops(self, context: int) -> float:
         """The state written and read."""
