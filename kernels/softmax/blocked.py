@@ -18,11 +18,12 @@ QUERY_BLOCK = 256
 
 @dataclass(frozen=True)
 class Range:
-    """One block of queries of some heads, and one range of keys for all of it."""
+    """One block of queries of some heads, and the first keys and a range of keys for all of it."""
 
     heads: slice
     block: int
     queries: tuple[int, int]
+    sinks: int
     key_range: tuple[int, int]
     rule: KeyRule
     batches: Tensor  # (heads,) batch row of each
@@ -37,12 +38,15 @@ class Range:
         x[self.heads, self.block] = part
 
     def keys(self, x: Tensor) -> Tensor:
-        """The range of each head."""
-        return x[self.heads, slice(*self.key_range)]
+        """The sinks and the range of each head."""
+        near = x[self.heads, slice(*self.key_range)]
+        return torch.cat([x[self.heads, : self.sinks], near], 1) if self.sinks else near
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds to the range."""
-        x[self.heads, slice(*self.key_range)] += part
+        """Adds to the sinks and the range."""
+        if self.sinks:
+            x[self.heads, : self.sinks] += part[:, : self.sinks]
+        x[self.heads, slice(*self.key_range)] += part[:, self.sinks :]
 
     def rule_(self, scores: Tensor) -> None:
         """Hides keys by the rule; the padding behind the last query sees what it likes."""
@@ -51,6 +55,9 @@ class Range:
         if self.rule.window is None and self.rule.documents is None:
             skipped = max(start + self.rule.offset - first, 0)  # all queries may read the keys before
         allowed = self.rule.allowed((start, stop), (first + skipped, last), scores.device)
+        if self.sinks:
+            far = self.rule.allowed((start, stop), (0, self.sinks), scores.device)
+            allowed = torch.cat([far, allowed], -1)
         if allowed.shape[0] > 1:
             allowed = allowed[self.batches]
         scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, HIDDEN)
@@ -173,7 +180,16 @@ def plan(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
         return grid, partial(_strips, grid, reach, k.shape[2], rule, *_common(grid, reach, rule, k))
     count = max(-(-queries // QUERY_BLOCK), 1)
     grid = Grid(fold, max(-(-queries // count), 1), count, 0, 0, k.shape[1])
-    return grid, partial(_ranges, queries, k.shape[2], k.device, grid, rule)
+    return grid, partial(_ranges, queries, k.shape[2], k.device, grid, rule, _begins(grid, rule))
+
+
+def _begins(grid: Grid, rule: KeyRule) -> list[int]:
+    """Where the earliest document of each block's first query begins; 0 where asking would wait for a device."""
+    if rule.documents is None or rule.documents.device.type != "cpu" or not rule.documents.numel():
+        return [0] * grid.blocks
+    first = (torch.arange(grid.blocks) * grid.block + rule.offset).clamp(max=rule.documents.shape[1] - 1)
+    found: list[int] = document_starts(rule.documents)[:, first].amin(0).tolist()
+    return found
 
 
 def _heads(first: int, last: int, step: int, groups: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
@@ -184,16 +200,24 @@ def _heads(first: int, last: int, step: int, groups: int, device: torch.device) 
 
 
 def _ranges(
-    queries: int, groups: int, device: torch.device, grid: Grid, rule: KeyRule, first: int, last: int
+    queries: int,
+    groups: int,
+    device: torch.device,
+    grid: Grid,
+    rule: KeyRule,
+    begins: list[int],
+    first: int,
+    last: int,
 ) -> Iterator[Range]:
     for block in range(grid.blocks):
         span = block * grid.block, min((block + 1) * grid.block, queries)
-        keys = rule.key_range(*span)
-        if span[0] >= span[1] or keys[0] == keys[1]:
+        sinks, *keys = rule.key_range(*span, begins[block])
+        count = sinks + keys[1] - keys[0]
+        if span[0] >= span[1] or not count:
             continue
-        step = max(tiles.ELEMENTS // (grid.fold * grid.block * (keys[1] - keys[0])), 1)
+        step = max(tiles.ELEMENTS // (grid.fold * grid.block * count), 1)
         for heads, batches in _heads(first, last, step, groups, device):
-            yield Range(heads, block, span, keys, rule, batches)
+            yield Range(heads, block, span, sinks, (keys[0], keys[1]), rule, batches)
 
 
 def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, Tensor]:

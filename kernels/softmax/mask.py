@@ -24,12 +24,20 @@ class KeyRule:
     sinks: int
     documents: Tensor | None
 
-    def key_range(self, start: int, stop: int) -> tuple[int, int]:
-        """Smallest range of keys that holds all keys of queries ``start <= t < stop``."""
+    def key_range(self, start: int, stop: int, begins: int = 0) -> tuple[int, int, int]:
+        """Keys of queries ``start <= t < stop``: how many of the first ones, and a range ``first <= j < last`` behind.
+
+        Args:
+            begins: where the earliest of the documents of query ``start`` begins.
+        """
         last = max(stop + self.offset, 0)
-        if self.window is None or self.sinks:
-            return 0, last
-        return min(max(start + self.offset - self.window + 1, 0), last), last
+        first = begins if self.window is None else max(start + self.offset - self.window + 1, begins)
+        first = min(first, last)
+        if self.window is None or not self.sinks:
+            return 0, first, last
+        if self.documents is not None:  # sinks lie at the start of each document
+            return 0, min(begins, last), last
+        return min(self.sinks, first), first, last
 
     def allowed(self, queries: tuple[int, int], keys: tuple[int, int], device: torch.device) -> Tensor:
         """``(B or 1, 1, queries, keys)`` bool: True where the query may read the key."""
