@@ -1,8 +1,9 @@
 """Time of one layer of every attention, forward and backward, in turn in one process; JSON and a Markdown table.
 
     python scripts/bench_layers.py [out=docs/layers_cpu.json] [length=8192] [width=512] [heads=8] [rounds=5]
-                                   [attentions=softmax,window,...] [device=cpu]
+                                   [attentions=softmax,window,dilated:window=256] [device=cpu]
 
+An attention may have options behind colons: NAME:OPTION=VALUE:OPTION=VALUE.
 ``mixing`` is the attention alone: what a mixer does with queries, keys and values. ``density`` is the share of the
 causal pairs that lie in blocks of 64 tokens it has to read (for linear and top-k attention: its FLOPs over those of
 exact attention). A sparse attention whose mixing is more than 0.6 / density times as fast wastes little.
@@ -17,9 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import zoo
 from zoo.cli import friendly_errors
 from zoo.files import replace_text
+from zoo.mixers import Mixer
 from zoo.mixers.dilated import DilatedAttention
 from zoo.mixers.longformer import LongformerAttention
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -38,23 +41,39 @@ DEFAULTS = {"out": "", "length": "8192", "width": "512", "heads": "8", "rounds":
 
 
 def options(arguments: list[str]) -> dict[str, str]:
-    """KEY=VALUE arguments over the defaults; ValueError on an unknown key."""
+    """KEY=VALUE arguments over the defaults; ValueError on an unknown key or a number that is none."""
     given = dict(a.partition("=")[::2] for a in arguments)
     if unknown := set(given) - set(DEFAULTS):
         raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
-    return {**DEFAULTS, **given}
+    chosen = {**DEFAULTS, **given}
+    for key in ("length", "width", "heads", "rounds"):
+        if not chosen[key].isdigit() or int(chosen[key]) < 1:
+            raise ValueError(f"{key}={chosen[key]}: expected a whole number above 0.")
+    return chosen
 
 
-def passes(mixer: HeadMixer, length: int, device: str) -> dict[str, Callable[[], None]]:
-    """A forward and backward pass of the layer, and of its mixing alone."""
+def build(text: str, width: int, heads: int) -> Mixer:
+    """The mixer of ``NAME:OPTION=VALUE:...``; ValueError on what is not of that form."""
+    name, *given = text.split(":")
+    if wrong := [part for part in given if "=" not in part]:
+        raise ValueError(f"attentions={text}: {wrong[0]!r} is not OPTION=VALUE.")
+    chosen = {key: yaml.safe_load(value) for key, _, value in (part.partition("=") for part in given)}
+    return zoo.mixers.build(name, width=width, heads=heads, depth=4, layer=1, **chosen)
+
+
+def passes(mixer: Mixer, length: int, device: str) -> dict[str, Callable[[], None]]:
+    """A forward and backward pass of the layer, and of its mixing alone where that is a part of its own."""
     x = torch.randn(1, length, mixer.width, device=device, requires_grad=True)
     weight = torch.randn(1, length, mixer.width, device=device)
-    shapes = [(1, length, n, mixer.head_width) for n in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
-    heads = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
-    call = Call(x, torch.arange(length, device=device)[None], None, None, None, None)
 
     def layer() -> None:
         (mixer(x) * weight).sum().backward()
+
+    if not isinstance(mixer, HeadMixer):
+        return {"layer": layer}
+    shapes = [(1, length, n, mixer.head_width) for n in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
+    heads = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    call = Call(x, torch.arange(length, device=device)[None], None, None, None, None)
 
     def mixing() -> None:
         y = mixer.mix(*heads, call)
@@ -92,7 +111,7 @@ def density(mixer: Any, length: int, dense: float) -> float:
         return listed(length, mixer.window, mixer.sinks)
     if isinstance(mixer, LongformerAttention):
         return listed(length, mixer.window, mixer.tokens.first)
-    return mixer.mixing_flops(length) / dense
+    return mixer.mixing_flops(length) / dense if isinstance(mixer, HeadMixer) else 1.0
 
 
 def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
@@ -100,7 +119,7 @@ def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
     length, width, heads = (int(chosen[key]) for key in ("length", "width", "heads"))
     names = chosen["attentions"].split(",") if chosen["attentions"] else zoo.mixers.names()
     names = ["softmax", *(name for name in names if name != "softmax")]
-    mixers = {name: zoo.mixers.build(name, width=width, heads=heads, depth=4, layer=1) for name in names}
+    mixers = {name: build(name, width, heads) for name in names}
     work = {name: passes(mixer.to(chosen["device"]), length, chosen["device"]) for name, mixer in mixers.items()}
     times: dict[tuple[str, str], list[float]] = {}
     for number in range(int(chosen["rounds"]) + 1):
@@ -110,11 +129,11 @@ def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
                 if number:
                     times.setdefault((name, part), []).append(taken)
     medians = {key: statistics.median(values) for key, values in times.items()}
-    dense = mixers["softmax"].mixing_flops(length)
+    dense = cast(HeadMixer, mixers["softmax"]).mixing_flops(length)
     rows = []
     for name in names:
         row: dict[str, Any] = {"attention": name, "density": density(mixers[name], length, dense)}
-        for part in ("layer", "mixing"):
+        for part in work[name]:
             row[f"{part}_ms"] = round(1000 * medians[name, part], 1)
             row[f"{part}_speedup"] = round(medians["softmax", part] / medians[name, part], 2)
         row["wanted"] = round(0.6 / row["density"], 2)
@@ -129,9 +148,10 @@ def main() -> None:
     print("| attention | layer, ms | speed-up | mixing, ms | speed-up | pairs to read | 0.6 / that |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
+        mixing = f"{row['mixing_ms']:,.0f} | {row['mixing_speedup']:.1f}" if "mixing_ms" in row else "| "
         print(
-            f"| `{row['attention']}` | {row['layer_ms']:,.0f} | {row['layer_speedup']:.1f} | {row['mixing_ms']:,.0f} "
-            f"| {row['mixing_speedup']:.1f} | {100 * row['density']:.1f} % | {row['wanted']:.1f} |"
+            f"| `{row['attention']}` | {row['layer_ms']:,.0f} | {row['layer_speedup']:.1f} | {mixing} "
+            f"| {100 * row['density']:.1f} % | {row['wanted']:.1f} |"
         )
     if chosen["out"]:
         about = {key: chosen[key] for key in ("length", "width", "heads", "rounds", "device")}
