@@ -45,7 +45,8 @@ def test_candidates_start_with_what_ships_and_are_bounded():
 
 def test_a_row_is_found_by_the_next_width(monkeypatch):
     with record("sm_90"):
-        assert find_row("linear.mix", torch.bfloat16, 100, torch.device("cpu")).width == 128
+        assert find_row("linear.mix", torch.bfloat16, 100, torch.device("cpu")).width == 120
+        assert find_row("linear.mix", torch.bfloat16, 128, torch.device("cpu")).width == 128
         with pytest.raises(ValueError, match=r"expected one of linear\.mix"):
             find_row("mix", torch.bfloat16, 64, torch.device("cpu"))
         with pytest.raises(ValueError, match="no row that wide"):
