@@ -2,8 +2,8 @@
 
 Every row is compiled by scripts/compile_kernels.py: none spills a register or asks for too much shared memory; those
 of sm_80 take at most 99 KB, for consumer cards. Rows of 24, 120 or 248 are for widths that are no power of two, whose
-masks take registers. Speeds were not measured yet. The heavy kernels are those with
-documents, a decay per token or the gradient of the decay, which need more registers.
+masks take registers. Speeds were not measured yet. The heavy kernels are those with documents, a decay per token, the
+gradient of the decay or an output wider than the inputs, which need more registers.
 """
 
 from __future__ import annotations

@@ -216,3 +216,10 @@ def test_costs_of_layers_add_up(name, options):
     assert total.flops_per_token == 2 * cost.flops_per_token
     assert total.decode_flops_per_token == 2 * cost.decode_flops_per_token
     assert cost.flops_per_token > 2 * WIDTH
+
+
+@every_mixer
+def test_an_empty_context_costs_what_a_first_token_does(name, options):
+    mixer = make(name, options)
+    assert mixer.cost(0).flops_per_token == mixer.cost(1).flops_per_token
+    assert mixer.cost(0).decode_flops_per_token > 0

@@ -306,3 +306,9 @@ def test_compiled_in_one_graph_equals_eager(options):
 def test_values_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_no_rate_is_left_out_without_a_word(caplog):
+    assert [near.rate for near in build(dilation=[1, 4], kv_heads=2).near] == [1, 4] and not caplog.records
+    assert [near.rate for near in build(dilation=[1, 4], kv_heads=1).near] == [1]
+    assert "dilation=[1, 4]" in caplog.text and "[4] are not used" in caplog.text

@@ -12,17 +12,13 @@ through all layers, so one of the heads must have a rate of 1. Positions are tho
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
 from zoo.mixers.parts.cache import KeyValueCache, RingCache
-from zoo.mixers.parts.dilation import Dilation, by_rate
+from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.registry import register
-
-log = logging.getLogger(__name__)
 
 RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
 
@@ -128,16 +124,7 @@ class DilatedAttention(HeadMixer):
 
 def _checked_rates(kind: str, dilation: list[int] | int, groups: int, heads: int) -> list[int]:
     """The rates that are in use."""
-    given, most = [dilation] if isinstance(dilation, int) else list(dilation), max(groups, heads // groups)
-    rates = given[:most]
-    if len(given) > most:
-        log.warning(
-            "dilation=%s: heads=%d with kv_heads=%d take %d rates in turn, and %s are not used; expected no more rates "
-            "than key heads, or than query heads of each: drop some or add heads.",
-            given, heads, groups, most, given[most:],
-        )  # fmt: skip
-    if not rates or min(rates) < 1:
-        raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
+    rates = used_rates(dilation, max(groups, heads // groups), heads, groups)
     if kind != "strided" and min(rates) > 1:  # sums of rates over 1 never make 1
         raise ValueError(
             f"dilation={dilation!r} gives {heads} heads rates over 1: with kind={kind!r} no layer would ever "

@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels import softmax_attention, softmax_attention_step
 from kernels.documents import document_positions
 from zoo.mixers.parts.cache import RingCache
-from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate
+from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -80,11 +80,9 @@ class LongformerAttention(HeadMixer):
         self.window = _window(window, window_growth, layer)
         self.uses_marks = separators
         self.tokens = GlobalTokens(globals, global_every, separators)
-        rates = [1] if dilation is None else [dilation] if isinstance(dilation, int) else list(dilation)
-        if not rates or min(rates) < 1:
-            raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
+        rates = used_rates(1 if dilation is None else dilation, self.kv_heads, heads, self.kv_heads)
         #: key head g has that of number g modulo their count
-        self.near = [Dilation(rate, self.window) for rate in rates[: self.kv_heads]]
+        self.near = [Dilation(rate, self.window) for rate in rates]
         self.dilated = any(near.rate > 1 for near in self.near)
         more = global_every is not None or separators
         #: global rows that the window does not serve already

@@ -13,7 +13,7 @@ def linear_flops(heads: int, key_width: int, value_width: int, context: int, alg
     Normalised attention appends a column of ones to the values: ``value_width`` is then one more. All tokens are one
     chunk if ``algorithm`` is ``parallel``.
     """
-    chunk = max(context, 1) if algorithm == "parallel" else CHUNK
+    chunk = context if algorithm == "parallel" else CHUNK
     full, rest = divmod(context, chunk)
     pairs = full * chunk * (chunk + 1) // 2 + rest * (rest + 1) // 2
     through_state = 4 * heads * key_width * value_width

@@ -8,6 +8,7 @@ document begins.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from kernels import softmax_attention, softmax_attention_step
 from kernels.documents import document_starts
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.merge import merge
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,24 @@ def attend_earlier_residues(
         output, lse = output.masked_fill(blank[..., None], 0), lse.masked_fill(blank, -torch.inf)
     output, lse = _pad_time(output, first, 0), _pad_time(lse, first, 0, -torch.inf)
     return classes.restore(output), classes.restore(lse)
+
+
+def used_rates(dilation: Sequence[int] | int, most: int, heads: int, groups: int) -> list[int]:
+    """A rate, or those of a list that ``most`` heads can take in turn; what is left over is named in a warning.
+
+    Raises:
+        ValueError: without a rate, or on one below 1.
+    """
+    given = [dilation] if isinstance(dilation, int) else list(dilation)
+    if not given or min(given) < 1:
+        raise ValueError(f"dilation={dilation!r}: expected a rate of at least 1, or a list of some.")
+    if len(given) > most:
+        log.warning(
+            "dilation=%s: heads=%d with kv_heads=%d take %d rates in turn, and %s are not used: "
+            "drop some or add heads.",
+            given, heads, groups, most, given[most:],
+        )  # fmt: skip
+    return given[:most]
 
 
 def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class HeadMixer(Mixer):
         vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
         return Cost(
             parameters=matrices + vectors,
-            flops_per_token=2 * matrices + self.mixing_flops(context),
+            flops_per_token=2 * matrices + self.mixing_flops(max(context, 1)),
             decode_flops_per_token=2 * matrices + self.step_flops(context),
             cache_bytes=self.cache_bytes(context, dtype),
         )
