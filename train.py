@@ -21,8 +21,9 @@ def main(config: DictConfig) -> None:
     """One run; ``resume=RUN_DIR`` continues it, ``init=RUN_DIR`` starts from its weights."""
     with friendly_errors():
         from zoo.training.callbacks import Interrupted
+        from zoo.training.configuration import resumed_config
         from zoo.training.initial import initial_config
-        from zoo.training.run import resumed_config, train
+        from zoo.training.run import train
 
         if name := config.sweep.name:
             raise ConfigError(f"sweep={name} is a series of runs: add -m, as in python train.py -m sweep={name}.")

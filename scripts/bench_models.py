@@ -29,8 +29,8 @@ from zoo.config import CONFIGS, register_mixers
 from zoo.files import replace_text
 from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
+from zoo.training.configuration import decoder_config
 from zoo.training.optimizers import adamw
-from zoo.training.run import decoder_config
 
 ARMS = "softmax,gqa,mqa,lightning,3xlightning+softmax"
 DEFAULTS = {"out": "", "contexts": "512,1024,2048,4096", "tokens": "4096", "model": "nano", "vocab": "2048"}

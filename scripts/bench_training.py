@@ -27,9 +27,10 @@ from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
+from zoo.training.configuration import decoder_config
 from zoo.training.module import SCHEDULE_KEYS
 from zoo.training.optimizers import build_optimizer
-from zoo.training.run import decoder_config, train
+from zoo.training.run import train
 
 ROUNDS, STEPS = 5, 12
 

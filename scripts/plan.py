@@ -47,7 +47,7 @@ from zoo.planning.hardware import DTYPES, Hardware, load_hardware
 from zoo.planning.report import Request, as_dict, binary, describe, seconds, unit
 from zoo.planning.roofline import decoding, floor, share_costs
 from zoo.planning.textbook import textbook
-from zoo.training.run import decoder_config
+from zoo.training.configuration import decoder_config
 
 DEFAULTS = {
     "context": "32768",

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, quote_paths, register_mixers, take_text
 from zoo.model import Decoder
+from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.optimizers import OPTIMIZERS, rate_factor
-from zoo.training.run import decoder_config, step_budget
 from zoo.training.strategies import build_strategy
 
 GROUPS = (

@@ -15,7 +15,8 @@ from tests.evaluation.tiny_run import write_texts
 from zoo.ablation.matching import MLP, match_config
 from zoo.config import CONFIGS, ConfigError, load_run_config, register_mixers
 from zoo.model import Decoder
-from zoo.training.run import decoder_config, resumed_config, train
+from zoo.training.configuration import decoder_config, resumed_config
+from zoo.training.run import train
 
 VOCABULARY = 2048
 

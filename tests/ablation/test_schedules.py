@@ -13,7 +13,7 @@ from zoo.mixers.window import WindowAttention
 from zoo.mixers.window_linear import WindowLinearAttention
 from zoo.model import Decoder, DecoderConfig
 from zoo.model.schedule import ScheduleError, expand_schedule
-from zoo.training.run import decoder_config
+from zoo.training.configuration import decoder_config
 
 SIZES = ("model.width=32", "model.heads=4")
 A, S = "lightning", "softmax"

@@ -18,7 +18,7 @@ from zoo.interop.convert import calibration_tokens, convert_decoder, convert_run
 from zoo.interop.heads import METHODS
 from zoo.interop.plan import plan_conversion
 from zoo.model.decoder import Decoder, DecoderConfig
-from zoo.training.run import decoder_config
+from zoo.training.configuration import decoder_config
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [

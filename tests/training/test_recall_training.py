@@ -13,10 +13,11 @@ from zoo.data.recall.samples import RecallError
 from zoo.files import read_metrics
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.training.callbacks import Interrupted, NonFiniteLoss
+from zoo.training.configuration import resumed_config
 from zoo.training.meter import AnswerMeter, Meter, metrics_of
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import describe
-from zoo.training.run import _prepare_data, resumed_config, train
+from zoo.training.run import _prepare_data, train
 from zoo.training.run_folder import RunFolder
 
 MIXED = ("data/recall=mqar", "data.recall.share=0.5", "data.recall.tasks.mqar.variants=[pairs4]")

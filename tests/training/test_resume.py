@@ -14,8 +14,9 @@ from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.model import CheckpointError
 from zoo.training.callbacks import Interrupted
+from zoo.training.configuration import resumed_config, step_budget
 from zoo.training.module import LanguageModule
-from zoo.training.run import resumed_config, step_budget, train
+from zoo.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("step", "tokens", "train/loss", "train/bits_per_byte", "train/grad_norm", "train/lr", "val/loss")

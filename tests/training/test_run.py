@@ -21,7 +21,8 @@ from zoo.files import read_metrics
 from zoo.model import CheckpointError
 from zoo.training.callbacks import NonFiniteLoss
 from zoo.training.checkpointing import AtomicCheckpointIO
-from zoo.training.run import decoder_config, step_budget, train
+from zoo.training.configuration import decoder_config, step_budget
+from zoo.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ from zoo.evaluation.run import open_run
 from zoo.files import read_metrics
 from zoo.interop.convert import convert_run
 from zoo.training.callbacks import Interrupted
+from zoo.training.configuration import resumed_config
 from zoo.training.initial import initial_config
-from zoo.training.run import resumed_config, train
+from zoo.training.run import train
 
 MODEL = ["attention=softmax", "model.heads=4", "schedule.pattern=softmax+lightning"]
 SHARED = ["share_heads.kv_heads=2", "share_heads.method=svd", "share_heads.steps=12"]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from zoo import mixers
-from zoo.config import ConfigError, instantiate, load_run_config, to_dict
+from zoo.config import ConfigError, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.interop.gradual import sharing_callbacks
-from zoo.model import CheckpointError, Decoder, DecoderConfig, expand_schedule
+from zoo.model import CheckpointError, Decoder
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
+from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.hardware import choose_accelerator, choose_precision
 from zoo.training.initial import initial_recall, load_initial
 from zoo.training.loggers import build_loggers
@@ -33,69 +31,6 @@ from zoo.training.strategies import build_strategy, process_rank
 
 if TYPE_CHECKING:
     from zoo.ablation.matching import MatchResult
-
-RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers")
-
-
-def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices and logger.
-
-    Raises:
-        ConfigError: on any other override.
-    """
-    saved = load_run_config(config.resume)
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key == "resume":
-            continue
-        if not any(key == name or key.startswith(f"{name}.") for name in RESUMABLE):
-            raise ConfigError(
-                f"{key} cannot be changed by a resumed run: only {', '.join(RESUMABLE)} can. Start a new run for it."
-            )
-        node = next(name for name in RESUMABLE if key == name or key.startswith(f"{name}."))
-        OmegaConf.update(saved, node, OmegaConf.select(config, node), merge=False, force_add=True)
-        if node == "trainer.max_steps" and not any(o.startswith("trainer.max_tokens=") for o in overrides):
-            saved.trainer.max_tokens = None
-    saved.resume = config.resume
-    return saved
-
-
-def decoder_config(config: DictConfig, vocab_size: int, separator_tokens: Sequence[int] = ()) -> DecoderConfig:
-    """The decoder that a configuration asks for; ``separator_tokens`` are those of ``model.separators``.
-
-    Raises:
-        ValueError: on an unknown attention, or on sizes that do not fit together.
-    """
-    entries: dict[str, dict[str, Any]] = to_dict(config.mixers)
-    known = {*mixers.names(), *entries}
-    schedule = config.schedule
-    layers = expand_schedule(schedule.pattern, config.model.depth, config.attention, known, schedule.patch)
-    used = {name: entries[name] for name in dict.fromkeys(layers) if name in entries}
-    model = to_dict(config.model)
-    for key in ("name", "separators"):
-        model.pop(key)
-    return DecoderConfig(
-        vocab_size=vocab_size, layer_types=layers, mixers=used, separator_tokens=list(separator_tokens), **model
-    )
-
-
-def step_budget(config: DictConfig) -> int:
-    """Optimizer steps of the budget, which is given in tokens, or else in steps.
-
-    Raises:
-        ConfigError: if neither is given, or if it is not positive.
-    """
-    trainer = config.trainer
-    tokens_per_step = trainer.batch_size * config.data.length
-    if trainer.max_tokens is not None:
-        steps = math.ceil(trainer.max_tokens / tokens_per_step)
-    elif trainer.max_steps is not None:
-        steps = trainer.max_steps
-    else:
-        raise ConfigError("no budget: set trainer.max_steps or trainer.max_tokens.")
-    if steps < 1:
-        raise ConfigError(f"the budget is {steps} steps: expected at least 1.")
-    return steps
 
 
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
