@@ -15,6 +15,7 @@ from zoo.data.recall_data import RecallOptions, RecallRows, RecallValidation
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches
 from zoo.data.store import TokenStore
 from zoo.data.tokenizers import build_tokenizer, token_byte_lengths, vocabulary_size
+from zoo.data.workers import SteadyLoader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -149,7 +150,7 @@ class LanguageData(lightning.LightningDataModule):
         return self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size
 
     def _loader(self, batches: Dataset) -> DataLoader:
-        return DataLoader(
+        return SteadyLoader(
             batches,
             batch_size=None,
             num_workers=self.num_workers,
