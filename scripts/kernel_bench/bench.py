@@ -105,6 +105,11 @@ class Bench:
         """Seconds since the piece began."""
         return self.now() - self._begin
 
+    @property
+    def lost(self) -> bool:
+        """Whether this process can no longer use its GPU."""
+        return self._lost
+
     def left(self) -> float:
         """Seconds in which rows may still be measured."""
         return self.seconds - self.elapsed()

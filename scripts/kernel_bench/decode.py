@@ -24,9 +24,18 @@ def decode(bench: Bench) -> None:
     shapes = [Shape(1, t, heads, width, groups) for t in contexts]
     if not bench.dry:
         shapes += [Shape(b, 8192, heads, width, groups) for b in (8, 32)]
+    softmax_steps(bench, shapes)
+    linear_steps(bench, [Shape(b, 1, 2 if bench.dry else 64, width) for b in ((1,) if bench.dry else (1, 4, 32, 256))])
+
+
+def softmax_steps(bench: Bench, shapes: list[Shape]) -> None:
+    """One step over a cache of each shape."""
     bench.each(shapes, lambda shape: _softmax_step(bench, shape), lambda shape: f"softmax step {shape}")
-    batches = [Shape(b, 1, 2 if bench.dry else 64, width) for b in ((1,) if bench.dry else (1, 4, 32, 256))]
-    bench.each(batches, lambda shape: _linear_step(bench, shape), lambda shape: f"linear step {shape}")
+
+
+def linear_steps(bench: Bench, shapes: list[Shape]) -> None:
+    """One step with a state of each shape."""
+    bench.each(shapes, lambda shape: _linear_step(bench, shape), lambda shape: f"linear step {shape}")
 
 
 @torch.no_grad()

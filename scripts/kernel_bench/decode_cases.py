@@ -109,15 +109,16 @@ def replayed(bench: Bench, run: Callable[..., Tensor], inputs: tuple[Tensor, ...
 def correctness_decode(bench: Bench) -> None:
     """Both steps, over ragged batches, windows, sinks and rings."""
 
-    def check(item: tuple[torch.dtype, StepCase | LinearStepCase]) -> None:
-        dtype, case = item
-        if isinstance(case, StepCase):
-            _check_softmax(bench, dtype, case)
-        else:
-            _check_linear(bench, dtype, case)
-
     cases = product(dtypes(bench), step_cases(bench.dry))
-    bench.each(cases, check, label, alike=True)
+    bench.each(cases, lambda item: check_step(bench, *item), label, alike=True)
+
+
+def check_step(bench: Bench, dtype: torch.dtype, case: StepCase | LinearStepCase) -> None:
+    """Compare one step, or several of linear attention, with the formula."""
+    if isinstance(case, StepCase):
+        _check_softmax(bench, dtype, case)
+    else:
+        _check_linear(bench, dtype, case)
 
 
 def _check_softmax(bench: Bench, dtype: torch.dtype, case: StepCase) -> None:

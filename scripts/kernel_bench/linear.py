@@ -30,7 +30,7 @@ def _least_seconds(bench: Bench, shape: Shape, dtype: torch.dtype, direction: st
     return ARRAYS[direction] * numbers * dtype.itemsize / bandwidth(bench)
 
 
-def _row(bench: Bench, name: str, shape: Shape, direction: str, goal: str | None) -> float | None:
+def time_lightning(bench: Bench, name: str, shape: Shape, direction: str, goal: str | None) -> float | None:
     """Time all forms of one shape; milliseconds of ours."""
     dtype = low_precision(bench)
     forms = _forms(bench, shape.heads)
@@ -67,7 +67,7 @@ def linear(bench: Bench) -> None:
     def run(item: tuple[str, int]) -> None:
         direction, length = item
         shape = Shape(tokens // length, length, heads, width)
-        took = _row(bench, "lightning", shape, direction, ROOFLINE[direction])
+        took = time_lightning(bench, "lightning", shape, direction, ROOFLINE[direction])
         if took and length <= FLAT:
             rates[direction].append(tokens / took * 1e3)
 
@@ -88,10 +88,10 @@ def few_heads(bench: Bench) -> None:
     bandwidth(bench)
 
     def run(direction: str) -> None:
-        dense = _row(bench, "saturated", many, direction, ROOFLINE[direction])
+        dense = time_lightning(bench, "saturated", many, direction, ROOFLINE[direction])
         for heads in (1,) if bench.dry else (8, 1, 4, 16):
             shape = Shape(1, length, heads, width)
-            took = _row(bench, "few heads", shape, direction, None)
+            took = time_lightning(bench, "few heads", shape, direction, None)
             if took and dense:
                 ratio = took / dense * (many.batch * many.heads) / heads
                 row = Row("few heads", shape, low_precision(bench), "ours", direction)
@@ -112,7 +112,7 @@ def widths(bench: Bench) -> None:
         heads = max(1, numbers // (length * width) // (1 if bench.dry else 4))
         shape = Shape(1 if bench.dry else 4, length, heads, width)
         goal = ROOFLINE[direction] if width == WIDTH else None
-        took = _row(bench, "widths", shape, direction, goal)
+        took = time_lightning(bench, "widths", shape, direction, goal)
         if took:
             times[item] = took
 

@@ -29,6 +29,7 @@ CUDA_PIECES = (
     "decode",
     "overhead",
 )
+FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes
 RESULTS = Path("runs") / "kernels"  # where the pieces on CUDA leave their files if nothing else is said
 DEFAULTS = {
     "device": "auto",
@@ -39,6 +40,7 @@ DEFAULTS = {
     "dry": "false",
     "threads": "0",
     "minutes": "8",
+    "seconds": "280",
     "only": "",
 }
 
@@ -53,6 +55,7 @@ class Options:
         threads: of PyTorch, 0 to leave them.
         out: file of the CPU tables, folder of the files of all other pieces.
         minutes: that a piece may take on CUDA, its process included; on the CPU it starts no row after them.
+        seconds: that piece=first may take in all.
         given: the arguments as they were typed.
     """
 
@@ -64,6 +67,7 @@ class Options:
     plot: Path | None
     threads: int
     minutes: float
+    seconds: float
     only: str
     given: tuple[str, ...]
 
@@ -101,6 +105,7 @@ def parse(arguments: list[str]) -> Options:
         plot=Path(chosen["plot"]) if chosen["plot"] else None,
         threads=int(_number(chosen, "threads")),
         minutes=_number(chosen, "minutes"),
+        seconds=_number(chosen, "seconds"),
         only=chosen["only"],
         given=tuple(arguments),
     )
@@ -128,12 +133,15 @@ def _number(chosen: dict[str, str], key: str) -> float:
 
 def _pieces(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """Names, or groups of names by their first word: ``correctness`` is all that begin with it."""
+    if text == FIRST and known == CUDA_PIECES:
+        return (FIRST,)
     if text == "all":
         return known
     found: list[str] = []
+    more = f", or {FIRST} alone" if known == CUDA_PIECES else ""
     for word in text.split(","):
         matches = [name for name in known if name == word or name.startswith(f"{word}_")]
         if not matches:
-            raise ValueError(f"piece={word!r} does not exist here: expected all, {', '.join(known)}.")
+            raise ValueError(f"piece={word!r} does not exist here: expected all, {', '.join(known)}{more}.")
         found += [name for name in matches if name not in found]
     return tuple(found)

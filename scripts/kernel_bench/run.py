@@ -26,7 +26,8 @@ from kernel_bench import (
     sparse,
 )
 from kernel_bench.bench import Bench, write
-from kernel_bench.options import Options, parse
+from kernel_bench.first import run_first
+from kernel_bench.options import FIRST, Options, parse
 from kernel_bench.pace import KILLED, at_most, killed_after
 from kernel_bench.plot import draw
 from kernel_bench.report import table, verdict
@@ -66,7 +67,9 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.suite == "cpu" or options.dry:
+    if options.pieces == (FIRST,):
+        run_first(options)
+    elif options.suite == "cpu" or options.dry:
         run_pieces(options)
     elif len(options.pieces) > 1:
         _one_process_each(options)

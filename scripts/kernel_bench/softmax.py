@@ -26,10 +26,13 @@ def ours(bench: Bench, window: int | None = None, sinks: int = 0) -> Attention:
     return run
 
 
-def causal(bench: Bench, name: str, shape: Shape, goals: bool) -> dict[str, Timings]:
+def causal(
+    bench: Bench, name: str, shape: Shape, goals: bool, peers: tuple[str, ...] = ("sdpa", "flex")
+) -> dict[str, Timings]:
     """Exact attention in all implementations: time, memory, rates, the lead over PyTorch's flash kernel."""
     forms = {"ours": ours(bench), **sdpa_peers(bench)}
-    add_flex(bench, f"{name} {shape}", forms, lambda: causal_mask(shape.length, bench.device))
+    if "flex" in peers:
+        add_flex(bench, f"{name} {shape}", forms, lambda: causal_mask(shape.length, bench.device))
     timings = time_forms(bench, name, shape, forms)
     for direction, found in timings.items():
         row = Row(name, shape, low_precision(bench), "", direction)
@@ -84,7 +87,10 @@ def dense(bench: Bench, shape: Shape) -> dict[str, Timings]:
     return timings
 
 
-def windows(bench: Bench) -> None:
+WINDOWS = ((1024, 0), (4096, 0), (256, 0), (1024, 4), (128, 0), (16384, 0))  # tokens, and first tokens kept visible
+
+
+def windows(bench: Bench, sizes: tuple[tuple[int, int], ...] | None = None) -> None:
     """Windows over a long context, against the share of the pairs that they hold, and FlexAttention."""
     shape = Shape(1, 20, 2, 16) if bench.dry else Shape(1, 32768, 16, 128)
     whole: dict[str, Timings] = {direction: {} for direction in DIRECTIONS}
@@ -103,7 +109,7 @@ def windows(bench: Bench) -> None:
             row = Row(name, shape, low_precision(bench), "", direction)
             compare_to_dense(bench, row, found, whole[direction], share, None)
 
-    sizes = ((8, 0), (8, 2)) if bench.dry else ((1024, 0), (4096, 0), (256, 0), (1024, 4), (128, 0), (16384, 0))
+    sizes = sizes or (((8, 0), (8, 2)) if bench.dry else WINDOWS)
     bench.each(sizes, run, lambda item: f"window {item[0]}, {item[1]} sinks")
 
 

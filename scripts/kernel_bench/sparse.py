@@ -48,7 +48,7 @@ def with_layout(bench: Bench, layout: Any) -> Attention:
     return run
 
 
-def sparse(bench: Bench) -> None:
+def sparse(bench: Bench, patterns: list[Pattern] | None = None) -> None:
     """Longformer- and BigBird-like layouts of about an eighth of the pairs."""
     shape = Shape(1, 60, 2, 16) if bench.dry else Shape(1, 32768, 16, 128)
     whole: dict[str, Timings] = {direction: {} for direction in DIRECTIONS}
@@ -67,13 +67,14 @@ def sparse(bench: Bench) -> None:
             row = Row(str(pattern), shape, low_precision(bench), "", direction)
             compare_to_dense(bench, row, found, whole[direction], density, "<= 1.15")
 
-    if bench.dry:
-        patterns = [Pattern("longformer", 16, 16, 16), Pattern("bigbird", 16, 16, 16, 16)]
-    else:
-        sizes = (128, 64)
-        patterns = [Pattern("longformer", n, 1536, 512) for n in sizes]
-        patterns += [Pattern("bigbird", n, 768, 512, 768) for n in sizes]
-    bench.each(patterns, run)
+    bench.each(patterns or _patterns(bench.dry), run)
+
+
+def _patterns(dry: bool) -> list[Pattern]:
+    if dry:
+        return [Pattern("longformer", 16, 16, 16), Pattern("bigbird", 16, 16, 16, 16)]
+    sizes = (128, 64)
+    return [Pattern("longformer", n, 1536, 512) for n in sizes] + [Pattern("bigbird", n, 768, 512, 768) for n in sizes]
 
 
 def _building(bench: Bench, pattern: Pattern, shape: Shape, visible: Tensor) -> None:
