@@ -17,8 +17,9 @@ from zoo.data.datamodule import LanguageData
 from zoo.data.recall import registry
 from zoo.data.recall.base import RecallTask
 from zoo.data.recall.compose import Facts
+from zoo.data.recall.options import RecallOptions, read_entries
 from zoo.data.recall.samples import Question, RecallError
-from zoo.data.recall_data import RecallOptions, RecallRows, RecallValidation, read_entries
+from zoo.data.recall_data import RecallRows, RecallValidation
 
 LENGTH = 256
 TASKS = {"mqar": {"variants": ["pairs4", "pairs8"]}, "niah": {"weight": 2.0, "variants": ["single", "multikey"]}}
@@ -61,7 +62,9 @@ def rows(stores, tokenizer):
     """Function that makes rows with other options."""
 
     def make(length=LENGTH, seed=0, **options):
-        return RecallRows(RecallOptions.read({"tasks": TASKS, **options}), tokenizer, stores, length, seed)
+        return RecallRows(
+            RecallOptions.read({"tasks": TASKS, **options}, "data.recall"), tokenizer, stores, length, seed
+        )
 
     return make
 
@@ -277,17 +280,20 @@ def test_entries():
         ({"share": 1.5}, r"data\.recall\.share=1\.5: expected a number from 0 to 1"),
         ({"share": -0.1}, r"data\.recall\.share=-0\.1"),
         ({"share": float("nan")}, r"data\.recall\.share=nan"),
-        ({"shortest": 1}, r"data\.recall\.shortest=1: expected a number >= 2"),
+        ({"shortest": 1}, r"data\.recall\.shortest=1: expected a whole number of tokens >= 2"),
         ({"tight": 1.1}, r"data\.recall\.tight=1\.1: expected a number from 0 to 1"),
         ({"answer_weight": -1}, r"data\.recall\.answer_weight=-1"),
         ({"val_samples": 0}, r"data\.recall\.val_samples=0"),
-        ({"haystack": ["hay"]}, r"data\.recall\.haystack has 'hay': expected some of noise, corpus"),
-        ({"haystack": []}, r"data\.recall\.haystack has"),
-        ({"shares": 1}, r"data\.recall\.shares is not an option: expected one of .*share, shortest"),
-        ({"tasks": {"mqra": {}}}, r"tasks\.mqra: task 'mqra': expected one of mqar, passkey"),
+        ({"haystack": ["hay"]}, r"data\.recall\.haystack=\[hay\]: expected a list, each one of noise, corpus"),
+        ({"haystack": []}, r"data\.recall\.haystack=\[\]: expected a list"),
+        ({"shares": 1}, r"data\.recall\.shares: unknown option; did you mean data\.recall\.share\?"),
+        ({"tasks": {"mqra": {}}}, r"tasks\.mqra: unknown task 'mqra'; did you mean mqar\?"),
         ({"tasks": {"mqar": {"variants": ["x"]}}}, r"tasks\.mqar: mqar has no variant 'x': expected one of pairs8"),
-        ({"tasks": {"mqar": {"pair": 3}}}, r"tasks\.mqar: pair is not an option of mqar: expected one of pairs"),
-        ({"tasks": {"mqar": {"weight": -1}}}, r"tasks\.mqar\.weight=-1\.0: expected a number >= 0"),
+        (
+            {"tasks": {"mqar": {"pair": 3}}},
+            r"tasks\.mqar\.pair: unknown option; did you mean .*mqar\.pairs\?",
+        ),
+        ({"tasks": {"mqar": {"weight": -1}}}, r"tasks\.mqar\.weight=-1: expected a number >= 0"),
         ({"tasks": {"mqar": {"weight": 0}}}, r"has no task of a weight above 0"),
         ({"tasks": {}}, r"has no task"),
         (
@@ -297,7 +303,7 @@ def test_entries():
     ],
 )
 def test_wrong_options_say_what_exists_before_training(rows, options, message):
-    with pytest.raises(RecallError, match=message):
+    with pytest.raises(ValueError, match=message):
         rows(**options)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from zoo.data.documents import DataError, Source, expand
-from zoo.data.recall_data import RecallOptions, RecallRows, RecallValidation
+from zoo.data.recall.options import RecallOptions
+from zoo.data.recall_data import RecallRows, RecallValidation
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches
 from zoo.data.store import TokenStore
 from zoo.data.tokenizers import build_tokenizer, token_byte_lengths, vocabulary_size
@@ -61,7 +62,7 @@ class LanguageData(lightning.LightningDataModule):
         self.batch_size, self.micro_batch_size, self.num_workers = batch_size, micro_batch_size, num_workers
         self.cache_dir, self.seed = expand(cache_dir), seed
         self.stores: dict[str, TokenStore] = {}
-        self.recall = None if recall is None else RecallOptions.read(recall)
+        self.recall = None if recall is None else RecallOptions.read(recall, "data.recall")
         self.recall_rows: RecallRows | None = None
         self._check_options()
 

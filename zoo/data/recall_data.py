@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from zoo.data.recall.base import Place, RecallTask
+from zoo.data.recall.base import Place
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
-from zoo.data.recall.registry import build_task
+from zoo.data.recall.options import Entry, RecallOptions
 from zoo.data.recall.samples import RecallError, Sample, sample_rng
 from zoo.data.store import TokenStore
 
@@ -25,98 +25,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-HAYSTACKS = ("noise", "corpus")
 TRIES = 8  # draws of a sample before the rest of a row stays empty
 PROBES = 8  # samples that must fit before a length counts as enough for a task
 PARTS = 2**16  # samples of a row, at most
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One variant of a task of a mix; ``name`` is the task's in the mix, ``weight`` relative to all others'."""
-
-    name: str
-    variant: str
-    weight: float
-    task: RecallTask
-
-
-def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
-    """The node ``data.recall.tasks.NAME``: task (NAME by default), variants (the first by default), weight, options.
-
-    Raises:
-        RecallError: on an unknown task, variant or option; the message lists those that exist.
-    """
-    given = dict(options or {})
-    weight, task = float(given.pop("weight", 1.0)), given.pop("task", name)
-    if not weight >= 0:
-        raise RecallError(f"data.recall.tasks.{name}.weight={weight}: expected a number >= 0.")
-    variants = given.pop("variants", None) or [None]
-    try:
-        made = [build_task(task, variant, **given) for variant in variants]
-    except RecallError as error:
-        raise RecallError(f"data.recall.tasks.{name}: {error}") from error
-    first = next(iter(made[0].VARIANTS))
-    return [Entry(name, v or first, weight / len(variants), t) for v, t in zip(variants, made)]
-
-
-@dataclass(frozen=True)
-class RecallOptions:
-    """The node ``data.recall``.
-
-    Attributes:
-        tasks: options of each task by name, see :func:`read_entries`; those of weight 0 are left out.
-        share: of the sequences of a batch that are recall samples. shortest: tokens of a sample, at least.
-        tight: share of the samples that are as short as their task allows, and so have the most answers per token.
-        haystack: what surrounds the facts, with equal chances: noise, corpus (the text of the same split).
-        answer_weight: of the loss of each token of an answer; a token of the corpus has 1.
-        context_weight: of all other tokens of a recall sample.
-        val_samples: to validate on, of the split ``eval``.
-    """
-
-    tasks: Mapping[str, Mapping[str, Any] | None]
-    share: float = 0.5
-    shortest: int = 32
-    tight: float = 0.5
-    haystack: Sequence[str] = HAYSTACKS
-    answer_weight: float = 8.0
-    context_weight: float = 0.0
-    val_samples: int = 64
-
-    @classmethod
-    def read(cls, node: Mapping[str, Any]) -> RecallOptions:
-        """Checked options.
-
-        Raises:
-            RecallError: on an unknown key or a value out of range.
-        """
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in node if key not in known]
-        if unknown:
-            raise RecallError(f"data.recall.{unknown[0]} is not an option: expected one of {', '.join(known)}.")
-        options = cls(**{"tasks": {}, **node})
-        part, any_weight = (0, 1), (0, np.inf)
-        ranges = {"share": part, "shortest": (2, np.inf), "tight": part, "val_samples": (1, np.inf)}
-        for name, (low, high) in {**ranges, "answer_weight": any_weight, "context_weight": any_weight}.items():
-            value = getattr(options, name)
-            if not low <= value <= high:
-                bounds = f">= {low}" if high == np.inf else f"from {low} to {high}"
-                raise RecallError(f"data.recall.{name}={value}: expected a number {bounds}.")
-        if not options.haystack or (wrong := [name for name in options.haystack if name not in HAYSTACKS]):
-            shown = wrong[0] if options.haystack else "[]"
-            raise RecallError(f"data.recall.haystack has {shown!r}: expected some of {', '.join(HAYSTACKS)}.")
-        return options
-
-    def entries(self) -> list[Entry]:
-        """The tasks that are asked for, variant by variant.
-
-        Raises:
-            RecallError: if there is none, or on what :func:`read_entries` refuses.
-        """
-        entries = [entry for name, node in self.tasks.items() for entry in read_entries(name, node) if entry.weight > 0]
-        if not entries:
-            raise RecallError("data.recall.tasks has no task of a weight above 0: name at least one.")
-        return entries
 
 
 class RecallRows:
@@ -162,7 +73,7 @@ class RecallRows:
 
     def facts(self) -> dict[str, Any]:
         """What was trained on, as plain data for the checkpoint."""
-        options = asdict(self.options) | {"haystack": list(self.options.haystack), "length": self.length}
+        options = self.options.model_dump() | {"haystack": list(self.options.haystack), "length": self.length}
         tasks: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         for entry in self.entries:
             tasks[entry.name][entry.variant] = {"task": entry.task.name, "weight": entry.weight, **asdict(entry.task)}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from zoo.mixers.base import Mixer
 
 _REGISTRY: dict[str, type[Mixer]] = {}
-_SHARED = ("self", "width", "heads", "depth", "layer")
+SHARED = ("self", "width", "heads", "depth", "layer")
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
 MixerType = TypeVar("MixerType", bound=type[Mixer])
@@ -48,7 +48,7 @@ def get(name: str) -> type[Mixer]:
 
 def option_names(name: str) -> list[str]:
     """Option keywords of a mixer, besides width, heads, depth and layer."""
-    return [key for key in inspect.signature(get(name).__init__).parameters if key not in _SHARED]
+    return [key for key in inspect.signature(get(name).__init__).parameters if key not in SHARED]
 
 
 def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, **options: Any) -> Mixer:

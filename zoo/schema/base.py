@@ -1,0 +1,117 @@
+"""What every group of options shares: strict types, options with a meaning, and models made from signatures.
+
+Values come from YAML or from Hydra's grammar, so that their types are known: a word is no number and ``true`` no count.
+Two spellings are taken as they are meant: a whole number may be written as ``1e3``, a name may be a number.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import Self
+
+from zoo.config import ConfigError
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Ge(1)]
+Count = Annotated[Whole, Ge(0)]
+Number = float
+Flag = bool
+Text = Annotated[str, BeforeValidator(_text)]
+
+
+def option(meaning: str, *, unit: str = "", default: Any = ..., **bounds: Any) -> Any:
+    """Declare an option of a group.
+
+    Args:
+        meaning: what it does, a phrase that help and errors print.
+        unit: what it counts, as ``tokens``.
+        default: only for what earlier versions did not have; all other defaults are in configs/.
+        bounds: ``ge``, ``gt``, ``le``, ``lt``, ``min_length`` and ``discriminator`` of pydantic's Field.
+    """
+    return Field(default, description=meaning, json_schema_extra={"unit": unit} if unit else None, **bounds)
+
+
+class Options(BaseModel):
+    """A group of options: unknown keys, values of other types, infinite ones and those outside a range are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    @classmethod
+    def read(cls, node: Mapping[str, Any], path: str = "") -> Self:
+        """Checked options of ``node``.
+
+        Args:
+            node: plain values by name.
+            path: where the node lies, as ``optimizer``, for messages.
+
+        Raises:
+            ConfigError: one line that names the options, their values and what was expected.
+        """
+        from zoo.schema.messages import explain
+
+        try:
+            return cls.model_validate(dict(node))
+        except ValidationError as error:
+            raise ConfigError(explain(cls, node, error, path)) from None
+
+
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+def model_of_signature(
+    function: Callable[..., Any],
+    name: str,
+    left_out: Collection[str] = (),
+    base: type[OptionsType] = Options,  # type: ignore[assignment]
+) -> type[OptionsType]:
+    """Options that are the keywords of a function or a class, with the types and defaults of its annotations.
+
+    Args:
+        function: whose parameters are read.
+        name: of the model.
+        left_out: parameters that are no options.
+        base: model that has more options.
+    """
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.name == "self" or parameter.name in left_out:
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (lenient(hints.get(parameter.name, Any)), default)
+    return create_model(name, __base__=base, **fields)
+
+
+def lenient(hint: Any) -> Any:
+    """An annotation of plain types in which whole numbers may be written as ``1e3``."""
+    if hint is int:
+        return Whole
+    if get_origin(hint) is Annotated:
+        base, *metadata = get_args(hint)
+        parts = (lenient(base), *metadata)
+        return Annotated[parts]
+    if is_union(hint):
+        return Union[tuple(lenient(part) for part in get_args(hint))]  # noqa: UP007
+    if get_origin(hint) is list:
+        return list[lenient(get_args(hint)[0])]  # type: ignore[misc]
+    return hint
+
+
+def is_union(hint: Any) -> bool:
+    """Whether an annotation is ``A | B``."""
+    return str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>")

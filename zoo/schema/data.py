@@ -1,0 +1,86 @@
+"""Options of the groups data and tokenizer; configs/data, configs/tokenizer."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from hydra.utils import get_class
+from pydantic import field_validator, model_validator
+from typing_extensions import Self
+
+from zoo.config import NAMESPACE, ConfigError
+from zoo.data.recall.options import RecallOptions
+from zoo.schema.base import Flag, Options, Positive, Text, Whole, model_of_signature, option
+
+LONGEST = 2**40  # of sequences, and more
+
+
+class DataOptions(Options):
+    """Text and how it is cut into sequences."""
+
+    name: Text = option("name of the data set, also of the run's folder")
+    length: Annotated[Whole, Ge(1), Le(LONGEST)] = option("input tokens of a sequence", unit="tokens")
+    isolate_documents: Flag = option("whether nothing crosses from one document into the next inside a sequence")
+    num_workers: Annotated[Whole, Ge(0), Le(1024)] = option("that read batches beside each process", unit="processes")
+    path: Text | None = option("local text or a local copy of the data set, for sources that have one")
+    cache_dir: Text = option("folder for tokenizers, token stores and downloads")
+    val_tokens: Positive | None = option("to validate on, the first of the split; null: all", unit="tokens")
+    recall: RecallOptions | None = option(
+        "recall samples among the sequences, with data/recall=mix or mqar; null: none", default=None
+    )
+    source: dict[str, Any] = option("class of the text's source, _target_, and its keywords")
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: dict[str, Any]) -> dict[str, Any]:
+        options = {key: value for key, value in source.items() if key != "_target_"}
+        read = source_model(source.get("_target_")).read(options, "data.source")
+        return {"_target_": source["_target_"], **read.model_dump(exclude_unset=True)}
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Self:
+        if self.path is not None and "path" not in self.source:
+            raise ConfigError(
+                f"data.path={self.path}: data={self.name} reads no path; choose data=text for local files, or a data "
+                "set with a local copy."
+            )
+        return self
+
+
+@cache
+def source_model(target: Any) -> type[Options]:
+    """Options of the source class called ``target``.
+
+    Raises:
+        ConfigError: if it is not a class of this project.
+    """
+    if not isinstance(target, str) or not target.startswith(NAMESPACE):
+        raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
+    try:
+        return model_of_signature(get_class(target), target.rpartition(".")[2])
+    except Exception as error:  # Hydra's kinds, and all that an import can raise
+        raise ConfigError(f"data.source._target_={target}: there is no such class.") from error
+
+
+class BytesOptions(Options):
+    """256 bytes and one end-of-text token."""
+
+    kind: Literal["bytes"] = option("256 bytes and one end-of-text token")
+
+
+class BPEOptions(Options):
+    """Byte-level BPE trained on the train split and kept in the cache."""
+
+    kind: Literal["bpe"] = option("byte-level BPE trained on the train split and kept in the cache")
+    vocab_size: Annotated[Whole, Ge(257), Le(10_000_000)] = option("of the vocabulary", unit="tokens")
+    train_bytes: Positive = option("of text that are learned from, at most", unit="bytes")
+
+
+class PretrainedOptions(Options):
+    """Any fast tokenizer with an end-of-text token."""
+
+    kind: Literal["pretrained"] = option("any fast tokenizer with an end-of-text token")
+    id: Text = option("Hub id or local folder")
+    revision: Text | None = option("of the Hub's repository; null: the latest")

@@ -1,0 +1,87 @@
+"""Options of the groups sweep and match: series of runs, and what is made equal; configs/sweep, configs/match."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from pydantic import ConfigDict
+
+from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
+
+Quantity = Literal["params", "flops", "cache"]
+
+
+class MatchOptions(Options):
+    """Sizes that are solved for, so that runs are equal in what they cost."""
+
+    quantity: Quantity | None = option("what is made equal to that of the reference")
+    knob: str = option("path of the whole number that is solved for, as mixers.window.window or mixers.gqa.kv_heads")
+    reference: dict[str, Any] | None = option(
+        "what the reference has; all else, the knob's value too, is as in the run itself"
+    )
+    tolerance: Number = option("largest difference, as part of the reference; beyond it the run is refused", gt=0)
+    context: Positive | None = option("at which FLOPs and cache are counted; null: data.length", unit="tokens")
+    step: Positive | None = option(
+        "multiples of it are tried; null: 1, but 8 for model.mlp_width where that comes within the tolerance"
+    )
+
+
+class AxisOptions(Options):
+    """What the arms of a sweep differ in."""
+
+    key: str | None = option("option that the arms differ in; a list of it on the command line replaces the arms")
+    label: Text | None = option("its name in pictures")
+
+
+class ArmOptions(Options):
+    """One arm of a sweep."""
+
+    name: Text = option("name of the arm, also of its folder")
+    overrides: list[str] = option("what the arm changes", default=[])
+
+
+class TaskOptions(Options):
+    """One task of eval.py after training."""
+
+    name: str = option("a file of configs/task")
+    overrides: list[str] = option("as for eval.py", default=[])
+
+
+class SlurmOptions(Options):
+    """How runs are submitted; other keywords are those of submitit's update_parameters."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cluster: Literal["slurm", "local"] = option("local: processes of this machine, to try it")
+    timeout_min: Positive = option("of a run", unit="minutes")
+    gpus_per_node: Count = option("of a run", unit="GPUs")
+    cpus_per_task: Positive = option("of a run", unit="CPUs")
+
+
+class SweepOptions(Options):
+    """A series of runs: python train.py -m sweep=NAME."""
+
+    name: Text | None = option("name of the sweep, also of its folder sweeps/NAME; another one is hydra.sweep.dir=")
+    question: str | None = option("that the sweep answers")
+    axis: AxisOptions = option("what the arms differ in")
+    arms: list[ArmOptions] | None = option("list of {name, overrides}")
+    rule: Literal["kv_heads", "mixers", "lengths", "leave_one_out", "one_layer"] | None = option(
+        "makes the arms, where none are listed"
+    )
+    overrides: list[str] = option("of every arm; those of the command line come after them")
+    reference: Text | None = option("arm that the others are compared with; null: the first")
+    seeds: list[Count] = option("of each arm; or seed=0,1,2", min_length=1)
+    tasks: list[str | TaskOptions] | None = option("of eval.py, after training")
+    match: Quantity | None = option("what all arms are made equal in; null: as they are")
+    jobs: Annotated[Whole, Ge(1), Le(10_000)] = option("at the same time", unit="runs")
+    devices_per_arm: Positive | None = option("of one run; null: those that there are, divided", unit="GPUs")
+    retry: Flag = option("whether what failed is tried again when the sweep is continued")
+    launcher: Literal["local", "slurm"] = option("where runs start")
+    slurm: SlurmOptions = option("with launcher=slurm")
+
+
+class NoSweep(Options):
+    """One run, or a plain multirun."""
+
+    name: None = option("of a sweep; null: one run")
