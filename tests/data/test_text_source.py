@@ -33,23 +33,60 @@ def test_a_document_keeps_its_split_when_others_come(write):
         assert {d.text for d in small[split]} <= {d.text for d in large[split]}
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 20])
-def test_few_documents_still_give_train_and_validation(write, n):
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_few_documents_still_give_every_split(write, n):
     found = splits(TextSource(str(write(a_DOT_jsonl=many(n)))))
-    assert found["train"] and found["validation"]
-    assert n == 2 or found["test"]
+    assert all(found.values())
     assert len({d.text for documents in found.values() for d in documents}) == n
 
 
 def test_every_number_of_documents_is_divided_with_none_lost():
-    for n in range(2, 60):
+    for n in range(3, 60):
         hashes = np.random.default_rng(n).integers(0, 2**63, n, dtype=np.uint64) * np.uint64(2)
-        assert set(assign_splits(hashes, (0.9, 0.05, 0.05)).tolist()) >= {0, 1}
+        assert set(assign_splits(hashes, (0.9, 0.05, 0.05)).tolist()) == {0, 1, 2}
 
 
-def test_equal_documents_cannot_be_divided(write):
-    with pytest.raises(DataError, match=r"all with the same text"):
-        list(TextSource(str(write(a_DOT_txt="same", b_DOT_txt="same"))).documents("train"))
+def book(title, lines=400):
+    return "".join(f"{title}, line {number} of a book.\n" for number in range(lines))
+
+
+@pytest.mark.parametrize("other", ["Two", "One"])
+def test_two_books_give_every_split_some_of_each(write, other):
+    """Where one has the text of the other, nothing of the held-out text is trained on either."""
+    texts = {"one.txt": book("One"), "two.txt": book(other)}
+    root = write(one_DOT_txt=texts["one.txt"], two_DOT_txt=texts["two.txt"])
+    found = splits(TextSource(str(root)))
+    for split in SPLITS:
+        assert [d.name for d in found[split]] == ["one.txt", "two.txt"]
+    for number, text in enumerate(texts.values()):
+        pieces = [found[split][number].text for split in SPLITS]
+        assert "".join(pieces) == text and all(piece.endswith("\n") for piece in pieces)
+        assert [len(piece) / len(text) for piece in pieces] == pytest.approx([0.9, 0.05, 0.05], abs=0.02)
+    lines = {split: {line for d in documents for line in d.text.splitlines()} for split, documents in found.items()}
+    assert not lines["train"] & (lines["validation"] | lines["test"])
+    assert splits(TextSource(str(root))) == found
+    assert TextSource(str(root)).describe()["splits"] == "cut from the documents, 90/5/5"
+
+
+def test_two_documents_too_short_to_be_cut_are_train_and_validation(write):
+    found = splits(TextSource(str(write(a_DOT_txt="A", b_DOT_txt="B"))))
+    assert [len(documents) for documents in found.values()] == [1, 1, 0]
+
+
+def test_two_of_two_fractions_are_divided_by_document(write):
+    found = splits(TextSource(str(write(a_DOT_txt=book("A"), b_DOT_txt=book("B"))), split_fractions=(0.9, 0.1, 0)))
+    assert [len(documents) for documents in found.values()] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("files", [{"a_DOT_txt": "ab"}, {"a_DOT_txt": "ab", "b_DOT_txt": "ab"}])
+def test_one_text_that_is_too_short(write, files):
+    with pytest.raises(DataError, match=r"corpus has one text of 2 characters, too few to cut train and validation"):
+        list(TextSource(str(write(**files))).documents("train"))
+
+
+def test_borders_of_one_long_text_stay_where_they_were():
+    """Runs of one file continue on the same text: the slack of a border is a fortieth of the text at 90/5/5."""
+    assert all(min(n // 40, (round(n * 0.95) - round(n * 0.9)) // 2) == n // 40 for n in range(100_000))
 
 
 def test_one_file_is_cut_at_paragraphs(write):
@@ -59,11 +96,6 @@ def test_one_file_is_cut_at_paragraphs(write):
     assert "".join(pieces) == text
     assert all(piece.startswith("Paragraph") for piece in pieces)
     assert [len(piece) / len(text) for piece in pieces] == pytest.approx([0.9, 0.05, 0.05], abs=0.02)
-
-
-def test_one_file_that_is_too_short(write):
-    with pytest.raises(DataError, match=r"book.txt is the only document and has 2 characters"):
-        list(TextSource(str(write(book_DOT_txt="ab") / "book.txt")).documents("train"))
 
 
 def test_two_fractions_may_be_all(write):
@@ -79,6 +111,7 @@ def test_folders_named_after_splits(write, validation):
     source = TextSource(str(root))
     assert [(d.name, d.text) for d in source.documents("train")] == [("train/a.txt", "A"), ("train/deep/b.md", "B")]
     assert [d.text for d in source.documents("validation")] == ["C"]
+    assert TextSource(str(root)).describe()["splits"].endswith("; test: none")
     with pytest.raises(DataError, match=r"none for 'test'.*add a folder named test/"):
         list(source.documents("test"))
 
@@ -92,7 +125,8 @@ def test_globs_and_hidden_files(write):
 
 def test_text_is_not_altered_except_for_the_mark(write):
     body = "one\r\ntwo\rthree\u2028four \t \x00 é e\u0301\n\n"
-    root = write(train__a_DOT_txt=b"\xef\xbb\xbf" + body.encode(), train__b_DOT_jsonl=[{"text": body}])
+    rows = [{"text": body}]
+    root = write(train__a_DOT_txt=b"\xef\xbb\xbf" + body.encode(), train__b_DOT_jsonl=rows, dev__c_DOT_jsonl=rows)
     assert [d.text for d in TextSource(str(root)).documents("train")] == [body, body]
 
 
@@ -139,7 +173,7 @@ def test_missing_and_unsupported(write):
     with pytest.raises(DataError, match=r"data.path=/nowhere/x.txt: no such file"):
         list(TextSource("/nowhere/x.txt").documents("train"))
     root = write(a_DOT_csv="1,2", b_DOT_py="", Makefile="")
-    with pytest.raises(DataError, match=r"\.txt, \.md, \.jsonl, \.parquet\); found \(no extension\), \.csv, \.py"):
+    with pytest.raises(DataError, match=r"\.jsonl, \.parquet; .*\.zst\); found \(no extension\), \.csv, \.py"):
         list(TextSource(str(root)).documents("train"))
     (root / "empty").mkdir()
     with pytest.raises(DataError, match=r"found no files at all"):

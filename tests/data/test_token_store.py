@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_batch, store
+from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_batch, store, store_files, store_writer
 from zoo.data.documents import digest_documents
 
 TEXTS = ["first text\n", "", "zweiter  Text é", "<|endoftext|> spelt out", "x" * 500]
@@ -33,7 +33,7 @@ def test_contents(list_source, tokenizer, cache):
         assert bytes(built.document(index).tolist()) == text.encode()
         assert built.tokens[built.offsets[index]] == tokenizer.eos_token_id == built.eos
         assert built.counts[index].tolist() == [len(text.encode()), len(text.split()), len(text)]
-    assert built.names == [f"train/{index}" for index in range(5)]
+    assert list(built.names) == [f"train/{index}" for index in range(5)]
     with pytest.raises(IndexError):
         built.document(5)
 
@@ -77,16 +77,16 @@ def test_the_key_follows_texts_tokenizer_and_split(list_source, tokenizer, cache
 
 def test_a_second_opening_reads_no_text(list_source, tokenizer, cache, monkeypatch):
     first = open_store(list_source(*TEXTS), tokenizer, cache)
-    monkeypatch.setattr(store, "_build", None)
+    monkeypatch.setattr(store, "build_store", None)
     assert open_store(list_source(*TEXTS), tokenizer, cache).key == first.key
 
 
 def test_batches_do_not_show(list_source, tokenizer, cache, tmp_path, monkeypatch):
     whole = open_store(list_source(*TEXTS * 20), tokenizer, cache)
-    monkeypatch.setattr(store, "BATCH_DOCUMENTS", 3)
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 600)
+    monkeypatch.setattr(store_writer, "BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr(store_writer, "BATCH_CHARACTERS", 600)
     parts = open_store(list_source(*TEXTS * 20), tokenizer, tmp_path / "other")
-    for name in store.FILES:
+    for name in store_files.FILES:
         assert (whole.folder / name).read_bytes() == (parts.folder / name).read_bytes()
 
 
@@ -122,7 +122,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-@pytest.mark.parametrize("name", [*store.FILES, "meta.json"])
+@pytest.mark.parametrize("name", [*store_files.FILES, "meta.json"])
 def test_damage_is_seen_and_repaired(list_source, tokenizer, cache, caplog, damage, name):
     built = open_store(list_source(*TEXTS), tokenizer, cache)
     before = built.tokens.tolist()
@@ -165,7 +165,7 @@ class SlowSource:
 def _open(source, tokenizer, cache, output):
     with open(output, "w") as errors:
         sys.stderr = errors
-        store.BATCH_DOCUMENTS = 10
+        store_writer.BATCH_DOCUMENTS = 10
         built = TokenStore.open_or_build(source, "train", tokenizer, cache)
         print("tokens", int(built.tokens.astype(np.int64).sum()), file=errors)
 

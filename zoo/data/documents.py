@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.9, 0.05, 0.05)
 CACHE = "~/.cache/attention-zoo"
+ESCAPED = r"\x"  # what an escaped name has, and no other
 
 
 class DataError(ValueError):
@@ -81,43 +83,35 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def assign_splits(hashes: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
-    """Split index (uint8) of every document from its 64-bit hash.
+def assign_splits(hashes: np.ndarray, fractions: Sequence[float]) -> np.ndarray | None:
+    """Split index (uint8) of every document from its 64-bit hash; None if there are fewer different texts than splits.
 
     A corpus of few documents can leave a split empty; it is then divided by the rank of the hash instead.
-    Documents with equal text share a split. DataError if there are fewer than two different documents.
+    Documents with equal text share a split.
     """
     assigned = np.array([split_index(int(hashed), fractions) for hashed in hashes], dtype=np.uint8)
     wanted = {index for index in range(3) if fractions[index] > 0}
-    unique = np.unique(hashes)
-    if wanted <= set(assigned.tolist()) or (len(unique) == 2 and {0, 1} <= set(assigned.tolist())):
+    if wanted <= set(assigned.tolist()):
         return assigned
-    if len(unique) < 2:
-        raise DataError(
-            f"{len(hashes)} documents, all with the same text, cannot be divided into train and validation: "
-            "add different documents, or give folders named train/ and validation/"
-        )
+    unique = np.unique(hashes)
+    if len(unique) < len(wanted):
+        return None
     validation = max(1, round(fractions[1] * len(unique)))
-    test = max(1, round(fractions[2] * len(unique))) if fractions[2] > 0 and len(unique) > 2 else 0
+    test = max(1, round(fractions[2] * len(unique))) if fractions[2] > 0 else 0
     validation = min(validation, len(unique) - test - 1)
     ranks = np.searchsorted(unique, hashes)
     train = len(unique) - validation - test
     return ((ranks >= train).astype(np.uint8) + (ranks >= train + validation)).astype(np.uint8)
 
 
-def cut_document(text: str, fractions: Sequence[float], name: str) -> tuple[str, str, str]:
-    """A single text as its head, middle and tail, cut at paragraph or line ends; DataError if it is too short."""
+def cut_document(text: str, fractions: Sequence[float]) -> tuple[str, str, str]:
+    """A single text as its head, middle and tail, cut at paragraph or line ends where one is near."""
     ends = [round(len(text) * fractions[0]), round(len(text) * (fractions[0] + fractions[1]))]
-    cuts = [_boundary(text, end, len(text) // 40) for end in ends]
+    slack = min(len(text) // 40, (ends[1] - ends[0]) // 2)
+    cuts = [_boundary(text, end, slack) for end in ends]
     if fractions[2] == 0:
         cuts[1] = len(text)
-    pieces = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
-    if not pieces[0] or not pieces[1]:
-        raise DataError(
-            f"{name} is the only document and has {len(text)} characters, too few to cut train and validation from: "
-            "give a longer text, or folders named train/ and validation/"
-        )
-    return pieces
+    return text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
 
 
 def _boundary(text: str, end: int, slack: int) -> int:
@@ -131,3 +125,31 @@ def _boundary(text: str, end: int, slack: int) -> int:
 def expand(path: str | Path) -> Path:
     """The path with `~` replaced by the home folder."""
     return Path(path).expanduser()
+
+
+def escape_name(name: str) -> str:
+    r"""A file name that any encoding can hold: bytes that are not UTF-8 become `\xNN`, see :func:`unescape_name`.
+
+    Examples:
+        >>> escape_name("caf\udce9.txt")
+        'caf\\xe9.txt'
+        >>> escape_name("café.txt")
+        'café.txt'
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    try:
+        raw.decode()
+        foreign = False
+    except UnicodeDecodeError:
+        foreign = True
+    if not foreign and ESCAPED not in name:
+        return name
+    return raw.replace(b"\\", rb"\x5c").decode("utf-8", "backslashreplace")
+
+
+def unescape_name(name: str) -> str:
+    """The file name that :func:`escape_name` was given."""
+    if ESCAPED not in name:
+        return name
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), name.encode())
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,78 +1,63 @@
-"""Readers of local text, Markdown, JSON lines and Parquet files, and the search for them."""
+"""The search for local files: a file, a folder or a glob, the official splits among them, and what is not read."""
 
 from __future__ import annotations
 
-import codecs
 import glob
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from zoo.data.documents import DataError, Document
+from zoo.data.documents import DataError, escape_name
+from zoo.data.fingerprints import file_stamp
+from zoo.data.readers import COMPRESSIONS, READERS, content_stem, is_readable
+from zoo.data.splits import find_titles, in_order, recognize_splits
 
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+ALL = "all"
+SHOWN = 3  # names of files in a line
 
-
-def read_text(path: Path, name: str, column: str) -> Iterator[Document]:
-    """The whole file as one document; a byte-order mark is dropped, nothing else is changed."""
-    yield Document(name, _decode(path.read_bytes(), path, 0))
-
-
-def read_jsonl(path: Path, name: str, column: str) -> Iterator[Document]:
-    """One document per line, from the field `column`; lines are read one at a time."""
-    offset = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                text = _field(_decode(line, path, offset), path, number, column)
-                if text:
-                    yield Document(f"{name}:{number}", text)
-            offset += len(line)
+NamedFile = tuple[Path, str]
 
 
-def read_parquet(path: Path, name: str, column: str) -> Iterator[Document]:
-    """One document per row, from the column `column`; a part of one row group is in memory at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files with text, by split, and those that are left out.
 
-    try:
-        with pq.ParquetFile(path) as table:
-            if column not in table.schema_arrow.names:
-                raise DataError(_no_column(str(path), column, table.schema_arrow.names))
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is not None and not isinstance(text, str):
-                        raise DataError(f"{path}: column {column!r} holds {type(text).__name__}, expected strings")
-                    if text:
-                        yield Document(f"{name}:{row}", text)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}): replace or remove it") from error
+    Attributes:
+        by_split: (path, name) pairs in the order of their names; files without official splits are under ALL.
+        skipped: name and reason of each file that is not read.
+        titles: names with words of splits that are not taken for splits.
+    """
 
+    by_split: dict[str, list[NamedFile]]
+    skipped: list[tuple[str, str]]
+    titles: list[str]
 
-READERS: dict[str, Callable[[Path, str, str], Iterator[Document]]] = {
-    ".txt": read_text,
-    ".md": read_text,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
-}
+    def stamp(self) -> list[list[Any]]:
+        """Split, name and :func:`zoo.data.fingerprints.file_stamp` of every file, without reading any."""
+        return [[*file_stamp(path), name, split] for split, files in self.by_split.items() for path, name in files]
 
+    def splits_line(self) -> str:
+        """Which files are whose, in words."""
+        return "; ".join(f"{split}: {_count(self.by_split[split])}" for split in in_order(self.by_split))
 
-def read_files(files: list[tuple[Path, str]], column: str) -> Iterator[Document]:
-    """Documents of (path, name) pairs in order; documents without any text are left out."""
-    for path, name in files:
-        try:
-            for document in READERS[path.suffix.lower()](path, name, column):
-                if document.text:
-                    yield document
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    def skipped_line(self) -> str:
+        """How many files are not read, a few of their names and why; empty if there are none."""
+        if not self.skipped:
+            return ""
+        reasons = Counter(reason for _, reason in self.skipped)
+        parts = [f"{_few([name for name, why in self.skipped if why == reason])} ({reason})" for reason in reasons]
+        return f"{len(self.skipped):,} file{'s' * (len(self.skipped) > 1)} not read: {'; '.join(parts)}"
 
 
-def find_files(path: str | None) -> dict[str, list[tuple[Path, str]]]:
-    """Files of a file, folder or glob as (path, name) pairs by split; a folder without split folders has only "all"."""
+def find_files(path: str | None) -> LocalFiles:
+    """Files of a file, folder or glob; links are followed, hidden files and folders are left out.
+
+    Raises:
+        DataError: if there is no file with text; the message says what there is.
+    """
     if path is None or str(path) == "":
         raise DataError(
             "data.path is not set: expected a file, a folder or a glob of .txt, .md, .jsonl or .parquet files, "
@@ -80,82 +65,76 @@ def find_files(path: str | None) -> dict[str, list[tuple[Path, str]]]:
         )
     root = Path(path).expanduser()
     if root.is_dir():
-        folders = _split_folders(root)
-        if folders:
-            return {split: _supported(_walk(folder), root, str(folder)) for split, folder in folders.items()}
-        return {"all": _supported(_walk(root), root, str(path))}
+        skipped: list[tuple[str, str]] = []
+        return _sort(list(_walk(root, skipped)), skipped, root, str(path))
     if root.is_file():
-        return {"all": _supported([root], root.parent, str(path))}
+        return _sort([root], [], root.parent, str(path))
     found = [Path(match) for match in sorted(glob.glob(str(root), recursive=True)) if os.path.isfile(match)]
     if not found:
         raise DataError(f"data.path={path}: no such file or folder, and no file matches it as a glob; check the path")
-    return {"all": _supported(found, Path(os.path.commonpath([str(match.parent) for match in found])), str(path))}
+    return _sort(found, [], Path(os.path.commonpath([str(match.parent) for match in found])), str(path))
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    found = {}
-    for split, names in SPLIT_FOLDERS.items():
-        folders = [root / name for name in names if (root / name).is_dir()]
-        if folders:
-            found[split] = folders[0]
-    return found if "train" in found else {}
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """Files below a folder; each folder once, whatever links to it, and by its own place if that is below too."""
+    pending, links, seen = [root], list[Path](), set[tuple[int, int]]()
+    while pending or links:
+        folder = pending.pop() if pending else links.pop(0)
+        try:
+            place = folder.stat()
+            entries = [] if (place.st_dev, place.st_ino) in seen else sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError:
+            skipped.append((_name(folder, root), "unreadable folder"))
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            if path.is_dir():
+                (links if entry.is_symlink() else pending).append(path)
+            elif path.is_file():
+                yield path
+            else:
+                skipped.append((_name(path, root), "broken link" if entry.is_symlink() else "no regular file"))
 
 
-def _walk(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
-def _supported(files: list[Path], root: Path, shown: str) -> list[tuple[Path, str]]:
-    known = [(path, path.relative_to(root).as_posix()) for path in files if path.suffix.lower() in READERS]
+def _sort(files: list[Path], skipped: list[tuple[str, str]], root: Path, shown: str) -> LocalFiles:
+    named = sorted(((path, _name(path, root)) for path in files), key=lambda pair: pair[1])
+    known = [(path, name) for path, name in named if is_readable(path)]
+    skipped = skipped + [(name, _unknown(path)) for path, name in named if not is_readable(path)]
     if not known:
         extensions = sorted({path.suffix.lower() or "(no extension)" for path in files})
         raise DataError(
-            f"data.path={shown}: no file with a supported extension ({', '.join(READERS)}); "
-            f"found {', '.join(extensions) if extensions else 'no files at all'}"
+            f"data.path={shown}: no file with a supported extension ({', '.join(READERS)}; all but the last also with "
+            f"{', '.join(COMPRESSIONS)}); found {', '.join(extensions) if extensions else 'no files at all'}"
         )
-    return sorted(known, key=lambda pair: pair[1])
+    empty = {name for path, name in known if not path.stat().st_size}
+    return _divide([pair for pair in known if pair[1] not in empty], skipped + [(name, "empty") for name in empty])
 
 
-def _decode(raw: bytes, path: Path, offset: int) -> str:
-    skip = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
-    try:
-        return raw[skip:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = offset + skip + error.start
-        raise DataError(
-            f"{path} is not UTF-8: byte {raw[skip + error.start]:#04x} at offset {at}; "
-            "convert it first, for example with iconv -t UTF-8"
-        ) from error
+def _divide(files: list[NamedFile], skipped: list[tuple[str, str]]) -> LocalFiles:
+    stems = {name: os.path.join(os.path.dirname(name), content_stem(path)) for path, name in files}
+    splits = recognize_splits(stems)
+    if not splits:
+        return LocalFiles({ALL: files}, skipped, find_titles(stems))
+    by_split = {split: [pair for pair in files if splits.get(pair[1]) == split] for split in in_order(splits.values())}
+    strangers = [(name, "of no split") for name in stems if name not in splits]
+    return LocalFiles(by_split, skipped + strangers, [])
 
 
-def _field(line: str, path: Path, number: int, column: str) -> str:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line.rstrip("\r\n"))
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        raise DataError(f"{where}: not JSON ({reason}), expected one object on a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f'{where}: a JSON {type(row).__name__}, expected an object like {{"{column}": "..."}}')
-    if column not in row:
-        raise DataError(_no_column(where, column, list(row)))
-    text = row[column]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise DataError(f"{where}: field {column!r} holds {type(text).__name__}, expected a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: half of a surrogate pair at character {error.start} cannot be written as UTF-8"
-        ) from error
-    return text
+def _unknown(path: Path) -> str:
+    return f"unknown suffix {''.join(path.suffixes[-2:])}" if path.suffix else "no suffix"
 
 
-def _no_column(where: str, column: str, names: list[str]) -> str:
-    return (
-        f"{where}: no column {column!r}; columns are {', '.join(names) or '(none)'}: "
-        "choose one with data.source.text_column=..."
-    )
+def _name(path: Path, root: Path) -> str:
+    return escape_name(path.relative_to(root).as_posix())
+
+
+def _count(files: list[NamedFile]) -> str:
+    return files[0][1] if len(files) == 1 else f"{len(files):,} files"
+
+
+def _few(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")

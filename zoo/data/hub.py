@@ -23,7 +23,7 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
-from zoo.files import replace_text
+from zoo.data.fingerprints import file_stamp, remember
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
@@ -88,11 +88,13 @@ class HubSource:
         """SHA-256 over the names and texts of the split, remembered for as long as the files under it do not change."""
         check_split(split)
         self._check_options()
-        recipe = json.dumps([1, self._stamp(split), split, self.splits, self._recipe(), self.validation_fraction])
-        remembered = self.cache_dir / "fingerprints" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
-        if not remembered.exists():
-            replace_text(remembered, digest_documents(self.documents(split)))
-        return remembered.read_text(encoding="utf-8")
+        options = ["hub", split, self.splits, self._recipe(), self.validation_fraction]
+        return remember(
+            self.cache_dir,
+            split,
+            lambda: (options, [file_stamp(file) for file in self._files(split)]),
+            lambda: digest_documents(self.documents(split)),
+        )
 
     def _check_options(self) -> None:
         if self.join not in JOINS:
@@ -115,12 +117,10 @@ class HubSource:
     def _recipe(self) -> list[Any]:
         return [self.text_column, self.join, self.max_documents, self.max_bytes]
 
-    def _stamp(self, split: str) -> list[Any]:
+    def _files(self, split: str) -> list[Path]:
         if self._is_snapshot:
-            files = [self._snapshot_file(str(self.splits.get(split) or self.splits.get("train")))]
-        else:
-            files = [Path(entry["filename"]) for data in self.splits_by_name.values() for entry in data.cache_files]
-        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+            return [self._snapshot_file(str(self.splits.get(split) or self.splits.get("train")))]
+        return [Path(entry["filename"]) for data in self.splits_by_name.values() for entry in data.cache_files]
 
     def _head(self, own: str) -> Iterator[Document]:
         return self._snapshot(own) if self._is_snapshot else self._budgeted(own)

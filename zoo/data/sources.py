@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sysconfig
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,14 @@ from zoo.data.documents import (
     check_split,
     cut_document,
     digest_documents,
+    escape_name,
     split_index,
     text_hash,
 )
-from zoo.data.files import find_files, read_files
+from zoo.data.files import ALL, LocalFiles, find_files
+from zoo.data.fingerprints import file_stamp
 from zoo.data.hub import HubSource
+from zoo.data.readers import read_files
 
 __all__ = ["DataError", "Document", "HubSource", "Source", "StdlibSource", "TextSource"]
 
@@ -75,10 +80,21 @@ class StdlibSource:
         """SHA-256 over the names and contents of the split's modules."""
         return digest_documents(self.documents(split))
 
+    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+        """Place, size and times of every module; nothing is read."""
+        return ["stdlib"], [file_stamp(path) for path in self._paths()]
+
+    def _paths(self) -> list[Path]:
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if name not in LEFT_OUT_FOLDERS]
+            found += [Path(folder, name) for name in files if name.endswith(".py")]
+        return sorted(found)
+
     @cached_property
     def _modules(self) -> list[tuple[int, Document]]:
         found: dict[int, Document] = {}
-        for path in sorted(self.root.rglob("*.py")):
+        for path in self._paths():
             name = path.relative_to(self.root).as_posix()
             text = self._read(path, name)
             if text:
@@ -92,7 +108,7 @@ class StdlibSource:
 
     @staticmethod
     def _read(path: Path, name: str) -> str | None:
-        if LEFT_OUT_FOLDERS & set(Path(name).parts[:-1]) or LEFT_OUT_FILES.search(name):
+        if LEFT_OUT_FILES.search(name):
             return None
         try:
             text = path.read_bytes().decode()
@@ -104,15 +120,16 @@ class StdlibSource:
 class TextSource:
     """Local .txt, .md, .jsonl and .parquet files: one file, a folder (searched recursively) or a glob.
 
-    A folder with train/ and validation/ (or valid/, val/, dev/) and perhaps test/ brings its own splits. Otherwise
-    documents are divided by the hash of their text, and a single document is cut at paragraph ends, both by
-    `split_fractions` (train, validation, test). Errors in the files are raised when documents are first asked for.
+    Text and JSON lines may be compressed (.gz, .bz2, .xz, .zst). Official splits are kept, by the names of files or of
+    the folders above them: see :func:`zoo.data.splits.recognize_splits`; validation is cut from train if there is none.
+    Otherwise documents are divided by the hash of their text, and one or two documents are cut at paragraph ends, both
+    by `split_fractions` (train, validation, test). Errors in the files are raised when documents are first asked for.
     """
 
     def __init__(
         self, path: str | None, text_column: str = "text", split_fractions: Sequence[float] = FRACTIONS
     ) -> None:
-        self.name = Path(path).name if path else "text"
+        self.name = escape_name(Path(path).name) if path else "text"
         self.path = path
         self.text_column = text_column
         self.split_fractions = split_fractions
@@ -120,45 +137,104 @@ class TextSource:
     def documents(self, split: str) -> Iterator[Document]:
         """Documents of one split in the order of file names and lines; files are streamed, not held in memory."""
         check_split(split)
-        if "all" not in self._files:
-            yield from self._read(self._own_split(split))
-        elif len(self._assigned) == 1:
-            document = next(self._read("all"))
-            text = cut_document(document.text, self._fractions, document.name)[SPLITS.index(split)]
-            if text:
-                yield Document(document.name, text)
-        else:
-            for document, index in zip(self._read("all"), self._assigned, strict=True):
-                if SPLITS[index] == split:
-                    yield document
+        files = self._own_split(split)
+        if files not in self._divided:
+            yield from self._read(files)
+            return
+        for document, index in self._divide(files):
+            if SPLITS[index] == split:
+                yield document
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over the names and texts of the split; reads the files once."""
         return digest_documents(self.documents(split))
 
+    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+        """What the documents depend on: the options, and place, size and times of every file; nothing is read."""
+        return ["text", self.text_column, *self._fractions], find_files(self.path).stamp()
+
+    def describe(self) -> dict[str, str]:
+        """What was found at the path, in words: where the splits come from, and which files are not read."""
+        lines = {"splits": self._splits_line(), "skipped": self._files.skipped_line()}
+        return {name: line for name, line in lines.items() if line}
+
+    def _splits_line(self) -> str:
+        if ALL in self._files.by_split:
+            titles = self._files.titles
+            taken = f"; {titles[0]} and {len(titles) - 1:,} more are titles: most files name no split" if titles else ""
+            return f"cut from the documents, {_percent(self._fractions)}{taken}"
+        line = self._files.splits_line()
+        if "validation" not in self._files.by_split:
+            return f"{line}; validation: cut from train, {_percent(self._divided['train'][:2])}"
+        return line if "test" in self._files.by_split else f"{line}; test: none"
+
     @cached_property
-    def _files(self) -> dict[str, list[tuple[Path, str]]]:
+    def _files(self) -> LocalFiles:
         return find_files(self.path)
 
     @cached_property
     def _fractions(self) -> tuple[float, float, float]:
         return check_fractions(self.split_fractions)
 
-    def _own_split(self, split: str) -> str:
-        if split not in self._files:
-            raise DataError(
-                f"data.path={self.path} has folders for {', '.join(self._files)} but none for {split!r}: "
-                f"add a folder named {split}/, or put all files in one folder to have them divided"
-            )
-        return split
+    @cached_property
+    def _divided(self) -> dict[str, tuple[float, float, float]]:
+        """Which files hold more than one split, and the fractions of those."""
+        if ALL in self._files.by_split:
+            return {ALL: self._fractions}
+        train, validation, test = self._fractions
+        return {} if "validation" in self._files.by_split else {"train": (train + test, validation, 0.0)}
 
-    def _read(self, split: str) -> Iterator[Document]:
-        return read_files(self._files[split], self.text_column)
+    def _own_split(self, split: str) -> str:
+        found = self._files.by_split
+        if ALL in found:
+            return ALL
+        if split in found:
+            return split
+        if split == "validation":
+            return "train"
+        raise DataError(
+            f"data.path={self.path} has files for {', '.join(found)} but none for {split!r}: "
+            f"add a folder named {split}/ or a file named {split}.txt, or name none after a split to have all divided"
+        )
+
+    def _read(self, files: str) -> Iterator[Document]:
+        return read_files(self._files.by_split[files], self.text_column)
+
+    def _divide(self, files: str) -> Iterator[tuple[Document, int]]:
+        """Every document of some files, or part of one, with the index of its split."""
+        if self._assigned is not None:
+            yield from zip(self._read(files), self._assigned.tolist(), strict=True)
+            return
+        for document in self._read(files):
+            for index, text in enumerate(cut_document(document.text, self._divided[files])):
+                if text:
+                    yield Document(document.name, text), index
 
     @cached_property
-    def _assigned(self) -> np.ndarray:
-        fractions = self._fractions
-        hashes = np.array(array("Q", (text_hash(document.text) for document in self._read("all"))), dtype=np.uint64)
+    def _assigned(self) -> np.ndarray | None:
+        """Split index of every document; None if there are so few that each is cut by its text."""
+        ((files, fractions),) = self._divided.items()
+        hashes = np.array(array("Q", (text_hash(document.text) for document in self._read(files))), dtype=np.uint64)
         if len(hashes) == 0:
             raise DataError(f"data.path={self.path}: the files hold no text; expected at least one document")
-        return np.zeros(1, np.uint8) if len(hashes) == 1 else assign_splits(hashes, fractions)
+        assigned = assign_splits(hashes, fractions)
+        if assigned is not None or self._cut_fills(files, fractions):
+            return assigned
+        whole = assign_splits(hashes, (fractions[0] + fractions[2], fractions[1], 0.0))
+        if whole is None:
+            size = max(len(document.text) for document in self._read(files))
+            raise DataError(
+                f"data.path={self.path} has one text of {size} characters, too few to cut train and validation from: "
+                "give a longer one, or files or folders named train and validation"
+            )
+        return whole
+
+    def _cut_fills(self, files: str, fractions: Sequence[float]) -> bool:
+        """Whether every split gets some text if each document is cut."""
+        pieces = (cut_document(document.text, fractions) for document in self._read(files))
+        found = {index for parts in pieces for index, text in enumerate(parts) if text}
+        return found == {index for index in range(3) if fractions[index] > 0}
+
+
+def _percent(fractions: Sequence[float]) -> str:
+    return "/".join(f"{100 * fraction:g}" for fraction in fractions)

@@ -17,6 +17,7 @@ import numpy as np
 
 from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
+from zoo.data.fingerprints import known_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -175,7 +176,7 @@ def _bpe_tokenizer(
         raise DataError(f"tokenizer.vocab_size={vocab_size}: a byte-level vocabulary has at least 257 entries")
     if train_bytes < 1:
         raise DataError(f"tokenizer.train_bytes={train_bytes}: expected a positive number of bytes")
-    recipe = json.dumps(["bpe", 1, vocab_size, train_bytes, source.fingerprint("train")])
+    recipe = json.dumps(["bpe", 1, vocab_size, train_bytes, known_fingerprint(source, "train", cache_dir)])
     folder = cache_dir / "tokenizers" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     if not _loads(folder, quiet=True):
         build_once(folder, lambda: _loads(folder), lambda new: _train(source, vocab_size, train_bytes, new))

@@ -10,12 +10,13 @@ import numpy as np
 
 from zoo.config import instantiate
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
-from zoo.data.documents import SPLITS, digest_documents
-from zoo.data.files import find_files, read_files
+from zoo.data.documents import SPLITS, digest_documents, escape_name
+from zoo.data.files import ALL as WHOLE
+from zoo.data.files import find_files
+from zoo.data.readers import read_files
 from zoo.evaluation.names import changed_options, join_name, path_part, plain
 from zoo.evaluation.run import OpenedRun
 
-WHOLE = "all"
 FEW = 10  # documents below which a bootstrap interval is rough
 PART = 2**18
 
@@ -84,28 +85,37 @@ def cut_parts(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
 
 
 class LocalText:
-    """Local text, undivided, as the split ``all``; a folder with split folders keeps its own splits."""
+    """Local text, undivided, as the split ``all``; official splits (see TextSource) are kept apart."""
 
     def __init__(self, path: str, text_column: str = "text") -> None:
-        self.text_column = text_column
+        self.path, self.text_column = path, text_column
         try:
             self.files = find_files(path)
         except DataError as error:
             raise DataError(_rename(error)) from error
-        self.name = path.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "text"
+        self.name = escape_name(path.rstrip("/\\").replace("\\", "/").rpartition("/")[2]) or "text"
 
     def documents(self, split: str) -> Iterator[Document]:
         """Documents of one split in the order of file names and lines."""
-        if split not in self.files:
-            raise DataError(f"task.path has no folder for the split {split!r}")
+        if split not in self.files.by_split:
+            raise DataError(f"task.path has no files for the split {split!r}")
         try:
-            yield from read_files(self.files[split], self.text_column)
+            yield from read_files(self.files.by_split[split], self.text_column)
         except DataError as error:
             raise DataError(_rename(error)) from error
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over the names and texts of the split."""
         return digest_documents(self.documents(split))
+
+    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+        """What the documents depend on; nothing is read."""
+        return ["local", self.text_column], find_files(self.path).stamp()
+
+    def describe(self) -> dict[str, str]:
+        """Official splits and files that are not read, in words."""
+        lines = {"splits": self.files.splits_line(), "skipped": self.files.skipped_line()}
+        return {name: line for name, line in lines.items() if line}
 
 
 def _rename(error: DataError) -> str:
@@ -130,7 +140,7 @@ def open_corpus(
         source, name = instantiate(run.config.data.source), str(run.config.data.get("name", "data"))
     else:
         source = LocalText(path, text_column)
-        name, split = source.name, WHOLE if WHOLE in source.files else split
+        name, split = source.name, WHOLE if WHOLE in source.files.by_split else split
     try:
         store = TokenStore.open_or_build(source, split, run.tokenizer, run.config.data.cache_dir)
     except DataError as error:
@@ -182,7 +192,7 @@ def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[st
         "join": str(run.config.data.source.get("join", "none")) if path is None else "none",
         "data": corpus.name,
         "split": corpus.split,
-        "path": path,
+        "path": None if path is None else escape_name(path),
         "data_sha": corpus.store.key,
         "documents_in_split": len(corpus.store),
     }

@@ -1,0 +1,166 @@
+"""Readers of text, Markdown, JSON lines and Parquet files, of which the first three may be compressed."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from zoo.data.documents import DataError, Document
+
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    import pyarrow as pa
+
+    return cast("IO[bytes]", io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+
+
+COMPRESSIONS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The content of a file for reading, decompressed if its name ends in .gz, .bz2, .xz or .zst."""
+    opener = COMPRESSIONS.get(path.suffix.lower())
+    return path.open("rb") if opener is None else cast("IO[bytes]", opener(path))
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix in small letters, of what is inside for a compressed file: `.txt` of `A.TXT.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
+
+
+def content_stem(path: Path) -> str:
+    """The name without the suffixes of its compression and its format."""
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
+
+
+def is_readable(path: Path) -> bool:
+    """Whether there is a reader for the suffix."""
+    compressed = path.suffix.lower() in COMPRESSIONS
+    return content_suffix(path) in READERS and not (compressed and content_suffix(path) == ".parquet")
+
+
+def read_text(path: Path, name: str, column: str) -> Iterator[Document]:
+    """The whole file as one document; a byte-order mark is dropped, nothing else is changed."""
+    with open_bytes(path) as file:
+        yield Document(name, decode(file.read(), path, 0))
+
+
+def read_jsonl(path: Path, name: str, column: str) -> Iterator[Document]:
+    """One document per line, from the field `column`; lines are read one at a time."""
+    offset = 0
+    with open_bytes(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                text = _field(decode(line, path, offset), path, number, column)
+                if text:
+                    yield Document(f"{name}:{number}", text)
+            offset += len(line)
+
+
+def read_parquet(path: Path, name: str, column: str) -> Iterator[Document]:
+    """One document per row, from the column `column`; a part of one row group is in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file, pq.ParquetFile(file) as table:
+            if column not in table.schema_arrow.names:
+                raise DataError(_no_column(str(path), column, table.schema_arrow.names))
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if text is not None and not isinstance(text, str):
+                        raise DataError(f"{path}: column {column!r} holds {type(text).__name__}, expected strings")
+                    if text:
+                        yield Document(f"{name}:{row}", text)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({error}): replace or remove it") from error
+
+
+READERS: dict[str, Callable[[Path, str, str], Iterator[Document]]] = {
+    ".txt": read_text,
+    ".md": read_text,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+
+
+def read_files(files: list[tuple[Path, str]], column: str) -> Iterator[Document]:
+    """Documents of (path, name) pairs in order; documents without any text are left out."""
+    for path, name in files:
+        try:
+            for document in READERS[content_suffix(path)](path, name, column):
+                if document.text:
+                    yield document
+        except BROKEN as error:
+            raise DataError(_broken(path, error)) from error
+        except OSError as error:
+            if error.errno is None:  # of a decompressor, not of the system
+                raise DataError(_broken(path, error)) from error
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def decode(raw: bytes, path: Path, offset: int) -> str:
+    """Bytes of a file from `offset` on as text, without a byte-order mark; DataError names one that is not UTF-8."""
+    skip = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
+    try:
+        return raw[skip:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + skip + error.start
+        raise DataError(
+            f"{path} is not UTF-8: byte {raw[skip + error.start]:#04x} at offset {at}; "
+            "convert it first, for example with iconv -t UTF-8"
+        ) from error
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path} cannot be decompressed ({error or type(error).__name__}): replace or remove it"
+
+
+def _field(line: str, path: Path, number: int, column: str) -> str:
+    where = f"{path}, line {number}"
+    try:
+        row = json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise DataError(f"{where}: not JSON ({reason}), expected one object on a line") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: a JSON {type(row).__name__}, expected an object like {{"{column}": "..."}}')
+    if column not in row:
+        raise DataError(_no_column(where, column, list(row)))
+    text = row[column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise DataError(f"{where}: field {column!r} holds {type(text).__name__}, expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: half of a surrogate pair at character {error.start} cannot be written as UTF-8"
+        ) from error
+    return text
+
+
+def _no_column(where: str, column: str, names: list[str]) -> str:
+    return (
+        f"{where}: no column {column!r}; columns are {', '.join(names) or '(none)'}: "
+        "choose one with data.source.text_column=..."
+    )
