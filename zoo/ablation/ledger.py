@@ -17,7 +17,7 @@ from zoo.config import to_dict
 Status = Literal["started", "trained", "finished", "failed"]
 FILE = "ledger.jsonl"
 # Where things are kept and who watches, not what is computed.
-WITHOUT_EFFECT = ("sweep", "resume", "logger", "data.cache_dir", "data.num_workers")
+WITHOUT_EFFECT = ("sweep", "resume", "logger", "data.cache_dir", "data.num_workers", "data.verify")
 
 
 def config_key(config: DictConfig) -> str:

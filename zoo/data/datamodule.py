@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from zoo.data.documents import DataError, Source, expand
+from zoo.data.documents import DataError, Source, expand, source_notes
 from zoo.data.recall.options import RecallOptions
 from zoo.data.recall_data import RecallRows, RecallValidation
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches
@@ -31,6 +31,7 @@ class LanguageData(lightning.LightningDataModule):
     pass (None: batch_size // world). val_tokens: validate on the first so many targets only.
     tokenizer: a ready one, from a run folder, in place of building one from `tokenizer_spec`.
     recall: options of RecallOptions, for batches of which a share are recall samples; None for the text alone.
+    verify: compare all of a token store with its checksums when it is opened.
 
     prepare() fills `tokenizer`, `vocab_size`, `token_bytes` (vocab_size,) int64, `stores` and `fingerprint`, by split,
     and `recall_rows`.
@@ -55,12 +56,13 @@ class LanguageData(lightning.LightningDataModule):
         val_tokens: int | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
         recall: Mapping[str, Any] | None = None,
+        verify: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.tokenizer_spec, self._given_tokenizer = source, tokenizer_spec, tokenizer
         self.length, self.isolate_documents, self.val_tokens = length, isolate_documents, val_tokens
         self.batch_size, self.micro_batch_size, self.num_workers = batch_size, micro_batch_size, num_workers
-        self.cache_dir, self.seed = expand(cache_dir), seed
+        self.cache_dir, self.seed, self.verify = expand(cache_dir), seed, verify
         self.stores: dict[str, TokenStore] = {}
         self.recall = None if recall is None else RecallOptions.read(recall, "data.recall")
         self.recall_rows: RecallRows | None = None
@@ -71,6 +73,14 @@ class LanguageData(lightning.LightningDataModule):
         """Content address of every split opened so far, and of the recall samples."""
         recall = {} if self.recall_rows is None else {"recall": self.recall_rows.fingerprint()}
         return {**{split: store.key for split, store in self.stores.items()}, **recall}
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder records of its data: which files are of which split, and what each open store holds."""
+        stores = {
+            split: {"key": store.key, "documents": len(store), "tokens": store.num_tokens}
+            for split, store in self.stores.items()
+        }
+        return {"source": self.source.name, **source_notes(self.source), "stores": stores}
 
     def prepare(self) -> None:
         """Builds or opens the tokenizer and the stores for train and validation; a second call does nothing."""
@@ -89,7 +99,9 @@ class LanguageData(lightning.LightningDataModule):
         if not hasattr(self, "tokenizer"):
             self.prepare()
         if split not in self.stores:
-            self.stores[split] = TokenStore.open_or_build(self.source, split, self.tokenizer, self.cache_dir)
+            self.stores[split] = TokenStore.open_or_build(
+                self.source, split, self.tokenizer, self.cache_dir, verify=self.verify
+            )
         return self.stores[split]
 
     def setup(self, stage: str) -> None:

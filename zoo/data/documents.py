@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,12 @@ class Source(Protocol):
     def fingerprint(self, split: str) -> str:
         """Content address: changes if and only if the documents of the split change."""
         ...
+
+
+def source_notes(source: Source) -> dict[str, str]:
+    """What a source says of itself: where its splits come from, and what is not read; nothing if it has no describe."""
+    describe: Callable[[], dict[str, str]] | None = getattr(source, "describe", None)
+    return {} if describe is None else describe()
 
 
 def check_split(split: str) -> None:

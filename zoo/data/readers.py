@@ -10,12 +10,11 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from zoo.data.documents import DataError, Document
-
-BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -102,19 +101,19 @@ READERS: dict[str, Callable[[Path, str, str], Iterator[Document]]] = {
 }
 
 
+def read_whole(path: Path) -> str:
+    """The text of a file, decompressed and without a byte-order mark; DataError if it cannot be read."""
+    with _explained(path), open_bytes(path) as file:
+        return decode(file.read(), path, 0)
+
+
 def read_files(files: list[tuple[Path, str]], column: str) -> Iterator[Document]:
     """Documents of (path, name) pairs in order; documents without any text are left out."""
     for path, name in files:
-        try:
+        with _explained(path):
             for document in READERS[content_suffix(path)](path, name, column):
                 if document.text:
                     yield document
-        except BROKEN as error:
-            raise DataError(_broken(path, error)) from error
-        except OSError as error:
-            if error.errno is None:  # of a decompressor, not of the system
-                raise DataError(_broken(path, error)) from error
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def decode(raw: bytes, path: Path, offset: int) -> str:
@@ -130,8 +129,17 @@ def decode(raw: bytes, path: Path, offset: int) -> str:
         ) from error
 
 
-def _broken(path: Path, error: Exception) -> str:
-    return f"{path} cannot be decompressed ({error or type(error).__name__}): replace or remove it"
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of a file system or a decompressor as DataError."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"{path} cannot be decompressed ({error or type(error).__name__}): replace or remove it"
+        ) from error
 
 
 def _field(line: str, path: Path, number: int, column: str) -> str:

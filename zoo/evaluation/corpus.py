@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class LocalText:
             self.files = find_files(path)
         except DataError as error:
             raise DataError(_rename(error)) from error
-        self.name = escape_name(path.rstrip("/\\").replace("\\", "/").rpartition("/")[2]) or "text"
+        self.name = escape_name(Path(path).name) or "text"
 
     def documents(self, split: str) -> Iterator[Document]:
         """Documents of one split in the order of file names and lines."""

@@ -25,6 +25,10 @@ class DataOptions(Options):
     isolate_documents: Flag = option("whether nothing crosses from one document into the next inside a sequence")
     num_workers: Annotated[Whole, Ge(0), Le(1024)] = option("that read batches beside each process", unit="processes")
     path: Text | None = option("local text or a local copy of the data set, for sources that have one")
+    verify: Flag = option(
+        "whether all of a token store is compared with its checksums when it is opened, not only sizes and some blocks",
+        default=False,
+    )
     cache_dir: Text = option("folder for tokenizers, token stores and downloads")
     val_tokens: Positive | None = option("to validate on, the first of the split; null: all", unit="tokens")
     recall: RecallOptions | None = option(

@@ -12,7 +12,7 @@ from zoo import mixers
 from zoo.config import ConfigError, load_run_config, to_dict
 from zoo.model import DecoderConfig, expand_schedule
 
-RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers")
+RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers", "data.verify")
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:

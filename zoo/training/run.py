@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from zoo.config import ConfigError, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
+from zoo.data.documents import source_notes
 from zoo.interop.gradual import sharing_callbacks
 from zoo.model import CheckpointError, Decoder
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
@@ -26,7 +27,7 @@ from zoo.training.initial import initial_recall, load_initial
 from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
-from zoo.training.run_folder import RunFolder
+from zoo.training.run_folder import RunFolder, write_json
 from zoo.training.strategies import build_strategy, process_rank
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_step
         load_initial(module.decoder, config.init)
     if process_rank() == 0:
         run.describe(config)
+        write_json(run.path / "data.json", data.describe())
         save_tokenizer(data.tokenizer, run.tokenizer)
         _print_summary(config, run, module, data, max_steps, matched)
     trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed)
@@ -92,6 +94,7 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
         seed=config.seed,
         tokenizer=load_tokenizer(given) if given else None,
         recall=to_dict(config.data.recall) if config.data.get("recall") is not None else None,
+        verify=config.data.get("verify", False),
         **options,
     )
     data.prepare()
@@ -213,6 +216,7 @@ def _print_summary(
     store = data.stores["train"]
     tokens = max_steps * module.about["tokens_per_step"]
     match = f"{matched.line()}\n" if matched else ""
+    found = "".join(f"{name:<10}{line}\n" for name, line in source_notes(data.source).items())
     recall, share = "", 0.0
     if data.recall_rows is not None:
         share = data.recall_rows.options.share
@@ -223,7 +227,7 @@ def _print_summary(
         f"{cost.flops_per_token / 1e6:.1f} MFLOP per token forward\n"
         f"layers    {' '.join(layers)}\n{match}"
         f"data      {config.data.name}, {len(store):,} documents, {store.num_tokens:,} tokens to train on, "
-        f"vocabulary {data.vocab_size:,}\n{recall}"
+        f"vocabulary {data.vocab_size:,}\n{found}{recall}"
         f"budget    {max_steps:,} steps of {module.about['tokens_per_step']:,} tokens, "
         f"{tokens * (1 - share) / max(store.num_tokens, 1):.2f} passes over the data",
         flush=True,

@@ -13,9 +13,13 @@ from zoo.data.hub import HubSource
 from zoo.data.qa import adapters
 from zoo.data.qa.qa_set import QASet
 from zoo.data.qa.records import QARecord, check_ids
-from zoo.data.qa.squad import read_squad
+from zoo.data.qa.squad import read_rows, read_squad
+from zoo.data.readers import COMPRESSIONS, content_stem
 
 FORMATS = {"parquet": "parquet", "jsonl": "json", "json": "json"}
+SUFFIXES = [f".{suffix}" for suffix in FORMATS] + [
+    f".{json}{end}" for json in ("jsonl", "json") for end in COMPRESSIONS
+]
 LABELS = 32
 STREAMED = 512  # records of a data set that is streamed, unless more are asked for
 
@@ -169,7 +173,7 @@ def load_set(
             f"{', '.join(PRESETS)}."
         )
     if preset in (None, "squad", "squad_v2") and path is not None and not expand(path).is_dir():
-        return QASet(expand(path).stem, tuple(read_squad(path)[:max_records]))
+        return QASet(content_stem(expand(path)), tuple(read_squad(path)[:max_records]))
     name = preset or "squad"
     records, notes = _load(name, path, config, split, max_records, revision, cache_dir)
     parts = [name, config or "", split if split != _preset(name).split else ""]
@@ -226,6 +230,9 @@ def _hub_rows(
 def _file_rows(files: list[Path], cache_dir: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
+    if files[0].suffix in COMPRESSIONS:
+        yield from (row for file in files for _, _, row in read_rows(file))
+        return
     builder = FORMATS[files[0].suffix[1:]]
     names = [str(file) for file in files]
     yield from load_dataset(builder, data_files=names, split="train", cache_dir=str(expand(cache_dir) / "datasets"))
@@ -239,10 +246,10 @@ def _files(folder: Path, config: str | None, split: str) -> list[Path]:
     if config is not None:
         stems = [f"{config}/{split}", f"{split}/{config}", f"data/{split}/{config}", config, f"data/{config}", *stems]
     for stem in stems:
-        for suffix in FORMATS:
-            patterns = [f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}"]
+        for suffix in SUFFIXES:
+            patterns = [f"{stem}{suffix}", f"{stem}-*-of-*{suffix}"]
             if stem.endswith(split):
-                patterns.append(f"{stem}/*.{suffix}")  # as the Hub's own conversion to parquet lays them out
+                patterns.append(f"{stem}/*{suffix}")  # as the Hub's own conversion to parquet lays them out
             if found := sorted(file for pattern in patterns for file in folder.glob(pattern)):
                 return found
     return []

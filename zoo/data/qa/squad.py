@@ -13,6 +13,7 @@ from typing import Any
 
 from zoo.data.documents import DataError, expand
 from zoo.data.qa.records import JUDGEMENTS, QARecord, check_ids, check_text, fold, mentions, text_field
+from zoo.data.readers import content_suffix, read_whole
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ Row = tuple[str, str, Any]  # where it stands, an id in case it has none, the ro
 def read_squad(path: str | Path) -> list[QARecord]:
     """Records of a file, in its order.
 
-    The file holds the official JSON (``data`` / ``paragraphs`` / ``qas``), a JSON list of rows, or a row per line. A
-    row has ``question``, ``context`` (a text) or ``docs`` (texts, of which those that have an answer in them are needed
-    and the others distract), ``answers`` (``{"text": [...]}``, a list of texts or of ``{"text": ...}``, or one text)
-    and perhaps ``id``. Questions without an answer (SQuAD 2) are left out and counted in the log.
+    The file, which may be compressed (.gz, .bz2, .xz, .zst), holds the official JSON (``data`` / ``paragraphs`` /
+    ``qas``), a JSON list of rows, or a row per line. A row has ``question``, ``context`` (a text) or ``docs`` (texts,
+    of which those that have an answer in them are needed and the others distract), ``answers`` (``{"text": [...]}``, a
+    list of texts or of ``{"text": ...}``, or one text) and perhaps ``id``. Questions without an answer (SQuAD 2) are
+    left out and counted in the log.
 
     Raises:
         DataError: on a file that cannot be read, a malformed record, or an answer that is not in its context; the
@@ -33,7 +35,7 @@ def read_squad(path: str | Path) -> list[QARecord]:
     """
     file = expand(path)
     records, unanswerable = [], 0
-    for where, number, row in _rows(file):
+    for where, number, row in read_rows(file):
         record = squad_record(row, where, number)
         if record is None:
             unanswerable += 1
@@ -111,16 +113,14 @@ def _answers(row: Mapping[str, Any], where: str) -> list[str]:
     return list(dict.fromkeys(check_text(text, "answers", where) for text in texts))
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[Row]:
+    """Rows of a json or jsonl file, which may be compressed: see :func:`read_squad`."""
     if not file.is_file():
         raise DataError(f"task.path={file}: no such file. Expected SQuAD-format json or jsonl.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}): convert it.") from error
+    text = read_whole(file)
     if not text.strip():
         raise DataError(f"{file} is empty. Expected SQuAD-format json or jsonl.")
-    if file.suffix == ".jsonl":
+    if content_suffix(file) == ".jsonl":
         yield from _lines(file, text)
         return
     try:
