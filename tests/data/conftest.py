@@ -1,7 +1,11 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from zoo.data import Document
@@ -27,6 +31,28 @@ class ListSource:
 @pytest.fixture
 def list_source():
     return ListSource
+
+
+def zstd(raw):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(raw)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+@pytest.fixture(params=PACK)
+def suffix(request):
+    """Each ending of compressed files."""
+    return request.param
+
+
+@pytest.fixture
+def pack():
+    """Compresses bytes for an ending."""
+    return lambda suffix, raw: PACK[suffix](raw)
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """Official splits by name, what is left out, compressed files and links."""
 
-import bz2
-import gzip
-import lzma
 import os
 
 import pyarrow as pa
@@ -12,7 +9,7 @@ import pytest
 from zoo.data import DataError, TextSource
 from zoo.data.documents import SPLITS, escape_name, unescape_name
 from zoo.data.splits import recognize_splits
-from zoo.evaluation.corpus import LocalText
+from zoo.evaluation.corpus import LocalText, skipped_notes
 
 TRAIN, VALIDATION, TEST = ("train text\n", "validation text\n", "test text\n")
 
@@ -20,16 +17,6 @@ TRAIN, VALIDATION, TEST = ("train text\n", "validation text\n", "test text\n")
 def splits(path):
     source = TextSource(str(path))
     return {split: [d.text for d in source.documents(split)] for split in SPLITS}
-
-
-def zstd(raw):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(raw)
-    return sink.getvalue().to_pybytes()
-
-
-PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 
 
 @pytest.mark.parametrize(
@@ -102,11 +89,10 @@ def test_a_name_with_two_splits_is_of_none():
     assert recognize_splits({"trainer.txt": "trainer", "latest.txt": "latest", "devil.txt": "devil"}) == {}
 
 
-@pytest.mark.parametrize("suffix", PACK)
-def test_compressed_files(tmp_path, suffix):
+def test_compressed_files(tmp_path, suffix, pack):
     rows = '{"text": "row 1"}\n{"text": "row 2 é"}\n'.encode()
-    (tmp_path / f"a.jsonl{suffix}").write_bytes(PACK[suffix](rows[:30]) + PACK[suffix](rows[30:]))
-    (tmp_path / f"B.TXT{suffix.upper()}").write_bytes(PACK[suffix](b"\xef\xbb\xbfone\r\ntwo\x00" + b"x" * 100_000))
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(suffix, rows[:30]) + pack(suffix, rows[30:]))
+    (tmp_path / f"B.TXT{suffix.upper()}").write_bytes(pack(suffix, b"\xef\xbb\xbfone\r\ntwo\x00" + b"x" * 100_000))
     source = LocalText(str(tmp_path))
     found = {d.name: d.text for d in source.documents("all")}
     assert found == {
@@ -117,18 +103,17 @@ def test_compressed_files(tmp_path, suffix):
     assert "skipped" not in source.describe()
 
 
-@pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("break_it", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not at all compressed"])
-def test_broken_compressed_files(tmp_path, suffix, break_it):
-    packed = PACK[suffix](os.urandom(3000).hex().encode())
+def test_broken_compressed_files(tmp_path, suffix, pack, break_it):
+    packed = pack(suffix, os.urandom(3000).hex().encode())
     (tmp_path / f"a.txt{suffix}").write_bytes(break_it(packed))
     with pytest.raises(DataError, match=rf"a\.txt{suffix} cannot be decompressed \(.*\): replace or remove it"):
         list(TextSource(str(tmp_path)).documents("train"))
 
 
-def test_compressed_splits(tmp_path):
+def test_compressed_splits(tmp_path, pack):
     for name, text in zip(("train.txt.gz", "valid.txt.xz", "test.txt.zst"), (TRAIN, VALIDATION, TEST)):
-        (tmp_path / name).write_bytes(PACK[os.path.splitext(name)[1]](text.encode()))
+        (tmp_path / name).write_bytes(pack(os.path.splitext(name)[1], text.encode()))
     assert splits(tmp_path) == {"train": [TRAIN], "validation": [VALIDATION], "test": [TEST]}
 
 
@@ -184,6 +169,13 @@ def test_one_huge_line_of_json(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "' + "word " * 2_000_000 + '"}')
     found = splits(tmp_path)
     assert [len(found[split][0]) for split in SPLITS] == [9_000_000, 500_000, 500_000]
+
+
+def test_files_beside_an_evaluated_text_are_named_in_its_warnings(tmp_path):
+    (tmp_path / "a.txt").write_text("text\n")
+    (tmp_path / "b.csv").write_text("1")
+    assert skipped_notes(LocalText(str(tmp_path))) == ("Of task.path, 1 file not read: b.csv (unknown suffix .csv).",)
+    assert skipped_notes(LocalText(str(tmp_path / "a.txt"))) == ()
 
 
 def test_the_wikitext_folder_as_plain_text(shared_data):

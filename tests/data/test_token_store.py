@@ -1,3 +1,5 @@
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_batch, store, store_files, store_writer
+from zoo.data.datamodule import LanguageData
 from zoo.data.documents import digest_documents
+from zoo.data.tokenizers import tokenizer_fingerprint
 
 TEXTS = ["first text\n", "", "zweiter  Text é", "<|endoftext|> spelt out", "x" * 500]
 
@@ -131,6 +135,66 @@ def test_damage_is_seen_and_repaired(list_source, tokenizer, cache, caplog, dama
     assert again.tokens.tolist() == before and len(again) == 5
     assert caplog.text.count("is damaged") == 1
     assert [path.name for path in cache.glob("tokens/*") if path.is_dir()] == [built.key]
+
+
+def flip_where_no_block_is_compared(path):
+    raw = bytearray(path.read_bytes())
+    raw[store_files.BLOCK + 10] ^= 4
+    path.write_bytes(bytes(raw))
+
+
+def test_all_of_a_large_store_is_compared_on_request(list_source, tokenizer, cache, caplog):
+    source = list_source("word " * 100_000)
+    built = open_store(source, tokenizer, cache)
+    before = built.tokens.tolist()
+    flip_where_no_block_is_compared(built.folder / "tokens.bin")
+    assert open_store(source, tokenizer, cache).tokens.tolist() != before and not caplog.text
+    again = TokenStore.open_or_build(source, "train", tokenizer, cache, progress=False, verify=True)
+    assert again.tokens.tolist() == before
+    assert "is damaged (tokens.bin does not match its checksum) and is built again" in caplog.text
+
+
+def test_data_verify_compares_all(list_source, cache, caplog):
+    def module(verify):
+        spec = {"kind": "bytes"}
+        return LanguageData(source, spec, length=8, batch_size=1, cache_dir=str(cache), verify=verify)
+
+    source = list_source("word " * 100_000)
+    built = module(False).store("train")
+    flip_where_no_block_is_compared(built.folder / "tokens.bin")
+    module(False).store("train")
+    assert "damaged" not in caplog.text
+    module(True).store("train")
+    assert caplog.text.count("tokens.bin does not match its checksum") == 1
+
+
+def test_a_store_of_an_older_format_is_built_again_under_its_key(list_source, tokenizer, cache, caplog):
+    """Keys do not know of the format: they are the fingerprints of data in checkpoints."""
+    source = list_source(*TEXTS)
+    built = open_store(source, tokenizer, cache)
+    recipe = [1, "train", source.fingerprint("train"), tokenizer_fingerprint(tokenizer)]
+    assert built.key == hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    before = built.tokens.tolist()
+    meta = {"format": 1, "key": built.key, "eos": 256, "dtype": "uint16", "files": {}}
+    meta["sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (built.folder / "meta.json").write_text(json.dumps(meta))
+    assert open_store(source, tokenizer, cache).tokens.tolist() == before
+    assert "has the older format 1 and is built again" in caplog.text
+
+
+def test_names_are_read_when_they_are_asked_for(list_source, tokenizer, cache):
+    class Named(type(list_source())):
+        def documents(self, split):
+            yield from (Document(name, "text") for name in names)
+
+        def fingerprint(self, split):
+            return digest_documents(self.documents(split))
+
+    names = ["", "two\nlines", "é", "plain", ""]
+    found = open_store(Named(), tokenizer, cache).names
+    assert list(found) == names and len(found) == 5 and found[-2] == "plain" and found[1:3] == names[1:3]
+    with pytest.raises(IndexError):
+        found[5]
 
 
 def test_a_changed_description_is_damage(list_source, tokenizer, cache, caplog):

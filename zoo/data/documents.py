@@ -55,13 +55,28 @@ def check_split(split: str) -> None:
         raise DataError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
-def digest_documents(documents: Iterable[Document]) -> str:
-    """SHA-256 (hex) over names and texts in order; lengths are hashed too, so that no two lists share a digest."""
-    digest = hashlib.sha256()
-    for document in documents:
+class DocumentDigest:
+    """SHA-256 over names and texts in order; lengths are hashed too, so that no two lists share a digest."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, document: Document) -> None:
+        """Adds one document."""
         for part in (document.name.encode("utf-8", "surrogatepass"), document.text.encode()):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
+            self._digest.update(len(part).to_bytes(8, "big"))
+            self._digest.update(part)
+
+    def hexdigest(self) -> str:
+        """The digest of all that were added, in hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+def digest_documents(documents: Iterable[Document]) -> str:
+    """SHA-256 over a list of documents: see :class:`DocumentDigest`."""
+    digest = DocumentDigest()
+    for document in documents:
+        digest.update(document)
     return digest.hexdigest()
 
 

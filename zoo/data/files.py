@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.documents import DataError, escape_name
-from zoo.data.fingerprints import file_stamp
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.splits import find_titles, in_order, recognize_splits
 
@@ -35,9 +35,10 @@ class LocalFiles:
     skipped: list[tuple[str, str]]
     titles: list[str]
 
-    def stamp(self) -> list[list[Any]]:
-        """Split, name and :func:`zoo.data.fingerprints.file_stamp` of every file, without reading any."""
-        return [[*file_stamp(path), name, split] for split, files in self.by_split.items() for path, name in files]
+    def stamp(self, *options: Any) -> Stamp:
+        """The stamp of all files with text, their names and splits, and of options; nothing is read."""
+        counts = [[split, len(files)] for split, files in self.by_split.items()]
+        return stamp_files([*options, counts], (pair for files in self.by_split.values() for pair in files))
 
     def splits_line(self) -> str:
         """Which files are whose, in words."""

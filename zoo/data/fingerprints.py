@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +18,48 @@ from zoo.files import replace_text
 SETTLED = 2 * 10**9  # ns: file systems keep times to 2 s at worst, so that a younger file may change unseen
 
 
-def file_stamp(path: Path) -> list[Any]:
-    """What changes when a file does, without reading it: its place, size, times of change (ns) and inode."""
-    try:
-        found = path.stat()
-    except OSError:
-        return [str(path.absolute()), -1, 0, 0, 0]  # who reads it says what is wrong
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+@dataclass(frozen=True)
+class Stamp:
+    """What changes when the files of a source do, known without reading them.
+
+    Attributes:
+        digest: SHA-256 over options and over place, size, times of change and inode of every file.
+        newest: the latest of the times (ns).
+    """
+
+    digest: str
+    newest: int
 
 
-def newest(stamps: Iterable[list[Any]]) -> int:
-    """The latest time of change (ns) in stamps of files."""
-    return max((max(stamp[2], stamp[3]) for stamp in stamps), default=0)
+def stamp_files(options: Sequence[Any], files: Iterable[tuple[Path, str]]) -> Stamp:
+    """The stamp of (path, name) pairs, and of options that decide what is made of them."""
+    digest, newest = hashlib.sha256(json.dumps(list(options)).encode()), 0
+    for path, name in files:
+        try:
+            found = path.stat()
+            values = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        except OSError:
+            values = [-1, 0, 0, 0]  # who reads the file says what is wrong with it
+        newest = max(newest, values[1], values[2])
+        digest.update(json.dumps([str(path.absolute()), name, *values]).encode())
+    return Stamp(digest.hexdigest(), newest)
 
 
-def source_stamp(source: Source) -> tuple[list[Any], list[list[Any]]] | None:
-    """Options and stamps of files that decide what a source holds; None for one that cannot tell."""
-    stamp: Callable[[], tuple[list[Any], list[list[Any]]]] | None = getattr(source, "stamp", None)
+def source_stamp(source: Source) -> Stamp | None:
+    """The stamp of a source; None for one that cannot tell."""
+    stamp: Callable[[], Stamp] | None = getattr(source, "stamp", None)
     return None if stamp is None else stamp()
 
 
 def known_fingerprint(source: Source, split: str, cache_dir: str | Path) -> str:
     """The fingerprint of a split, from `cache_dir` if the source has a stamp and it is that of an earlier time."""
-
-    def stamp() -> tuple[list[Any], list[list[Any]]] | None:
-        return source_stamp(source)
-
-    return remember(cache_dir, split, stamp, lambda: source.fingerprint(split))
+    return remember(cache_dir, split, lambda: source_stamp(source), lambda: source.fingerprint(split))
 
 
 def remember(
     cache_dir: str | Path,
     split: str,
-    stamp: Callable[[], tuple[list[Any], list[list[Any]]] | None],
+    stamp: Callable[[], Stamp | None],
     compute: Callable[[], str],
 ) -> str:
     """compute(), or what it gave when stamp() was the same; one process of several computes, the others wait.
@@ -61,10 +71,9 @@ def remember(
     begun, before = time.time_ns(), stamp()
     if before is None:
         return compute()
-    key = hashlib.sha256(json.dumps([2, split, before]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([2, split, before.digest]).encode()).hexdigest()[:32]
     kept = expand(cache_dir) / "fingerprints" / f"{key}.json"
-    changed = newest(before[1])
-    if (found := _read(kept, changed, begun)) is not None:
+    if (found := _read(kept, before.newest, begun)) is not None:
         return found
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +82,7 @@ def remember(
     except OSError:
         return compute()
     try:
-        if (found := _read(kept, changed, begun)) is not None:
+        if (found := _read(kept, before.newest, begun)) is not None:
             return found
         started = time.time_ns()
         result = compute()

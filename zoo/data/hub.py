@@ -23,7 +23,7 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
-from zoo.data.fingerprints import file_stamp, remember
+from zoo.data.fingerprints import remember, stamp_files
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
@@ -92,7 +92,7 @@ class HubSource:
         return remember(
             self.cache_dir,
             split,
-            lambda: (options, [file_stamp(file) for file in self._files(split)]),
+            lambda: stamp_files(options, ((file, file.name) for file in self._files(split))),
             lambda: digest_documents(self.documents(split)),
         )
 

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from zoo.data.documents import (
     SPLITS,
     DataError,
     Document,
+    DocumentDigest,
     Source,
     assign_splits,
     check_fractions,
@@ -30,7 +30,7 @@ from zoo.data.documents import (
     text_hash,
 )
 from zoo.data.files import ALL, LocalFiles, find_files
-from zoo.data.fingerprints import file_stamp
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.hub import HubSource
 from zoo.data.readers import read_files
 
@@ -80,9 +80,9 @@ class StdlibSource:
         """SHA-256 over the names and contents of the split's modules."""
         return digest_documents(self.documents(split))
 
-    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+    def stamp(self) -> Stamp:
         """Place, size and times of every module; nothing is read."""
-        return ["stdlib"], [file_stamp(path) for path in self._paths()]
+        return stamp_files(["stdlib"], ((path, path.name) for path in self._paths()))
 
     def _paths(self) -> list[Path]:
         found = []
@@ -146,12 +146,16 @@ class TextSource:
                 yield document
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over the names and texts of the split; reads the files once."""
-        return digest_documents(self.documents(split))
+        """SHA-256 over the names and texts of the split."""
+        check_split(split)
+        files = self._own_split(split)
+        if files in self._divided:
+            return self._digests[SPLITS.index(split)].hexdigest()
+        return digest_documents(self._read(files))
 
-    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+    def stamp(self) -> Stamp:
         """What the documents depend on: the options, and place, size and times of every file; nothing is read."""
-        return ["text", self.text_column, *self._fractions], find_files(self.path).stamp()
+        return find_files(self.path).stamp("text", self.text_column, self._fractions)
 
     def describe(self) -> dict[str, str]:
         """What was found at the path, in words: where the splits come from, and which files are not read."""
@@ -209,6 +213,15 @@ class TextSource:
             for index, text in enumerate(cut_document(document.text, self._divided[files])):
                 if text:
                     yield Document(document.name, text), index
+
+    @cached_property
+    def _digests(self) -> list[DocumentDigest]:
+        """Of all splits that are divided, from one pass over the files."""
+        (files,) = self._divided
+        digests = [DocumentDigest() for _ in SPLITS]
+        for document, index in self._divide(files):
+            digests[index].update(document)
+        return digests
 
     @cached_property
     def _assigned(self) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zoo.data.documents import DataError, Document, Source
-from zoo.data.store_files import FILES, INDEX_DTYPE, write_meta
+from zoo.data.store_files import FILES, write_meta
 from zoo.data.tokenizers import encode_batch, vocabulary_size
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         self._files = {name: self._stack.enter_context((self.folder / name).open("wb")) for name in FILES}
-        self._write("offsets.bin", [0])
+        self._write("offsets.bin", 0)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -73,13 +73,13 @@ class StoreWriter:
         self.bytes += size
         self.tokens += 1 + len(ids)
         self._name_bytes += len(name)
-        self._write("offsets.bin", [self.tokens])
-        self._write("counts.bin", [size, len(text.split()), len(text)])
+        self._write("offsets.bin", self.tokens)
+        self._write("counts.bin", size, len(text.split()), len(text))
         self._files["names.bin"].write(name)
-        self._write("name_ends.bin", [self._name_bytes])
+        self._write("name_ends.bin", self._name_bytes)
 
-    def _write(self, name: str, numbers: list[int]) -> None:
-        self._files[name].write(np.array(numbers, dtype=INDEX_DTYPE).tobytes())
+    def _write(self, name: str, *numbers: int) -> None:
+        self._files[name].write(b"".join(number.to_bytes(8, "little") for number in numbers))  # INDEX_DTYPE
 
     def amount(self) -> str:
         """What has been written, in words."""

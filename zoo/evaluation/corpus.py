@@ -11,9 +11,10 @@ import numpy as np
 
 from zoo.config import instantiate
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
-from zoo.data.documents import SPLITS, digest_documents, escape_name
+from zoo.data.documents import SPLITS, digest_documents, escape_name, source_notes
 from zoo.data.files import ALL as WHOLE
 from zoo.data.files import find_files
+from zoo.data.fingerprints import Stamp
 from zoo.data.readers import read_files
 from zoo.evaluation.names import changed_options, join_name, path_part, plain
 from zoo.evaluation.run import OpenedRun
@@ -29,12 +30,14 @@ class Corpus:
     Attributes:
         name: of the data set. split: of it, ``all`` for undivided text.
         store: tokens of all documents of the split. count: whole documents that are evaluated.
+        notes: sentences on files at task.path that are not read.
     """
 
     name: str
     split: str
     store: TokenStore
     count: int
+    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -109,9 +112,9 @@ class LocalText:
         """SHA-256 over the names and texts of the split."""
         return digest_documents(self.documents(split))
 
-    def stamp(self) -> tuple[list[Any], list[list[Any]]]:
+    def stamp(self) -> Stamp:
         """What the documents depend on; nothing is read."""
-        return ["local", self.text_column], find_files(self.path).stamp()
+        return find_files(self.path).stamp("local", self.text_column)
 
     def describe(self) -> dict[str, str]:
         """Official splits and files that are not read, in words."""
@@ -152,7 +155,14 @@ def open_corpus(
         raise DataError(
             f"{name} has no split {split!r} ({error}). It has {listed}: choose with task.split=..."
         ) from error
-    return Corpus(name, split, store, count_documents(store.counts[:, 0], max_bytes, max_documents))
+    notes = () if path is None else skipped_notes(source)
+    return Corpus(name, split, store, count_documents(store.counts[:, 0], max_bytes, max_documents), notes)
+
+
+def skipped_notes(source: Source) -> tuple[str, ...]:
+    """A sentence on files that a source of local text does not read; none if it reads all."""
+    skipped = source_notes(source).get("skipped")
+    return (f"Of task.path, {skipped}.",) if skipped else ()
 
 
 def existing_splits(source: Source) -> list[str]:
@@ -201,7 +211,7 @@ def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[st
 
 def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int) -> list[str]:
     """Sentences on what an evaluation of so many documents, with contexts of ``length`` tokens, cannot tell."""
-    warnings = []
+    warnings = list(corpus.notes)
     trained = (run.trained.get("data") or {}).get(corpus.split)
     if corpus.split == "train":
         warnings.append("The model was trained on this text: the numbers do not say how it does on other text.")

@@ -159,6 +159,18 @@ def test_every_preset_from_a_local_folder(load, name, ending):
     assert record.where.endswith(f"split {split} row 0")
 
 
+@pytest.mark.parametrize("name", ["squad", "babilong"])
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_compressed_files_of_a_preset(tmp_path, name, json_lines, suffix, pack):
+    ending, text = (".jsonl", json.dumps(ROWS[name]) + "\n") if json_lines else (".json", json.dumps([ROWS[name]]))
+    file = tmp_path / "set" / "data" / f"{PRESETS[name].split}{ending}{suffix}"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(pack(suffix, text.encode()))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    (record,) = load_preset(name, tmp_path / "link", cache_dir=str(tmp_path / "cache"))
+    assert plain(record) == EXPECTED[name]
+
+
 @pytest.mark.parametrize(
     ("name", "file", "config", "split"),
     [

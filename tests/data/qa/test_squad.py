@@ -4,6 +4,7 @@ import logging
 import pytest
 
 from zoo.data import DataError
+from zoo.data.qa import load_set
 from zoo.data.qa.records import QARecord, fold, mentions
 from zoo.data.qa.squad import read_squad
 
@@ -57,6 +58,17 @@ def test_every_layout_gives_the_same_record(save):
     for name in ("rows.txt", "lines.json", "rows.jsonl"):
         assert [record.id for record in read_squad(save(name, rows))] == ["a1", "a2"]
     assert read_squad(save("bom.jsonl", "\ufeff" + json.dumps(ROW)))[0].id == "a1"
+
+
+def test_compressed_files_of_questions(tmp_path, suffix, pack):
+    for name, text in (("rows.jsonl", json.dumps(ROW) + "\n"), ("nested.json", json.dumps({"data": [ROW]}))):
+        file = tmp_path / f"{name}{suffix}"
+        file.write_bytes(pack(suffix, text.encode()))
+        assert [record.id for record in read_squad(file)] == ["a1"]
+        assert load_set(file).name == name.partition(".")[0]
+        file.write_bytes(b"as it is, not compressed")
+        with pytest.raises(DataError, match=rf"{name}{suffix} cannot be decompressed"):
+            read_squad(file)
 
 
 def test_ids_are_made_where_there_are_none(save):
