@@ -262,3 +262,40 @@ def test_separators_reach_the_attentions_that_ask_for_them():
 def test_an_attention_that_asks_for_separators_must_get_some():
     with pytest.raises(ValueError, match=r"separator_tokens is empty: .*model\.separators"):
         build(["longformer"], mixers={"longformer": {"separators": True}})(draw(1, 4))
+
+
+@torch.no_grad()
+def test_padding_of_ids_can_be_any_number():
+    decoder, ids, results = build(), draw(3, 9), []
+    lengths = torch.tensor([2, 9, 0])
+    real = torch.arange(9) < lengths[:, None]
+    for value in (0, -100, 10**12):
+        cache = decoder.new_cache(3)
+        first = decoder(torch.where(real, ids, value), cache=cache, lengths=lengths)[real]
+        results.append(torch.cat([first, decoder(ids[:, :2], cache=cache).flatten(0, 1)]))
+    assert torch.isfinite(results[0]).all()
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(4, dtype=torch.long), r"ids is torch\.int64 of shape \(4,\): expected token ids"),
+        (torch.zeros(1, 4), r"ids is torch\.float32 of shape \(1, 4\): expected token ids"),
+        ([[1, 2]], "ids is list: expected token ids"),
+        (torch.zeros(3, 4, dtype=torch.long), "x has 3 rows and the cache 2"),
+    ],
+    ids=str,
+)
+def test_ids_that_do_not_fit_are_refused_and_leave_the_cache_as_it_is(ids, message):
+    decoder = build()
+    cache = decoder.new_cache(2)
+    with pytest.raises(ValueError, match=message):
+        decoder(ids, cache=cache)
+    assert all(not layer.lengths.any() for layer in cache.layers)
+
+
+def test_a_cache_of_another_number_of_layers_is_refused():
+    cache = build(["softmax"] * 2).new_cache(2)
+    with pytest.raises(ValueError, match="the cache is of 2 layers and the decoder of 3"):
+        build(["softmax"] * 3)(draw(), cache=cache)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,15 +72,21 @@ class Mixer(nn.Module, ABC):
     ) -> Tensor:
         """Mix ``x`` (B, T, C).
 
+        Gradients of the outputs are exact for the tokens of the piece and for the parameters that it used, however
+        long it is; what the cache held before is a constant.
+
         Args:
-            documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary.
+            documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary. Numbers that
+                are not finite may reach other documents of their row, but no other row.
             marks: ``(B, T)`` bool separators, for mixers that treat them apart; others ignore it.
             cache: of :meth:`new_cache`; the piece continues where it stands and is added to it.
-            lengths: ``(B,)`` true lengths of a right-padded piece; outputs on padding are unspecified.
+            lengths: ``(B,)`` true lengths of a right-padded piece. What stands on padding, be it NaN, reaches nothing;
+                outputs there are unspecified.
 
         Raises:
             ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``; on other
-                shapes, and on lengths outside 0..T where they lie on the CPU.
+                shapes or dtypes, on the cache of another batch, device or mixer, and on lengths outside 0..T where
+                they lie on the CPU. Nothing has then been written to the cache.
         """
 
     @abstractmethod
@@ -111,27 +118,87 @@ class Mixer(nn.Module, ABC):
         time = torch.arange(x.shape[1], device=x.device)[None]
         return time if cache is None else time + cache.lengths[:, None]
 
-    @staticmethod
-    def check_call(x: Tensor, documents: Tensor | None, cache: Any, lengths: Tensor | None) -> None:
-        """Refuse what the contract leaves out: combinations, shapes, and lengths that need no wait for a device."""
+    def check_call(
+        self,
+        x: Tensor,
+        documents: Tensor | None,
+        cache: Any,
+        lengths: Tensor | None,
+        marks: Tensor | None = None,
+    ) -> None:
+        """Refuse what the contract leaves out, before anything is computed or written; nothing waits for a device."""
         if documents is not None and cache is not None:
             raise ValueError("documents and cache were given together: a cache continues one document per row.")
         if lengths is not None and cache is None:
             raise ValueError("lengths was given without cache: pass documents, or mask the loss of padded rows.")
+        self._check_input(x)
         batch, length = x.shape[:2]
-        for name, given, wanted in (("documents", documents, (batch, length)), ("lengths", lengths, (batch,))):
-            if given is not None and given.shape != wanted:
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}, expected {wanted} for x of shape {tuple(x.shape)}."
-                )
-        if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        check_array("documents", documents, (batch, length), x)
+        check_array("marks", marks, (batch, length), x)
+        check_array("lengths", lengths, (batch,), x)
+        if torch.compiler.is_compiling():
             return
-        if wrong := [n for n in lengths.tolist() if not 0 <= n <= length]:
+        if cache is not None:
+            self._check_cache(x, cache)
+        if lengths is not None:
+            _check_lengths(lengths, length)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.width:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, tokens, width={self.width}).")
+        weight = getattr(self.out, "weight", x)  # of whatever has taken its place
+        if x.dtype == weight.dtype or not weight.is_floating_point():
+            return
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            raise ValueError(f"x is of {x.dtype} and the weights of {weight.dtype}: convert one of them.")
+
+    def _check_cache(self, x: Tensor, cache: Any) -> None:
+        if getattr(cache, "kind", None) != self.cache_kind:
             raise ValueError(
-                f"lengths={lengths.tolist()}: expected the true length of each row of the piece, 0 to {length}; "
-                f"not {', '.join(map(str, wrong))}."
+                f"the cache is {getattr(cache, 'kind', type(cache).__name__)}, expected {self.cache_kind}: give each "
+                "layer the cache that its own new_cache() made."
             )
+        rows = cache.lengths.shape[0]
+        if rows != x.shape[0]:
+            raise ValueError(f"x has {x.shape[0]} rows and the cache {rows}: make one with new_cache({x.shape[0]}).")
+        if cache.lengths.device != x.device:
+            raise ValueError(f"x is on {x.device} and the cache on {cache.lengths.device}: move one of them.")
+        if torch.promote_types(x.dtype, cache.dtype) not in (x.dtype, cache.dtype):
+            raise ValueError(
+                f"x is of {x.dtype} and the cache of {cache.dtype}, of which neither holds the numbers of the other: "
+                f"make a cache with new_cache(..., dtype={x.dtype})."
+            )
+
+    @cached_property
+    def cache_kind(self) -> tuple[Any, ...]:
+        """What tells the caches of this mixer from those of others: the kind of an empty one."""
+        return self.new_cache(1, 0, "meta").kind
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"width={self.width}, heads={self.heads}, layer={self.layer} of {self.depth}"
+
+
+def check_array(name: str, given: Tensor | None, wanted: tuple[int, ...], x: Tensor) -> None:
+    """Raise ValueError unless ``given`` is None or a tensor of the shape that goes with ``x``, not of floats."""
+    if given is None:
+        return
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} is a {type(given).__name__}: expected a tensor.")
+    if given.shape != wanted:
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {wanted} for x of shape {tuple(x.shape)}.")
+    if given.is_floating_point():
+        raise ValueError(f"{name} is of {given.dtype}: expected {'booleans' if name == 'marks' else 'integers'}.")
+
+
+def _check_lengths(lengths: Tensor, length: int) -> None:
+    if lengths.dtype == torch.bool:
+        raise ValueError("lengths is of torch.bool: expected integers.")
+    if lengths.device.type != "cpu":
+        return
+    if wrong := [n for n in lengths.tolist() if not 0 <= n <= length]:
+        raise ValueError(
+            f"lengths={lengths.tolist()}: expected the true length of each row of the piece, 0 to {length}; "
+            f"not {', '.join(map(str, wrong))}."
+        )

@@ -15,9 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache, RingCache
+from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
 RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}

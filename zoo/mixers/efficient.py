@@ -38,6 +38,16 @@ class PrefixCache:
         """``(B,)`` tokens seen."""
         return self.values.lengths
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Of both."""
+        return type(self).__name__, self.values.kind, self.weights.kind
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of both."""
+        return self.values.dtype
+
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.values.nbytes() + self.weights.nbytes()

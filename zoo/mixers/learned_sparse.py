@@ -148,15 +148,19 @@ class LearnedSparseAttention(BlockSparseMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """The hard pattern; where the logits are trained, with a gradient to them."""
-        trained = torch.is_grad_enabled() and self.logits.requires_grad
-        if call.cache is not None or not trained:
+        if not torch.is_grad_enabled() or not self.logits.requires_grad:
             return super().mix(q, k, v, call)
+        if call.cache is None:
+            return self._trained(q, k, v, documents=call.documents)
+        return call.cache.attend(q, k, v, call.lengths, self._trained)
+
+    def _trained(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         bias = self._bias(-(-k.shape[1] // self.block))
         if self.samples:
-            return self.pattern.whole(q, k, v, documents=call.documents, block_bias=bias - bias.detach())
-        hard = self.pattern.whole(q, k, v, documents=call.documents)
+            return self.pattern.whole(q, k, v, documents=documents, block_bias=bias - bias.detach())
+        hard = self.pattern.whole(q, k, v, documents=documents)
         values = (x.detach() for x in (q, k, v))
-        soft = self.reachable.whole(*values, documents=call.documents, block_bias=bias)
+        soft = self.reachable.whole(*values, documents=documents, block_bias=bias)
         return hard + (soft - soft.detach())
 
     def own_parameters(self) -> tuple[int, int]:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from kernels import softmax_attention, softmax_attention_step
 from kernels.documents import document_positions
-from zoo.mixers.parts.cache import RingCache
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
 ROWS = ("sparse", "full")

@@ -13,13 +13,14 @@ form that blocks approximate, P_t = the k keys j <= t of highest q_t . k_j; it i
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.backend import without_autocast
 from kernels.layout.block_layout import BLOCKS
-from zoo.mixers.parts.cache import KeyValueCache, Step, Whole
+from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
@@ -46,6 +47,11 @@ class BlockCache(KeyValueCache):
         self.how = how
         wide = torch.promote_types(self.keys.dtype, torch.float32)
         self.sums = torch.zeros(batch_size, -(-capacity // how.block), heads, width, device=device, dtype=wide)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What has to agree with the mixer."""
+        return *super().kind, self.how.block
 
     def nbytes(self) -> int:
         """Bytes of the valid part, were all rows as long as the longest."""
@@ -75,7 +81,7 @@ class BlockCache(KeyValueCache):
         time = torch.arange(k.shape[1], device=k.device)[None]
         k = k.to(self.sums.dtype)
         if lengths is not None:
-            k = k.masked_fill((time >= lengths.to(self.lengths)[:, None])[..., None, None], 0)
+            k = k.masked_fill(~real_tokens(lengths, k)[..., None, None], 0)
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         self.sums.index_put_((rows, (self.lengths[:, None] + time) // self.how.block), k, accumulate=True)
 

@@ -23,12 +23,13 @@ from torch import Tensor
 from kernels import softmax_attention, softmax_attention_step
 from kernels.softmax import ring_slots
 from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
-from zoo.mixers.parts.cache import RingCache, StateCache
+from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.recurrent import attend_linear
+from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
 

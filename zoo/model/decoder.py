@@ -12,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import mixers
 from zoo.generation.generate import Sampling, generate, stream
-from zoo.mixers.base import Cost
+from zoo.mixers.base import Cost, check_array
+from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.norms import build_norm
 from zoo.model.block import Block
 from zoo.model.initialization import initialize
 
+IDS = (torch.int64, torch.int32)
 STYLES: dict[str, tuple[str, bool]] = {"llama": ("rms", True), "transnormer": ("srms", False)}
 
 
@@ -140,6 +142,10 @@ class Decoder(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """Normalised last hidden states ``(B, T, C)``; arguments as of :meth:`forward`."""
+        self._check_call(ids, cache)
+        if lengths is not None and cache is not None:  # padding can hold anything, a number of no token too
+            check_array("lengths", lengths, ids.shape[:1], ids)
+            ids = ids.masked_fill(~real_tokens(lengths, ids), 0)
         x = self.embedding(ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
@@ -151,6 +157,18 @@ class Decoder(nn.Module):
             else:
                 x = block(x, documents, marks, layer_cache, lengths)
         return self.norm(x)
+
+    def _check_call(self, ids: Tensor, cache: DecoderCache | None) -> None:
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in IDS:
+            got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(
+                f"ids is {got}: expected token ids, a tensor (batch, tokens) of torch.int64 or torch.int32."
+            )
+        if cache is not None and len(cache.layers) != len(self.blocks):
+            raise ValueError(
+                f"the cache is of {len(cache.layers)} layers and the decoder of {len(self.blocks)}: "
+                "take one that its new_cache() made."
+            )
 
     def _marks(self, ids: Tensor) -> Tensor | None:
         """``(B, T)``: True for separators; None if no mixer asks for them."""

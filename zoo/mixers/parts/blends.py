@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from kernels import softmax_attention, softmax_attention_step
-from zoo.mixers.parts.cache import KeyValueCache, RingCache, StateCache
+from zoo.mixers.parts.cache import KeyValueCache, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
+from zoo.mixers.parts.ring_cache import RingCache
 
 
 class Part(nn.Module, ABC):
@@ -173,6 +174,16 @@ class BlendCache:
     def lengths(self) -> Tensor:
         """Tokens seen, ``(B,)``."""
         return self.parts[-1].lengths
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Of the parts."""
+        return tuple(part.kind for part in self.parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first part, which is the local one where there is one."""
+        return self.parts[0].dtype
 
     def nbytes(self) -> int:
         """Bytes of all."""

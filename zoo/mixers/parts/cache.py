@@ -1,15 +1,14 @@
-"""Caches of the mixers: keys and values of all tokens or of the latest, or a state of constant size."""
+"""Caches of the mixers: keys and values of all tokens, or a state of constant size."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
 from kernels.linear import NormalizedState
-from kernels.softmax import ring_slots
 
 
 class Whole(Protocol):
@@ -24,6 +23,11 @@ class Step(Protocol):
 
     def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
         """``lengths (B,)`` counts the tokens seen in each row, the query's own included."""
+
+
+def real_tokens(lengths: Tensor, x: Tensor) -> Tensor:
+    """``(B, T)`` for a piece ``x (B, T, ...)``: True for tokens, False for padding behind ``lengths (B,)``."""
+    return torch.arange(x.shape[1], device=x.device)[None] < lengths.to(x.device)[:, None]
 
 
 class StateCache:
@@ -44,6 +48,16 @@ class StateCache:
         self.state = torch.zeros(shape, dtype=wide, device=device)
         self.normalizer = self.state.new_zeros(shape[:3]) if normalize else None
         self.lengths = torch.zeros(shape[0], dtype=torch.long, device=device)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What has to agree with the mixer."""
+        return type(self).__name__, *self.state.shape[1:], self.normalizer is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the state."""
+        return self.state.dtype
 
     def nbytes(self) -> int:
         """Bytes of the state and its normaliser."""
@@ -71,7 +85,7 @@ class StateCache:
         batch, length = q.shape[:2]
         normalize = self.normalizer is not None
         state = self.state if self.normalizer is None else NormalizedState(self.state, self.normalizer)
-        if length == 1 and lengths is None:
+        if length == 1 and lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
             self.lengths = self.lengths + 1
             decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() == 3 else log_decay
             step = linear_attention_step
@@ -79,7 +93,7 @@ class StateCache:
         advance = torch.full_like(self.lengths, length)
         if lengths is not None:
             advance = lengths.to(self.lengths)
-            real = torch.arange(length, device=q.device)[None] < advance[:, None]
+            real = real_tokens(lengths, q)
             k, v = (x.masked_fill(~real[..., None, None], 0) for x in (k, v))
             if log_decay is not None:
                 log_decay = log_decay.expand(batch, length, -1).masked_fill(~real[..., None], 0)
@@ -88,15 +102,17 @@ class StateCache:
             algorithm=algorithm,
         )  # fmt: skip
         if isinstance(after, NormalizedState):
-            self.state, self.normalizer = after.s.detach(), after.z.detach()
+            self.state, self.normalizer = (x.detach().to(self.dtype) for x in (after.s, after.z))
         elif after is not None:
-            self.state = after.detach()
+            self.state = after.detach().to(self.dtype)
         self.lengths = self.lengths + advance
         return y
 
 
 class KeyValueCache:
     """Keys and values of all tokens, ``(B, capacity, G, D)``, row i valid up to ``lengths[i]``; grows when full."""
+
+    overwrites = False  # whether a piece takes the slots of earlier tokens that its queries still read
 
     def __init__(
         self,
@@ -114,6 +130,16 @@ class KeyValueCache:
         self._behind = [0]  # tokens that rows are shorter than the longest, each number once; on the host too
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """What has to agree with the mixer."""
+        return type(self).__name__, *self.keys.shape[2:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.keys.dtype
+
+    @property
     def held(self) -> list[int]:
         """Numbers of tokens that rows hold, each once; known without a wait for the device."""
         return [self._longest - behind for behind in self._behind]
@@ -125,7 +151,11 @@ class KeyValueCache:
 
     def nbytes(self) -> int:
         """Bytes of the valid part, were all rows as long as the longest."""
-        return 2 * self.keys[:, : self._longest].numel() * self.keys.element_size()
+        return 2 * self.keys[:, : self._slots(self._longest)].numel() * self.keys.element_size()
+
+    def _slots(self, length: int) -> int:
+        """That so many tokens take."""
+        return length
 
     def attend(
         self,
@@ -140,22 +170,41 @@ class KeyValueCache:
 
         Args:
             q: ``(B, T, H, D)``. k, v: ``(B, T, G, D)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
-            whole: what the mixer computes over a sequence. step: the same for the last token alone.
+            whole: what the mixer computes over a sequence: with gradients, or for more than one token.
+            step: the same for the last token alone, over the slots in use; it has no gradient.
         """
         length, before = q.shape[1], self.lengths
+        alone = length == 1 and not torch.is_grad_enabled()
+        earlier = None if alone else self._earlier()
         self._write(k.detach(), v.detach(), lengths)
-        if length == 1:
-            stop = self._longest + 1
+        if alone:
+            stop = self._slots(self._longest + 1)
             output = step(q[:, 0], self.keys[:, :stop], self.values[:, :stop], before + 1)[:, None]
-        elif self._longest == 0:
+        elif not self._longest:
             output = whole(q, k, v)
-        elif self._even:
+        elif earlier is None:
             stop = self._longest + length
             output = whole(q, self.keys[:, :stop].to(q.dtype), self.values[:, :stop].to(q.dtype))
         else:
-            output = self._attend_uneven(q, before, whole)
+            keys, values, hidden = earlier
+            keys, values = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
+            shown = torch.cat([~hidden, hidden.new_ones(q.shape[:2])], 1).long()
+            output = whole(q, keys, values, documents=None if self._even else shown)
         self._advance(length, lengths)
         return output
+
+    def _earlier(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Keys and values in order, all rows ending at one column, and which columns lie before a row.
+
+        None where there are none, or where they can be read together with the piece once it is written.
+        """
+        if not self._longest or (self._even and not self.overwrites and not torch.is_grad_enabled()):
+            return None
+        columns = self._slots(self._longest)
+        place = torch.arange(columns, device=self.keys.device)[None] + (self.lengths - self._longest)[:, None]
+        rows = torch.arange(len(place), device=place.device)[:, None]
+        slots = place.clamp(min=0)
+        return self.keys[rows, slots], self.values[rows, slots], place < 0
 
     def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
         length = k.shape[1]
@@ -175,14 +224,6 @@ class KeyValueCache:
             pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
             self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)
 
-    def _attend_uneven(self, q: Tensor, before: Tensor, whole: Whole) -> Tensor:
-        """Align the rows at their ends, where the kernel expects the queries, and hide what lies before a row."""
-        total = self._longest + q.shape[1]
-        source = torch.arange(total, device=q.device)[None] - (self._longest - before)[:, None]
-        rows = torch.arange(q.shape[0], device=q.device)[:, None]
-        keys, values = (x[rows, source.clamp(min=0)].to(q.dtype) for x in (self.keys, self.values))
-        return whole(q, keys, values, documents=(source >= 0).long())
-
     def _advance(self, length: int, lengths: Tensor | None) -> None:
         if lengths is None:
             self.lengths = self.lengths + length
@@ -192,98 +233,3 @@ class KeyValueCache:
         ends = set(self.lengths.tolist())
         self._longest = max(ends)
         self._behind = sorted(self._longest - end for end in ends)
-
-
-class RingCache(KeyValueCache):
-    """Keys and values of the first ``sinks`` and the latest ``window`` tokens: it stops growing at so many slots."""
-
-    def __init__(
-        self,
-        batch_size: int,
-        window: int,
-        sinks: int,
-        capacity: int,
-        heads: int,
-        width: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.window, self.sinks, self.limit = window, sinks, window + sinks
-        super().__init__(batch_size, min(capacity, self.limit), heads, width, device, dtype)
-
-    def nbytes(self) -> int:
-        """Bytes of the slots in use."""
-        return 2 * self.keys[:, : min(self._longest, self.limit)].numel() * self.keys.element_size()
-
-    @property
-    def wrapped(self) -> bool:
-        """Whether a slot may have been taken a second time: positions are then those of a ring."""
-        return self._longest >= self.limit
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lengths: Tensor | None,
-        whole: Whole = softmax_attention,
-        step: Step = softmax_attention_step,
-    ) -> Tensor:
-        """As of the class above; ``whole`` gets the sinks and the keys of the window in front of the piece.
-
-        ``step`` gets all slots, and must be told by :attr:`wrapped` that they are a ring.
-        """
-        length, before = q.shape[1], self.lengths
-        earlier = self._earlier(before) if length > 1 and self._longest else None
-        self._write(k.detach(), v.detach(), lengths)
-        if length == 1:
-            stop = min(self._longest + 1, self.limit)
-            output = step(q[:, 0], self.keys[:, :stop], self.values[:, :stop], before + 1)[:, None]
-        elif earlier is None:
-            output = whole(q, k, v)
-        else:
-            keys, values, hidden = earlier
-            keys, values = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
-            shown = torch.cat([~hidden, hidden.new_ones(q.shape[:2])], 1).long()
-            output = whole(q, keys, values, documents=None if self._even else shown)
-        self._advance(length, lengths)
-        return output
-
-    def _earlier(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sinks and window in order, ending at the same column, and what of the columns lies before a row."""
-        columns = min(self._longest, self.limit)
-        held = before.clamp(max=self.limit)[:, None]
-        place = torch.arange(columns, device=before.device)[None] - (columns - held)
-        at = torch.where(place < self.sinks, place, before[:, None] - (held - place)).clamp(min=0)
-        rows = torch.arange(len(before), device=before.device)[:, None]
-        slots = ring_slots(at, self.limit, self.sinks)
-        return self.keys[rows, slots], self.values[rows, slots], place < 0
-
-    def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
-        length = k.shape[1]
-        self._reserve(min(self._longest + length, self.limit))
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        added = torch.full_like(self.lengths, length) if lengths is None else lengths.to(self.lengths)
-        if length == 1:
-            slot = ring_slots(self.lengths[:, None], self.limit, self.sinks)
-            keep = (added == 0)[:, None, None, None]
-            for held, new in ((self.keys, k), (self.values, v)):
-                slots = slot.clamp(max=held.shape[1] - 1)
-                held[rows, slots] = torch.where(keep, held[rows, slots], new.to(held.dtype))
-            return
-        slots = torch.arange(self.keys.shape[1], device=k.device)[None]
-        turns = torch.div((self.lengths + added)[:, None] - 1 - slots, self.window, rounding_mode="floor")
-        latest = torch.where(slots < self.sinks, slots, slots + turns.clamp(min=0) * self.window)
-        source = latest - self.lengths[:, None]
-        fresh = ((source >= 0) & (source < added[:, None]))[..., None, None]
-        source = source.clamp(0, length - 1)
-        self.keys = torch.where(fresh, k[rows, source].to(self.keys.dtype), self.keys)
-        self.values = torch.where(fresh, v[rows, source].to(self.values.dtype), self.values)
-
-    def _reserve(self, needed: int) -> None:
-        """Grows by doubling, up to the limit."""
-        capacity = self.keys.shape[1]
-        if needed > capacity:
-            extra = min(max(needed, 2 * capacity), self.limit) - capacity
-            pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
-            self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,16 @@ class GlobalCache:
         """Slots that a row of so many tokens needs, if no token is marked."""
         return min(length, self.limit) + self.tokens.count(self.tokens.first, length - self.reach)
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What has to agree with the mixer."""
+        return type(self).__name__, *self.keys.shape[2:], self.tokens, self.reach
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.keys.dtype
+
     def nbytes(self) -> int:
         """Bytes of the slots in use."""
         return 2 * self.keys[:, : self._used].numel() * self.keys.element_size()
@@ -91,7 +102,7 @@ class GlobalCache:
         added = [q.shape[1]] * len(self.rows) if lengths is None else lengths.tolist()
         advance = torch.full_like(self.lengths, q.shape[1]) if lengths is None else lengths.to(self.lengths)
         flags = flags.expand(q.shape[:2])
-        if q.shape[1] > 1:
+        if q.shape[1] > 1 or torch.is_grad_enabled():  # a step has no gradient
             return self._piece(q, k, v, flags, advance, added, whole)
         self._push(k.detach(), v.detach(), flags, advance)
         self._advance(added)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
+from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
 from zoo.mixers.parts.positions import check_base, rotate
@@ -34,9 +35,7 @@ class Call:
 
     def real(self) -> Tensor | None:
         """``(B, T)``: True for tokens, False for the padding of a ragged piece; None where all are real."""
-        if self.lengths is None:
-            return None
-        return torch.arange(self.x.shape[1], device=self.x.device)[None] < self.lengths.to(self.x.device)[:, None]
+        return None if self.lengths is None else real_tokens(self.lengths, self.x)
 
 
 class HeadMixer(Mixer):
@@ -97,9 +96,11 @@ class HeadMixer(Mixer):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
-        self.check_call(x, documents, cache, lengths)
+        self.check_call(x, documents, cache, lengths, marks)
         if not x.shape[0] * x.shape[1]:
             return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
+        if lengths is not None:  # a weight of 0 does not hide NaN
+            x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
         call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels import softmax_attention, softmax_attention_step
-from zoo.mixers.parts.cache import RingCache
+from zoo.mixers.parts.ring_cache import RingCache
 
 HEADS, GROUPS, WIDTH = 4, 2, 6
 
