@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import PATHS, quote_paths
+from zoo.entry import Job, start
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig, job: Job) -> None:
     """One task, or a suite of tasks, on one checkpoint of each run."""
     with friendly_errors():
         from zoo.evaluation.program import evaluate_runs
@@ -23,5 +21,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "task.path", "task.haystack", "task.include_path", "out"))
-    main()
+    start("eval", main, sys.argv[1:])
