@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.entry import Job, start
+from zoo.config import PATHS, quote_paths
 
 
-def main(config: DictConfig, job: Job) -> None:
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+def main(config: DictConfig) -> None:
     """One task, or a suite of tasks, on one checkpoint of each run."""
     with friendly_errors():
         from zoo.evaluation.program import evaluate_runs
@@ -21,4 +23,5 @@ def main(config: DictConfig, job: Job) -> None:
 
 
 if __name__ == "__main__":
-    start("eval", main, sys.argv[1:])
+    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "task.path", "task.haystack", "task.include_path", "out"))
+    main()

@@ -1,4 +1,4 @@
-"""Train a decoder language model: ``python train.py attention=lightning``; every option is in configs/.
+"""Train a decoder language model: ``python train.py attention=lightning``; ``--help`` tells every option.
 
 ``python train.py -m sweep=hybrid_ratio`` trains and evaluates all arms of configs/sweep/hybrid_ratio.yaml.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.ablation.plan import asks_for_sweep
 from zoo.cli import friendly_errors
-from zoo.config import ConfigError, register_mixers, run_dir
-from zoo.entry import Job, start
-from zoo.paths import command
+from zoo.config import quote_paths, register_mixers, run_dir
 
 
-def main(config: DictConfig, job: Job) -> None:
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
     """One run; ``resume=RUN_DIR`` continues it, ``init=RUN_DIR`` starts from its weights."""
     with friendly_errors():
         from zoo.training.callbacks import Interrupted
@@ -24,19 +25,26 @@ def main(config: DictConfig, job: Job) -> None:
         from zoo.training.initial import initial_config
         from zoo.training.run import train
 
-        if name := config.sweep.name:
-            raise ConfigError(f"sweep={name} is a series of runs: add -m, as in python train.py -m sweep={name}.")
+        job = HydraConfig.get()
         if config.resume:
-            config = resumed_config(config, job.overrides)
+            config = resumed_config(config, list(job.overrides.task))
         elif config.init:
-            config = initial_config(config, job.overrides)
+            config = initial_config(config, list(job.overrides.task))
+        folder = job.runtime.output_dir
         try:
-            train(config, job.folder)
+            train(config, folder)
         except Interrupted as stop:
-            again = command("python", "train.py", f"resume={job.folder}")
-            print(f"{stop}; continue with: {again}", file=sys.stderr, flush=True)
+            print(f"{stop}; continue with: python train.py resume={folder}", file=sys.stderr, flush=True)
             raise SystemExit(128 + stop.number) from None
-        print(f"finished: {job.folder}\nevaluate: {command('python', 'eval.py', f'run={job.folder}')}", flush=True)
+        print(f"finished: {folder}\nevaluate: python eval.py run={folder}", flush=True)
+
+
+def check(arguments: list[str]) -> None:
+    """Refuse what cannot be trained before Hydra makes a folder; print the help that is asked for."""
+    with friendly_errors():
+        from zoo.schema.command import check_command
+
+        check_command(arguments)
 
 
 def sweep(arguments: list[str]) -> int:
@@ -50,6 +58,8 @@ def sweep(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if asks_for_sweep(sys.argv[1:]):
         raise SystemExit(sweep(sys.argv[1:]))
+    sys.argv[1:] = quote_paths(sys.argv[1:])
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     register_mixers()
-    start("train", main, sys.argv[1:])
+    check(sys.argv[1:])
+    main()

@@ -19,12 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import instantiate, register_mixers, run_dir, to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
-from zoo.entry import Job, start
 from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
 from zoo.training.configuration import decoder_config
@@ -68,7 +68,8 @@ def run_loop(config: DictConfig) -> float:
     return statistics.median(tokens / row["train/tokens_per_second"] for row in rows[2:])
 
 
-def main(config: DictConfig, job: Job) -> None:
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> None:
     """Print the medians and the overhead."""
     config.trainer.update(max_steps=STEPS, max_tokens=None, log_every=1, validate_every=10**6, checkpoint_every=10**6)
     config.data.val_tokens = config.data.length
@@ -93,5 +94,6 @@ def main(config: DictConfig, job: Job) -> None:
 
 if __name__ == "__main__":
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     register_mixers()
-    start("train", main, sys.argv[1:])
+    main()

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.entry import Job, start
-from zoo.paths import command
+from zoo.config import CONFIGS, PATHS, quote_paths
 
 if TYPE_CHECKING:
     from zoo.interop.convert import Conversion
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 COLUMNS = ("keys", "values", "scores", "outputs")
 
 
-def main(config: DictConfig, job: Job) -> None:
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="convert")
+def main(config: DictConfig) -> None:
     """One conversion."""
     with friendly_errors():
         from zoo.evaluation.run import open_run
@@ -38,7 +39,7 @@ def main(config: DictConfig, job: Job) -> None:
         before, after = done.cache_bytes
         length = run.trained["train_length"]
         print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
-        print(f"written: {done.folder}\nevaluate: {command('python', 'eval.py', f'run={config.run},{done.folder}')}")
+        print(f"written: {done.folder}\nevaluate: python eval.py run={config.run},{done.folder}")
 
 
 def error_table(done: Conversion, chosen: str) -> str:
@@ -53,4 +54,5 @@ def error_table(done: Conversion, chosen: str) -> str:
 
 
 if __name__ == "__main__":
-    start("convert", main, sys.argv[1:])
+    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "out"))
+    main()

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import ConfigError
-from zoo.entry import Job, start
-from zoo.paths import expand, take_text
+from zoo.config import CONFIGS, PATHS, ConfigError, quote_paths, take_text
 
 PROMPT: str | None = None
 
 
-def main(config: DictConfig, job: Job) -> None:
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="generate")
+def main(config: DictConfig) -> None:
     """One continuation of one prompt."""
     with friendly_errors():
         prompt = read_prompt(PROMPT, config.prompt_file)
@@ -45,7 +45,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         raise ConfigError("prompt and prompt_file were both given: expected one of them.")
     try:
         if file is not None:
-            return expand(file).read_bytes().decode("utf-8")
+            return Path(file).expanduser().read_bytes().decode("utf-8")
         return os.fsencode(prompt or "").decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompt is not UTF-8 at byte {error.start}: convert it first.") from error
@@ -77,5 +77,6 @@ def continuation(config: DictConfig, prompt: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     PROMPT, arguments = take_text(sys.argv[1:], "prompt")
+    sys.argv[1:] = quote_paths(arguments, (*PATHS, "prompt_file"))
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    start("generate", main, arguments)
+    main()

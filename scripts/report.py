@@ -16,8 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from zoo.ablation.report.write import write_report
 from zoo.cli import friendly_errors
-from zoo.config import ConfigError
-from zoo.paths import take_text
+from zoo.config import ConfigError, take_text
 
 
 def main() -> None:

@@ -280,7 +280,7 @@ def test_entries():
         ({"share": 1.5}, r"data\.recall\.share=1\.5: expected a number from 0 to 1"),
         ({"share": -0.1}, r"data\.recall\.share=-0\.1"),
         ({"share": float("nan")}, r"data\.recall\.share=nan"),
-        ({"shortest": 1}, r"data\.recall\.shortest=1: expected a whole number of tokens >= 2"),
+        ({"shortest": 1}, r"data\.recall\.shortest=1: expected a whole number >= 2"),
         ({"tight": 1.1}, r"data\.recall\.tight=1\.1: expected a number from 0 to 1"),
         ({"answer_weight": -1}, r"data\.recall\.answer_weight=-1"),
         ({"val_samples": 0}, r"data\.recall\.val_samples=0"),

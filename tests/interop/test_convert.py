@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,7 +249,9 @@ def test_the_script_prints_errors_by_method_and_user_errors_in_one_line(run, tmp
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        script.start("convert", script.main, ["device=cpu", *arguments])
+        quoted = script.quote_paths(["device=cpu", *arguments], (*script.PATHS, "out"))
+        monkeypatch.setattr(sys, "argv", ["convert.py", *quoted])
+        script.main()
         return capsys.readouterr()
 
     out = tmp_path / "new, with=signs"

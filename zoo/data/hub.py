@@ -96,6 +96,15 @@ class HubSource:
             lambda: digest_documents(self.documents(split)),
         )
 
+    def check(self) -> None:
+        """DataError if the options do not fit together, or `path` is no folder; nothing is read."""
+        self._check_options()
+        if self.path and not expand(str(self.path)).is_dir():
+            raise DataError(
+                f"data.path={self.path}: expected a folder with the layout of the Hub data set {self.id}; "
+                "for other local text choose data=text"
+            )
+
     def _check_options(self) -> None:
         if self.join not in JOINS:
             raise DataError(f"join={self.join!r}: expected one of {', '.join(JOINS)}")
@@ -182,9 +191,8 @@ class HubSource:
     def _local(self) -> Mapping[str, Any]:
         from datasets import get_dataset_config_names, load_dataset
 
+        self.check()
         folder = expand(str(self.path))
-        if not folder.is_dir():
-            raise DataError(f"data.path={self.path}: expected a folder with the layout of the Hub data set {self.id}")
         try:
             config = self._local_config(get_dataset_config_names(str(folder)))
             return load_dataset(str(folder), config, cache_dir=str(self.cache_dir / "datasets"))

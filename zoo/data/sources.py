@@ -26,7 +26,6 @@ from zoo.data.documents import (
     cut_document,
     digest_documents,
     escape_name,
-    expand,
     split_index,
     text_hash,
 )
@@ -68,7 +67,7 @@ class StdlibSource:
 
     def __init__(self, root: str | None = None) -> None:
         self.name = "stdlib"
-        self.root = expand(root or sysconfig.get_paths()["stdlib"])
+        self.root = Path(root or sysconfig.get_paths()["stdlib"]).expanduser()
 
     def documents(self, split: str) -> Iterator[Document]:
         """Modules of one split (about 90/5/5 of the modules), ordered by the hash of their content."""
@@ -172,6 +171,11 @@ class TextSource:
         if "validation" not in self._files.by_split:
             return f"{line}; validation: cut from train, {_percent(self._divided['train'][:2])}"
         return line if "test" in self._files.by_split else f"{line}; test: none"
+
+    def check(self) -> None:
+        """DataError if there is no file of a known kind at `path`, or the fractions are none; nothing is read."""
+        self._files  # noqa: B018
+        self._fractions  # noqa: B018
 
     @cached_property
     def _files(self) -> LocalFiles:

@@ -113,7 +113,12 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"mixers.{entry} sets {', '.join(sorted(taken))}: these are the model's, not an attention's."
             )
-        return mixers.build(name, width=config.width, heads=config.heads, depth=config.depth, layer=layer, **options)
+        try:
+            return mixers.build(
+                name, width=config.width, heads=config.heads, depth=config.depth, layer=layer, **options
+            )
+        except ValueError as error:
+            raise ValueError(f"mixers.{entry}: {error}") from error
 
     def forward(
         self,

@@ -95,27 +95,41 @@ def training(
     Raises:
         ValueError: on an optimizer whose state is not known here.
     """
-    if optimizer not in MOMENTS:
-        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(MOMENTS)}.")
     cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
-    matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
-    weights = FULL * (matrices + rest)
-    moments = FULL * (matrices * MOMENTS[optimizer][0] + rest * MOMENTS[optimizer][1])
-    layer = activation_numbers(decoder) * size * tokens
-    whole = layer * len(decoder.layers)
-    kept = decoder.config.width * size * tokens * len(decoder.layers) + layer if recompute else whole
+    memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
+    weights, moments = memory["weights"], memory["optimizer"]
+    whole = activation_numbers(decoder) * size * tokens * len(decoder.layers)
     return Phase(
         "train",
         tokens,
         (4 if recompute else 3) * cost.flops_per_token * tokens,
         {
-            "weights": 2 * (matrices + rest) * size,
+            "weights": 2 * weights // FULL * size,
             "gradients": 2 * weights,
             "optimizer": 2 * (weights + moments),
             "activations": 2 * whole * (2 if recompute else 1),
         },
-        {"weights": weights, "gradients": weights, "optimizer": moments, "activations": kept},
+        memory,
     )
+
+
+def training_memory(
+    decoder: Decoder, tokens: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
+) -> dict[str, float]:
+    """Bytes that training holds at once, by what they are; arguments as of :func:`training`, for ``tokens`` in all.
+
+    Raises:
+        ValueError: on an optimizer whose state is not known here.
+    """
+    if optimizer not in MOMENTS:
+        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(MOMENTS)}.")
+    size, layers = DTYPES[dtype].itemsize, len(decoder.layers)
+    matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
+    weights = FULL * (matrices + rest)
+    moments = FULL * (matrices * MOMENTS[optimizer][0] + rest * MOMENTS[optimizer][1])
+    layer = activation_numbers(decoder) * size * tokens
+    kept = decoder.config.width * size * tokens * layers + layer if recompute else layer * layers
+    return {"weights": weights, "gradients": weights, "optimizer": moments, "activations": kept}
 
 
 def prefill(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:

@@ -33,16 +33,15 @@ Flag = bool
 Text = Annotated[str, BeforeValidator(_text)]
 
 
-def option(meaning: str, *, unit: str = "", default: Any = ..., **bounds: Any) -> Any:
+def option(meaning: str, *, default: Any = ..., **bounds: Any) -> Any:
     """Declare an option of a group.
 
     Args:
-        meaning: what it does, a phrase that help and errors print.
-        unit: what it counts, as ``tokens``.
+        meaning: what it is, its unit included, a phrase that help and errors print.
         default: only for what earlier versions did not have; all other defaults are in configs/.
         bounds: ``ge``, ``gt``, ``le``, ``lt``, ``min_length`` and ``discriminator`` of pydantic's Field.
     """
-    return Field(default, description=meaning, json_schema_extra={"unit": unit} if unit else None, **bounds)
+    return Field(default, description=meaning, **bounds)
 
 
 class Options(BaseModel):

@@ -206,7 +206,8 @@ def _below_null(path: str, place: str) -> str:
 def _names(base: DictConfig, place: str) -> tuple[list[str], list[str]]:
     """Options at ``place``, and all others that a wrong name may have meant."""
     node = OmegaConf.select(base, place) if place else base
-    near = [f"{place}.{key}" if place else str(key) for key in node] if isinstance(node, DictConfig) else []
+    start = f"{place}." if place else ""
+    near = [start + str(key) for key in node] if isinstance(node, DictConfig) else []
     plain = OmegaConf.to_container(base, resolve=False)
     return near, list(_paths(plain))
 

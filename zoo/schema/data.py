@@ -21,16 +21,16 @@ class DataOptions(Options):
     """Text and how it is cut into sequences."""
 
     name: Text = option("name of the data set, also of the run's folder")
-    length: Annotated[Whole, Ge(1), Le(LONGEST)] = option("input tokens of a sequence", unit="tokens")
+    length: Annotated[Whole, Ge(1), Le(LONGEST)] = option("input tokens of a sequence")
     isolate_documents: Flag = option("whether nothing crosses from one document into the next inside a sequence")
-    num_workers: Annotated[Whole, Ge(0), Le(1024)] = option("that read batches beside each process", unit="processes")
+    num_workers: Annotated[Whole, Ge(0), Le(1024)] = option("processes that read batches, beside each training process")
     path: Text | None = option("local text or a local copy of the data set, for sources that have one")
     verify: Flag = option(
         "whether all of a token store is compared with its checksums when it is opened, not only sizes and some blocks",
         default=False,
     )
     cache_dir: Text = option("folder for tokenizers, token stores and downloads")
-    val_tokens: Positive | None = option("to validate on, the first of the split; null: all", unit="tokens")
+    val_tokens: Positive | None = option("tokens to validate on, the first of the split; null: all")
     recall: RecallOptions | None = option(
         "recall samples among the sequences, with data/recall=mix or mqar; null: none", default=None
     )
@@ -78,8 +78,8 @@ class BPEOptions(Options):
     """Byte-level BPE trained on the train split and kept in the cache."""
 
     kind: Literal["bpe"] = option("byte-level BPE trained on the train split and kept in the cache")
-    vocab_size: Annotated[Whole, Ge(257), Le(10_000_000)] = option("of the vocabulary", unit="tokens")
-    train_bytes: Positive = option("of text that are learned from, at most", unit="bytes")
+    vocab_size: Annotated[Whole, Ge(257), Le(10_000_000)] = option("entries of the vocabulary")
+    train_bytes: Positive = option("bytes of text that are learned from, at most")
 
 
 class PretrainedOptions(Options):
@@ -87,4 +87,4 @@ class PretrainedOptions(Options):
 
     kind: Literal["pretrained"] = option("any fast tokenizer with an end-of-text token")
     id: Text = option("Hub id or local folder")
-    revision: Text | None = option("of the Hub's repository; null: the latest")
+    revision: Text | None = option("revision of the Hub's repository; null: the latest")

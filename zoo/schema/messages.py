@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -99,18 +100,16 @@ def expectation(field: FieldInfo) -> str:
 
 
 def describe(field: FieldInfo) -> str:
-    """What an option takes, as ``a whole number of tokens >= 1, or null``."""
-    extra = field.json_schema_extra
-    unit = str(extra["unit"]) if isinstance(extra, dict) and "unit" in extra else ""
-    return _describe(field.annotation, field.metadata, unit)
+    """What an option takes, as ``a whole number >= 1, or null``."""
+    return _describe(field.annotation, field.metadata)
 
 
-def _describe(hint: Any, metadata: Sequence[Any] = (), unit: str = "") -> str:
+def _describe(hint: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(hint) is Annotated:
         base, *inner = get_args(hint)
-        return _describe(base, [*inner, *metadata], unit)
+        return _describe(base, [*inner, *metadata])
     if is_union(hint):
-        parts = [_describe(part, metadata, unit) for part in get_args(hint) if part is not NoneType]
+        parts = [_describe(part, metadata) for part in get_args(hint) if part is not NoneType]
         null = ["null"] if NoneType in get_args(hint) else []
         return ", or ".join([" or ".join(dict.fromkeys(parts)), *null])
     if get_origin(hint) is Literal:
@@ -118,11 +117,10 @@ def _describe(hint: Any, metadata: Sequence[Any] = (), unit: str = "") -> str:
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     if get_origin(hint) in (list, tuple):
         size = next((f" of {m.min_length}" for m in metadata if isinstance(m, MinLen) and m.min_length > 1), "")
-        return f"a list{size}, each {_describe(get_args(hint)[0], (), unit)}" if get_args(hint) else "a list"
+        return f"a list{size}, each {_describe(get_args(hint)[0])}" if get_args(hint) else "a list"
     if get_origin(hint) is dict or (isinstance(hint, type) and issubclass(hint, BaseModel)):
         return "options below it"
-    kind = KINDS.get(hint, str(hint)) + (f" of {unit}" if unit and hint in (int, float) else "")
-    return f"{kind} {_range(metadata)}".strip()
+    return f"{KINDS.get(hint, str(hint))} {_range(metadata)}".strip()
 
 
 def _range(metadata: Sequence[Any]) -> str:
@@ -166,6 +164,8 @@ def show(value: Any) -> str:
         text = f"[{', '.join(map(show, value))}]"
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{k}: {show(v)}" for k, v in value.items()) + "}"
+    elif isinstance(value, str) and not value.isprintable():
+        text = json.dumps(value, ensure_ascii=False)
     else:
         text = str(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

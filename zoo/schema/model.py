@@ -15,14 +15,14 @@ class ModelOptions(Options):
     """The decoder's sizes; configs/model."""
 
     name: Text = option("name of the size, for the summary of a run")
-    width: Annotated[Whole, Ge(1), Le(WIDEST)] = option("width of the model, a multiple of model.heads", unit="numbers")
-    depth: Annotated[Whole, Ge(1), Le(DEEPEST)] = option("layers of the model", unit="layers")
-    heads: Annotated[Whole, Ge(1), Le(WIDEST)] = option("query heads of every layer", unit="heads")
+    width: Annotated[Whole, Ge(1), Le(WIDEST)] = option("width of the model, a multiple of model.heads")
+    depth: Annotated[Whole, Ge(1), Le(DEEPEST)] = option("layers of the model")
+    heads: Annotated[Whole, Ge(1), Le(WIDEST)] = option("query heads of every layer")
     style: Literal["llama", "transnormer"] = option(
         "llama: RMSNorm and SwiGLU; transnormer: SRMSNorm, SGLU and scaled embeddings"
     )
     mlp_width: Annotated[Whole, Ge(1), Le(WIDEST)] | None = option(
-        "hidden width of the MLP; null: 8/3 of the width, rounded up to a multiple of 64", unit="numbers"
+        "hidden width of the MLP; null: 8/3 of the width, rounded up to a multiple of 64"
     )
     tie_embeddings: Flag = option("whether the head has the weights of the embedding")
     separators: list[str] = option("tokens that contain one of these are marked, for attentions with separators")
@@ -38,7 +38,7 @@ class ScheduleOptions(Options):
         "INDEX:NAME or INDEX:NxNAME joined by +, which replace layers, as 0:softmax+-2:2xsoftmax"
     )
     k: Annotated[Whole, Ge(0), Le(DEEPEST)] | None = option(
-        "layers of softmax at the ends, with schedule=softmax_first, softmax_last or sandwich", default=None
+        "number of softmax layers at the ends, with schedule=softmax_first, softmax_last or sandwich", default=None
     )
 
 
@@ -46,8 +46,7 @@ class ShareHeadsOptions(Options):
     """Bringing key heads together while training; ``share_heads`` of configs/train.yaml."""
 
     kv_heads: Positive | None = option(
-        "key heads per softmax layer at the end, for scripts/convert.py afterwards; null: they stay as they are",
-        unit="heads",
+        "key heads per softmax layer at the end, for scripts/convert.py afterwards; null: they stay as they are"
     )
     method: Literal["mean", "first", "svd"] = option("what a group of heads becomes")
-    steps: Positive = option("until the heads of a group are equal", unit="optimizer steps")
+    steps: Positive = option("optimizer steps until the heads of a group are equal")

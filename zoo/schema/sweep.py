@@ -21,7 +21,7 @@ class MatchOptions(Options):
         "what the reference has; all else, the knob's value too, is as in the run itself"
     )
     tolerance: Number = option("largest difference, as part of the reference; beyond it the run is refused", gt=0)
-    context: Positive | None = option("at which FLOPs and cache are counted; null: data.length", unit="tokens")
+    context: Positive | None = option("tokens at which FLOPs and cache are counted; null: data.length")
     step: Positive | None = option(
         "multiples of it are tried; null: 1, but 8 for model.mlp_width where that comes within the tolerance"
     )
@@ -54,9 +54,9 @@ class SlurmOptions(Options):
     model_config = ConfigDict(extra="allow")
 
     cluster: Literal["slurm", "local"] = option("local: processes of this machine, to try it")
-    timeout_min: Positive = option("of a run", unit="minutes")
-    gpus_per_node: Count = option("of a run", unit="GPUs")
-    cpus_per_task: Positive = option("of a run", unit="CPUs")
+    timeout_min: Positive = option("minutes that a run may take")
+    gpus_per_node: Count = option("GPUs of a run")
+    cpus_per_task: Positive = option("CPUs of a run")
 
 
 class SweepOptions(Options):
@@ -69,19 +69,19 @@ class SweepOptions(Options):
     rule: Literal["kv_heads", "mixers", "lengths", "leave_one_out", "one_layer"] | None = option(
         "makes the arms, where none are listed"
     )
-    overrides: list[str] = option("of every arm; those of the command line come after them")
+    overrides: list[str] = option("overrides of every arm; those of the command line come after them")
     reference: Text | None = option("arm that the others are compared with; null: the first")
-    seeds: list[Count] = option("of each arm; or seed=0,1,2", min_length=1)
-    tasks: list[str | TaskOptions] | None = option("of eval.py, after training")
+    seeds: list[Count] = option("seeds of each arm; or seed=0,1,2", min_length=1)
+    tasks: list[str | TaskOptions] | None = option("tasks of eval.py, after training")
     match: Quantity | None = option("what all arms are made equal in; null: as they are")
-    jobs: Annotated[Whole, Ge(1), Le(10_000)] = option("at the same time", unit="runs")
-    devices_per_arm: Positive | None = option("of one run; null: those that there are, divided", unit="GPUs")
+    jobs: Annotated[Whole, Ge(1), Le(10_000)] = option("runs at the same time")
+    devices_per_arm: Positive | None = option("GPUs of one run; null: those that there are, divided")
     retry: Flag = option("whether what failed is tried again when the sweep is continued")
     launcher: Literal["local", "slurm"] = option("where runs start")
-    slurm: SlurmOptions = option("with launcher=slurm")
+    slurm: SlurmOptions = option("options of launcher=slurm")
 
 
 class NoSweep(Options):
     """One run, or a plain multirun."""
 
-    name: None = option("of a sweep; null: one run")
+    name: None = option("name of the sweep; null: one run")

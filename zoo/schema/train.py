@@ -31,15 +31,17 @@ class TrainConfig(Options):
     schedule: ScheduleOptions = option("which attention each layer has")
     model: ModelOptions = option("sizes of the decoder")
     data: DataOptions = option("text and sequences")
-    tokenizer: BytesOptions | BPEOptions | PretrainedOptions = option("of the text", discriminator="kind")
-    optimizer: AdamWOptions | MuonOptions = option("and its learning rate", discriminator="name")
+    tokenizer: BytesOptions | BPEOptions | PretrainedOptions = option("how text becomes tokens", discriminator="kind")
+    optimizer: AdamWOptions | MuonOptions = option("optimizer and schedule of the learning rate", discriminator="name")
     trainer: TrainerOptions = option("budget, batch and devices")
     logger: LoggerOptions = option("what is written besides the run folder's own metrics")
     match: MatchOptions | None = option("what is made equal to that of a reference", default=None)
     sweep: SweepOptions | NoSweep | None = option("a series of runs: python train.py -m sweep=NAME", default=None)
     share_heads: ShareHeadsOptions | None = option("bring key heads together while training", default=None)
     mixers: dict[str, dict[str, Any]] = option("options of each attention, as mixers.window.window=128")
-    seed: Annotated[Whole, Ge(0), Le(LARGEST_SEED)] = option("of the weights, the order of data and all that is drawn")
+    seed: Annotated[Whole, Ge(0), Le(LARGEST_SEED)] = option(
+        "seed of weights, of the order of data and of all that is drawn"
+    )
     resume: Text | None = option("run folder that is continued, with its own configuration", default=None)
     init: Text | None = option(
         "run folder whose configuration, model, tokenizer and weights a new run starts from", default=None

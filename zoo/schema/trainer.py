@@ -12,17 +12,17 @@ from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, option
 class TrainerOptions(Options):
     """Budget, batch, devices, and how often something is written."""
 
-    max_steps: Positive | None = option("budget in optimizer steps", unit="optimizer steps")
-    max_tokens: Positive | None = option("budget in tokens, which takes the place of max_steps", unit="tokens")
-    batch_size: Positive = option("per optimizer step, over all devices", unit="sequences")
+    max_steps: Positive | None = option("budget in optimizer steps")
+    max_tokens: Positive | None = option("budget in tokens, which takes the place of max_steps")
+    batch_size: Positive = option("sequences per optimizer step, over all devices")
     micro_batch_size: Positive | None = option(
-        "per device and forward pass; null: batch_size divided by the devices", unit="sequences"
+        "sequences per device and forward pass; null: batch_size divided by the devices"
     )
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto: the GPU if there is one")
     devices: Positive | list[Count] | Literal["auto"] = option(
-        "of this machine, as a number or as a list of their indices; auto: all", unit="devices"
+        "devices of this machine, as a number or as a list of their indices; auto: all"
     )
-    num_nodes: Positive = option("that take part", unit="machines")
+    num_nodes: Positive = option("machines that take part")
     strategy: Literal["auto", "ddp", "fsdp"] = option(
         "ddp: a replica on each device; fsdp: parameters, gradients and moments sharded block by block"
     )
@@ -30,10 +30,10 @@ class TrainerOptions(Options):
         "auto: bf16-mixed where the device has it, else 32-true, or 16-mixed on older GPUs"
     )
     gradient_clip: Number | None = option("largest norm of all gradients; null: no clipping", gt=0)
-    validate_every: Positive = option("between validations", unit="optimizer steps")
-    checkpoint_every: Positive = option("between saves of the checkpoint `last`", unit="optimizer steps")
-    keep_every: Positive | None = option("between saves that stay; null: none", unit="optimizer steps")
-    log_every: Positive = option("between lines of metrics.jsonl", unit="optimizer steps")
+    validate_every: Positive = option("optimizer steps between validations")
+    checkpoint_every: Positive = option("optimizer steps between saves of the checkpoint `last`")
+    keep_every: Positive | None = option("optimizer steps between saves that stay; null: none")
+    log_every: Positive = option("optimizer steps between lines of metrics.jsonl")
     compile: Flag = option("whether torch.compile makes the model faster after some minutes")
     checkpoint_activations: Flag = option("whether activations are computed again in the backward pass, to save memory")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 # Dense matrix rate of bf16 in FLOP/s, from the makers' data sheets.
@@ -16,6 +18,8 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+
+CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container, versions 2 and 1
 
 
 def choose_precision(requested: str, accelerator: str) -> str:
@@ -45,3 +49,26 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def device_memory(accelerator: str) -> int | None:
+    """Bytes that this machine can give to one process: of the GPU, or the free main memory; None if it is not known."""
+    if accelerator == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    if accelerator != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+        free = sizes["MemAvailable"] + sizes.get("SwapFree", 0)
+    except (OSError, KeyError, ValueError):
+        return None
+    limits = [_number(Path("/sys/fs/cgroup") / name) for name in CGROUP_LIMITS]
+    return min([free, *(limit for limit in limits if limit is not None)])
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max": there is no limit
+        return None

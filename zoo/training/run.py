@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
-import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, absolute, instantiate, to_dict
+from zoo.config import ConfigError, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
 from zoo.interop.gradual import sharing_callbacks
-from zoo.model import CheckpointError, Decoder
+from zoo.model import CheckpointError
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
-from zoo.paths import expand, literal
+from zoo.schema.check import check_config
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
 from zoo.training.configuration import decoder_config, step_budget
@@ -38,21 +38,23 @@ def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
-    for name in ("path", "cache_dir"):
-        if config.data[name] and config.resume is None:
-            config.data[name] = literal(absolute(config.data[name]))  # so that eval.py works from anywhere
+    config = check_config(config)
+    if config.data.path and config.resume is None:
+        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))  # so that eval.py works from anywhere
     run = RunFolder(folder)
     checkpoint = find_checkpoint(run.path) if config.resume else None
     max_steps = step_budget(config)
-    with torch.device("meta"):
-        Decoder(decoder_config(config, vocab_size=1))  # says early what does not fit
     if process_rank() != 0:  # a child of the process that has the folder
         return _train(config, run, checkpoint, max_steps)
-    with run.locked():
-        if config.resume is None:
-            run.refuse_if_used()
-        remove_leftovers(run.checkpoints)
-        return _train(config, run, checkpoint, max_steps)
+    try:
+        with run.locked():
+            if config.resume is None:
+                run.refuse_if_used()
+            remove_leftovers(run.checkpoints)
+            return _train(config, run, checkpoint, max_steps)
+    except Exception:
+        run.remove_if_unused()
+        raise
 
 
 def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_steps: int) -> dict[str, float]:
@@ -86,7 +88,7 @@ def _resumed_facts(checkpoint: Path) -> dict[str, Any]:
 
 def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | None) -> LanguageData:
     options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
-    given = run.tokenizer if resumed else expand(config.init) / "tokenizer" if config.get("init") else None
+    given = run.tokenizer if resumed else Path(config.init).expanduser() / "tokenizer" if config.get("init") else None
     data = LanguageData(
         instantiate(config.data.source),
         to_dict(config.tokenizer),

@@ -77,6 +77,14 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with resume={self.path}, or set another hydra.run.dir."
             )
 
+    def remove_if_unused(self) -> None:
+        """Remove the folder of a run that was refused: one that holds nothing but its lock and an empty log."""
+        left = {file.name: file.stat().st_size for file in self.path.iterdir()} if self.path.is_dir() else {"": 1}
+        if set(left) <= {".lock", "train.log"} and not any(left.values()):
+            for name in left:
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
     def describe(self, config: DictConfig) -> None:
         """Write the resolved configuration, the environment and the state of the source code."""
         replace_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))

@@ -64,9 +64,9 @@ def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
 class RecallOptions(Options):
     """Recall samples among the sequences that a run is trained on; configs/data/recall."""
 
-    share: Number = option("of the sequences that are recall samples; the rest are text", ge=0, le=1, default=0.5)
+    share: Number = option("share of the sequences that are recall samples; the rest are text", ge=0, le=1, default=0.5)
     shortest: Whole = option(
-        "of a sample, at least; at most data.length, several fill a sequence", unit="tokens", ge=2, default=32
+        "tokens of a sample, at least; at most data.length, several fill a sequence", ge=2, default=32
     )
     tight: Number = option(
         "share of the samples that are as short as their task allows, for more answers per token",
@@ -79,11 +79,13 @@ class RecallOptions(Options):
         min_length=1,
         default=["noise", "corpus"],
     )
-    answer_weight: Number = option("of the loss of each token of an answer; a token of text has 1", ge=0, default=8.0)
-    context_weight: Number = option("of the loss of the other tokens of recall samples", ge=0, default=0.0)
-    val_samples: Positive = option("to validate on, never the same as those trained on", unit="samples", default=64)
+    answer_weight: Number = option(
+        "weight of the loss of each token of an answer; a token of text has 1", ge=0, default=8.0
+    )
+    context_weight: Number = option("weight of the loss of the other tokens of recall samples", ge=0, default=0.0)
+    val_samples: Positive = option("samples to validate on, never the same as those trained on", default=64)
     tasks: dict[str, dict[str, Any] | None] = option(
-        "of each task {weight, variants, task, and options of the task}", default={}
+        "by name {weight, variants, task, and options of the task}", default={}
     )
 
     @field_validator("tasks")
