@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import PATHS, quote_paths
+from zoo.config import PATHS
+from zoo.schema.programs import Evaluation, read_program
+
+TEXTS = (*PATHS, "task.path", "task.haystack", "task.include_path", "out")
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
-def main(config: DictConfig) -> None:
+def main(arguments: list[str]) -> None:
     """One task, or a suite of tasks, on one checkpoint of each run."""
     with friendly_errors():
         from zoo.evaluation.program import evaluate_runs
-        from zoo.evaluation.tasks import build_task
+        from zoo.evaluation.tasks import build_task, task_help
 
-        task = build_task(OmegaConf.to_container(config.task, resolve=True))  # type: ignore[arg-type]
-        evaluate_runs(config.run, task, config.checkpoint, choose_device(config.device), config.seed, config.out)
+        options = read_program("eval", Evaluation, arguments, TEXTS, __doc__, task_help)
+        task = build_task(options.task)
+        device = choose_device(options.device)
+        evaluate_runs(options.run, task, options.checkpoint, device, options.seed, options.out)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "task.path", "task.haystack", "task.include_path", "out"))
-    main()
+    main(sys.argv[1:])

@@ -10,8 +10,7 @@ table and in DIR/PIECE.json (DIR: runs/kernels). What would take longer is left 
 not fit, judged by those before it. A first word names all pieces that begin with it: `piece=correctness`,
 `piece=contexts`. `piece=first` is for the first minutes on a GPU: it ends within `seconds`, checks every kernel at
 small sizes by processes side by side, then times the headline cases, the most telling first; each step has a file in
-DIR/first as soon as it is done, and a second call goes on with what is missing. `threads=N` sets PyTorch's threads,
-`only=TEXT` keeps the rows whose name holds the text.
+DIR/first as soon as it is done, and a second call goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -27,4 +26,4 @@ from zoo.cli import friendly_errors
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(sys.argv[1:])
+        main(sys.argv[1:], __doc__ or "")

@@ -1,7 +1,6 @@
 """Time of one layer of every attention, forward and backward, in turn in one process; JSON and a Markdown table.
 
-    python scripts/bench_layers.py [out=docs/layers_cpu.json] [length=8192] [width=512] [heads=8] [rounds=5]
-                                   [attentions=softmax,window,dilated:window=256] [device=cpu]
+    python scripts/bench_layers.py [attentions=softmax,window,dilated:window=256] [OPTION=VALUE ...]
 
 An attention may have options behind colons: NAME:OPTION=VALUE:OPTION=VALUE.
 ``mixing`` is the attention alone: what a mixer does with queries, keys and values. ``density`` is the share of the
@@ -27,29 +26,29 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import zoo
-from zoo.cli import friendly_errors
+from zoo.cli import choose_device, friendly_errors
 from zoo.files import replace_text
 from zoo.mixers import Mixer
 from zoo.mixers.dilated import DilatedAttention
 from zoo.mixers.longformer import LongformerAttention
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.window import WindowAttention
+from zoo.schema.arguments import Arguments, OutputFile, read_arguments
+from zoo.schema.base import Positive, option
 
 BLOCK = 64
 
-DEFAULTS = {"out": "", "length": "8192", "width": "512", "heads": "8", "rounds": "5", "attentions": "", "device": "cpu"}
 
+class Options(Arguments):
+    """Options of the measurement."""
 
-def options(arguments: list[str]) -> dict[str, str]:
-    """KEY=VALUE arguments over the defaults; ValueError on an unknown key or a number that is none."""
-    given = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
-    chosen = {**DEFAULTS, **given}
-    for key in ("length", "width", "heads", "rounds"):
-        if not chosen[key].isdigit() or int(chosen[key]) < 1:
-            raise ValueError(f"{key}={chosen[key]}: expected a whole number above 0.")
-    return chosen
+    out: OutputFile | None = option("file of the JSON; empty: the table is only printed", default=None)
+    length: Positive = option("tokens of a sequence", default=8192)
+    width: Positive = option("width of the layer", default=512)
+    heads: Positive = option("heads of the layer", default=8)
+    rounds: Positive = option("rounds, of which the medians are given", default=5)
+    attentions: list[str] = option("attentions with their options; empty: all that exist", default=[])
+    device: str = option("cpu or cuda", default="cpu")
 
 
 def build(text: str, width: int, heads: int) -> Mixer:
@@ -61,7 +60,7 @@ def build(text: str, width: int, heads: int) -> Mixer:
     return zoo.mixers.build(name, width=width, heads=heads, depth=4, layer=1, **chosen)
 
 
-def passes(mixer: Mixer, length: int, device: str) -> dict[str, Callable[[], None]]:
+def passes(mixer: Mixer, length: int, device: torch.device) -> dict[str, Callable[[], None]]:
     """A forward and backward pass of the layer, and of its mixing alone where that is a part of its own."""
     x = torch.randn(1, length, mixer.width, device=device, requires_grad=True)
     weight = torch.randn(1, length, mixer.width, device=device)
@@ -82,11 +81,11 @@ def passes(mixer: Mixer, length: int, device: str) -> dict[str, Callable[[], Non
     return {"layer": layer, "mixing": mixing}
 
 
-def seconds(work: Callable[[], None], device: str) -> float:
+def seconds(work: Callable[[], None], device: torch.device) -> float:
     """Wall time of one call."""
     begin = time.perf_counter()
     work()
-    if device != "cpu":
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
 
@@ -114,18 +113,17 @@ def density(mixer: Any, length: int, dense: float) -> float:
     return mixer.mixing_flops(length) / dense if isinstance(mixer, HeadMixer) else 1.0
 
 
-def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
+def measure(chosen: Options) -> list[dict[str, Any]]:
     """One record per attention: medians over rounds in which all take their turns."""
-    length, width, heads = (int(chosen[key]) for key in ("length", "width", "heads"))
-    names = chosen["attentions"].split(",") if chosen["attentions"] else zoo.mixers.names()
-    names = ["softmax", *(name for name in names if name != "softmax")]
-    mixers = {name: build(name, width, heads) for name in names}
-    work = {name: passes(mixer.to(chosen["device"]), length, chosen["device"]) for name, mixer in mixers.items()}
+    length, device = chosen.length, choose_device(chosen.device)
+    names = ["softmax", *(name for name in chosen.attentions or zoo.mixers.names() if name != "softmax")]
+    mixers = {name: build(name, chosen.width, chosen.heads) for name in names}
+    work = {name: passes(mixer.to(device), length, device) for name, mixer in mixers.items()}
     times: dict[tuple[str, str], list[float]] = {}
-    for number in range(int(chosen["rounds"]) + 1):
+    for number in range(chosen.rounds + 1):
         for name in names:
             for part, run in work[name].items():
-                taken = seconds(run, chosen["device"])
+                taken = seconds(run, device)
                 if number:
                     times.setdefault((name, part), []).append(taken)
     medians = {key: statistics.median(values) for key, values in times.items()}
@@ -143,7 +141,7 @@ def measure(chosen: dict[str, str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, write."""
-    chosen = options(sys.argv[1:])
+    chosen, _ = read_arguments(Options, sys.argv[1:], __doc__)
     rows = measure(chosen)
     print("| attention | layer, ms | speed-up | mixing, ms | speed-up | pairs to read | 0.6 / that |")
     print("|---|---|---|---|---|---|---|")
@@ -153,11 +151,11 @@ def main() -> None:
             f"| `{row['attention']}` | {row['layer_ms']:,.0f} | {row['layer_speedup']:.1f} | {mixing} "
             f"| {100 * row['density']:.1f} % | {row['wanted']:.1f} |"
         )
-    if chosen["out"]:
-        about = {key: chosen[key] for key in ("length", "width", "heads", "rounds", "device")}
+    if chosen.out:
+        about = chosen.model_dump(include={"length", "width", "heads", "rounds", "device"})
         about |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
         about["date"] = time.strftime("%Y-%m-%d")
-        replace_text(Path(chosen["out"]), json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        replace_text(Path(chosen.out), json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Overhead of the training loop: steps of a run against those of a bare PyTorch loop, in turn in one process.
 
-    python scripts/bench_training.py [attention=softmax] [model.depth=2] ...
+    python scripts/bench_training.py [attention=softmax] [model.depth=2] ... [OPTION=VALUE ...]
 
-Takes the options of train.py. Both loops have the same model, optimizer, batches and number of steps; each is timed in
-turn, several times, and the medians of the times per step are compared.
+Takes the options of train.py besides its own. Both loops have the same model, optimizer, batches and number of steps;
+each is timed in turn, several times, and the medians of the times per step are compared.
 """
 
 from __future__ import annotations
@@ -14,25 +14,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from zoo.config import instantiate, register_mixers, run_dir, to_dict
+from zoo.cli import friendly_errors
+from zoo.config import instantiate, to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
+from zoo.schema.arguments import Arguments, read_arguments
+from zoo.schema.base import Positive, Whole, option
+from zoo.schema.programs import TRAINING, compose_training
 from zoo.training.configuration import decoder_config
 from zoo.training.module import SCHEDULE_KEYS
 from zoo.training.optimizers import build_optimizer
 from zoo.training.run import train
 
-ROUNDS, STEPS = 5, 12
+WARM_UP = 2  # steps whose times are left out
+
+
+class Options(Arguments):
+    """Options of the measurement."""
+
+    rounds: Positive = option("rounds, of which the median is given", default=5)
+    steps: Annotated[Whole, Gt(WARM_UP)] = option("of each loop in a round; the first two are left out", default=12)
 
 
 def bare_loop(config: DictConfig, data: LanguageData) -> float:
@@ -44,7 +56,7 @@ def bare_loop(config: DictConfig, data: LanguageData) -> float:
     store, length = data.store("train"), config.data.length
     plan = BatchPlan(store.num_tokens, length, config.trainer.batch_size, config.seed)
     times = []
-    for step in range(STEPS):
+    for step in range(config.trainer.max_steps):
         begin = time.perf_counter()
         windows = [store.tokens[start : start + length + 1].astype("int64") for start in plan.starts(step)]
         tokens = torch.stack([torch.from_numpy(w) for w in windows])
@@ -54,7 +66,7 @@ def bare_loop(config: DictConfig, data: LanguageData) -> float:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[2:])
+    return statistics.median(times[WARM_UP:])
 
 
 def run_loop(config: DictConfig) -> float:
@@ -65,13 +77,16 @@ def run_loop(config: DictConfig) -> float:
         train(config, folder)
         rows = [row for row in read_metrics(Path(folder) / "metrics.jsonl") if "train/tokens_per_second" in row]
     tokens = config.trainer.batch_size * config.data.length
-    return statistics.median(tokens / row["train/tokens_per_second"] for row in rows[2:])
+    return statistics.median(tokens / row["train/tokens_per_second"] for row in rows[WARM_UP:])
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(config: DictConfig) -> None:
+def main() -> None:
     """Print the medians and the overhead."""
-    config.trainer.update(max_steps=STEPS, max_tokens=None, log_every=1, validate_every=10**6, checkpoint_every=10**6)
+    chosen, overrides = read_arguments(Options, sys.argv[1:], __doc__, roots=TRAINING)
+    config = compose_training(overrides)
+    rare = 10**6
+    config.trainer.update(max_steps=chosen.steps, max_tokens=None, log_every=1)
+    config.trainer.update(validate_every=rare, checkpoint_every=rare)
     config.data.val_tokens = config.data.length
     data = LanguageData(
         instantiate(config.data.source),
@@ -82,18 +97,16 @@ def main(config: DictConfig) -> None:
     )
     data.prepare()
     pairs = []
-    for number in range(ROUNDS):
+    for number in range(chosen.rounds):
         pairs.append((bare_loop(config, data), run_loop(config)))
         print(
             f"round {number + 1}: bare {pairs[-1][0] * 1e3:.1f} ms, run {pairs[-1][1] * 1e3:.1f} ms per step",
             flush=True,
         )
     overhead = statistics.median(run / bare - 1 for bare, run in pairs)
-    print(f"overhead of the training loop: {overhead:+.1%} (median of {ROUNDS} rounds, {os.cpu_count()} cores)")
+    print(f"overhead of the training loop: {overhead:+.1%} (median of {chosen.rounds} rounds, {os.cpu_count()} cores)")
 
 
 if __name__ == "__main__":
-    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
-    sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
-    register_mixers()
-    main()
+    with friendly_errors():
+        main()

@@ -1,14 +1,13 @@
 """Runs side by side: a Markdown table of held-out bits per byte, parameters and cache, and a picture of their curves.
 
-    python scripts/compare.py out=docs/comparison.md [speed=docs/speed.json] [picture=docs/overview.png] RUN_DIR ...
+    python scripts/compare.py RUN_DIR ... [OPTION=VALUE ...]
 
-Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity). ``speed`` is the file of
-scripts/bench_models.py.
+Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -22,14 +21,39 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from pydantic import BaseModel, ValidationError
 
 import zoo
 from zoo.cli import friendly_errors
 from zoo.config import load_run_config
 from zoo.evaluation.results import read_held_out
 from zoo.files import read_metrics, replace_file, replace_text
+from zoo.schema.arguments import Arguments, InputFile, OutputFile, read_arguments
+from zoo.schema.base import Positive, option
 
 RATE = "train/tokens_per_second"
+
+
+class Options(Arguments):
+    """Options of the comparison."""
+
+    out: OutputFile | None = option("file of the Markdown; empty: it is only printed", default=None)
+    speed: InputFile | None = option("file that scripts/bench_models.py wrote; empty: speeds of training", default=None)
+    picture: OutputFile | None = option("file of the PNG; empty: none", default=None)
+
+
+class Speed(BaseModel):
+    """Speed of one arm of scripts/bench_models.py at one context."""
+
+    attention: str
+    context: Positive
+    tokens_per_second: float
+
+
+class Speeds(BaseModel):
+    """What scripts/bench_models.py wrote."""
+
+    rows: list[Speed]
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -50,15 +74,27 @@ def describe(folder: Path) -> dict[str, Any]:
         "tokens": result["model"]["train_tokens"],
         "cache": cost.cache_bytes,
         "short_cache": short.cache_bytes,
-        "rate": statistics.median(row[RATE] for row in metrics if RATE in row),
+        "rate": statistics.median([row[RATE] for row in metrics if RATE in row] or [math.nan]),
         "curve": [(row["tokens"], row["val/bits_per_byte"]) for row in metrics if "val/bits_per_byte" in row],
     }
 
 
-def table(runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> str:
+def read_speed(file: str | None) -> list[Speed]:
+    """Rows of the file of scripts/bench_models.py; none if there is no file.
+
+    Raises:
+        ValueError: if the file is another one.
+    """
+    try:
+        return Speeds.model_validate_json(Path(file).read_bytes()).rows if file else []
+    except ValidationError as error:
+        raise ValueError(f"speed={file}: expected the JSON that scripts/bench_models.py writes.") from error
+
+
+def table(runs: list[dict[str, Any]], speed: list[Speed]) -> str:
     """Markdown, a section per data set."""
-    rates = {(row["attention"], row["context"]): row["tokens_per_second"] for row in speed}
-    contexts = sorted({row["context"] for row in speed})
+    rates = {(row.attention, row.context): row.tokens_per_second for row in speed}
+    contexts = sorted({row.context for row in speed})
     by_data = defaultdict(list)
     for run in runs:
         by_data[run["data"]].append(run)
@@ -75,8 +111,8 @@ def table(runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> str:
                 f"{run['short_cache'] / 2**20:.2f} MiB",
                 f"{run['cache'] / 2**20:.2f} MiB",
             ]
-            measured = [f"{rates.get((run['attention'], context), 0):,}" for context in contexts]
-            cells += measured or [f"{run['rate']:,.0f}"]
+            rows = [rates.get((run["attention"], context), math.nan) for context in contexts] or [run["rate"]]
+            cells += ["-" if math.isnan(rate) else f"{rate:,.0f}" for rate in rows]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -87,11 +123,11 @@ def interval(ci95: list[float] | None) -> str:
     return "one document" if ci95 is None else f"{ci95[0]:.3f} to {ci95[1]:.3f}"
 
 
-def picture(file: Path, runs: list[dict[str, Any]], speed: list[dict[str, Any]]) -> None:
+def picture(file: Path, runs: list[dict[str, Any]], speed: list[Speed]) -> None:
     """Left: validation curves by data set; right: training speed against context."""
     sets = list(dict.fromkeys(run["data"] for run in runs))
     names = list(dict.fromkeys(run["attention"] for run in runs))
-    colour = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(names)}
+    color = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(names)}
     style = {
         "font.size": 10,
         "axes.spines.top": False,
@@ -100,27 +136,29 @@ def picture(file: Path, runs: list[dict[str, Any]], speed: list[dict[str, Any]])
         "grid.alpha": 0.25,
     }
     with plt.rc_context(style):
-        figure, panels = plt.subplots(
-            1, len(sets) + bool(speed), figsize=(4.4 * (len(sets) + bool(speed)), 3.7), dpi=150
-        )
+        count = len(sets) + bool(speed)
+        figure, grid = plt.subplots(1, count, figsize=(4.4 * count, 3.7), dpi=150, squeeze=False)
+        panels = grid[0]
         for axes, data in zip(panels, sets):
-            for run in (r for r in runs if r["data"] == data):
+            for run in (r for r in runs if r["data"] == data and r["curve"]):
                 x, y = zip(*run["curve"])
                 axes.plot(
                     [v / 1e3 for v in x],
                     y,
                     marker="o",
                     markersize=3,
-                    color=colour[run["attention"]],
+                    color=color[run["attention"]],
                     label=run["attention"],
                 )
             axes.set(title=f"{data}: validation", xlabel="thousand training tokens", ylabel="bits per byte")
         for name in names if speed else []:
-            points = [(row["context"], row["tokens_per_second"]) for row in speed if row["attention"] == name]
-            panels[-1].plot(*zip(*points), marker="o", markersize=3, color=colour[name], label=name)
+            points = [(row.context, row.tokens_per_second) for row in speed if row.attention == name]
+            panels[-1].plot(
+                [x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color=color[name], label=name
+            )
         if speed:
             panels[-1].set(title="training speed", xlabel="context", ylabel="tokens per second", xscale="log")
-            contexts = sorted({row["context"] for row in speed})
+            contexts = sorted({row.context for row in speed})
             panels[-1].set_xticks(contexts, [f"{c:,}" for c in contexts])
             panels[-1].minorticks_off()
             panels[-1].set_ylim(bottom=0)
@@ -131,18 +169,17 @@ def picture(file: Path, runs: list[dict[str, Any]], speed: list[dict[str, Any]])
 
 def main() -> None:
     """Read the runs, print and write the table, draw the picture."""
-    given = dict(a.split("=", 1) for a in sys.argv[1:] if a.startswith(("out=", "speed=", "picture=")))
-    folders = [Path(a) for a in sys.argv[1:] if not a.startswith(("out=", "speed=", "picture="))]
+    chosen, folders = read_arguments(Options, sys.argv[1:], __doc__, rest="RUN_DIR")
     if not folders:
-        raise SystemExit(__doc__)
-    runs = [describe(folder) for folder in folders]
-    speed = json.loads(Path(given["speed"]).read_text())["rows"] if "speed" in given else []
+        raise ValueError("no run: expected the folders that train.py wrote.")
+    speed = read_speed(chosen.speed)
+    runs = [describe(Path(folder).expanduser()) for folder in folders]
     text = table(runs, speed)
     print(text)
-    if "out" in given:
-        replace_text(Path(given["out"]), text)
-    if "picture" in given:
-        picture(Path(given["picture"]), runs, speed)
+    if chosen.out:
+        replace_text(Path(chosen.out), text)
+    if chosen.picture:
+        picture(Path(chosen.picture), runs, speed)
 
 
 if __name__ == "__main__":

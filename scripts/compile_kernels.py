@@ -1,11 +1,7 @@
 """Compile every shipped configuration of the Triton kernels for GPUs that need not be here, and refuse bad ones.
 
-    python scripts/compile_kernels.py [arch=all] [family=linear,softmax] [kernel=linear.mix] [width=64,128]
-                                      [dtype=bf16,fp32] [calls=all] [jobs=2] [out=FILE.json]
+    python scripts/compile_kernels.py [kernel=linear.mix] [width=64,128] [OPTION=VALUE ...]
 
-arch is sm_80, sm_90 or all; kernel, width, dtype and family narrow the choice of rows. calls=all compiles every call
-of kernels/tools/calls.py for the 16-bit rows and the main ones for the 32-bit rows; calls=main leaves out, for both,
-calls that differ from others in a flag or two.
 `make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a
 kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
 bits, or if no call of kernels/tools/calls.py launches a row of the tables.
@@ -24,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones cannot be compiled
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -39,11 +35,11 @@ from kernels.tools.calls import CALLS, Call, Size
 from kernels.tools.tuner import Row
 from zoo.cli import friendly_errors
 from zoo.files import replace_text
+from zoo.schema.arguments import Arguments, OutputFile, read_arguments
+from zoo.schema.base import Positive, option
 
 FAMILIES = ("linear", "softmax")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DEFAULTS = {"arch": "all", "family": ",".join(FAMILIES), "width": "", "dtype": "bf16,fp32", "calls": "all"}
-DEFAULTS |= {"kernel": "", "jobs": str(os.cpu_count() or 2), "out": ""}
 COLUMNS = ("kernel", "arch", "bytes", "width", "tiles", "warps", "stages", "registers", "stack", "shared")
 COLUMNS += ("wgmma", "tma", "mma", "narrow", "wide", "binaries", "heaviest")
 
@@ -66,20 +62,21 @@ class Binary(NamedTuple):
     users: dict[Row, set[str]]
 
 
-def options(arguments: list[str]) -> dict[str, str]:
-    """KEY=VALUE arguments over the defaults; ValueError on an unknown key or value."""
-    given = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
-    chosen = {**DEFAULTS, **given}
-    choices = {"arch": ("all", *ARCHITECTURES), "calls": ("all", "main"), "family": FAMILIES, "dtype": tuple(DTYPES)}
-    for key, values in choices.items():
-        if unknown := set(chosen[key].split(",")) - set(values):
-            raise ValueError(f"{key}={','.join(sorted(unknown))}: expected {', '.join(values)}.")
-    for key in ("jobs", "width"):
-        if not all(part.isdigit() and int(part) for part in chosen[key].split(",") if chosen[key] or key == "jobs"):
-            raise ValueError(f"{key}={chosen[key]}: expected whole numbers above 0.")
-    return chosen
+class Options(Arguments):
+    """Options of the compilation."""
+
+    arch: Literal["all", "sm_80", "sm_90"] = option("architecture of the GPU", default="all")
+    family: list[Literal["linear", "softmax"]] = option("families of kernels", default=list(FAMILIES), min_length=1)
+    kernel: list[str] = option("kernels, as linear.mix; empty: all", default=[])
+    width: list[Positive] = option("widths of heads; empty: all", default=[])
+    dtype: list[Literal["bf16", "fp16", "fp32"]] = option("types of the inputs", default=["bf16", "fp32"], min_length=1)
+    calls: Literal["all", "main"] = option(
+        "calls of kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; main: leaves "
+        "out calls that differ from others in a flag or two",
+        default="all",
+    )
+    jobs: Positive = option("processes", default=os.cpu_count() or 2)
+    out: OutputFile | None = option("file of the JSON; empty: the table is only printed", default=None)
 
 
 def mark(family: str, table: Table) -> list[Row]:
@@ -170,32 +167,29 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
     return sorted(faults), sorted(warnings)
 
 
-def choose_rows(chosen: dict[str, str]) -> list[Row]:
+def choose_rows(chosen: Options) -> list[Row]:
     """The rows that the options ask for; every configuration is marked with its row."""
-    rows = [row for f in chosen["family"].split(",") for row in mark(f, import_module(f"kernels.{f}.configs").TABLE)]
-    wanted, sizes = (
-        {int(w) for w in chosen["width"].split(",") if w},
-        {DTYPES[d].itemsize for d in _list(chosen, "dtype")},
-    )
-    rows = [r for r in rows if chosen["arch"] in ("all", r.architecture) and r.size in sizes]
-    rows = [r for r in rows if not wanted or r.width in wanted]
-    rows = [r for r in rows if not chosen["kernel"] or f"{r.family}.{r.kernel}" in _list(chosen, "kernel")]
+    families = dict.fromkeys(chosen.family)  # each once: a row is marked in place
+    rows = [row for f in families for row in mark(f, import_module(f"kernels.{f}.configs").TABLE)]
+    if unknown := set(chosen.kernel) - {f"{r.family}.{r.kernel}" for r in rows}:
+        names = sorted({f"{r.family}.{r.kernel}" for r in rows})
+        raise ValueError(f"kernel={','.join(sorted(unknown))}: expected some of {', '.join(names)}.")
+    sizes = {DTYPES[name].itemsize for name in chosen.dtype}
+    rows = [r for r in rows if chosen.arch in ("all", r.architecture) and r.size in sizes]
+    rows = [r for r in rows if not chosen.width or r.width in chosen.width]
+    rows = [r for r in rows if not chosen.kernel or f"{r.family}.{r.kernel}" in chosen.kernel]
     if not rows:
         raise ValueError("no row of the tables of tiles fits these options.")
     return rows
 
 
-def _list(chosen: dict[str, str], key: str) -> list[str]:
-    return chosen[key].split(",")
-
-
-def collect(rows: list[Row], chosen: dict[str, str]) -> dict[str, Binary]:
+def collect(rows: list[Row], chosen: Options) -> dict[str, Binary]:
     """The binaries of ``rows`` by key."""
     found: dict[str, Binary] = {}
     for family, architecture, size, width in sorted({(r.family, r.architecture, r.size, r.width) for r in rows}):
-        every = chosen["calls"] == "all" and size == 2
+        every = chosen.calls == "all" and size == 2
         calls = [call for call in CALLS if call.family == family and (call.main or every)]
-        for dtype in (DTYPES[name] for name in _list(chosen, "dtype") if DTYPES[name].itemsize == size):
+        for dtype in (DTYPES[name] for name in dict.fromkeys(chosen.dtype) if DTYPES[name].itemsize == size):
             for call in calls:
                 gather(call, Size(width, call.length, dtype=dtype), architecture, found)
     return {key: binary for key, binary in found.items() if not binary.users.keys().isdisjoint(rows)}
@@ -203,22 +197,22 @@ def collect(rows: list[Row], chosen: dict[str, str]) -> dict[str, Binary]:
 
 def main() -> int:
     """Record, compile, print, judge; the exit status."""
-    begin, chosen = time.perf_counter(), options(sys.argv[1:])
+    begin, (chosen, _) = time.perf_counter(), read_arguments(Options, sys.argv[1:], __doc__)
     os.environ.pop(CONFIGS_VARIABLE, None)  # what ships is checked
     rows = choose_rows(chosen)
     binaries = collect(rows, chosen)
     print(f"{len(rows)} rows of the tables, {len(binaries)} binaries", flush=True)
-    costs = compile_them(binaries, int(chosen["jobs"]))
+    costs = compile_them(binaries, chosen.jobs)
     records = lines(binaries, costs)
     show(records)
     faults, warnings = judge(binaries, costs, rows)
     for title, found in (("slow", warnings), ("FAILED", faults)):
         print("".join(f"\n{title}: {line}" for line in found), end="\n" if found else "")
-    if chosen["out"]:
+    if chosen.out:
         about = {"torch": torch.__version__, "triton": import_module("triton").__version__}
         every = [{**b.job._asdict(), **costs[k]._asdict(), "users": [*map(str, b.users)]} for k, b in binaries.items()]
         text = json.dumps({"about": about, "rows": records, "binaries": every, "faults": faults}, indent=1, default=str)
-        replace_text(Path(chosen["out"]), text + "\n")
+        replace_text(Path(chosen.out), text + "\n")
     print(f"{len(faults)} faults, {len(warnings)} warnings, {time.perf_counter() - begin:.0f} s")
     return 1 if faults else 0
 

@@ -1,6 +1,6 @@
 """A run, its conversions and what they became: held-out bits per byte, cache and speed of decoding, as Markdown.
 
-    python scripts/conversion_table.py RUN_DIR ... [out=FILE.md] [context=512] [batch=8] [tokens=32] [rounds=5]
+    python scripts/conversion_table.py RUN_DIR ... [OPTION=VALUE ...]
 
 Each run must have been evaluated (python eval.py run=RUN_DIR task=perplexity). Decoding is greedy, of ``batch``
 sequences after ``context`` random tokens; the runs take turns, and the median over the rounds is given.
@@ -22,9 +22,9 @@ from zoo.cli import friendly_errors
 from zoo.evaluation.results import read_held_out
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.files import replace_text
+from zoo.schema.arguments import Arguments, OutputFile, read_arguments
+from zoo.schema.base import Positive, option
 
-NUMBERS = {"context": "512", "batch": "8", "tokens": "32", "rounds": "5"}
-DEFAULTS = {"out": "", **NUMBERS}
 HEAD = (
     "run",
     "key heads of query heads, by layer",
@@ -35,16 +35,14 @@ HEAD = (
 )
 
 
-def options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Folders, and KEY=VALUE arguments over the defaults."""
-    given = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in DEFAULTS}
-    folders = [a for a in arguments if a.partition("=")[0] not in DEFAULTS]
-    if not folders:
-        raise ValueError("no run: expected the folders that train.py and scripts/convert.py wrote.")
-    for key in NUMBERS.keys() & given.keys():
-        if not (given[key].isdecimal() and int(given[key])):
-            raise ValueError(f"{key}={given[key]}: expected a whole number over 0.")
-    return folders, {**DEFAULTS, **given}
+class Options(Arguments):
+    """Options of the table."""
+
+    out: OutputFile | None = option("file of the Markdown; empty: it is only printed", default=None)
+    context: Positive = option("random tokens before decoding", default=512)
+    batch: Positive = option("sequences that are decoded together", default=8)
+    tokens: Positive = option("steps of decoding in a round", default=32)
+    rounds: Positive = option("rounds, of which the median is given", default=5)
 
 
 def quality(run: OpenedRun) -> tuple[str, str]:
@@ -69,8 +67,10 @@ def decoding_seconds(run: OpenedRun, context: int, batch: int, tokens: int) -> f
 
 def main() -> None:
     """Read, measure, print, write."""
-    folders, chosen = options(sys.argv[1:])
-    context, batch, tokens, rounds = (int(chosen[name]) for name in NUMBERS)
+    chosen, folders = read_arguments(Options, sys.argv[1:], __doc__, rest="RUN_DIR")
+    if not folders:
+        raise ValueError("no run: expected the folders that train.py and scripts/convert.py wrote.")
+    context, batch, tokens, rounds = chosen.context, chosen.batch, chosen.tokens, chosen.rounds
     runs = [open_run(folder) for folder in folders]
     found = [quality(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
@@ -94,8 +94,8 @@ def main() -> None:
     ]
     text = "\n".join(lines) + "\n"
     print(text, end="")
-    if chosen["out"]:
-        replace_text(Path(chosen["out"]), text)
+    if chosen.out:
+        replace_text(Path(chosen.out), text)
 
 
 if __name__ == "__main__":

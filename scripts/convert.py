@@ -1,7 +1,6 @@
 """Fewer key heads for a trained run: ``python scripts/convert.py run=RUN_DIR to=gqa kv_heads=2 method=svd``.
 
-Writes a new run folder and prints the relative errors of every converted layer by method. Options are in
-configs/convert.yaml.
+Writes a new run folder and prints the relative errors of every converted layer by method.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import CONFIGS, PATHS, quote_paths
+from zoo.config import PATHS
+from zoo.schema.programs import Conversion, read_program
 
 if TYPE_CHECKING:
     from zoo.interop.convert import Conversion
@@ -24,10 +21,10 @@ if TYPE_CHECKING:
 COLUMNS = ("keys", "values", "scores", "outputs")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="convert")
-def main(config: DictConfig) -> None:
+def main(arguments: list[str]) -> None:
     """One conversion."""
     with friendly_errors():
+        config = read_program("convert", Conversion, arguments, (*PATHS, "out"), __doc__)
         from zoo.evaluation.run import open_run
         from zoo.interop.convert import convert_run
 
@@ -54,5 +51,4 @@ def error_table(done: Conversion, chosen: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_paths(sys.argv[1:], (*PATHS, "out"))
-    main()
+    main(sys.argv[1:])

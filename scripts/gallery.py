@@ -1,6 +1,6 @@
 """Draw every attention: the weights that it gives, and its costs over the context.
 
-    python scripts/gallery.py [out=docs]
+    python scripts/gallery.py [OPTION=VALUE ...]
 
 Writes OUT/gallery.md and the PNGs that it shows, in OUT/gallery. A mixer is drawn by being registered; its weights come
 from its own code, with random weights and inputs from a seed, so that a second run writes the same pictures.
@@ -20,6 +20,15 @@ from zoo.files import replace_text
 from zoo.gallery.costs import HEADS, WIDTH, draw_costs, layer_costs
 from zoo.gallery.pictures import draw_mixer, draw_overview
 from zoo.gallery.weights import LENGTH, attention_weights, build_sample, gallery_options
+from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
+from zoo.schema.base import option
+
+
+class Options(Arguments):
+    """Options of the gallery."""
+
+    out: OutputFolder = option("folder of the page; pictures go into its folder gallery", default=str(ROOT / "docs"))
+
 
 INTRODUCTION = f"""\
 # Gallery
@@ -63,13 +72,8 @@ def page(names: list[str]) -> str:
 
 def main() -> None:
     """Draw and write."""
-    given = dict(a.partition("=")[::2] for a in sys.argv[1:])
-    if {"-h", "--help"} & set(given):
-        print(__doc__)
-        return
-    if unknown := set(given) - {"out"}:
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected out=FOLDER.")
-    folder, names = Path(given.get("out") or ROOT / "docs"), mixers.names()
+    chosen, _ = read_arguments(Options, sys.argv[1:], __doc__)
+    folder, names = Path(chosen.out), mixers.names()
     weights = {name: attention_weights(*build_sample(name)) for name in names}
     costs = {name: layer_costs(name) for name in names}
     draw_overview(folder / "gallery" / "weights.png", weights)

@@ -1,6 +1,6 @@
 """Continue a text with a trained run: ``python scripts/generate.py run=RUN_DIR prompt="Once upon a time"``.
 
-Prints the prompt and its continuation as it is made, and nothing else, on stdout. Options are in configs/generate.yaml.
+Prints the prompt and its continuation as it is made, and nothing else, on stdout. The prompt may have any characters.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import CONFIGS, PATHS, ConfigError, quote_paths, take_text
+from zoo.config import PATHS, ConfigError, take_text
+from zoo.schema.programs import Generation, read_program
 
-PROMPT: str | None = None
 
-
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="generate")
-def main(config: DictConfig) -> None:
+def main(arguments: list[str]) -> None:
     """One continuation of one prompt."""
     with friendly_errors():
-        prompt = read_prompt(PROMPT, config.prompt_file)
+        prompt, others = take_text(arguments, "prompt")
+        config = read_program("generate", Generation, others, (*PATHS, "prompt_file"), __doc__)
+        prompt = read_prompt(prompt, config.prompt_file)
         try:
             for piece in continuation(config, prompt):
                 sys.stdout.write(piece)
@@ -51,7 +48,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         raise ConfigError(f"the prompt is not UTF-8 at byte {error.start}: convert it first.") from error
 
 
-def continuation(config: DictConfig, prompt: str) -> Iterator[str]:
+def continuation(config: Generation, prompt: str) -> Iterator[str]:
     """The prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
     from zoo.data import encode_batch
     from zoo.evaluation.run import open_run
@@ -76,7 +73,5 @@ def continuation(config: DictConfig, prompt: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    PROMPT, arguments = take_text(sys.argv[1:], "prompt")
-    sys.argv[1:] = quote_paths(arguments, (*PATHS, "prompt_file"))
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    main()
+    main(sys.argv[1:])

@@ -1,9 +1,9 @@
 """One page of evidence from a sweep: tables, curves, Pareto fronts and verdicts, as HTML, Markdown and CSV.
 
-    python scripts/report.py SWEEP_DIR [out=FOLDER]
+    python scripts/report.py SWEEP_DIR [OPTION=VALUE ...]
 
-SWEEP_DIR is what `python train.py -m sweep=NAME` wrote; it may still be running. Files go to SWEEP_DIR/report, or to
-FOLDER. report.html holds everything and opens from disk; the pictures are for report.md.
+SWEEP_DIR is what `python train.py -m sweep=NAME` wrote; it may still be running. report.html holds everything and opens
+from disk; the pictures are for report.md.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ sys.path.insert(0, str(ROOT))
 
 from zoo.ablation.report.write import write_report
 from zoo.cli import friendly_errors
-from zoo.config import ConfigError, take_text
+from zoo.config import ConfigError
+from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
+from zoo.schema.base import option
+
+
+class Options(Arguments):
+    """Options of the report."""
+
+    out: OutputFolder | None = option(
+        "folder of the page, the tables and the pictures; empty: SWEEP_DIR/report", default=None
+    )
 
 
 def main() -> None:
     """Read the sweep, write the report, say where it is."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    out, folders = take_text(sys.argv[1:], "out")
+    chosen, folders = read_arguments(Options, sys.argv[1:], __doc__, rest="SWEEP_DIR")
     if len(folders) != 1:
         raise ConfigError(f"{len(folders)} folders given: expected one SWEEP_DIR, and out=FOLDER if wanted.")
-    for file in write_report(folders[0], out or None):
+    for file in write_report(folders[0], chosen.out):
         print(file)
 
 

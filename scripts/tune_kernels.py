@@ -1,7 +1,6 @@
 """Search for faster configurations of a Triton kernel on this GPU; a wrong one is never accepted.
 
-    python scripts/tune_kernels.py kernel=linear.mix [width=128] [dtype=bf16] [out=configs.json] [limit=64]
-                                   [batch=2] [heads=16] [length=4096]
+    python scripts/tune_kernels.py kernel=linear.mix [OPTION=VALUE ...]
     ATTENTION_ZOO_CONFIGS=configs.json python train.py ...
 
 Candidates are checked on short inputs against the reference, then timed on (batch, length, heads, width) through all
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,25 +22,24 @@ sys.path.insert(0, str(ROOT))
 from kernels.tools.calls import Size
 from kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
 from zoo.cli import friendly_errors
+from zoo.schema.arguments import Arguments, OutputFile, read_arguments
+from zoo.schema.base import Positive, option
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DEFAULTS = {"kernel": "", "width": "128", "dtype": "bf16", "out": "configs.json", "limit": "64"}
-DEFAULTS |= {"batch": "2", "heads": "16", "length": "4096"}
 CHECKED_LENGTH = 600 + 1  # odd, and long enough for every kernel to be launched
 
 
-def options(arguments: list[str]) -> dict[str, str]:
-    """KEY=VALUE arguments over the defaults; ValueError on an unknown key or value."""
-    given = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
-    chosen = {**DEFAULTS, **given}
-    for key in ("width", "limit", "batch", "heads", "length"):
-        if not chosen[key].isdigit() or not int(chosen[key]):
-            raise ValueError(f"{key}={chosen[key]}: expected a whole number above 0.")
-    if chosen["dtype"] not in DTYPES:
-        raise ValueError(f"dtype={chosen['dtype']}: expected {', '.join(DTYPES)}.")
-    return chosen
+class Options(Arguments):
+    """Options of the search."""
+
+    kernel: str = option("kernel to tune, FAMILY.NAME as in kernels/FAMILY/configs.py", default="")
+    width: Positive = option("numbers of a head", default=128)
+    dtype: Literal["bf16", "fp16", "fp32"] = option("type of the inputs", default="bf16")
+    out: OutputFile = option("file that keeps the winners", default="configs.json")
+    limit: Positive = option("configurations that are tried", default=64)
+    batch: Positive = option("sequences of the timed inputs", default=2)
+    heads: Positive = option("heads of the timed inputs", default=16)
+    length: Positive = option("tokens of the timed inputs", default=4096)
 
 
 def show(trial: Trial) -> None:
@@ -51,20 +50,20 @@ def show(trial: Trial) -> None:
 
 def main() -> None:
     """Search, print, write."""
-    chosen = options(sys.argv[1:])
+    chosen, _ = read_arguments(Options, sys.argv[1:], __doc__)
     if not torch.cuda.is_available():
         raise ValueError("there is no CUDA GPU here, and times of another machine would not help.")
-    device, dtype, width = torch.device("cuda"), DTYPES[chosen["dtype"]], int(chosen["width"])
-    row = find_row(chosen["kernel"], dtype, width, device)
-    small = Size(width, CHECKED_LENGTH, 2, 2, dtype, "cuda")
-    large = Size(width, int(chosen["length"]), int(chosen["batch"]), int(chosen["heads"]), dtype, "cuda")
-    trials = tune(row, small, large, tried=show, limit=int(chosen["limit"]))
+    device, dtype = torch.device("cuda"), DTYPES[chosen.dtype]
+    row = find_row(chosen.kernel, dtype, chosen.width, device)
+    small = Size(chosen.width, CHECKED_LENGTH, 2, 2, dtype, "cuda")
+    large = Size(chosen.width, chosen.length, chosen.batch, chosen.heads, dtype, "cuda")
+    trials = tune(row, small, large, tried=show, limit=chosen.limit)
     best = winner(trials)
     if best is None:
         print("the shipped configuration stays: none is faster")
         return
-    save(Path(chosen["out"]), as_record(row, trials, best, device))
-    print(f"{chosen['out']}: {best.config}, {trials[0].milliseconds} -> {best.milliseconds} ms")
+    save(Path(chosen.out), as_record(row, trials, best, device))
+    print(f"{chosen.out}: {best.config}, {trials[0].milliseconds} -> {best.milliseconds} ms")
 
 
 if __name__ == "__main__":

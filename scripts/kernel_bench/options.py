@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 
 from zoo.cli import choose_device
+from zoo.schema.arguments import Arguments, read_arguments
+from zoo.schema.base import Count, Flag, option
 
 CPU_PIECES = ("linear", "sparse", "decode")
 CUDA_PIECES = (
@@ -31,18 +35,26 @@ CUDA_PIECES = (
 )
 FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes
 RESULTS = Path("runs") / "kernels"  # where the pieces on CUDA leave their files if nothing else is said
-DEFAULTS = {
-    "device": "auto",
-    "piece": "all",
-    "out": "",
-    "plot": "",
-    "quick": "false",
-    "dry": "false",
-    "threads": "0",
-    "minutes": "8",
-    "seconds": "280",
-    "only": "",
-}
+Amount = Annotated[float, Ge(0), Lt(1e6)]
+
+
+class Given(Arguments):
+    """Options as they are typed."""
+
+    device: str = option("auto, cpu or cuda", default="auto")
+    piece: str = option(
+        f"all, or names and their first words with commas between them. On the CPU: {', '.join(CPU_PIECES)}. On a GPU: "
+        f"{', '.join(CUDA_PIECES)}, or {FIRST} alone",
+        default="all",
+    )
+    out: str = option("file of the CPU tables; on a GPU the folder of all files, runs/kernels if empty", default="")
+    plot: str = option("file of the PNG of the CPU tables; empty: none", default="")
+    quick: Flag = option("fewer shapes of the CPU tables", default=False)
+    dry: Flag = option("the GPU's pieces on the CPU with tiny shapes, to try the path", default=False)
+    threads: Count = option("of PyTorch; 0: as many as it takes", default=0)
+    minutes: Amount = option("that a piece may take on a GPU; on the CPU no row begins after them", default=8.0)
+    seconds: Amount = option(f"that piece={FIRST} may take in all", default=280.0)
+    only: str = option("keep rows whose name holds this text; empty: all", default="")
 
 
 @dataclass(frozen=True)
@@ -77,58 +89,39 @@ class Options:
         return self.scale == "dry"
 
 
-def parse(arguments: list[str]) -> Options:
-    """Options from KEY=VALUE arguments.
+def parse(arguments: list[str], usage: str = "") -> Options:
+    """Options from KEY=VALUE arguments; ``--help`` prints ``usage`` and all options.
 
     Raises:
         ValueError: on an unknown key, piece or device, or a value that is not of its type.
     """
-    given = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}.")
-    chosen = {**DEFAULTS, **given}
-    dry, quick = _flag(chosen, "dry"), _flag(chosen, "quick")
-    device = choose_device(chosen["device"])
+    chosen, _ = read_arguments(Given, arguments, usage)
+    dry, quick = chosen.dry, chosen.quick
+    device = choose_device(chosen.device)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={chosen['device']}: expected cpu or cuda.")
+        raise ValueError(f"device={chosen.device}: expected cpu or cuda.")
     if dry and device.type != "cpu":
         raise ValueError("dry=true goes with device=cpu.")
     suite = "cuda" if dry else device.type
-    if suite == "cuda" and (quick or chosen["plot"]):
+    if suite == "cuda" and (quick or chosen.plot):
         raise ValueError("quick and plot belong to the CPU tables; on CUDA choose by piece=, only= and minutes=.")
     return Options(
         device=device,
         suite=suite,
         scale="dry" if dry else "quick" if quick else "full",
-        pieces=_pieces(chosen["piece"], CPU_PIECES if suite == "cpu" else CUDA_PIECES),
-        out=_out(chosen["out"], always=suite == "cuda" and not dry),
-        plot=Path(chosen["plot"]) if chosen["plot"] else None,
-        threads=int(_number(chosen, "threads")),
-        minutes=_number(chosen, "minutes"),
-        seconds=_number(chosen, "seconds"),
-        only=chosen["only"],
+        pieces=_pieces(chosen.piece, CPU_PIECES if suite == "cpu" else CUDA_PIECES),
+        out=_out(chosen.out, always=suite == "cuda" and not dry),
+        plot=Path(chosen.plot) if chosen.plot else None,
+        threads=chosen.threads,
+        minutes=chosen.minutes,
+        seconds=chosen.seconds,
+        only=chosen.only,
         given=tuple(arguments),
     )
 
 
 def _out(text: str, always: bool) -> Path | None:
     return Path(text) if text else RESULTS if always else None
-
-
-def _flag(chosen: dict[str, str], key: str) -> bool:
-    if chosen[key] not in ("true", "false"):
-        raise ValueError(f"{key}={chosen[key]}: expected true or false.")
-    return chosen[key] == "true"
-
-
-def _number(chosen: dict[str, str], key: str) -> float:
-    try:
-        number = float(chosen[key])
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1e6:
-        raise ValueError(f"{key}={chosen[key]}: expected a number >= 0.")
-    return number
 
 
 def _pieces(text: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -57,14 +57,14 @@ CUDA: dict[str, Piece] = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    """Run what the arguments ask for.
+def main(arguments: list[str], usage: str = "") -> None:
+    """Run what the arguments ask for; ``--help`` prints ``usage`` and all options.
 
     Raises:
         ValueError: if they make no sense.
         SystemExit: with status 1 if a piece on CUDA could not be run at all.
     """
-    options = parse(arguments)
+    options = parse(arguments, usage)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.pieces == (FIRST,):

@@ -196,7 +196,7 @@ def test_given_lengths_leave_out_variants_that_were_not_named(run_folder):
 
 def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
     members = {"mqar": {"variants": ["pairs4", "pairs32"], "samples": 1}}
-    (written,) = evaluate(open_run(run_folder), Suite("offline", members, lengths=[64]))
+    (written,) = evaluate(open_run(run_folder), Suite(name="offline", members=members, lengths=[64]))
     assert {r.variant for r in written.outcome.records if r.length} == {"pairs4"}
     assert any(note.startswith("pairs32 at 64 tokens is left out") for note in written.outcome.warnings)
 
@@ -207,12 +207,18 @@ def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
         ({"samples": 0}, r"task\.samples=0"),
         ({"choices": 1}, r"task\.choices=1"),
         ({"lengths": []}, r"task\.lengths=\[\]"),
-        ({"lengths": [0]}, r"task\.lengths=\[0\]"),
-        ({"depths": [2]}, r"task\.depths=\[2\]"),
+        ({"lengths": [0]}, r"task\.lengths=\[0\]: expected .*a whole number >= 1"),
+        ({"depths": [2]}, r"task\.depths=\[2\]: expected .*from 0 to 1"),
         ({"variants": ["double"]}, "niah has no variant 'double': expected one of single"),
         ({"options": {"colour": 3}}, "colour is not an option of niah: expected one of keys"),
         ({"haystack": "nowhere.txt"}, r"task\.haystack=nowhere\.txt"),
         ({"lengths": [300.5]}, r"task\.lengths=\[300\.5\]"),
+        ({"lengths": True}, r"task\.lengths=true"),
+        ({"depths": [float("nan")]}, r"task\.depths=\[nan\]"),
+        ({"options": 1}, r"task\.options=1: expected options below it"),
+        ({"haystack": None}, r"task\.haystack=null: expected text"),
+        ({"generate": 1.5}, r"task\.generate=1\.5: expected a whole number"),
+        ({"sampels": 2}, r"task\.sampels: unknown option; did you mean task\.samples\?"),
         ({"samples": "abc"}, r"task\.samples=abc"),
         ({"variants": "double"}, "no variant 'double'"),
     ],
@@ -257,8 +263,9 @@ def test_results_of_other_questions_have_other_names(run_folder):
 def test_a_task_as_its_yaml_has_it_needs_no_more_than_its_name(run_folder, name):
     run, options = open_run(run_folder), composed(name)
     assert build_task(options)._stem(run, 0) == name
-    narrow = build_task(options | {"variants": ["x"], "lengths": [256]})
-    assert narrow._stem(run, 0) == f"{name}-x-lengths256"
+    variant = next(iter(TASKS[name].VARIANTS))
+    narrow = build_task(options | {"variants": [variant], "lengths": [256]})
+    assert narrow._stem(run, 0) == f"{name}-{variant}-lengths256"
 
 
 def test_runs_trained_on_recall_are_asked_at_once_twice_and_four_times_their_length(run_folder):
@@ -321,7 +328,7 @@ def test_the_suite_hands_common_options_to_its_tasks():
 
 def test_a_suite_is_evaluated_task_by_task(run_folder):
     members = {name: {"variants": None, **SMALL, "samples": 1} for name in ("passkey", "vt")} | {"kv": None}
-    written = list(evaluate(open_run(run_folder), Suite("offline", members)))
+    written = list(evaluate(open_run(run_folder), Suite(name="offline", members=members)))
     assert [one.outcome.stem for one in written] == [
         "passkey-lengths300_400-depthsnull-samples1",
         "vt-lengths300_400-samples1",
@@ -331,6 +338,6 @@ def test_a_suite_is_evaluated_task_by_task(run_folder):
 
 def test_a_suite_goes_on_without_what_the_data_do_not_allow(run_folder):
     members = {"perplexity_position": {"length": 10_000}, "passkey": SMALL}
-    left_out, written = evaluate(open_run(run_folder), Suite("offline", members))
+    left_out, written = evaluate(open_run(run_folder), Suite(name="offline", members=members))
     assert left_out.task == "perplexity_position" and "10000 tokens" in left_out.reason.replace(",", "")
     assert written.outcome.title == "passkey"

@@ -127,7 +127,7 @@ def test_a_missing_split_names_those_that_exist(tmp_path):
     with pytest.raises(DataError, match=r"no split 'test'.*It has train, validation: choose with task\.split="):
         evaluate(run)
     assert not (run / "eval").exists()
-    with pytest.raises(DataError, match="no split 'dev'"):
+    with pytest.raises(ConfigError, match=r"task\.split=dev: expected one of train, validation, test"):
         evaluate(run, split="dev")
 
 
@@ -167,8 +167,8 @@ def test_table_shows_values_warnings_and_files(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "ppl"}, r"task\.name='ppl': expected one of offline, perplexity"),
-        ({"window": 3}, r"task\.window is not an option of perplexity"),
+        ({"name": "ppl"}, r"task\.name=ppl: unknown task; expected one of offline, perplexity"),
+        ({"window": 3}, r"task\.window: unknown option; expected one of task\.split"),
         ({"length": 0}, r"task\.length=0"),
         ({"stride": 17}, r"task\.stride=17: expected a number in 1\.\.16"),
         ({"batch_tokens": 0}, r"task\.batch_tokens=0"),

@@ -104,7 +104,7 @@ def likelihood(run, context, continuation):
 
 def task(folder, *names, **options):
     options = {"max_length": LENGTH, "bootstrap_iters": 10} | options
-    return LmEvalTask(names, str(folder), builtin_tasks=False, **options)
+    return LmEvalTask(names=names, include_path=str(folder), builtin_tasks=False, **options)
 
 
 @pytest.fixture(scope="module")

@@ -99,5 +99,5 @@ def test_parts_hold_every_document_once(monkeypatch, sizes):
 
 @pytest.mark.parametrize("name", ["perplexity", "perplexity_position", "perplexity_context", "vt"])
 def test_fresh_is_true_or_false(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"task\.fresh='maybe': expected true or false"):
+    with pytest.raises(ConfigError, match=r"task\.fresh=maybe: expected true or false"):
         evaluated(make_run(tmp_path, texts=TEXTS), {"name": name, "fresh": "maybe"})

@@ -151,5 +151,5 @@ def test_too_short_documents_and_wrong_options(run):
         with pytest.raises(ConfigError, match=rf"task\.{name}=0"):
             PerplexityContextTask(**{name: 0}).evaluate(run, 0)
     for lengths in ([], [0, 8]):
-        with pytest.raises(ConfigError, match=r"task\.lengths=\["):
+        with pytest.raises(ConfigError, match=r"task\.lengths=\[.*\]: expected"):
             PerplexityContextTask(lengths=lengths).evaluate(run, 0)

@@ -123,7 +123,7 @@ def test_recalled_and_other_tokens_make_up_the_whole(run_folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "rolling"}, r"task\.mode='rolling': expected one of window, sliding, stateful"),
+        ({"mode": "rolling"}, r"task\.mode=rolling: expected one of window, sliding, stateful"),
         ({"mode": "window", "stride": 8}, r"task\.stride=8 belongs to task\.mode=sliding"),
         ({"mode": "stateful", "stride": 8}, r"task\.stride=8 belongs to task\.mode=sliding"),
     ],

@@ -55,10 +55,18 @@ def test_any_prompt_is_printed_and_continued(run_folder, script, tmp_path):
 
 def test_errors_are_one_line_and_exit_code_2(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for argument, message in (("seed=1", "run is not set"), (f"run={tmp_path}", "not a run folder")):
-        monkeypatch.setattr(sys, "argv", ["generate.py", "device=cpu", argument])
+    for argument, message in (
+        ("seed=1", "run is not set"),
+        (f"run={tmp_path}", "not a run folder"),
+        ("top_p=2", "top_p=2: expected a number above 0 to 1, or null"),
+        ("temperature=nan", "temperature=nan: expected a number >= 0"),
+        ("max_new_tokens=1.5", "max_new_tokens=1.5: expected a whole number"),
+        ("seeed=2", "seeed: unknown option; did you mean seed?"),
+        ("checkpoint=newest", "checkpoint=newest: expected"),
+        ("-m", "-m: expected KEY=VALUE"),
+    ):
         with pytest.raises(SystemExit, match="2"):
-            script.main()
+            script.main(["device=cpu", argument])
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ")
         assert message in printed.err

@@ -22,6 +22,7 @@ def call(monkeypatch, capsys):
     """The script's main with the arguments given; what it prints."""
     spec = importlib.util.spec_from_file_location("conversion_table_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # where pydantic looks for what annotations name
     spec.loader.exec_module(script)
 
     def run(*arguments):
@@ -65,8 +66,8 @@ def test_wrong_arguments_are_named(runs, call, capsys, tmp_path):
         ([], "no run: expected"),
         ([bare], "has not been evaluated"),
         ([tmp_path / "nothing"], "nothing"),
-        ([runs[0], "rounds=none"], "rounds=none: expected a whole number over 0"),
-        ([runs[0], "tokens=0"], "tokens=0: expected a whole number over 0"),
+        ([runs[0], "rounds=none"], "rounds=none: expected a whole number >= 1"),
+        ([runs[0], "tokens=0"], "tokens=0: expected a whole number >= 1"),
     ):
         with pytest.raises(SystemExit, match="2"):
             call(*arguments)

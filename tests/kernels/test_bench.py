@@ -149,7 +149,7 @@ def test_no_call_of_a_peer_is_extrapolated(brief, monkeypatch, capsys):
         (["dry=true", "piece=widths,x"], "piece='x'"),
         (["device=potato"], "device=potato cannot be used here"),
         (["device=meta"], "device=meta"),
-        (["pieces=all"], "unknown option pieces"),
+        (["pieces=all"], "pieces: unknown option; did you mean piece?"),
         (["quick=yes"], "quick=yes: expected true or false"),
         (["minutes=-1"], "minutes=-1: expected a number"),
         (["dry=true", "quick=true"], "quick and plot belong to the CPU tables"),

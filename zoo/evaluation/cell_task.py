@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, Protocol
 
-from zoo.config import ConfigError
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, PrivateAttr
+
 from zoo.data import DataError
 from zoo.data.recall.base import Place
 from zoo.data.recall.cache import cached_samples, samples_digest
@@ -23,11 +25,11 @@ from zoo.evaluation.names import changed_options, join_name, path_part, plain, t
 from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
-from zoo.evaluation.tasks import Outcome
+from zoo.evaluation.tasks import Lengths, Outcome, TaskOptions, listed
+from zoo.schema.base import Count, Flag, Positive, Text, Whole, option
 
 SHORTEST = 256
 NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
-LISTS = ("lengths", "depths", "variants", "names")
 NAMED = ("variants", "names", "preset", "config", "split")  # options that are part of a result file's name
 CHANGED = ("depths", "samples", "baselines", "choices", "generate", "max_records", "revision", "skip_longer")
 SPEED = ("name", "batch_tokens", "fresh")  # options without influence on the numbers
@@ -78,43 +80,41 @@ class Cell:
         return [make(place, encoder, haystack) for place in places]
 
 
-@dataclass(frozen=True)
-class CellTask:
-    """What all tasks made of cells share.
+def _plain_depth(depth: float) -> float:
+    return int(depth) if depth.is_integer() else depth
 
-    Attributes:
-        name: of the task.
-        lengths: tokens of each sample, the document token, question and answer included; None: half the trained length,
-            that length and twice it, 256 at least; or, for runs trained on recall, once, twice and four times.
-        depths: of the fact that is asked for, 0 the first place and 1 the last; None: anywhere.
-        samples: of each variant, length and depth.
-        haystack: noise, corpus (the run's own test text), or a path to local text.
-        baselines: also ask without any context, and with the facts alone.
-        choices: values compared for rank_accuracy, the right one included.
-        generate: also generate answers of up to so many tokens, for f1 and contains; 0: do not.
-        batch_tokens: per forward pass; no influence on the result.
-        fresh: score cells again that were finished by an earlier evaluation.
-        strict: lengths and variants that are asked for by name must be possible, not only some of them.
-    """
 
-    strict: ClassVar[bool] = True
+Depth = Annotated[float, Ge(0), Le(1), AfterValidator(_plain_depth)]
+
+
+class CellTask(TaskOptions):
+    """What all tasks made of cells share."""
+
     name: str
-    lengths: Sequence[int] | None = None
-    depths: Sequence[float] | None = None
-    samples: int = 32
-    haystack: str = "noise"
-    baselines: bool = True
-    choices: int = 8
-    generate: int = 0
-    batch_tokens: int = 8_192
-    fresh: bool = False
+    lengths: Lengths | None = option(
+        "tokens of each sample, the document token, question and answer included; null: half the trained length, that "
+        "length and twice it, 256 at least; for runs trained on recall once, twice and four times",
+        default=None,
+    )
+    depths: Annotated[list[Depth], BeforeValidator(listed)] | None = option(
+        "of the fact that is asked for, 0 the first place and 1 the last; null: anywhere", default=None
+    )
+    samples: Positive = option("of each variant, length and depth", default=32)
+    haystack: Text = option("noise, corpus (the run's own test text), or a path to local text", default="noise")
+    baselines: Flag = option("also ask without any context, and with the facts alone", default=True)
+    choices: Annotated[Whole, Ge(2)] = option(
+        "values compared for rank_accuracy, the right one included, where there are some", default=8
+    )
+    generate: Count = option(
+        "tokens to generate, for f1 and contains; 0: teacher forcing only", unit="tokens", default=0
+    )
+    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
+    fresh: Flag = option("score finished cells again", default=False)
+    _strict: bool = PrivateAttr(True)
 
-    def __post_init__(self) -> None:
-        for name in LISTS:  # task.lengths=512 is as good as task.lengths=[512]
-            value = getattr(self, name, None)
-            if isinstance(value, (str, int, float)):
-                object.__setattr__(self, name, [value])
-        self._check()
+    def accept_misfits(self) -> None:
+        """Leave out, with a note, lengths and variants that do not go together, though they are asked for by name."""
+        self._strict = False
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -134,7 +134,7 @@ class CellTask:
                 advance(cell.count)
                 lines += content["lines"]
                 records += make_records(cell.place(self.name), content["lines"], seed, content["seconds"])
-        options = {key: value for key, value in asdict(self).items() if key not in SPEED}
+        options = self.model_dump(exclude=set(SPEED))
         return Outcome(
             stem=self._stem(run, seed),
             title=self.name,
@@ -181,7 +181,7 @@ class CellTask:
         cells: list[Cell] = []
         made: list[list[Sample]] = []
         notes = []
-        strict = self.strict and self.lengths is not None
+        strict = self._strict and self.lengths is not None
         failed: dict[int, RecallError] = {}
         for cell in self._cells(run, self.questions(run, encoder)):
             try:
@@ -261,16 +261,6 @@ class CellTask:
             warnings.append(f"There are only {few} questions where task.samples={self.samples}.")
         warnings += dict.fromkeys(note for cell in cells for note in getattr(cell.questions, "notes", ()))
         return warnings
-
-    def _check(self) -> None:
-        for name, low in (("samples", 1), ("choices", 2), ("generate", 0), ("batch_tokens", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ConfigError(f"task.{name}={value}: expected a whole number >= {low}.")
-        if self.lengths is not None and not (self.lengths and all(isinstance(n, int) and n >= 1 for n in self.lengths)):
-            raise ConfigError(f"task.lengths={list(self.lengths)}: expected whole numbers >= 1, or null.")
-        if self.depths is not None and not all(isinstance(d, (int, float)) and 0 <= d <= 1 for d in self.depths):
-            raise ConfigError(f"task.depths={list(self.depths)}: expected numbers from 0 to 1, or null for anywhere.")
 
 
 def _pool_depths(task: str, lines: list[dict[str, Any]], seed: int) -> list[Record]:

@@ -6,10 +6,11 @@ import difflib
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt
+from pydantic import AfterValidator
 
 from zoo.config import ConfigError
 from zoo.data import DataError
@@ -17,7 +18,8 @@ from zoo.evaluation.cells import open_cells
 from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
 from zoo.evaluation.names import join_name, path_part
 from zoo.evaluation.run import OpenedRun
-from zoo.evaluation.tasks import Outcome
+from zoo.evaluation.tasks import Outcome, TaskOptions, Words
+from zoo.schema.base import Count, Flag, Positive, option
 
 if TYPE_CHECKING:
     from zoo.interop.lm_eval import ZooLM
@@ -26,34 +28,30 @@ KEPT_APART = ("samples", "pretty_env_info")  # in the samples file; and in the s
 LONGEST = 80  # characters of task names in a file name
 
 
-@dataclass(frozen=True)
-class LmEvalTask:
-    """Tasks of lm-evaluation-harness, scored by :class:`zoo.interop.lm_eval.ZooLM`.
+def _share_or_count(limit: float) -> float:
+    if limit > 1 and limit % 1:
+        raise ValueError(f"task.limit={limit}: expected a number of samples, or a share of them below 1.")
+    return limit
 
-    Attributes:
-        names: tasks, groups, tags or task YAML files. include_path: folders with task YAML files of your own.
-        builtin_tasks: whether the harness's own tasks can be named; False starts faster.
-        limit: only so many samples of each task, or the share of them if below 1; None for all.
-        num_fewshot: examples in front of each sample, None for the task's own number.
-        gen_kwargs: generation options that replace those of the tasks, for instance {"max_gen_toks": 32}.
-        max_length: tokens of context, None for the length the run was trained with.
-        batch_tokens: tokens per forward pass; does not change the result.
-        document_token: whether contexts begin with the document token, as documents did in training.
-        bootstrap_iters: resamples of the harness's own standard errors; 0 for none of them.
-        fresh: ask again what an earlier evaluation has asked.
-    """
 
-    names: Sequence[str] = ()
-    include_path: str | Sequence[str] | None = None
-    builtin_tasks: bool = True
-    limit: float | None = None
-    num_fewshot: int | None = None
-    gen_kwargs: Mapping[str, Any] | None = None
-    max_length: int | None = None
-    batch_tokens: int = 8_192
-    document_token: bool = True
-    bootstrap_iters: int = 1_000
-    fresh: bool = False
+class LmEvalTask(TaskOptions):
+    """Tasks of lm-evaluation-harness, scored by :class:`zoo.interop.lm_eval.ZooLM`."""
+
+    names: Words = option("tasks, groups, tags or task YAML files, as in task.names=[piqa,wikitext]", default=[])
+    include_path: Words | None = option("folder, or list of them, with task YAML files of your own", default=None)
+    builtin_tasks: Flag = option("whether the harness's own tasks can be named; false starts faster", default=True)
+    limit: Annotated[float, Gt(0), AfterValidator(_share_or_count)] | None = option(
+        "samples of each task, or their share if below 1; null: all", default=None
+    )
+    num_fewshot: Count | None = option("examples before each sample; null: as the task says", default=None)
+    gen_kwargs: dict[str, Any] | None = option(
+        "replaces generation options of the tasks, as in +task.gen_kwargs.max_gen_toks=32", default=None
+    )
+    max_length: Positive | None = option("tokens of context; null: the length of training", default=None)
+    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
+    document_token: Flag = option("contexts begin with the document token, as documents did in training", default=True)
+    bootstrap_iters: Count = option("resamples of the harness's own standard errors; 0: none", default=1_000)
+    fresh: Flag = option("ask again what an earlier evaluation has asked", default=False)
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
@@ -77,18 +75,9 @@ class LmEvalTask:
         )
 
     def _check(self) -> list[str]:
-        names = [self.names] if isinstance(self.names, str) else list(self.names)
-        if not names:
+        if not self.names:
             raise ConfigError("task.names is empty: expected tasks of lm-evaluation-harness, as in task.names=[piqa].")
-        for name, value in (("max_length", self.max_length), ("batch_tokens", self.batch_tokens)):
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
-        for name, number in (("num_fewshot", self.num_fewshot), ("bootstrap_iters", self.bootstrap_iters)):
-            if number is not None and number < 0:
-                raise ConfigError(f"task.{name}={number}: expected a number >= 0.")
-        if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit % 1 == 0)):
-            raise ConfigError(f"task.limit={self.limit}: expected a number of samples, or a share of them below 1.")
-        return names
+        return self.names
 
     def _model(self, run: OpenedRun, seed: int) -> ZooLM:
         try:
@@ -121,8 +110,7 @@ class LmEvalTask:
         """The harness's task manager, and the groups and single tasks that the names stand for."""
         from lm_eval.tasks import TaskManager
 
-        folders = [self.include_path] if isinstance(self.include_path, str) else list(self.include_path or ())
-        manager = TaskManager(include_path=folders, include_defaults=self.builtin_tasks)
+        manager = TaskManager(include_path=self.include_path or [], include_defaults=self.builtin_tasks)
         for name in names:
             if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
                 near = difflib.get_close_matches(name, manager.all_tasks, 5)
@@ -163,7 +151,7 @@ class LmEvalTask:
         parts = ["lm_eval", listed] + ([run.checkpoint] if run.checkpoint != "last" else [])
         options = ("limit", "num_fewshot", "max_length")
         parts += [f"{name}{getattr(self, name)}" for name in options if getattr(self, name) is not None]
-        folders = [self.include_path] if isinstance(self.include_path, str) else self.include_path or ()
+        folders = self.include_path or ()
         parts += [path_part(folder) for folder in folders] + ([f"seed{seed}"] if seed else [])
         if self.gen_kwargs:
             parts.append("-".join(f"{name}{value}" for name, value in self.gen_kwargs.items()))

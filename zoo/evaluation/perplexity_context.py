@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from zoo.config import ConfigError
 from zoo.evaluation.cells import open_cells
 from zoo.evaluation.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
 from zoo.evaluation.perplexity import part_records
@@ -19,7 +18,8 @@ from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.scoring import Piece, score_windows
 from zoo.evaluation.statistics import paired_bootstrap
-from zoo.evaluation.tasks import Outcome
+from zoo.evaluation.tasks import Lengths, Outcome, TextTask
+from zoo.schema.base import Positive, option
 
 TASK = "perplexity_context"
 SHORTEST, LARGEST_TARGET = 64, 256
@@ -33,42 +33,32 @@ class Span:
     start: int
 
 
-@dataclass(frozen=True)
-class PerplexityContextTask:
+class PerplexityContextTask(TextTask):
     """Perplexity of fixed spans of text, each seen after its last L tokens, for every L of ``lengths``.
 
     All lengths score the very same tokens, all of which have the longest context, so that the curve shows what context
     is worth and nothing else. "gain" is how many bits per byte a length saves against the shortest one, with a paired
     bootstrap by document.
-
-    Attributes:
-        split, path, text_column: as of :class:`zoo.evaluation.perplexity_task.PerplexityTask`.
-        lengths: tokens before a span; None for powers of two from 64 to twice the trained length, as far as ten
-            documents reach (or at least one, if none of the lengths has ten).
-        target: tokens of a span, None for a quarter of the trained length, at most 256.
-        spans: spans per document, evenly spread as far as they fit without overlap; the last one ends the document.
-        batch_tokens: inputs per forward pass; does not change the result.
-        max_documents: read only the first so many documents that are long enough; None for all.
-        fresh: score lengths again that were scored by an earlier evaluation.
     """
 
-    split: str = "test"
-    path: str | None = None
-    text_column: str = "text"
-    lengths: list[int] | None = None
-    target: int | None = None
-    spans: int = 4
-    batch_tokens: int = 8_192
-    max_documents: int | None = None
-    fresh: bool = False
+    lengths: Lengths | None = option(
+        "tokens before a span; null: powers of two from 64 to twice the length of training, as far as ten documents "
+        "reach, or at least one",
+        default=None,
+    )
+    target: Positive | None = option(
+        "tokens of a span; null: a quarter of the length of training, at most 256", default=None
+    )
+    spans: Positive = option(
+        "of a document, evenly spread as far as they fit without overlap; the last one ends the document", default=4
+    )
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
-            ConfigError: on an option out of range. DataError: if there is no such text, or no document is long enough.
+            DataError: if there is no such text, or no document is long enough.
         """
-        self._check()
         trained = int(run.trained["train_length"])
         target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
         corpus = open_corpus(run, self.split, self.path, self.text_column)
@@ -88,13 +78,6 @@ class PerplexityContextTask:
             warnings=_warnings(run, corpus, lengths, target, len(chosen)) + notes,
             bytes_per_token=float(tables[lengths[0]][:, 2].sum() / (target * len(spans))) or None,
         )
-
-    def _check(self) -> None:
-        for name, value in (("target", self.target), ("spans", self.spans), ("batch_tokens", self.batch_tokens)):
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
-        if self.lengths is not None and not (len(self.lengths) and min(self.lengths) >= 1):
-            raise ConfigError(f"task.lengths={list(self.lengths)}: expected numbers >= 1, or null.")
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, spans: list[Span], lengths: list[int], target: int, sizes: np.ndarray

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -28,45 +28,34 @@ from zoo.evaluation.recall_split import bigram_gaps
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.scoring import Piece, score_windows
-from zoo.evaluation.tasks import Outcome
+from zoo.evaluation.tasks import Outcome, TextTask
+from zoo.schema.base import Positive, option
 
 TASK = "perplexity_position"
 
 
-@dataclass(frozen=True)
-class PerplexityPositionTask:
+class PerplexityPositionTask(TextTask):
     """Perplexity of the tokens 0..63, 64..127, 128..255, ... of documents, each read in one window from its start.
 
     Every bucket has tokens of the same documents, those of at least ``length`` tokens, so that its value depends on the
     position and not on which documents are long. Each bucket is also split into tokens that repeat an earlier bigram of
     their document (recall) and the rest.
-
-    Attributes:
-        split, path, text_column: as of :class:`zoo.evaluation.perplexity_task.PerplexityTask`.
-        length: tokens read of each document, None for the length the run was trained with.
-        bucket: tokens of the first bucket; each further one ends at twice the end of the one before.
-        batch_tokens: inputs per forward pass; does not change the result.
-        max_documents: read only the first so many documents that are long enough; None for all.
-        fresh: score documents again that were scored by an earlier evaluation.
     """
 
-    split: str = "test"
-    path: str | None = None
-    text_column: str = "text"
-    length: int | None = None
-    bucket: int = 64
-    batch_tokens: int = 8_192
-    max_documents: int | None = None
-    fresh: bool = False
+    length: Positive | None = option(
+        "tokens read from the start of each document; null: the length of training", default=None
+    )
+    bucket: Positive = option(
+        "tokens of the first bucket of positions; each further one ends at twice the end of the one before", default=64
+    )
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
-            ConfigError: on an option out of range. DataError: if there is no such text, or no document is long enough.
+            DataError: if there is no such text, or no document is long enough.
         """
         length = self.length if self.length is not None else int(run.trained["train_length"])
-        self._check(length)
         corpus = open_corpus(run, self.split, self.path, self.text_column)
         chosen = choose_documents(corpus, length, self.max_documents, "task.length")
         edges = position_edges(length, self.bucket)
@@ -88,11 +77,6 @@ class PerplexityPositionTask:
             warnings=corpus_warnings(run, corpus, len(chosen), length) + notes,
             bytes_per_token=float(sums[..., 2].sum() / tokens) or None,
         )
-
-    def _check(self, length: int) -> None:
-        for name, value in (("length", length), ("bucket", self.bucket), ("batch_tokens", self.batch_tokens)):
-            if value < 1:
-                raise ConfigError(f"task.{name}={value}: expected a number >= 1.")
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray

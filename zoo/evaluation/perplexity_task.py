@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,9 +27,8 @@ from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.recall_split import split_sums
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
-from zoo.evaluation.tasks import Outcome
-
-MODES = ("window", "sliding", "stateful")
+from zoo.evaluation.tasks import Outcome, TextTask
+from zoo.schema.base import Positive, option
 
 
 @dataclass(frozen=True)
@@ -41,41 +40,31 @@ class Protocol:
     stride: int
 
 
-@dataclass(frozen=True)
-class PerplexityTask:
-    """Perplexity of a split of the run's data, or of other local text.
+class PerplexityTask(TextTask):
+    """Perplexity of a split of the run's data, or of other local text."""
 
-    Attributes:
-        split: train, validation or test.
-        path: other local text (file, folder or glob), which is read whole; None for the run's data.
-        text_column: of jsonl and parquet files at ``path``.
-        mode: window (disjoint windows), sliding (overlapping ones) or stateful (every token sees its whole document,
-            by the caches of the decoder); None for what ``stride`` says.
-        length: tokens of context per window, None for the length the run was trained with; if stateful, tokens per
-            forward pass, without influence on the result.
-        stride: tokens scored per window, None for ``length``, or for half of it if sliding; smaller gives more context
-            and takes longer.
-        batch_tokens: inputs per forward pass; does not change the result.
-        max_bytes, max_documents: evaluate only the first whole documents within these caps; None for all.
-        fresh: score text again that was scored by an earlier evaluation.
-    """
-
-    split: str = "test"
-    path: str | None = None
-    text_column: str = "text"
-    mode: str | None = None
-    length: int | None = None
-    stride: int | None = None
-    batch_tokens: int = 8_192
-    max_bytes: int | None = None
-    max_documents: int | None = None
-    fresh: bool = False
+    mode: Literal["window", "sliding", "stateful"] | None = option(
+        "window: disjoint windows; sliding: overlapping ones; stateful: every token sees its whole document, by the "
+        "caches of the decoder; null: what stride says",
+        default=None,
+    )
+    length: Positive | None = option(
+        "tokens of context of a window; null: the length of training; if stateful, tokens of a forward pass, without "
+        "influence on the result",
+        default=None,
+    )
+    stride: Positive | None = option(
+        "tokens scored per window; null: length, or half of it for mode=sliding; smaller gives more context and takes "
+        "longer",
+        default=None,
+    )
+    max_bytes: Positive | None = option("only the first whole documents within so many bytes", default=None)
 
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
-            ConfigError: on a mode, length, stride or batch_tokens out of range. DataError: if there is no such text.
+            ConfigError: on a stride that does not fit the length or the mode. DataError: if there is no such text.
         """
         protocol = self._protocol(run)
         corpus = open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
@@ -134,16 +123,10 @@ class PerplexityTask:
 
     def _protocol(self, run: OpenedRun) -> Protocol:
         length = self.length if self.length is not None else int(run.trained["train_length"])
-        if self.mode not in (None, *MODES):
-            raise ConfigError(f"task.mode={self.mode!r}: expected one of {', '.join(MODES)}, or null.")
-        if length < 1:
-            raise ConfigError(f"task.length={length}: expected a number >= 1, or null for the trained length.")
-        if self.batch_tokens < 1:
-            raise ConfigError(f"task.batch_tokens={self.batch_tokens}: expected a number >= 1.")
         stride = self.stride
         if stride is None:
             stride = max(1, length // 2) if self.mode == "sliding" else length
-        if not 1 <= stride <= length:
+        if stride > length:
             raise ConfigError(f"task.stride={stride}: expected a number in 1..{length} (task.length), or null for it.")
         if stride != length and self.mode in ("window", "stateful"):
             raise ConfigError(f"task.stride={stride} belongs to task.mode=sliding: leave it out for {self.mode}.")

@@ -41,6 +41,8 @@ def evaluate_runs(
     """
     console = console or Console()
     folders = split_runs(run)
+    if not folders:
+        raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
     for folder in folders if len(folders) > 1 else []:
         load_run_config(Path(folder or "").expanduser())  # says early what is no run
     compared: list[Run] = []

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
-from zoo.config import ConfigError
+from pydantic import AfterValidator
+
 from zoo.data.qa import PRESETS, QASet, load_set
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.samples import RecallError
 from zoo.evaluation.cell_task import CellTask, Questions
 from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.tasks import Words
+from zoo.schema.base import Flag, Positive, Text, option
+from zoo.schema.messages import suggest
 
 
-@dataclass(frozen=True)
+def _known_presets(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in PRESETS:
+            raise ValueError(f"task.names has {name}, which is no preset; {suggest(name, PRESETS)}.")
+    return names
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"task.preset={name}: unknown preset; {suggest(name, PRESETS)}.")
+    return name
+
+
 class QAEvaluation(CellTask):
-    """Questions of a set, each asked once per length and depth; the same questions at every length.
+    """Questions of a set, each asked once per length and depth; the same questions at every length."""
 
-    Attributes:
-        path: a SQuAD-format json or jsonl file, or a local folder with the layout of the preset.
-        preset: one of :data:`zoo.data.qa.presets.PRESETS`; None for SQuAD's format.
-        config, split, revision: of the data set, where they are not the preset's own.
-        max_records: read only the first so many records; None for all, or the preset's own limit if it is streamed.
-        skip_longer: leave out records that do not fit the shortest length; False: such a record is an error.
-    """
-
-    path: str | None = None
-    preset: str | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    max_records: int | None = None
-    skip_longer: bool = True
+    path: Text | None = option(
+        "a SQuAD-format .json or .jsonl file, or a local folder with the layout of the preset", default=None
+    )
+    preset: Annotated[Text, AfterValidator(_known_preset)] | None = option(
+        f"a data set: {', '.join(PRESETS)}; null: a file in SQuAD's format", default=None
+    )
+    config: Text | None = option("of the data set; null: the preset's", default=None)
+    split: Text | None = option("of the data set; null: the preset's", default=None)
+    revision: Text | None = option("of the Hub's repository", default=None)
+    max_records: Positive | None = option(
+        "read only the first so many records; null: all, or the first 512 of a set that is streamed", default=None
+    )
+    skip_longer: Flag = option(
+        "leave out questions whose text does not fit the shortest length; false: they are an error", default=True
+    )
 
     def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
         """One set of records.
@@ -62,26 +78,15 @@ class QAEvaluation(CellTask):
         raise reason
 
 
-@dataclass(frozen=True)
 class HubSuite(QAEvaluation):
-    """Several presets, each with its own result file; one that cannot be read is left out.
+    """Several presets, each with its own result file; one that cannot be read is left out."""
 
-    Attributes:
-        names: presets; None for all of them. path: a folder with one folder per preset; None for the Hub.
-    """
-
-    names: Sequence[str] | None = None
+    names: Annotated[Words, AfterValidator(_known_presets)] | None = option("presets; null: all of them", default=None)
+    path: Text | None = option("a folder with one folder per preset; null: the Hub", default=None)
 
     def tasks(self) -> Iterator[tuple[str, QAEvaluation]]:
-        """One task per preset.
-
-        Raises:
-            ConfigError: on an unknown preset.
-        """
-        unknown = [name for name in self.names or () if name not in PRESETS]
-        if unknown:
-            raise ConfigError(f"task.names has {unknown[0]!r}: expected some of {', '.join(PRESETS)}.")
-        shared = {f.name: getattr(self, f.name) for f in fields(QAEvaluation)}
+        """One task per preset."""
+        shared = {name: getattr(self, name) for name in QAEvaluation.model_fields}
         for name in self.names if self.names is not None else PRESETS:
             path = None if self.path is None else str(Path(self.path) / name)
             yield name, QAEvaluation(**shared | {"name": "qa", "preset": name, "path": path})

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.registry import TASKS, build_task
 from zoo.evaluation.cell_task import CellTask, Questions
 from zoo.evaluation.run import OpenedRun
+from zoo.evaluation.tasks import Words
+from zoo.schema.base import option
 
 
-@dataclass(frozen=True)
 class RecallEvaluation(CellTask):
-    """A task that is generated: one of :data:`zoo.data.recall.registry.TASKS`.
+    """A task that is generated: one of :data:`zoo.data.recall.registry.TASKS`."""
 
-    Attributes:
-        variants: names of the task's variants, None for all. options: of the task, on top of each variant's.
-    """
+    variants: Words | None = option("variants of the task; null: all", default=None)
+    options: dict[str, Any] = option(
+        "options of the task, on top of each variant's, as in +task.options.keys=8", default={}
+    )
 
-    variants: Sequence[str] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    def model_post_init(self, context: Any) -> None:
+        """Say early what cannot be made."""
+        super().model_post_init(context)
+        self._made()
 
     def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
-        """One task per variant.
+        """One task per variant."""
+        return self._made()
 
-        Raises:
-            RecallError: on an unknown variant or option.
-        """
+    def _made(self) -> dict[str, Questions]:
         names = self.variants if self.variants is not None else list(TASKS[self.name].VARIANTS)
         return {name: build_task(self.name, name, **self.options) for name in names}

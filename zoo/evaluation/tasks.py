@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from zoo.config import ConfigError
+from annotated_types import MinLen
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+
+from zoo.config import CONFIGS, ConfigError
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
+from zoo.schema.arguments import option_lines
+from zoo.schema.base import Flag, Options, Positive, Text, option
+from zoo.schema.messages import explain, suggest
+from zoo.schema.programs import composed
+
+PATH = "task"  # where the options of a task lie
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,51 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     bytes_per_token: float | None = None
+
+
+def listed(value: Any) -> Any:
+    """A value alone is a list of one: task.lengths=512 is as good as task.lengths=[512]."""
+    if isinstance(value, tuple):
+        return list(value)
+    return [value] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+
+Lengths = Annotated[list[Positive], BeforeValidator(listed), MinLen(1)]
+Words = Annotated[list[Text], BeforeValidator(listed)]
+
+
+class TaskOptions(Options):
+    """Options of a task, checked when it is made.
+
+    Args:
+        path: where the options lie, for messages: ``task``, or ``task.members.NAME``.
+        given: the options.
+
+    Raises:
+        ConfigError: on an unknown option, or a value that is not of its type or out of range.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    def __init__(self, path: str = PATH, /, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConfigError(explain(type(self), given, error, path)) from None
+
+
+class TextTask(TaskOptions):
+    """What tasks share that score the text of a split, or other text."""
+
+    split: Literal["train", "validation", "test"] = option("split of the run's data", default="test")
+    path: Text | None = option(
+        "other local text to evaluate: .txt, .md, .jsonl or .parquet; a file, folder or glob, which is read whole",
+        default=None,
+    )
+    text_column: Text = option("column of jsonl and parquet files at path", default="text")
+    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
+    max_documents: Positive | None = option("only the first so many documents that can be used", default=None)
+    fresh: Flag = option("score again what an earlier evaluation has scored", default=False)
 
 
 class Task(Protocol):
@@ -55,20 +109,36 @@ TASKS = {
 }
 
 
-def build_task(options: Mapping[str, Any]) -> Any:
+def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
     """The task that ``options["name"]`` names, with the other options as its fields: a Task, or a Suite of some.
 
+    Args:
+        options: by name.
+        path: where they lie, for messages.
+
     Raises:
-        ConfigError: on an unknown name or option.
+        ConfigError: on an unknown name or option, or a value that is not of its type or out of range.
     """
     given = dict(options)
     name = given.pop("name", None)
-    if name not in TASKS:
-        raise ConfigError(f"task.name={name!r}: expected one of {', '.join(TASKS)}.")
+    if not isinstance(name, str) or name not in TASKS:
+        raise ConfigError(f"{path}.name={name}: unknown task; {suggest(str(name), TASKS)}.")
+    task = task_class(name)
+    return task(path, **given, **({"name": name} if "name" in task.model_fields else {}))
+
+
+def task_help() -> list[str]:
+    """Lines about every task and its options, with the defaults of configs/task."""
+    lines = []
+    for name in TASKS:
+        about = (CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        defaults = composed("eval", [f"task={name}"])["task"]
+        lines += ["", f"task={name}: {about}", "", *option_lines(task_class(name), defaults, f"{PATH}.")]
+    return lines
+
+
+def task_class(name: str) -> type[TaskOptions]:
+    """The class of the task called ``name``."""
     module, _, kind = TASKS[name].partition(":")
-    task = getattr(import_module(f"zoo.evaluation.{module}"), kind)
-    known = [option.name for option in fields(task)]
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        raise ConfigError(f"task.{unknown[0]} is not an option of {name}: expected one of {', '.join(known)}.")
-    return task(**given, **({"name": name} if "name" in known else {}))
+    found: type[TaskOptions] = getattr(import_module(f"zoo.evaluation.{module}"), kind)
+    return found
