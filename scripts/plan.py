@@ -77,15 +77,12 @@ def build(overrides: list[str], vocab: int | None) -> tuple[DictConfig, Decoder]
         return config, share_costs(Decoder(decoder_config(config, size)))
 
 
-def picture(
-    file: Path, arms: list[str], overrides: list[str], vocab: int, request: Request, hardware: Hardware, model: str
-) -> None:
+def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Hardware, model: str) -> None:
     """Decoding time, cache and training FLOPs of each attention over contexts from 1k to 1M."""
     time: dict[str, list[float]] = {}
     cache: dict[str, list[float]] = {}
     flops: dict[str, list[float]] = {}
-    for arm in arms:
-        _, decoder = build([*overrides, f"schedule.pattern={arm}", "schedule.patch=null"], vocab)
+    for arm, decoder in arms.items():
         steps = [decoding(decoder, context, request.batch, request.dtype) for context in CONTEXTS]
         costs = [decoder.cost(context, DTYPES[request.dtype]) for context in CONTEXTS]
         time[arm] = [floor(step, hardware, request.dtype).seconds for step in steps]
@@ -115,14 +112,15 @@ def main() -> None:
         config.optimizer.name,
         config.trainer.checkpoint_activations,
     )
+    vocab = decoder.config.vocab_size
+    names = (own.attentions or mixers.names()) if own.out else []
+    arms = {name: build([*overrides, f"schedule.pattern={name}", "schedule.patch=null"], vocab)[1] for name in names}
     print(describe(config.model.name, decoder, request, hardware), flush=True)
     if own.out:
         folder = Path(own.out)
         plan = as_dict(config.model.name, decoder, request, hardware)
         replace_text(folder / "plan.json", json.dumps(plan, indent=1) + "\n")
-        arms = own.attentions or mixers.names()
-        vocab = decoder.config.vocab_size
-        picture(folder / "plan.png", arms, overrides, vocab, request, hardware, config.model.name)
+        picture(folder / "plan.png", arms, request, hardware, config.model.name)
         print(f"\nwritten   {folder / 'plan.json'}, {folder / 'plan.png'}")
 
 
