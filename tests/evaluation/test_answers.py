@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from tests.evaluation.answer_samples import (
 )
 from zoo.data import build_tokenizer
 from zoo.data.recall.samples import Answer, Sample
+from zoo.evaluation import answer_passes
 from zoo.evaluation.answers import score_samples
+from zoo.generation.prompts import read_in_pieces
 
 SCHEDULES = {"softmax": ["softmax"] * 2, "lightning": ["lightning"] * 2, "hybrid": ["lightning", "window", "softmax"]}
 OPTIONS = {"window": {"window": 9, "sinks": 1}}
@@ -63,9 +66,11 @@ def test_one_wrong_token_anywhere_makes_an_answer_wrong():
     assert [score.correct for score in flat(score_samples(decoder, [right, *wrong]))] == [True] + [False] * 4
 
 
-@every_schedule
-def test_scores_are_those_of_a_whole_pass_per_candidate(layers):
-    decoder = build(layers, OPTIONS)
+@pytest.mark.parametrize(("name", "piece"), [("softmax", 2048), ("lightning", 2048), ("hybrid", 7)])
+def test_scores_are_those_of_a_whole_pass_per_candidate(name, piece, monkeypatch):
+    """However many tokens are read at a time."""
+    monkeypatch.setattr(answer_passes, "read_in_pieces", partial(read_in_pieces, piece=piece))
+    decoder = build(SCHEDULES[name], OPTIONS)
     samples = with_known_answers(decoder, some_samples(1))
     answers = [(sample, answer) for sample in samples for answer in sample.answers]
     naive = [naive_score(decoder, sample, answer) for sample, answer in answers]

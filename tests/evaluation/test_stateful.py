@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from tests.evaluation.test_perplexity import BOS, SCHEDULES, some_documents
 from tests.evaluation.tiny_run import make_run, small_decoder
@@ -30,6 +31,16 @@ def test_it_equals_one_window_over_the_whole_document(layers, length):
         nats = nats_of(score_stateful(decoder, documents, BOS, length, batch_tokens), documents)
         for index in nats:
             np.testing.assert_allclose(nats[index], expected[index], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("score", [score_stateful, score_documents])
+def test_scores_that_are_being_read_leave_the_mode_and_gradients_as_they_were(score):
+    decoder = small_decoder().train()
+    documents, _ = some_documents(LENGTHS)
+    found = score(decoder, documents, BOS, 16, batch_tokens=16)
+    for _ in range(3):
+        next(found)
+        assert torch.is_grad_enabled() and all(module.training for module in decoder.modules())
 
 
 def test_the_window_does_not_see_what_the_state_remembers():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.generation.prompts import read_in_pieces
 from zoo.model.decoder import Decoder, DecoderCache
 from zoo.model.loss import ROWS
 
@@ -133,7 +134,10 @@ def _read(decoder: Decoder, pieces: Sequence[Sequence[int] | np.ndarray], cache:
     device = decoder.embedding.weight.device
     even = cache is None or min(lengths) == max(lengths)
     counts = None if even else torch.tensor(lengths, device=device)
-    return decoder.hidden(torch.from_numpy(ids).to(device), cache=cache, lengths=counts)
+    tokens = torch.from_numpy(ids).to(device)
+    if cache is None:
+        return decoder.hidden(tokens)
+    return torch.cat([hidden for _, hidden in read_in_pieces(decoder, tokens, cache, counts)], 1)
 
 
 def _look_up(decoder: Decoder, hidden: Tensor, wishes: list[_Wish]) -> Iterator[tuple[list[float], int]]:

@@ -121,10 +121,11 @@ def score_windows(
     Args:
         batch_tokens: inputs per forward pass. progress: called with the number of tokens scored since its last call.
     """
-    with evaluating(decoder):
-        for batch in batch_pieces(pieces, batch_tokens):
-            yield from zip(batch, score_pieces(decoder, batch))
-            progress(sum(piece.scored for piece in batch))
+    for batch in batch_pieces(pieces, batch_tokens):
+        with evaluating(decoder):  # and not while others hold what is yielded
+            scores = score_pieces(decoder, batch)
+        yield from zip(batch, scores)
+        progress(sum(piece.scored for piece in batch))
 
 
 def score_documents(

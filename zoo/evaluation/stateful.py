@@ -48,9 +48,10 @@ def score_stateful(
         similar = len(piece) <= length or 2 * len(piece) >= longest  # a row that has ended still costs time
         return similar and rows * min(longest, length) <= batch_tokens and rows * cache_bytes(longest) <= CACHE_BYTES
 
-    with evaluating(decoder):
-        for batch in batch_pieces(pieces, batch_tokens, fits):
-            yield from zip(batch, _read(decoder, batch, length, progress))
+    for batch in batch_pieces(pieces, batch_tokens, fits):
+        with evaluating(decoder):  # and not while others hold what is yielded
+            scores = _read(decoder, batch, length, progress)
+        yield from zip(batch, scores)
 
 
 def _read(decoder: Decoder, batch: list[Piece], length: int, progress: Callable[[int], None]) -> list[np.ndarray]:

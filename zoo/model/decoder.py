@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import mixers
 from zoo.generation.generate import Sampling, generate, stream
+from zoo.generation.prompts import PREFILL_TOKENS
 from zoo.mixers.base import Cost, check_array
 from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.norms import build_norm
@@ -204,7 +205,7 @@ class Decoder(nn.Module):
 
     def generate(
         self,
-        prompts: list[list[int]],
+        prompts: Any,
         max_new_tokens: int,
         *,
         temperature: float = 1.0,
@@ -212,15 +213,25 @@ class Decoder(nn.Module):
         top_p: float | None = None,
         seed: int = 0,
         stop_token: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
     ) -> list[list[int]]:
         """New tokens of each prompt; a batch of prompts of unequal lengths gives what each would alone.
 
-        See :class:`zoo.generation.generate.Sampling` for the options and the errors.
-        """
-        return generate(self, prompts, max_new_tokens, Sampling(temperature, top_k, top_p, seed, stop_token))
+        Args:
+            prompts: a list of prompts, each a list, tuple, 1-D tensor or array of token ids, or a 2-D tensor or array.
+            max_new_tokens: of each prompt.
+            temperature, top_k, top_p, seed, stop_token: of :class:`zoo.generation.generate.Sampling`.
+            prefill_tokens: tokens of each prompt that are read in one forward pass; it bounds memory.
 
-    def stream(self, prompt: list[int], max_new_tokens: int, **options: Any) -> Iterator[int]:
-        """New tokens of one prompt, one by one; options as of :meth:`generate`."""
-        for row in stream(self, [prompt], max_new_tokens, Sampling(**options)):
-            if row[0] is not None:
-                yield row[0]
+        Raises:
+            ValueError: on values that cannot be, before anything is computed, and on logits that are no numbers.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed, stop_token)
+        return generate(self, prompts, max_new_tokens, sampling, prefill_tokens)
+
+    def stream(
+        self, prompt: Any, max_new_tokens: int, *, prefill_tokens: int = PREFILL_TOKENS, **options: Any
+    ) -> Iterator[int]:
+        """New tokens of one prompt, one by one; arguments as of :meth:`generate`, which are checked at once."""
+        steps = stream(self, [prompt], max_new_tokens, Sampling(**options), prefill_tokens)
+        return (row[0] for row in steps if row[0] is not None)
