@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,9 +127,12 @@ def compose_config(program: str, overrides: Sequence[str] = (), config_dir: str 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         parsed = parse_overrides(overrides)
-        for override in parsed:
-            if line := _wrong_choice(override, group_choices(override.key_or_group)):
-                raise ConfigError(line)
+        if not any(override.key_or_group == "hydra.searchpath" for override in parsed):
+            for override in parsed:
+                choices = group_choices(override.key_or_group)
+                own = Path(config_dir or os.devnull, override.key_or_group).glob("*.yaml")
+                if line := _wrong_choice(override, [*choices, *(file.stem for file in own)]):
+                    raise ConfigError(line)
         try:
             return compose(program, [*overrides, *search])
         except (HydraException, OmegaConfBaseException, ValueError) as error:

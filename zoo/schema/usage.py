@@ -84,13 +84,14 @@ def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str,
     comments = yaml_comments(file)
     for name, field in model.model_fields.items():
         if name in values:
-            yield Row(f"{path}.{name}", values[name], comments.get(name, ""), describe(field))
+            takes = describe(field)  # where it is text, the comment lists the words
+            yield Row(f"{path}.{name}", values[name], comments.get(name, ""), takes if "text" not in takes else "")
 
 
 def render(title: str, rows: Sequence[Row]) -> str:
     """A group of options as text, as wide as the terminal."""
     width = min(max(shutil.get_terminal_size((110, 24)).columns, 70), 120)
-    lines = [title]
+    lines = textwrap.wrap(title, width)
     for row in rows:
         name = f"  {row.path}={show(row.default)}"
         text = "; ".join(part for part in (row.meaning, row.takes) if part)
