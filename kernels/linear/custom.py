@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import without_autocast
+from kernels.checks import refuse_forward_mode
 from kernels.flops import flop_formula
 from kernels.linear.chunked import Plan, chunked_backward, chunked_forward, plan, precise
 
@@ -31,6 +32,11 @@ def _slots(q: Tensor, v: Tensor, algorithm: str) -> int:
         return -(-q.shape[1] // SCANNED)
     further = 2 * MULTIPROCESSORS // _programs(q, v) if algorithm == "auto" else 0
     return torch.sym_min(further + 1, -(-q.shape[1] // SHORTEST)) if further else 0
+
+
+def _kept(q: Tensor, v: Tensor, algorithm: str, backend: str) -> int:
+    """States that the forward pass hands to the backward pass."""
+    return _slots(q, v, algorithm) if backend == "triton" else _cut(q, v, algorithm).segments(q.shape[1])
 
 
 def _programs(q: Tensor, v: Tensor) -> int:
@@ -78,8 +84,12 @@ def linear_forward(
         wide: the output is in the precision of the state, not in that of q.
         backend: ``torch`` or ``triton``; the others as in :func:`kernels.linear_attention`.
     """
+    refuse_forward_mode("linear attention")
     dtype = state.dtype if wide else q.dtype
-    if backend == "triton" and q.numel() > 0:
+    if not q.numel():
+        output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=dtype)
+        return output, state.clone(), state.new_zeros(_kept(q, v, algorithm, backend), *state.shape)
+    if backend == "triton":
         from kernels.linear.triton_host import triton_forward
 
         cutting = _segment(q, v, algorithm), _slots(q, v, algorithm)
@@ -101,9 +111,9 @@ def _(
     wide: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_forward_mode("linear attention")
     output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=state.dtype if wide else q.dtype)
-    segments = _slots(q, v, algorithm) if backend == "triton" else _cut(q, v, algorithm).segments(q.shape[1])
-    return output, torch.empty_like(state), state.new_empty(segments, *state.shape)
+    return output, torch.empty_like(state), state.new_empty(_kept(q, v, algorithm, backend), *state.shape)
 
 
 @torch.library.custom_op(
@@ -128,7 +138,11 @@ def linear_backward(
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the state and the log decay (empty unless ``decay_gradient``)."""
-    if backend == "triton" and q.numel() > 0:
+    refuse_forward_mode("the backward pass of linear attention")
+    if not q.numel():
+        decay = log_decay.new_zeros(log_decay.shape) if decay_gradient and log_decay is not None else q.new_empty(0)
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_final.clone(), decay
+    if backend == "triton":
         from kernels.linear.triton_host import triton_backward
 
         how = scale, algorithm, _segment(q, v, algorithm), decay_gradient
@@ -162,6 +176,7 @@ def _(
     backend: str,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    refuse_forward_mode("the backward pass of linear attention")
     grads = [x.new_empty(x.shape) for x in (q, k, v, state)]
     decay = log_decay.new_empty(log_decay.shape) if decay_gradient and log_decay is not None else q.new_empty(0)
     return grads[0], grads[1], grads[2], grads[3], decay
@@ -195,8 +210,9 @@ def linear_step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
 ) -> Tensor:
     """Output ``(B, H, E)`` of one token; the state moves on in place."""
+    refuse_forward_mode("a step of linear attention")
     dtype = state.dtype if wide else q.dtype
-    if backend == "triton":
+    if backend == "triton" and q.numel():
         from kernels.linear.triton_host import triton_step
 
         return triton_step(q, k, v, log_decay, state, scale, dtype)
@@ -210,6 +226,7 @@ def linear_step(
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
 ) -> Tensor:
+    refuse_forward_mode("a step of linear attention")
     return q.new_empty(v.shape, dtype=state.dtype if wide else q.dtype)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import resolve_backend, without_autocast
+from kernels.checks import check_arrays, check_devices, check_integers, check_number, host_knows, refuse_transforms
 from kernels.flops import offer_flops
 from kernels.launch import whole_vectors
 from kernels.linear.custom import linear_forward, linear_step
@@ -47,35 +48,44 @@ def linear_attention(
     documents: Tensor | None = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    wide: bool = False,
 ) -> tuple[Tensor, State | None]:
     """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, any floating dtype; sums are kept in fp32 or better.
-        log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0.
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, one floating dtype; sums are kept in fp32 or better.
+        log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0. Positive ones are refused on the CPU; where
+            that would wait for a device or cut a graph they count as 0, and have no gradient.
+        scale: any finite number.
         normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``; its absolute value is kept
             at least ``eps``.
         initial_state: state before token 0, ``(B, H, D, E)``, or a NormalizedState if ``normalize``. It belongs to
             the document of token 0.
-        documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary.
+        documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary but NaN and
+            inf, which may reach other documents of their row and never another row.
         algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
             a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
             depth) or ``auto``.
         backend: ``auto``, ``triton``, ``torch`` or ``reference``.
+        wide: the output is in fp32 or better, for sums that fp16 cannot hold (over 65504) and that a norm follows.
 
     Returns:
-        Output ``(B, T, H, E)`` in the dtype of q, and the final state if ``return_state``, else None.
+        Output ``(B, T, H, E)`` in the dtype of q, or of the state if ``wide``, and the final state if
+        ``return_state``, else None.
 
     Raises:
-        ValueError: on shapes, an algorithm or a backend that do not fit.
+        ValueError: on shapes, types, numbers, an algorithm or a backend that do not fit.
+        NotImplementedError: in forward mode and inside torch.func's transforms.
     """
     _check(q, k, v, log_decay, documents, algorithm)
-    offer_flops()
-    dtype = q.dtype
-    if log_decay is not None:  # e^-1000 is 0 in every precision, and a difference of infinities would be NaN
-        log_decay = log_decay.clamp(min=FORGOTTEN)
-    chosen = resolve_backend(backend, "linear attention", q, k, v)
+    check_number("scale", scale)
+    check_number("eps", eps, above=0)
     given = _initial(initial_state, q, k, v, normalize)
+    refuse_transforms("linear attention", q, k, v, log_decay, *_tensors(given))
+    offer_flops()
+    dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
+    log_decay = _bounded_decay(log_decay)
+    chosen = resolve_backend(backend, "linear attention", q, k, v)
 
     def sums(v: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         if chosen == "reference":
@@ -83,8 +93,8 @@ def linear_attention(
             output, state = reference_linear_attention(q_wide, k_wide, v, log_decay, state, documents)
             return output if scale == 1.0 else output * scale, state
         if chosen == "triton":
-            return _of_whole_vectors(q, k, v, log_decay, state, documents, scale, algorithm, normalize)
-        return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize, chosen)[:2]
+            return _of_whole_vectors(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide)
+        return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide, chosen)[:2]
 
     if isinstance(given, NormalizedState):
         ones = ONES_WIDE if chosen == "triton" else 1
@@ -122,42 +132,63 @@ def linear_attention_step(
     normalize: bool = False,
     eps: float = 1e-6,
     backend: str = "auto",
+    wide: bool = False,
 ) -> Tensor:
     """One token of :func:`linear_attention`, updating ``state`` in place; no gradient, and safe inside a CUDA graph.
 
     Args:
         q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)`` or ``(B, H)``.
         state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
+        scale, normalize, eps, wide: as in :func:`linear_attention`.
         backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
 
     Returns:
-        Output ``(B, H, E)`` in the dtype of q.
+        Output ``(B, H, E)`` in the dtype of q, or of the state if ``wide``.
 
     Raises:
-        ValueError: on shapes or a backend that do not fit.
+        ValueError: on shapes, types, numbers or a backend that do not fit.
+        NotImplementedError: in forward mode and inside torch.func's transforms.
     """
     s = state.s if isinstance(state, NormalizedState) else state
     _check_step(q, k, v, log_decay, state)
+    check_number("scale", scale)
+    check_number("eps", eps, above=0)
+    refuse_transforms("a step of linear attention", q, k, v, log_decay, *_tensors(state))
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     offer_flops()
     chosen = resolve_backend(backend, "a step of linear attention", q, k, v, missing=_unfit_state(s))
-    if log_decay is not None:
-        log_decay = log_decay.clamp(min=FORGOTTEN)
-    output = linear_step(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize, chosen)
+    log_decay = _bounded_decay(log_decay)
+    output = linear_step(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen)
     if isinstance(state, NormalizedState):
         if log_decay is not None:
             state.z.mul_(log_decay.to(state.z.dtype).exp().expand(q.shape[:2])[..., None])
         state.z.add_(k)
         output = output / _bounded((q.to(state.z.dtype) * state.z).sum(-1, keepdim=True), eps) * scale
-    return output.to(q.dtype)
+    return output.to(s.dtype if wide else q.dtype)
+
+
+def _bounded_decay(log_decay: Tensor | None) -> Tensor | None:
+    """Log decays that every backend can take: e^-1000 is 0 in all precisions, and infinities have no difference."""
+    if log_decay is None:
+        return None
+    if host_knows(log_decay) and (log_decay > 0).any():
+        raise ValueError(f"log_decay goes up to {log_decay.max():g}, expected numbers <= 0: a state only decays.")
+    return log_decay.clamp(min=FORGOTTEN, max=0)
+
+
+def _tensors(state: State | None) -> tuple[Tensor | None, ...]:
+    return (state.s, state.z) if isinstance(state, NormalizedState) else (state,)
 
 
 def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: State) -> None:
-    if q.dim() != 3 or k.shape != q.shape or v.shape[:2] != q.shape[:2]:
+    check_arrays(q=q, k=k, v=v)
+    check_arrays(log_decay=log_decay)
+    if q.dim() != 3 or k.shape != q.shape or v.dim() != 3 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             f"expected q, k (B, H, D) and v (B, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
         )
+    _check_widths(q, v)
     batch, heads, width = q.shape
     if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads)):
         raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, heads)}.")
@@ -169,6 +200,7 @@ def _check_state(name: str, state: State, shape: tuple[int, ...]) -> None:
     if isinstance(state, NormalizedState):
         parts = [(f"{name}.s", state.s, shape), (f"{name}.z", state.z, shape[:3])]
     for part_name, part, wanted in parts:
+        check_arrays(**{part_name: part})
         if part.shape != wanted:
             raise ValueError(f"{part_name} has shape {tuple(part.shape)}, expected {wanted}.")
 
@@ -223,7 +255,10 @@ def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bo
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str) -> None:
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r}: expected one of {', '.join(ALGORITHMS)}.")
-    if q.dim() != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+    check_arrays(q=q, k=k, v=v)
+    check_arrays(log_decay=log_decay)
+    check_devices(q=q, log_decay=log_decay)
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
             f"expected q, k (B, T, H, D) and v (B, T, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
         )
@@ -232,5 +267,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents:
         raise ValueError(
             f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, length, heads)}."
         )
-    if documents is not None and documents.shape != (batch, length):
-        raise ValueError(f"documents has shape {tuple(documents.shape)}, expected {(batch, length)}.")
+    if documents is not None:
+        check_integers("documents", documents, (batch, length))
+        check_devices(q=q, documents=documents)
+    _check_widths(q, v)
+
+
+def _check_widths(q: Tensor, v: Tensor) -> None:
+    if not q.shape[-1] or not v.shape[-1]:
+        raise ValueError(f"keys of {q.shape[-1]} and values of {v.shape[-1]} numbers: expected at least 1 of each.")

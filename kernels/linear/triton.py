@@ -105,7 +105,7 @@ def pair_weights(total, fine, scale, CHUNK: tl.constexpr, REVERSE: tl.constexpr)
 def advance(state, y_tile, z_tile, write, PRECISION: tl.constexpr):
     """The state plus y^T (w z)."""
     if z_tile.dtype == tl.float16:  # whose smallest number is 6e-8: the weights are taken relative to their largest
-        largest = tl.maximum(tl.max(write, 0), 1e-30)
+        largest = tl.maximum(tl.max(tl.abs(write), 0), 1e-30)
         weighted = (z_tile * (write / largest)[:, None]).to(z_tile.dtype)
         state += tl.dot(tl.trans(y_tile), weighted, input_precision=PRECISION) * largest
     else:
@@ -123,6 +123,17 @@ def read_state(x_tile, state, PRECISION: tl.constexpr):
         return tl.dot(x_tile, relative, input_precision=PRECISION) * largest[None, :]
     else:
         return tl.dot(x_tile, state.to(x_tile.dtype), input_precision=PRECISION)
+
+
+@triton.jit
+def weigh(scores, z_tile, PRECISION: tl.constexpr):
+    """The weighted scores times z."""
+    if z_tile.dtype == tl.float16:  # rows are taken relative to their largest
+        largest = tl.maximum(tl.max(tl.abs(scores), 1), 1e-30)
+        relative = (scores / largest[:, None]).to(z_tile.dtype)
+        return tl.dot(relative, z_tile, input_precision=PRECISION) * largest[:, None]
+    else:
+        return tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
 
 
 @triton.jit
@@ -223,7 +234,7 @@ def mix_kernel(
         if DOCUMENTS:
             ids = tl.load(documents + b * T + t, mask=t < T, other=0)
             scores = tl.where(ids[:, None] == ids[None, :], scores, 0.0)
-        near = tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
+        near = weigh(scores, z_tile, PRECISION)
         far = read_state(x_tile, state, PRECISION) * read[:, None]
         written = (t < T)[:, None] & (columns < Z)[None, :]
         token = (b * T + t) * H + h

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import Config, choose, launch
 from kernels.linear.chunked import prefix_scan
 from kernels.linear.configs import TABLE
 from kernels.linear.triton import mix_kernel
+from kernels.linear.triton_gradients import decay_gradient, fitting
 from kernels.linear.triton_parallel import parallel_kernel
 from kernels.linear.triton_states import combine_kernel, states_kernel
 from kernels.linear.triton_step import step_kernel
@@ -19,7 +19,7 @@ from kernels.linear.triton_step import step_kernel
 EXACT = 256  # tokens of a segment where the gradient of the log decay is asked for
 
 
-class _Call(NamedTuple):
+class HostCall(NamedTuple):
     """What the kernels of one call share."""
 
     batch: int
@@ -36,6 +36,7 @@ class _Call(NamedTuple):
 
     @property
     def kind(self) -> int:
+        """0 without a decay, 1 with one for each head, 2 with one for each token."""
         return 0 if self.log_decay is None else 1 if self.log_decay.dim() == 1 else 2
 
 
@@ -46,7 +47,7 @@ def _call(
     scale: float,
     algorithm: str,
     segment: int,
-) -> _Call:
+) -> HostCall:
     batch, length, heads = q.shape[:3]
     parallel, totals = algorithm == "parallel", None
     if log_decay is not None:
@@ -54,19 +55,10 @@ def _call(
             totals = log_decay.double().cumsum(1)
         log_decay = log_decay.float().contiguous()
     documents = None if documents is None else documents.long().contiguous()
-    return _Call(
-        batch,
-        length,
-        heads,
-        log_decay,
-        totals,
-        documents,
-        scale,
-        segment,
-        -(-length // segment),
-        parallel,
-        algorithm == "scan",
-    )
+    segments = -(-length // segment)
+    return HostCall(
+        batch, length, heads, log_decay, totals, documents, scale, segment, segments, parallel, algorithm == "scan"
+    )  # fmt: skip
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -84,7 +76,7 @@ def _padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def _flags(call: _Call, dtype: torch.dtype) -> dict[str, Any]:
+def _flags(call: HostCall, dtype: torch.dtype) -> dict[str, Any]:
     precision = "ieee" if dtype == torch.float32 else "tf32"
     return {"KIND": call.kind, "DOCUMENTS": call.documents is not None, "PRECISION": precision}
 
@@ -93,14 +85,14 @@ def _config(name: str, like: Tensor, *widths: int) -> Config:
     return choose(TABLE, name, like.device, like.dtype, max(widths))
 
 
-def _within(call: _Call, config: Config) -> Config:
+def _within(call: HostCall, config: Config) -> Config:
     """Chunks no longer than a segment of a scan; all other segments are longer than any."""
     fits = not call.scan or config.tiles["CHUNK"] <= call.segment
     return config if fits else config._replace(tiles=config.tiles | {"CHUNK": call.segment})
 
 
 def mix(
-    call: _Call,
+    call: HostCall,
     x: Tensor,
     y: Tensor,
     z: Tensor,
@@ -152,7 +144,7 @@ def mix(
 
 
 def starts(
-    call: _Call, y: Tensor, z: Tensor, initial: Tensor, into: Tensor | None = None, *, reverse: bool = False
+    call: HostCall, y: Tensor, z: Tensor, initial: Tensor, into: Tensor | None = None, *, reverse: bool = False
 ) -> Tensor:
     """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``; several are written to ``into``.
 
@@ -169,14 +161,14 @@ def starts(
     return states
 
 
-def final_state(call: _Call, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
+def final_state(call: HostCall, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
     """State beyond the only segment ``(B, H, Y, Z)``, where no ``mix`` passes it."""
     added, final = torch.empty_like(initial)[None], torch.empty_like(initial)
     _combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
     return final
 
 
-def _add_up(call: _Call, y: Tensor, z: Tensor, states: Tensor, *, reverse: bool) -> Tensor:
+def _add_up(call: HostCall, y: Tensor, z: Tensor, states: Tensor, *, reverse: bool) -> Tensor:
     """Fills ``states`` with what segments add, all but the last (if ``reverse`` the first); returns their factors."""
     rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
     segments, skip = states.shape[0], call.segments - states.shape[0] if reverse else 0
@@ -251,51 +243,35 @@ def triton_backward(
     scale: float,
     algorithm: str,
     segment: int,
-    decay_gradient: bool,
+    of_decays: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and the state, and that of each token's log decay (B, T, H) in fp64, if asked for."""
-    if decay_gradient and algorithm != "parallel":  # what is known at the ends of segments bounds its rounding error
+    if of_decays and algorithm != "parallel":  # what is known at the ends of segments bounds its rounding error
         segment = min(segment, EXACT)
     call = _call(q, log_decay, documents, scale, algorithm, segment)
+    size, grad_output, behind = fitting(q.dtype, grad_output, grad_final)
     q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
-    behind, state = grad_final.contiguous(), state.contiguous()
+    behind, state = behind.contiguous(), state.contiguous()
+    dtype = q.dtype if size is None else state.dtype
     if call.parallel:
         before, grad_state, final = state, final_state(call, q, do, behind, reverse=True), None
     else:
-        if call.segments == 1 or decay_gradient:
+        if call.segments == 1 or of_decays:
             before = starts(call, k, v, state)
         behind = starts(call, q, do, behind, reverse=True)
         grad_state = final = torch.empty_like(state)
-    own_q, own_k = (q, k) if decay_gradient else (None, None)
-    dq, of_queries = mix(call, do, v, k, before, q.dtype, transposed=True, own=own_q)
-    dk, of_keys = mix(call, v, do, q, behind, k.dtype, reverse=True, transposed=True, own=own_k)
-    dv, _ = mix(call, k, q, do, behind, v.dtype, reverse=True, final=final)
-    if of_queries is None or of_keys is None:
-        return dq, dk, dv, grad_state, None
-    added = of_queries.double() + of_keys
-    return dq, dk, dv, grad_state, _decay_gradient(call, added, before, behind, state, grad_state)
-
-
-def _decay_gradient(
-    call: _Call, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
-) -> Tensor:
-    """Gradient of each token's log decay (B, T, H): how much of the output passes over the token.
-
-    What passes over the border of a segment is the product of the state there and that one's gradient; inside, tokens
-    add and take away (``added``). What then seems to leave differs from what is known to leave by the rounding errors
-    of the tokens between, and is spread over them by the size of what they add.
-    """
-    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
-    if call.segments > 1:
-        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
-    batch, length, heads = added.shape
-    added = F.pad(added, (0, 0, 0, call.segments * call.segment - length)).view(batch, -1, call.segment, heads)
-    passed = added.cumsum(2)
-    error = F.pad(known[:, 1:] - (known - passed[:, :, -1])[:, :-1], (0, 0, 0, 1))
-    sizes = added.abs().cumsum(2)
-    share = (sizes - added.abs()) / sizes[:, :, -1:].clamp(min=1e-300)
-    passing = known[:, :, None] - passed + added + error[:, :, None] * share
-    return passing.reshape(batch, -1, heads)[:, :length]
+    own_q, own_k = (q, k) if of_decays else (None, None)
+    dq, of_queries = mix(call, do, v, k, before, dtype, transposed=True, own=own_q)
+    dk, of_keys = mix(call, v, do, q, behind, dtype, reverse=True, transposed=True, own=own_k)
+    dv, _ = mix(call, k, q, do, behind, dtype, reverse=True, final=final)
+    of_decay = None
+    if of_queries is not None and of_keys is not None:
+        added = of_queries.double() + of_keys
+        of_decay = decay_gradient(call, added, before, behind, state, grad_state)
+    if size is not None:
+        dq, dk, dv = ((x * size).to(q.dtype) for x in (dq, dk, dv))
+        grad_state, of_decay = grad_state * size, None if of_decay is None else of_decay * size
+    return dq, dk, dv, grad_state, of_decay
 
 
 def triton_step(

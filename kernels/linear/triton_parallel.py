@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place, read_state
+from kernels.linear.triton import LOG2E, UNSPECIALIZED, load, place, read_state, weigh
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def parallel_kernel(
             allowed = allowed & (ids[:, None] == tl.load(documents + b * T + s, mask=s < T, other=0)[None, :])
         pair = tl.where(allowed, _power(difference, log_decay, h, KIND) * scale, 0.0)
         scores = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION) * pair
-        near += tl.dot(scores.to(z_tile.dtype), z_tile, input_precision=PRECISION)
+        near += weigh(scores, z_tile, PRECISION)
         if GRADIENT:
             products = tl.dot(own_tile, tl.trans(z_tile), input_precision=PRECISION) * scores
             through += tl.sum(tl.where(t[:, None] != s[None, :], products, 0.0), 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.softmax import tiles
 from kernels.softmax.mask import KeyRule, document_starts
-from kernels.softmax.tiles import HIDDEN, Grid, Tiles
+from kernels.softmax.tiles import Grid, Tiles, hidden
 
 QUERY_BLOCK = 256
 
@@ -60,7 +60,7 @@ class Range:
             allowed = torch.cat([far, allowed], -1)
         if allowed.shape[0] > 1:
             allowed = allowed[self.batches]
-        scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, HIDDEN)
+        scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, hidden(scores.dtype))
 
     def mask(self) -> Tensor | None:
         """None: a range is one block."""
@@ -117,12 +117,12 @@ class Strip:
         """Hides what is outside the window and not a sink, before the sequence or in another document."""
         shaped = scores.unflatten(0, (-1, self._count))
         if self.rule.sinks or self.rule.documents is not None:
-            shaped.masked_fill_(self._hidden()[:, :, None], HIDDEN)
+            shaped.masked_fill_(self._hidden()[:, :, None], hidden(scores.dtype))
             return
         shaped.add_(self.band)
         for block, before in enumerate(range(-self._first, 0, -self.block)):
             if block < self._count:
-                shaped[:, block, ..., :before] = HIDDEN
+                shaped[:, block, ..., :before] = hidden(scores.dtype)
 
     def mask(self) -> Tensor | None:
         """The band of the window, where nothing else hides."""
@@ -230,7 +230,7 @@ def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, T
     distance = torch.arange(-reach, grid.block, device=k.device) - torch.arange(grid.block, device=k.device)[:, None]
     seen = (distance <= 0) & (distance > -(rule.window or 0))
     band = torch.zeros(seen.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
-    return starts, band.masked_fill_(~seen, HIDDEN)
+    return starts, band.masked_fill_(~seen, hidden(band.dtype))
 
 
 def _strips(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import without_autocast
+from kernels.checks import refuse_forward_mode
 from kernels.flops import flop_formula
 from kernels.layout import BlockLayout
 from kernels.softmax import blocked, fused, sparse, strips, tiles
@@ -46,6 +47,10 @@ def softmax_forward(
         window: -1 for none.
         backend: ``torch`` or ``triton``.
     """
+    refuse_forward_mode("softmax attention")
+    if not q.numel():
+        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        return q.new_empty(*q.shape[:3], v.shape[-1]), lse
     rule = _rule(q, k, documents, window, sinks)
     lists = BlockLayout.from_tensors(block, layout) if layout else None
     if backend == "triton":
@@ -76,6 +81,7 @@ def _(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode("softmax attention")
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(*q.shape[:3], v.shape[-1]), lse
 
@@ -105,10 +111,14 @@ def softmax_backward(
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the bias (empty unless ``bias_gradient``)."""
+    refuse_forward_mode("the backward pass of softmax attention")
+    none = q.new_empty(0)
+    if not q.numel():
+        zeros = torch.zeros_like(block_bias) if bias_gradient and block_bias is not None else none
+        return q.new_empty(q.shape), torch.zeros_like(k), torch.zeros_like(v), zeros
     rule = _rule(q, k, documents, window, sinks)
     lists = BlockLayout.from_tensors(block, layout) if layout else None
     arrays = q, k, v, output, lse
-    none = q.new_empty(0)
     if backend == "triton":
         from kernels.softmax.triton_host import triton_backward
 
@@ -152,6 +162,7 @@ def _(
     backend: str,
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    refuse_forward_mode("the backward pass of softmax attention")
     grads = [x.new_empty(x.shape) for x in (q, k, v)]
     of_bias = q.new_empty(0)
     if bias_gradient and block_bias is not None:
@@ -193,7 +204,11 @@ def softmax_step(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Output ``(B, H, E)`` and log-sum-exp ``(B, H)`` of one query per row; ``window`` is -1 for none."""
+    refuse_forward_mode("a step of softmax attention")
     reach = None if window < 0 else window
+    if not q.numel():
+        lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+        return q.new_empty(*q.shape[:2], v_cache.shape[-1]), lse
     if backend == "triton":
         from kernels.softmax.triton_host import triton_step
 
@@ -213,6 +228,7 @@ def _(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode("a step of softmax attention")
     lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(*q.shape[:2], v_cache.shape[-1]), lse
 
@@ -222,7 +238,7 @@ def _pairs(q: Any, k: Any, layout: list[Any], block: int, window: int, sinks: in
     batch, queries, heads, _ = q
     if layout:
         batches, lists, _ = layout[1]
-        return layout[2][0] * block**2 * (batch // batches) * (heads // lists)
+        return layout[2][0] * block**2 * (batch // max(batches, 1)) * (heads // max(lists, 1))
     reach = k[1] if window < 0 else min(window + sinks, k[1])
 
     def before(length: int) -> int:

@@ -21,7 +21,7 @@ def reference_softmax_attention(
     block_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``(B, Tq, H, E)`` and natural log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
-    repeats = q.shape[2] // k.shape[2]
+    repeats = q.shape[2] // max(k.shape[2], 1)
     k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
     scores = torch.einsum("bthd,bjhd->bhtj", q, k) * scale
     allowed = rule.allowed((0, q.shape[1]), (0, k.shape[1]), q.device)

@@ -18,7 +18,7 @@ from kernels.documents import document_positions
 from kernels.layout import BlockLayout
 from kernels.layout.block_mask import read_bits
 from kernels.softmax import tiles
-from kernels.softmax.tiles import HIDDEN, Grid
+from kernels.softmax.tiles import Grid, hidden
 
 FILL = 0.75  # shortest list of a tile, in terms of its longest
 
@@ -176,7 +176,7 @@ class Listed:
         if len(words):
             bits = read_bits(words[masks.clamp(min=0)]) | (masks < 0)[..., None, None]
             seen = seen & bits.transpose(1, 2)
-        scores[..., self.checked * block :].masked_fill_(~seen.flatten(2)[:, None], HIDDEN)
+        scores[..., self.checked * block :].masked_fill_(~seen.flatten(2)[:, None], hidden(scores.dtype))
 
     def mask(self) -> Tensor | None:
         """The triangle of the block itself behind full blocks, which is all that most layouts hide."""
@@ -184,7 +184,8 @@ class Listed:
             return None
         block = self.lists.block
         seen = torch.ones(block, block, dtype=torch.bool, device=self.units.device).tril_()
-        return F.pad(torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, HIDDEN), (self.checked * block, 0))
+        triangle = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, hidden(torch.float32))
+        return F.pad(triangle, (self.checked * block, 0))
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
         """Sums over the tokens of each pair of blocks."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from kernels.softmax.fused import fused_forward, fuses
-from kernels.softmax.tiles import HIDDEN
 
 
 def ring_slots(positions: Tensor, capacity: int, sinks: int = 0) -> Tensor:
@@ -47,16 +46,23 @@ def step(
     valid = place <= last
     if window is not None:
         valid = valid & ((place > last - window) | (place < sinks))
-    if fuses(query, v_cache) and capacity:
-        mask = torch.zeros(valid.shape, dtype=dtype, device=q.device).masked_fill_(~valid, HIDDEN)[:, None, None]
-        keys, values = (x.to(dtype).transpose(1, 2) for x in (k_cache, v_cache))
-        output, lse = fused_forward(query, keys, values, mask, scale)
-        seen = lse > HIDDEN / 2
-        output, lse = output * seen[..., None], lse.masked_fill(~seen, -torch.inf)
-        return output.reshape(batch, heads, -1).to(q.dtype), lse.reshape(batch, heads)
-    scores = (query * scale) @ k_cache.to(dtype).permute(0, 2, 3, 1)  # (B, G, R, capacity)
-    scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
-    lse = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - lse.clamp(min=torch.finfo(dtype).min)).exp()
-    output = weights @ v_cache.to(dtype).transpose(1, 2)
+    blank = ~valid[..., None, None]
+    if q.device.type != "cpu":  # asking whether it is needed would wait for the device
+        k_cache, v_cache = (x.masked_fill(blank, 0) for x in (k_cache, v_cache))
+    output, lse = _attend(query, k_cache, v_cache, valid, scale)
+    if q.device.type == "cpu" and not output.isfinite().all():  # 0 * NaN: slots that are not read may hold anything
+        output, lse = _attend(query, k_cache.masked_fill(blank, 0), v_cache.masked_fill(blank, 0), valid, scale)
     return output.reshape(batch, heads, -1).to(q.dtype), lse.reshape(batch, heads)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Of ``query (B, G, R, D)`` over the valid slots ``(B, capacity)``: output ``(B, G, R, E)``, lse ``(B, G, R)``."""
+    keys, values = (x.to(query.dtype).transpose(1, 2) for x in (keys, values))
+    if fuses(query, values) and valid.shape[1]:
+        mask = torch.zeros(valid.shape, dtype=query.dtype).masked_fill_(~valid, -torch.inf)[:, None, None]
+        output, lse = fused_forward(query, keys, values, mask, scale)
+        return output, lse.masked_fill(~valid.any(1)[:, None, None], -torch.inf)
+    scores = ((query * scale) @ keys.mT).masked_fill(~valid[:, None, None], -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - lse.clamp(min=torch.finfo(lse.dtype).min)).exp()
+    return weights @ values, lse[..., 0]

@@ -11,7 +11,7 @@ from kernels.layout import BlockLayout
 from kernels.layout.lists import entry_rows
 from kernels.softmax.fused import fuses
 from kernels.softmax.mask import KeyRule
-from kernels.softmax.tiles import HIDDEN
+from kernels.softmax.tiles import hidden
 
 SHORTEST = 2048  # tokens from which on strips pay
 RUNS = 64  # of equally long lists in a head, from which on they are left to the tiles of lists
@@ -118,7 +118,7 @@ def _interleave(band: list[Range], columns: list[Range]) -> list[tuple[Range, bo
 
 def _band(length: int, size: int, reach: int, seen: Tensor, width: int) -> list[Range]:
     """Strips of ``size`` queries that read ``reach`` keys before their own; ``seen (size, reach + size)`` bool."""
-    mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, HIDDEN)
+    mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, hidden(torch.float32))
     early = min(reach // size, length // size)  # strips whose keys begin before the sequence
     ranges = [Range(i * size, size, 1, 0, (i + 1) * size, mask[:, reach - i * size :]) for i in range(early)]
     most = max(NUMBERS // ((reach + size) * width), 1)
@@ -158,7 +158,7 @@ def _plan_window(k: Tensor, rule: KeyRule) -> Plan | None:
         return Plan(_interleave(band, []), [], None)
     rows = length - window
     far = torch.arange(window, length)[:, None] - torch.arange(rule.sinks) >= window
-    mask = torch.zeros(far.shape, dtype=torch.float32).masked_fill_(~far, HIDDEN)
+    mask = torch.zeros(far.shape, dtype=torch.float32).masked_fill_(~far, hidden(torch.float32))
     return Plan(_interleave(band, [Range(window, rows, 1, 0, rule.sinks, mask)]), [], None)
 
 

@@ -21,10 +21,17 @@ from torch import Tensor
 
 from kernels.softmax.fused import fused_backward, fused_forward, fuses
 
-HIDDEN = -1e30  # finite, so that a row without a key has weights that are numbers; they are multiplied by zero
 ELEMENTS = 1 << 19  # scores of a tile: few enough for the cache, enough for few calls
 PARALLEL = 1 << 24  # pairs of tokens of a call from which on threads pay
 PART = 1 << 19  # numbers of the keys that are worked on at a time: they and their gradients then share a cache
+
+
+def hidden(dtype: torch.dtype) -> float:
+    """Score of a key that may not be read, below any that is: those are at most a quarter of the largest number.
+
+    It is finite, so that a row without a key has weights that are numbers; they are multiplied by zero.
+    """
+    return torch.finfo(dtype).min / 2
 
 
 class Tile(Protocol):
@@ -201,10 +208,10 @@ def _attend_tile(
         inputs = tile.rows(query)[:, None], tile.keys(key)[:, None], tile.keys(value)[:, None]
         part, total = fused_forward(*inputs, _mask(tile, inputs[0][:, 0], inputs[1][:, 0], fold), scale)
         part, total = part[:, 0], total[:, 0, :, None]
-        seen = total > HIDDEN / 2
+        seen = total > hidden(total.dtype) / 2
     else:
         weights, highest = _weigh(tile, query, key, fold, scale)
-        part, seen = weights @ tile.keys(value), highest > HIDDEN / 2
+        part, seen = weights @ tile.keys(value), highest > hidden(highest.dtype) / 2
         total = highest - weights.amax(-1, keepdim=True).log_()
     if not seen.all():
         part, total = part * seen, total.masked_fill(~seen, -torch.inf)

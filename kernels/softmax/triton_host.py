@@ -140,11 +140,11 @@ def triton_forward(
     """Output ``(B, Tq, H, E)`` in the dtype of q and natural log-sum-exp ``(B, Tq, H)`` in fp32.
 
     Args:
-        q, k, v: as in :func:`kernels.softmax_attention`, up to 256 wide.
+        q, k, v: as in :func:`kernels.softmax_attention`, up to 256 wide. scale: above 0.
         layout: lists of blocks instead of a window, sinks and documents; a full block lies below Tk.
         block_bias: ``(B | 1, H | 1, blocks, blocks)`` additive logits, with a layout only.
     """
-    q, k, v = rows_dense(-q if scale < 0 else q, k, v)
+    q, k, v = rows_dense(q, k, v)
     batch, queries, heads, _ = q.shape
     o = torch.empty(batch, queries, heads, v.shape[-1], dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, queries, heads, dtype=torch.float32, device=q.device)
@@ -157,7 +157,7 @@ def triton_forward(
     lists = None if layout is None else layout.by_query
     launch(
         forward_kernel, grid, q, k, v, o, lse, call.bounds[0], *_lists(call, False), call.bias,
-        *(s // unit for x in (q, k, v) for s in strides(x)), *_numbers(call, q, k, abs(scale), lists),
+        *(s // unit for x in (q, k, v) for s in strides(x)), *_numbers(call, q, k, scale, lists),
         config=config, **call.flags,
     )  # fmt: skip
     return o, lse
@@ -177,7 +177,7 @@ def triton_backward(
     block_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and the block bias from those of the output and the log-sum-exp."""
-    q, k, v, grad_o = rows_dense(-q if scale < 0 else q, k, v, grad_o)
+    q, k, v, grad_o = rows_dense(q, k, v, grad_o)
     o, lse = o.contiguous(), lse.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if not q.numel():
@@ -195,7 +195,7 @@ def triton_backward(
     launch(
         query_gradient_kernel, grid, q, k, v, o, lse, grad_o, grad_lse, grad_q, row_lse, row_delta, parts,
         call.bounds[0], *_lists(call, False), call.bias, *steps, *of_lse,
-        *_numbers(call, q, k, abs(scale), None if layout is None else layout.by_query), config=config, **call.flags,
+        *_numbers(call, q, k, scale, None if layout is None else layout.by_query), config=config, **call.flags,
     )  # fmt: skip
 
     config = _config("key_gradient", q, v, layout)
@@ -203,10 +203,10 @@ def triton_backward(
     launch(
         key_gradient_kernel, grid, q, k, v, grad_o, row_lse, row_delta, grad_k, grad_v,
         *call.bounds, *_lists(call, True), call.bias, *steps,
-        *_numbers(call, q, k, abs(scale), None if layout is None else layout.by_key), config=config, **call.flags,
+        *_numbers(call, q, k, scale, None if layout is None else layout.by_key), config=config, **call.flags,
     )  # fmt: skip
     grad_bias = None if parts is None or block_bias is None else _sum_parts(parts, block_bias)
-    return -grad_q if scale < 0 else grad_q, grad_k, grad_v, grad_bias
+    return grad_q, grad_k, grad_v, grad_bias
 
 
 def _bias_parts(call: _Call, batch: int, heads: int, config: Config) -> Tensor:
@@ -246,7 +246,7 @@ def triton_step(
         window, sinks: a key at position p is read if ``p >= length - window`` or ``p < sinks``; None for all keys.
         ring: position ``p >= sinks`` is in slot ``sinks + (p - sinks) % (capacity - sinks)``, else in slot p.
     """
-    q, k, v = rows_dense(-q if scale < 0 else q, k_cache, v_cache)
+    q, k, v = rows_dense(q, k_cache, v_cache)
     (batch, heads, width), (capacity, groups), value = q.shape, k.shape[1:3], v.shape[-1]
     o = torch.empty(batch, heads, value, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, dtype=torch.float32, device=q.device)
@@ -263,7 +263,7 @@ def triton_step(
     blocks = {"WIDTH_BLOCK": padded(width), "HEADS": packed, "PIECES": pieces, "UNIT": unit, "RING": ring}
     launch(
         decode_kernel, (splits, groups * pieces, batch), q, k, v, lengths.contiguous(), parts, part_lse,
-        *(s // unit for x in (q, k, v) for s in strides(x)), abs(scale), capacity,
+        *(s // unit for x in (q, k, v) for s in strides(x)), scale, capacity,
         widest if window is None else min(window, widest), min(sinks, capacity), shared,
         config=config, WIDTH=width, VALUE=value, VALUE_BLOCK=padded(value), WINDOW=window is not None, **blocks,
     )  # fmt: skip

@@ -74,7 +74,7 @@ def _key_gradient_tile(
         if LAYOUT:
             seen = seen & is_set(t[None, :], j[:, None], mask, bits, LAYOUT)
         score = tl.where(seen, score, float("-inf"))
-    weight = tl.exp2(score - lse2[None, :])
+    weight = tl.exp2(tl.minimum(score - lse2[None, :], 0.0))  # at most 1, also where large scores are rounded
     grad_v = dot(weight.to(g_tile.dtype), g_tile, grad_v)
     gradient = weight * (dot(v_tile, tl.trans(g_tile)) - delta[None, :])
     return dot(gradient.to(q_tile.dtype), q_tile, grad_k), grad_v

@@ -68,7 +68,7 @@ def _query_gradient_tile(
         if LAYOUT:
             seen = seen & is_set(t[:, None], j, mask, bits, LAYOUT)
         score = tl.where(seen, score, float("-inf"))
-    weight = tl.exp2(score - lse2[:, None])
+    weight = tl.exp2(tl.minimum(score - lse2[:, None], 0.0))  # at most 1, also where large scores are rounded
     gradient = weight * (dot(g_tile, tl.trans(v_tile)) - delta[:, None])
     return dot(gradient.to(k_tile.dtype), k_tile, accumulator), gradient
 

@@ -217,5 +217,6 @@ def test_gradients_equal_finite_differences(per_token, backend, algorithm):
 
 def test_gradients_equal_finite_differences_across_chunks():
     case = make_case(67, "soft_token", batch=1, heads=1, width=2, value=2)
+    case.inputs["log_decay"] = case.inputs["log_decay"] - 1e-4  # a step of the differences stays below 0
     x = case.leaves()
     assert torch.autograd.gradcheck(lambda d: linear_attention(*list(x.values())[:3], d)[0], (x["log_decay"],))

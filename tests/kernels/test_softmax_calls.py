@@ -129,7 +129,7 @@ Q, K = torch.zeros(2, 5, 4, 8), torch.zeros(2, 5, 2, 8)
         ({"q": Q[:, :, :3]}, "query heads must be a multiple of key heads"),
         ({"q": Q[..., :4]}, "of equal width"),
         ({"k": K[:, :4], "v": K[:, :4]}, "5 queries but only 4 keys"),
-        ({"window": -1}, "window=-1 and sinks=0"),
+        ({"window": -1}, "window=-1: expected an integer >= 0"),
         ({"sinks": -2}, "sinks=-2"),
         ({"documents": torch.zeros(2, 4)}, r"documents has shape \(2, 4\), expected \(2, 5\)"),
     ],

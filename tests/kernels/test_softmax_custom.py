@@ -198,7 +198,7 @@ STEP = {"q": torch.zeros(2, 4, 8), "k_cache": torch.zeros(2, 6, 2, 8), "v_cache"
     [
         ({"q": torch.zeros(2, 1, 4, 8)}, r"expected q \(B, H, D\)"),
         ({"q": torch.zeros(2, 3, 8)}, "a multiple of key heads"),
-        ({"lengths": torch.ones(3)}, r"lengths \(B,\), got .*\(3,\)"),
+        ({"lengths": torch.ones(3).long()}, r"lengths \(B,\), got .*\(3,\)"),
         ({"window": -1}, "window=-1"),
         ({"ring": True}, "a ring of 6 slots with 0 sinks cannot serve window=None"),
         ({"ring": True, "window": 5, "sinks": 2}, "6 slots with 2 sinks cannot serve window=5"),
@@ -207,4 +207,4 @@ STEP = {"q": torch.zeros(2, 4, 8), "k_cache": torch.zeros(2, 6, 2, 8), "v_cache"
 )
 def test_a_step_refuses_by_name_what_does_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        softmax_attention_step(**(STEP | {"lengths": torch.ones(2)} | change))
+        softmax_attention_step(**(STEP | {"lengths": torch.ones(2).long()} | change))

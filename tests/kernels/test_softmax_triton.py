@@ -137,7 +137,7 @@ CASES = [
     {"keys": 15, "heads": 4, "groups": 2, "batch": 2},
     {"keys": 63, "dtype": HALF, "heads": 1},
     {"keys": 33, "heads": 3, "groups": 3},
-    {"keys": 64, "scale": -0.3, "heads": 1},
+    {"keys": 64, "scale": 0.3, "heads": 1},
     {"keys": 129, "heads": 1, "dtype": HALF},
     {"keys": 65, "queries": 1},
     {"keys": 100, "queries": 37, "heads": 3, "dtype": HALF},

@@ -103,7 +103,7 @@ class LinearAttention(StateMixer):
             q, k, v.to(k.dtype), None, call, normalize=self.normalize, eps=self.feature_map.eps,
             algorithm=self.algorithm,
         )  # fmt: skip
-        return y.to(v.dtype)
+        return y
 
     def own_parameters(self) -> tuple[int, int]:
         """The difference that narrow queries and keys make."""

@@ -74,13 +74,14 @@ class StateCache:
         scale: float = 1.0,
         eps: float = 1e-6,
         algorithm: str = "auto",
+        wide: bool = False,
     ) -> Tensor:
         """Output ``(B, T, H, E)`` of a piece, whose tokens are added to the state.
 
         Args:
             q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T; padding is neither added nor decays the state.
-            scale, eps, algorithm: of :func:`kernels.linear_attention`.
+            scale, eps, algorithm, wide: of :func:`kernels.linear_attention`.
         """
         batch, length = q.shape[:2]
         normalize = self.normalizer is not None
@@ -88,8 +89,9 @@ class StateCache:
         if length == 1 and lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
             self.lengths = self.lengths + 1
             decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() == 3 else log_decay
-            step = linear_attention_step
-            return step(q[:, 0], k[:, 0], v[:, 0], decay, state, scale=scale, normalize=normalize, eps=eps)[:, None]
+            return linear_attention_step(
+                q[:, 0], k[:, 0], v[:, 0], decay, state, scale=scale, normalize=normalize, eps=eps, wide=wide
+            )[:, None]  # fmt: skip
         advance = torch.full_like(self.lengths, length)
         if lengths is not None:
             advance = lengths.to(self.lengths)
@@ -99,7 +101,7 @@ class StateCache:
                 log_decay = log_decay.expand(batch, length, -1).masked_fill(~real[..., None], 0)
         y, after = linear_attention(
             q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, initial_state=state, return_state=True,
-            algorithm=algorithm,
+            algorithm=algorithm, wide=wide,
         )  # fmt: skip
         if isinstance(after, NormalizedState):
             self.state, self.normalizer = (x.detach().to(self.dtype) for x in (after.s, after.z))

@@ -111,7 +111,16 @@ class HeadMixer(Mixer):
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
         y = y.reshape(*x.shape[:2], self.width)
-        return self.out(y if self.gate is None else self.gate(y, x))
+        if y.dtype == v.dtype or self.norm is not None:
+            return self._project(y.to(v.dtype), x)
+        size = y.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # of sums that fp16 holds only when projected
+        projected = self._project((y / size).to(v.dtype), x)
+        return (projected * size).to(projected.dtype)
+
+    def _project(self, y: Tensor, x: Tensor) -> Tensor:
+        """Through the gate and back to the width of the model; linear in ``y``."""
+        out: Tensor = self.out(y if self.gate is None else self.gate(y, x))
+        return out
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:

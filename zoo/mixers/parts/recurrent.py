@@ -34,19 +34,22 @@ def attend_linear(
         scale, normalize, eps, algorithm: of :func:`kernels.linear_attention`.
 
     Returns:
-        ``(B, T, H, E)`` in the dtype of q.
+        ``(B, T, H, E)`` in the dtype of q; sums that are not divided by their weights are in fp32 where that is fp16,
+        which cannot hold them: the mixer norms them first.
 
     Raises:
         ValueError: if ``normalize`` does not go with the cache.
     """
+    wide = q.dtype == torch.float16 and not normalize
     if call.cache is None:
         y, _ = linear_attention(
-            q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, documents=call.documents, algorithm=algorithm
-        )
+            q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, documents=call.documents,
+            algorithm=algorithm, wide=wide,
+        )  # fmt: skip
         return y
     if normalize != (call.cache.normalizer is not None):
         raise ValueError(f"normalize={normalize} needs a StateCache that was made with normalize={normalize}.")
-    return call.cache.attend(q, k, v, log_decay, call.lengths, scale=scale, eps=eps, algorithm=algorithm)
+    return call.cache.attend(q, k, v, log_decay, call.lengths, scale=scale, eps=eps, algorithm=algorithm, wide=wide)
 
 
 class StateMixer(HeadMixer):

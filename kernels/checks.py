@@ -1,0 +1,100 @@
+"""What every family refuses before any work, on every backend alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_arrays(alike: bool = True, **arrays: Any) -> None:
+    """Refuses what is no tensor of real numbers, and arrays of different types or on different devices.
+
+    Args:
+        alike: all arrays are of one type.
+        arrays: by their names in the message; None is passed over.
+
+    Raises:
+        ValueError: with the name of the array.
+    """
+    given = {name: x for name, x in arrays.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} is a {type(x).__name__}, expected a torch.Tensor.")
+        if x.dtype not in FLOATING:
+            raise ValueError(f"{name} is {x.dtype}, expected float16, bfloat16, float32 or float64.")
+    if alike and len({x.dtype for x in given.values()}) > 1:
+        types = ", ".join(str(x.dtype) for x in given.values())
+        raise ValueError(f"{', '.join(given)} are of different types ({types}): convert them to one.")
+    check_devices(**given)
+
+
+def check_devices(**arrays: Tensor | None) -> None:
+    """Refuses arrays on different devices; None is passed over."""
+    given = {name: x for name, x in arrays.items() if x is not None}
+    if len({x.device for x in given.values()}) > 1:
+        places = ", ".join(str(x.device) for x in given.values())
+        raise ValueError(f"{', '.join(given)} are on different devices ({places}): move them to one.")
+
+
+def check_integers(name: str, x: Any, shape: tuple[int, ...]) -> None:
+    """Refuses what is no tensor of integers of this shape."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of integers.")
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}.")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{name} is {x.dtype}, expected integers.")
+
+
+def check_number(name: str, value: Any, above: float = -math.inf) -> None:
+    """Refuses what is no finite number above ``above``."""
+    number = isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= above:
+        bound = "" if above == -math.inf else f" above {above:g}"
+        raise ValueError(f"{name}={value}: expected a finite number{bound}.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuses what is no integer >= 0."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name}={value}: expected an integer >= 0.")
+
+
+def refuse_transforms(family: str, *arrays: Tensor | None) -> None:
+    """Refuses arrays of torch.func's transforms, which the custom ops do not know.
+
+    Raises:
+        NotImplementedError: at the first of them.
+    """
+    if torch.compiler.is_compiling():  # PyTorch's own errors, and refuse_forward_mode
+        return
+    if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays):
+        raise _unsupported(family)
+
+
+def refuse_forward_mode(family: str) -> None:
+    """Refuses to run, or to be traced, where tangents would be lost and taken for zero; the ops cannot see them.
+
+    Raises:
+        NotImplementedError: inside torch.func.jvp or a dual level.
+    """
+    if forward_ad._current_level >= 0:
+        raise _unsupported(family)
+
+
+def _unsupported(family: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{family} has first derivatives by torch.autograd only, none in forward mode and no batching rule: "
+        "dual tensors and torch.func (jvp, jacfwd, grad, vmap, ...) are refused."
+    )
+
+
+def host_knows(x: Tensor) -> bool:
+    """Whether asking for numbers waits for no device and cuts no graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) in (Tensor, torch.nn.Parameter)
