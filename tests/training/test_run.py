@@ -27,9 +27,12 @@ from zoo.training.run import train
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_run_folder_holds_all_that_is_promised(small, tmp_path):
+def test_a_run_folder_holds_all_that_is_promised(small, tmp_path, capfd):
     folder = tmp_path / "run"
     train(small("trainer.keep_every=5"), folder)
+    assert capfd.readouterr().out.count("\nsplits    cut from the documents, 90/5/5\n") == 1
+    data = json.loads((folder / "data.json").read_text())
+    assert data["splits"] == "cut from the documents, 90/5/5" and set(data["stores"]) == {"train", "validation"}
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 21))
     assert [row["step"] for row in rows if "val/loss" in row] == [10, 20]
