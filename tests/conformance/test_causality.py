@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conformance.cases import assert_equal, draw, every_mixer, make
+from tests.conformance.cases import assert_equal, draw, every_mixer, every_name, make
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -97,3 +97,12 @@ def test_packed_documents_equal_each_alone(name, options, rows):
 def test_one_document_equals_no_documents(name, options):
     mixer, x = make(name, options), draw(2, 70)
     assert_equal(mixer(x, documents=torch.full((2, 70), 3)), mixer(x))
+
+
+@every_name
+def test_what_is_not_finite_in_a_document_reaches_no_other_row(name):
+    mixer, x = make(name), draw(2, 70)
+    documents = (torch.arange(70) >= 40).long().expand(2, -1)
+    want, x = mixer(x, documents=documents), x.clone()
+    x[0, 45] = torch.nan
+    assert torch.equal(mixer(x, documents=documents)[1], want[1])
