@@ -5,10 +5,7 @@ from __future__ import annotations
 import sys
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import PATHS
 from zoo.schema.programs import Evaluation, read_program
-
-TEXTS = (*PATHS, "task.path", "task.haystack", "task.include_path", "out")
 
 
 def main(arguments: list[str]) -> None:
@@ -17,7 +14,7 @@ def main(arguments: list[str]) -> None:
         from zoo.evaluation.program import evaluate_runs
         from zoo.evaluation.tasks import build_task, task_help
 
-        options = read_program("eval", Evaluation, arguments, TEXTS, __doc__, task_help)
+        options = read_program("eval", Evaluation, arguments, __doc__, task_help)
         task = build_task(options.task)
         device = choose_device(options.device)
         evaluate_runs(options.run, task, options.checkpoint, device, options.seed, options.out)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.ablation.plan import asks_for_sweep
 from zoo.cli import friendly_errors
-from zoo.config import quote_paths, register_mixers, run_dir
+from zoo.config import register_mixers, run_dir
+from zoo.entry import Job, start
+from zoo.paths import command, take_paths
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig, job: Job) -> None:
     """One run; ``resume=RUN_DIR`` continues it, ``init=RUN_DIR`` starts from its weights."""
     with friendly_errors():
         from zoo.training.callbacks import Interrupted
@@ -25,18 +24,17 @@ def main(config: DictConfig) -> None:
         from zoo.training.initial import initial_config
         from zoo.training.run import train
 
-        job = HydraConfig.get()
         if config.resume:
-            config = resumed_config(config, list(job.overrides.task))
+            config = resumed_config(config, job.overrides)
         elif config.init:
-            config = initial_config(config, list(job.overrides.task))
-        folder = job.runtime.output_dir
+            config = initial_config(config, job.overrides)
         try:
-            train(config, folder)
+            train(config, job.folder)
         except Interrupted as stop:
-            print(f"{stop}; continue with: python train.py resume={folder}", file=sys.stderr, flush=True)
+            again = command("python", "train.py", f"resume={job.folder}")
+            print(f"{stop}; continue with: {again}", file=sys.stderr, flush=True)
             raise SystemExit(128 + stop.number) from None
-        print(f"finished: {folder}\nevaluate: python eval.py run={folder}", flush=True)
+        print(f"finished: {job.folder}\nevaluate: {command('python', 'eval.py', f'run={job.folder}')}", flush=True)
 
 
 def check(arguments: list[str]) -> None:
@@ -58,8 +56,7 @@ def sweep(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if asks_for_sweep(sys.argv[1:]):
         raise SystemExit(sweep(sys.argv[1:]))
-    sys.argv[1:] = quote_paths(sys.argv[1:])
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     register_mixers()
-    check(sys.argv[1:])
-    main()
+    check(take_paths(sys.argv[1:]))
+    start("train", main, sys.argv[1:])

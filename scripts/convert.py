@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import PATHS
+from zoo.paths import command
 from zoo.schema.programs import Conversion, read_program
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ COLUMNS = ("keys", "values", "scores", "outputs")
 def main(arguments: list[str]) -> None:
     """One conversion."""
     with friendly_errors():
-        config = read_program("convert", Conversion, arguments, (*PATHS, "out"), __doc__)
+        config = read_program("convert", Conversion, arguments, __doc__)
         from zoo.evaluation.run import open_run
         from zoo.interop.convert import convert_run
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         before, after = done.cache_bytes
         length = run.trained["train_length"]
         print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
-        print(f"written: {done.folder}\nevaluate: python eval.py run={config.run},{done.folder}")
+        print(f"written: {done.folder}\nevaluate: {command('python', 'eval.py', f'run={config.run},{done.folder}')}")
 
 
 def error_table(done: Conversion, chosen: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.config import PATHS, ConfigError, take_text
+from zoo.config import ConfigError
+from zoo.paths import expand, take_text
 from zoo.schema.programs import Generation, read_program
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> None:
     """One continuation of one prompt."""
     with friendly_errors():
         prompt, others = take_text(arguments, "prompt")
-        config = read_program("generate", Generation, others, (*PATHS, "prompt_file"), __doc__)
+        config = read_program("generate", Generation, others, __doc__)
         prompt = read_prompt(prompt, config.prompt_file)
         try:
             for piece in continuation(config, prompt):
@@ -42,7 +43,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         raise ConfigError("prompt and prompt_file were both given: expected one of them.")
     try:
         if file is not None:
-            return Path(file).expanduser().read_bytes().decode("utf-8")
+            return expand(file).read_bytes().decode("utf-8")
         return os.fsencode(prompt or "").decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompt is not UTF-8 at byte {error.start}: convert it first.") from error

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, quote_paths, register_mixers, take_text
+from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, register_mixers
 from zoo.model import Decoder
 from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.optimizers import OPTIMIZERS, rate_factor
@@ -79,14 +79,6 @@ def test_targets_outside_the_project_are_refused(target):
     for node in ({"_target_": target}, {"_target_": "zoo.data.TextSource", "path": {"_target_": target}}):
         with pytest.raises(ConfigError, match=f"_target_='{target}' is refused"):
             instantiate(OmegaConf.create(node))
-
-
-def test_paths_and_prompts_may_hold_any_character(tmp_path):
-    for path in ("runs/a=b, c", "it's", "C:\\x\\y", "ends in \\", "ünï/{cödé}[1]"):
-        assert composed(*quote_paths([f"resume={path}"])).resume == path
-    given = ["run=x", "prompt=def f(a, b='c'):\n  ${x}", "seed=1"]
-    assert take_text(given, "prompt") == (given[1].removeprefix("prompt="), ["run=x", "seed=1"])
-    assert take_text(["run=x"], "prompt") == (None, ["run=x"])
 
 
 def test_a_damaged_run_configuration_is_named(tmp_path):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.paths import expand, literal
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMESPACE = "zoo."
-PATHS = ("run", "resume", "init")
 
 
 class ConfigError(ValueError):
@@ -42,10 +43,11 @@ def instantiate(config: DictConfig, **kwargs: Any) -> Any:
     Raises:
         ConfigError: if a ``_target_`` anywhere in the configuration is outside ``zoo.``.
     """
-    for target in _targets(to_dict(config)):
+    options = to_dict(config)
+    for target in _targets(options):
         if not isinstance(target, str) or not target.startswith(NAMESPACE):
             raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
-    return hydra_instantiate(config, **kwargs)
+    return get_class(options.pop("_target_"))(**options, **kwargs)
 
 
 def _targets(node: Any) -> Iterator[Any]:
@@ -59,27 +61,9 @@ def _targets(node: Any) -> Iterator[Any]:
             yield from _targets(value)
 
 
-def quote_paths(arguments: list[str], keys: Collection[str] = PATHS) -> list[str]:
-    """Quote path arguments, so that Hydra's grammar takes commas, equals signs and spaces in them."""
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in keys and value not in ("", "null") and value[0] not in "'\"[":
-            escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-            value = f"'{escaped}'"
-        quoted.append(key + equals + value)
-    return quoted
-
-
 def run_dir(resume: str | None, init: str | None, name: str, time: str) -> str:
     """Folder of a run that is given none: the resolver of configs/train.yaml."""
     return resume or f"{init.rstrip('/') + '-trained' if init else name}-{time}"
-
-
-def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
-    """The last ``key=...`` argument as it was typed, whatever characters it has, and the other arguments."""
-    given = [a for a in arguments if a.startswith(f"{key}=")]
-    return (given[-1].removeprefix(f"{key}=") if given else None), [a for a in arguments if a not in given]
 
 
 def load_run_config(run: str | Path) -> DictConfig:
@@ -88,15 +72,53 @@ def load_run_config(run: str | Path) -> DictConfig:
     Raises:
         ConfigError: if the folder or its config.yaml is missing or damaged.
     """
-    file = Path(run) / "config.yaml"
-    if not Path(run).is_dir():
-        raise ConfigError(f"{run} is not a run folder: it does not exist.")
-    if not file.is_file():
-        raise ConfigError(f"{run} is not a run folder: it has no config.yaml.")
+    folder = expand(run)
+    file = folder / "config.yaml"
+    if not folder.is_dir() or not file.is_file():
+        raise ConfigError(_no_run(folder))
     try:
-        config = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
+        config = OmegaConf.create(literal(yaml.safe_load(file.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is damaged: {error}.") from error
-    if isinstance(config, ListConfig) or "model" not in config or "data" not in config:
+    if not isinstance(config, DictConfig) or "model" not in config or "data" not in config:
         raise ConfigError(f"{file} is not the configuration of a run: it has no model or no data.")
     return config
+
+
+def _no_run(path: Path) -> str:
+    """Why a path is no run folder, and which one is meant if it lies in one."""
+    whole = Path(os.path.abspath(path))
+    if inside := next((parent for parent in whole.parents if (parent / "config.yaml").is_file()), None):
+        choice = f" with checkpoint={path.stem}" if path.suffix == ".ckpt" and path.stem != "last" else ""
+        return f"{path} lies in a run folder: expected the folder itself, {inside}{choice}."
+    if path.is_dir():
+        return f"{path} is not a run folder: it has no config.yaml."
+    return f"{path} is not a run folder: it {'is a file' if path.exists() else 'does not exist'}."
+
+
+def copy_option(source: DictConfig, target: DictConfig, name: str) -> None:
+    """Give ``target`` the value that ``source`` has at ``name``, groups whole and text as it is."""
+    value = OmegaConf.select(source, name)
+    OmegaConf.update(target, name, literal(value), merge=False, force_add=True)
+
+
+def move_data(config: DictConfig, path: str | None, cache_dir: str | None) -> None:
+    """Let a run's saved configuration read its data, or keep its cache, at another place.
+
+    Raises:
+        ConfigError: if the run's data set has no place of its own.
+    """
+    source = config.data.get("source") or {}
+    for name, value in (("path", path), ("cache_dir", cache_dir)):
+        if value is None:
+            continue
+        if name == "path" and name not in source:
+            raise ConfigError(f"data.path={value}: data={config.data.get('name')} has no path; leave it out.")
+        if name in source:
+            source[name] = literal(value)
+        OmegaConf.update(config, f"data.{name}", literal(value), force_add=True)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same wherever a program is started."""
+    return os.path.abspath(expand(path))

@@ -286,7 +286,7 @@ def test_several_runs_at_a_time(programs, monkeypatch):
 
 def test_a_sweep_without_m_says_what_to_type(capsys):
     with pytest.raises(SystemExit) as ended:
-        train.main(compose_config(["sweep=window"]))
+        train.check(["sweep=window"])
     assert ended.value.code == 2
     assert "add -m, as in python train.py -m sweep=window" in capsys.readouterr().err
 

@@ -105,7 +105,7 @@ def test_eval_py_compares_runs_that_are_named_together(two_runs, tmp_path):
 def test_how_runs_are_named(two_runs, tmp_path):
     assert split_runs("a,b, c") == ["a", "b", "c"]
     assert split_runs(str(two_runs[0])) == [str(two_runs[0])]  # this folder has a comma
-    assert split_runs(["a", "b"]) == ["a", "b"] and split_runs(None) == [None]
+    assert split_runs(["a", "b"]) == ["a", "b"]
     with pytest.raises(ConfigError, match="names a/ twice"):
         split_runs(["a/", "a"])
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -249,9 +248,7 @@ def test_the_script_prints_errors_by_method_and_user_errors_in_one_line(run, tmp
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        quoted = script.quote_paths(["device=cpu", *arguments], (*script.PATHS, "out"))
-        monkeypatch.setattr(sys, "argv", ["convert.py", *quoted])
-        script.main()
+        script.main(["device=cpu", *arguments])
         return capsys.readouterr()
 
     out = tmp_path / "new, with=signs"

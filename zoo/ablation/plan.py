@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.ablation.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
 from zoo.ablation.ledger import config_key, now
 from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
+from zoo.paths import command, take_paths
 
 FLAGS = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
@@ -121,8 +122,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     runs = [_run(arm, seed, common, composed[arm.name]) for seed in seeds for arm in arms]
     _refuse_twins(runs)
     folder = Path(given.folder or f"sweeps/{options['name']}")
-    command = shlex.join(["python", "train.py", *arguments])
-    return Plan(options, command, folder, arms, reference, seeds, tasks, runs)
+    return Plan(options, command("python", "train.py", *arguments), folder, arms, reference, seeds, tasks, runs)
 
 
 def compose_config(overrides: Sequence[str], program: str = "train") -> DictConfig:
@@ -132,7 +132,8 @@ def compose_config(overrides: Sequence[str], program: str = "train") -> DictConf
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(program, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"python {program}.py {shlex.join(overrides)} cannot be composed: {error}") from error
+        line = command("python", f"{program}.py", *overrides)
+        raise ConfigError(f"{line} cannot be composed: {error}") from error
 
 
 @cache
@@ -152,7 +153,7 @@ class _Given:
         self.values: dict[str, list[str]] = {}
         self.folder: str | None = None
         try:
-            overrides = parse(a for a in arguments if a not in FLAGS)
+            overrides = parse(a for a in take_paths(arguments) if a not in FLAGS)
         except HydraException as error:
             raise ConfigError(str(error)) from error
         for override in overrides:
@@ -161,7 +162,7 @@ class _Given:
     def _sort(self, override: Override, name: str) -> None:
         line = override.input_line or ""
         if name == "hydra.sweep.dir":
-            self.folder = str(override.value())
+            self.folder = os.path.expanduser(OmegaConf.create({name: override.value()})[name])
         elif name.partition(".")[0] in ("hydra", "resume"):
             raise ConfigError(
                 f"{line} does not go with sweep=: every run has a folder of its own in the sweep's, which is "

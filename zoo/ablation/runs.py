@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from zoo.ablation.ledger import Entry, Ledger
 from zoo.ablation.plan import EvalTask, Run
-from zoo.config import CONFIGS, quote_paths
+from zoo.config import CONFIGS
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 
 PROGRAMS = CONFIGS.parent
@@ -97,7 +97,7 @@ def train_command(folder: Path, run: Run) -> list[str]:
     program = [sys.executable, str(PROGRAMS / "train.py")]
     if _has_checkpoint(folder):
         return [*program, f"resume={folder}"]
-    return [*program, *run.overrides, *quote_paths([f"hydra.run.dir={folder}"], ("hydra.run.dir",))]
+    return [*program, *run.overrides, f"hydra.run.dir={folder}"]
 
 
 def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:

@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from zoo.paths import expand as expand
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.9, 0.05, 0.05)
@@ -141,11 +142,6 @@ def _boundary(text: str, end: int, slack: int) -> int:
         if found >= 0:
             return found + len(separator)
     return end
-
-
-def expand(path: str | Path) -> Path:
-    """The path with `~` replaced by the home folder."""
-    return Path(path).expanduser()
 
 
 def escape_name(name: str) -> str:

@@ -14,6 +14,7 @@ from zoo.data.documents import DataError, escape_name
 from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.splits import find_titles, in_order, recognize_splits
+from zoo.paths import expand
 
 ALL = "all"
 SHOWN = 3  # names of files in a line
@@ -64,7 +65,7 @@ def find_files(path: str | None) -> LocalFiles:
             "data.path is not set: expected a file, a folder or a glob of .txt, .md, .jsonl or .parquet files, "
             "for example data.path=book.txt"
         )
-    root = Path(path).expanduser()
+    root = expand(path)
     if root.is_dir():
         skipped: list[tuple[str, str]] = []
         return _sort(list(_walk(root, skipped)), skipped, root, str(path))

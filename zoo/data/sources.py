@@ -26,6 +26,7 @@ from zoo.data.documents import (
     cut_document,
     digest_documents,
     escape_name,
+    expand,
     split_index,
     text_hash,
 )
@@ -67,7 +68,7 @@ class StdlibSource:
 
     def __init__(self, root: str | None = None) -> None:
         self.name = "stdlib"
-        self.root = Path(root or sysconfig.get_paths()["stdlib"]).expanduser()
+        self.root = expand(root or sysconfig.get_paths()["stdlib"])
 
     def documents(self, split: str) -> Iterator[Document]:
         """Modules of one split (about 90/5/5 of the modules), ordered by the hash of their content."""

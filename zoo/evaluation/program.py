@@ -18,6 +18,7 @@ from zoo.evaluation.run import OpenedRun, open_run
 from zoo.evaluation.suite import Suite
 from zoo.evaluation.tables import show
 from zoo.evaluation.tasks import Task
+from zoo.paths import expand, split_paths
 
 
 def evaluate_runs(
@@ -44,7 +45,7 @@ def evaluate_runs(
     if not folders:
         raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
     for folder in folders if len(folders) > 1 else []:
-        load_run_config(Path(folder or "").expanduser())  # says early what is no run
+        load_run_config(folder)  # says early what is no run
     compared: list[Run] = []
     for number, folder in enumerate(folders):
         opened = open_run(folder, checkpoint, device)
@@ -61,41 +62,30 @@ def evaluate_runs(
             raise ConfigError(f"{folder} has no result: every task was left out. Change what the notes above name.")
     if len(compared) > 1:
         rows = compare_runs(compared, seed)
-        where = Path(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)
+        where = expand(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)
         show_comparison(rows, write_comparison(where, compared, rows), console, comparison_notes(compared))
 
 
-def split_runs(run: str | Sequence[str] | None) -> list[str | None]:
+def split_runs(run: str | Sequence[str] | None) -> list[str]:
     """Folders of ``run=A,B`` or of a list; the name of a folder that exists may have commas itself.
 
     Raises:
-        ConfigError: if one is named twice.
+        ConfigError: if there is none, or one is named twice.
     """
     if isinstance(run, str):
-        run = _split(run)
-    if run is None or len(run) == 1:
-        return [None] if run is None else list(run)
-    resolved = [str(Path(folder).expanduser().resolve()) for folder in run]
+        run = split_paths(run)
+    if not run:
+        raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
+    resolved = [expand(folder).resolve() for folder in run]
     for folder, path in zip(run, resolved):
         if resolved.count(path) > 1:
             raise ConfigError(f"run names {folder} twice: expected different run folders.")
     return list(run)
 
 
-def _split(text: str) -> list[str]:
-    parts = text.split(",")
-    found: list[str] = []
-    while parts:
-        joined = (",".join(parts[:count]).strip() for count in range(1, len(parts) + 1))
-        folder = next((name for name in joined if name and Path(name).expanduser().is_dir()), parts[0].strip())
-        found += [folder] if folder else []
-        parts = parts[folder.count(",") + 1 :]
-    return found
-
-
-def _label(run: OpenedRun, folders: Sequence[str | None]) -> str:
+def _label(run: OpenedRun, folders: Sequence[str]) -> str:
     """The folder's name, with its parents as far as names are the same."""
-    paths = [Path(folder or ".").expanduser().resolve() for folder in folders]
+    paths = [expand(folder).resolve() for folder in folders]
     own = run.folder.resolve()
     for parts in range(1, len(own.parts)):
         label = "/".join(own.parts[-parts:])
@@ -104,8 +94,8 @@ def _label(run: OpenedRun, folders: Sequence[str | None]) -> str:
     return str(own)
 
 
-def _name(folders: Sequence[str | None], compared: Sequence[Run], checkpoint: str, seed: int) -> str:
+def _name(folders: Sequence[str], compared: Sequence[Run], checkpoint: str, seed: int) -> str:
     stems = [written.outcome.stem for written in compared[0][1]]
-    paths = [str(Path(folder or ".").expanduser().resolve()) for folder in folders]
+    paths = [str(expand(folder).resolve()) for folder in folders]
     key = json.dumps([paths, stems, checkpoint, seed])
     return f"{stems[0] if len(stems) == 1 else 'suite'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -14,6 +14,7 @@ from zoo.config import ConfigError, load_run_config
 from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
 from zoo.model.decoder import Decoder
+from zoo.paths import expand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +62,7 @@ def open_run(run: str | None, checkpoint: str = "last", device: str | torch.devi
     """
     if not run:
         raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
-    folder = Path(run).expanduser()
+    folder = expand(run)
     config = load_run_config(folder)
     file = find_checkpoint(folder, checkpoint)
     sha256 = file_sha256(file)

@@ -21,6 +21,7 @@ from zoo.interop.heads import METHODS, HeadErrors, refusal, share_heads
 from zoo.interop.plan import Plan, plan_conversion
 from zoo.model.checkpoint import PREFIX
 from zoo.model.decoder import Decoder
+from zoo.paths import expand
 from zoo.training.checkpointing import AtomicCheckpointIO
 from zoo.training.run_folder import RunFolder, write_json
 
@@ -119,7 +120,7 @@ def convert_run(
         ConfigError: if the folder exists, and as :func:`zoo.interop.plan.plan_conversion`.
     """
     plan = plan_conversion(run.decoder, to, kv_heads, method)
-    folder = Path(out).expanduser() if out else _default_folder(run, plan, whiten_tokens is not None)
+    folder = expand(out) if out else _default_folder(run, plan, whiten_tokens is not None)
     if folder.exists():
         raise ConfigError(f"{folder} exists already: set out= to a folder that does not.")
     moments = None

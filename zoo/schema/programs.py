@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.config import ConfigError, quote_paths
+from zoo.config import ConfigError
+from zoo.paths import take_paths
 from zoo.schema.arguments import HELP, OutputFolder, option_lines
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
 from zoo.schema.compose import compose_config
@@ -73,7 +74,6 @@ def read_program(
     program: str,
     kind: type[Given],
     arguments: Sequence[str],
-    paths: Collection[str],
     usage: str | None,
     more: Callable[[], list[str]] = list,
 ) -> Given:
@@ -83,7 +83,6 @@ def read_program(
         program: name of a file of configs/, which has the defaults.
         kind: of the options.
         arguments: as typed, without the name of the program.
-        paths: options whose values may have any characters.
         usage: what ``--help`` prints before the options.
         more: makes lines that it prints after them.
 
@@ -96,7 +95,7 @@ def read_program(
         raise SystemExit(0)
     for flag in (argument for argument in arguments if argument.startswith("-")):
         raise ConfigError(f"{flag}: expected KEY=VALUE, or --help.")
-    return kind.read(composed(program, quote_paths(list(arguments), paths)))
+    return kind.read(composed(program, take_paths(arguments)))
 
 
 def compose_training(overrides: Sequence[str]) -> DictConfig:
@@ -105,7 +104,7 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: one line about what is wrong.
     """
-    config = compose_config("train", overrides)
+    config = compose_config("train", take_paths(overrides))
     return normalize(config, read_config(config))
 
 

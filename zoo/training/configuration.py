@@ -9,14 +9,24 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import mixers
-from zoo.config import ConfigError, load_run_config, to_dict
+from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data, to_dict
 from zoo.model import DecoderConfig, expand_schedule
+from zoo.paths import literal
 
-RESUMABLE = ("trainer.max_steps", "trainer.max_tokens", "trainer.devices", "logger", "data.num_workers", "data.verify")
+MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked
+RESUMABLE = (
+    "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.devices",
+    "logger",
+    "data.num_workers",
+    "data.verify",
+    *MOVABLE,
+)
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices and logger.
+    """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices, logger and places.
 
     Raises:
         ConfigError: on any other override.
@@ -31,10 +41,15 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
                 f"{key} cannot be changed by a resumed run: only {', '.join(RESUMABLE)} can. Start a new run for it."
             )
         node = next(name for name in RESUMABLE if key == name or key.startswith(f"{name}."))
-        OmegaConf.update(saved, node, OmegaConf.select(config, node), merge=False, force_add=True)
+        if node in MOVABLE:
+            continue
+        copy_option(config, saved, node)
         if node == "trainer.max_steps" and not any(o.startswith("trainer.max_tokens=") for o in overrides):
             saved.trainer.max_tokens = None
-    saved.resume = config.resume
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    path, cache_dir = (absolute(OmegaConf.select(config, name)) if name in given else None for name in MOVABLE)
+    move_data(saved, path, cache_dir)
+    saved.resume = literal(config.resume)
     return saved
 
 

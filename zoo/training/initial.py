@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from zoo.config import ConfigError, load_run_config
+from zoo.config import ConfigError, copy_option, load_run_config, move_data
 from zoo.model.checkpoint import PREFIX, CheckpointError, find_checkpoint, read_checkpoint
+from zoo.paths import expand, literal
 
 FIXED = ("model", "attention", "mixers", "schedule", "tokenizer", "match", "experiment", "resume")
 
@@ -31,12 +32,14 @@ def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
                 f"{key} cannot be changed by a run that starts from the weights of {config.init}: these fix the model "
                 "and the tokenizer."
             )
-        OmegaConf.update(saved, group, OmegaConf.select(config, group), merge=False, force_add=True)
+        copy_option(config, saved, group)
     if "trainer.max_steps" in given and "trainer.max_tokens" not in given:
         OmegaConf.update(saved, "trainer.max_tokens", None, force_add=True)
     if "match" in saved:
         saved.match.quantity = None  # the sizes are those of the weights
-    saved.init, saved.resume = config.init, None
+    if not given & {"data", "data.source", "data.source.path"}:  # whose source has these places already
+        move_data(saved, *(OmegaConf.select(saved, n) if n in given else None for n in ("data.path", "data.cache_dir")))
+    saved.init, saved.resume = literal(config.init), None
     return saved
 
 
@@ -46,7 +49,7 @@ def initial_weights(run: str | Path, checkpoint: str = "last") -> dict[str, Tens
     Raises:
         CheckpointError: if the checkpoint is missing or damaged.
     """
-    state = read_checkpoint(find_checkpoint(Path(run).expanduser(), checkpoint))["state_dict"]
+    state = read_checkpoint(find_checkpoint(expand(run), checkpoint))["state_dict"]
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 
@@ -56,7 +59,7 @@ def initial_recall(run: str | Path, checkpoint: str = "last") -> dict[str, Any] 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged.
     """
-    facts = read_checkpoint(find_checkpoint(Path(run).expanduser(), checkpoint)).get("zoo")
+    facts = read_checkpoint(find_checkpoint(expand(run), checkpoint)).get("zoo")
     return facts.get("recall") if isinstance(facts, dict) else None
 
 

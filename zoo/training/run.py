@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import lightning
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, instantiate, to_dict
+from zoo.config import ConfigError, absolute, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
 from zoo.interop.gradual import sharing_callbacks
 from zoo.model import CheckpointError
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
+from zoo.paths import expand, literal
 from zoo.schema.check import check_config
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
@@ -39,8 +39,9 @@ def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
     config = check_config(config)
-    if config.data.path and config.resume is None:
-        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))  # so that eval.py works from anywhere
+    for name in ("path", "cache_dir"):
+        if config.data[name] and config.resume is None:
+            config.data[name] = literal(absolute(config.data[name]))  # so that eval.py works from anywhere
     run = RunFolder(folder)
     checkpoint = find_checkpoint(run.path) if config.resume else None
     max_steps = step_budget(config)
@@ -88,7 +89,7 @@ def _resumed_facts(checkpoint: Path) -> dict[str, Any]:
 
 def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | None) -> LanguageData:
     options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
-    given = run.tokenizer if resumed else Path(config.init).expanduser() / "tokenizer" if config.get("init") else None
+    given = run.tokenizer if resumed else expand(config.init) / "tokenizer" if config.get("init") else None
     data = LanguageData(
         instantiate(config.data.source),
         to_dict(config.tokenizer),

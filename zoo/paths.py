@@ -1,0 +1,163 @@
+"""Paths on command lines: taken as they are typed, whatever characters they have, and printed to be pasted.
+
+The value of a key of PATH_KEYS is the path itself, not Hydra's grammar: blanks, quotes, brackets, ``=``, ``#`` and
+``${`` stand for themselves, and ``~`` for the home folder. Where that leaves a choice, a path that exists wins:
+
+- ``null`` and an empty value set no path; ``./null`` is a path.
+- A value that is wholly in quotes is read as Hydra reads it, unless a path with these quotes exists.
+- Lists, ``run=A,B`` and the values of a multirun, are cut at each comma but those in the name of a path that exists.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+PATH_KEYS = frozenset(
+    (
+        "run",
+        "resume",
+        "init",
+        "out",
+        "prompt_file",
+        "data.path",
+        "data.cache_dir",
+        "data.source.path",
+        "data.source.root",
+        "data.source.cache_dir",
+        "task.path",
+        "task.haystack",
+        "task.include_path",
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+    )
+)
+LISTS = ("run", "task.include_path")  # that take several paths
+MULTIRUN = ("-m", "--multirun")
+SWEEPS = re.compile(r"(choice|glob|shuffle|sort)\(.*\)", re.DOTALL)
+
+
+def take_paths(arguments: Iterable[str], keys: Collection[str] = PATH_KEYS) -> list[str]:
+    """Arguments of a command line as Hydra's grammar has them: values of ``keys`` that are paths are quoted."""
+    given = list(arguments)
+    multirun = any(flag in given for flag in MULTIRUN)
+    return [_take(argument, keys, multirun) for argument in given]
+
+
+def _take(argument: str, keys: Collection[str], multirun: bool) -> str:
+    name, equals, value = argument.partition("=")
+    key = name.lstrip("+")
+    if not equals or key not in keys or value in ("", "null"):
+        return argument
+    if key in LISTS and value[0] == "[" and not exists(value) and _is_list(value):
+        return argument
+    if multirun and key not in LISTS and not key.startswith("hydra."):
+        if SWEEPS.fullmatch(value) and not exists(value):
+            return argument
+        return f"{name}={','.join(_take_one(path) for path in split_paths(value))}"
+    return f"{name}={_take_one(value, expanded=key not in LISTS)}"
+
+
+def _take_one(value: str, expanded: bool = True) -> str:
+    if value[:1] in ("'", '"') and not exists(value) and _is_quoted(value):
+        return value
+    return quote(_expanded(value) if expanded else value)
+
+
+def _expanded(value: str) -> str:
+    path = os.path.expanduser(value)
+    if path == "???" or os.path.normpath(path).startswith("~"):  # would be read once more as what it is not
+        return os.path.abspath(path)
+    return path
+
+
+def _is_list(value: str) -> bool:
+    return isinstance(_parsed(value), list)
+
+
+def _is_quoted(value: str) -> bool:
+    from hydra.core.override_parser.types import QuotedString
+
+    return isinstance(_parsed(value), QuotedString)
+
+
+def _parsed(value: str) -> Any:
+    """What Hydra reads a value as; None if it cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_overrides([f"key={value}"])[0]._value
+    except HydraException:
+        return None
+
+
+def quote(path: str) -> str:
+    """A path as a quoted string of Hydra's grammar, in which nothing is an interpolation."""
+    text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), literal(path))
+    return f"'{text}'"
+
+
+def literal(value: Any) -> Any:
+    """Text, or plain lists and dictionaries with text, for OmegaConf, which takes ``${`` in it for itself."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
+    if isinstance(value, dict):
+        return {key: literal(entry) for key, entry in value.items()}
+    return [literal(entry) for entry in value] if isinstance(value, list) else value
+
+
+def split_paths(text: str) -> list[str]:
+    """Paths of ``A,B``: cut at each comma but those in the name of a path that exists, without blanks around."""
+    parts = text.split(",")
+    found: list[str] = []
+    while parts:
+        joined = (",".join(parts[:count]) for count in range(len(parts), 0, -1))
+        path = next((name for whole in joined for name in (whole, whole.strip()) if exists(name)), parts[0].strip())
+        found += [path] if path else []
+        parts = parts[path.count(",") + 1 :]
+    return found
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder of this name, or one that matches it as a glob."""
+    whole = os.path.expanduser(path)
+    return bool(path) and (os.path.lexists(whole) or (glob.has_magic(whole) and bool(glob.glob(whole, recursive=True))))
+
+
+def expand(path: str | Path) -> Path:
+    """The path with ``~`` and ``~user`` replaced by a home folder; one of an unknown user is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
+def command(*words: str | Path) -> str:
+    """A command that can be pasted into a shell, whatever is in its words."""
+    return " ".join(_word(str(word)) for word in words)
+
+
+def _word(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    safe = (chr(b) if 32 <= b < 127 and chr(b) not in "\\'" else f"\\{b:03o}" for b in os.fsencode(word))
+    return f"$'{''.join(safe)}'"
+
+
+def shown(path: str | Path) -> str:
+    """A path or name as text that any file can hold: bytes that are not UTF-8 become ``\\xNN``."""
+    return re.sub("[\ud800-\udfff]", _visible, str(path))
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The last ``key=...`` argument as it was typed, whatever characters it has, and the other arguments."""
+    given = [a for a in arguments if a.startswith(f"{key}=")]
+    return (given[-1].removeprefix(f"{key}=") if given else None), [a for a in arguments if a not in given]
