@@ -17,7 +17,16 @@ def main(arguments: list[str]) -> None:
         options = read_program("eval", Evaluation, arguments, __doc__, task_help)
         task = build_task(options.task)
         device = choose_device(options.device)
-        evaluate_runs(options.run, task, options.checkpoint, device, options.seed, options.out)
+        evaluate_runs(
+            options.run,
+            task,
+            options.checkpoint,
+            device,
+            options.seed,
+            options.out,
+            data_path=options.data.path,
+            cache_dir=options.data.cache_dir,
+        )
 
 
 if __name__ == "__main__":

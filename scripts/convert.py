@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> None:
         from zoo.evaluation.run import open_run
         from zoo.interop.convert import convert_run
 
-        run = open_run(config.run, config.checkpoint, choose_device(config.device))
+        device, data = choose_device(config.device), config.data
+        run = open_run(config.run, config.checkpoint, device, data.path, data.cache_dir)
         whiten_tokens = config.whiten_tokens if config.whiten else None
         done = convert_run(run, config.to, config.kv_heads, config.method, config.out, whiten_tokens)
         metric = f"of keys and values on {whiten_tokens:,} tokens" if whiten_tokens else "of projections"

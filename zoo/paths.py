@@ -14,7 +14,9 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,18 @@ def shown(path: str | Path) -> str:
 def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+@contextmanager
+def plain_name(folder: Path) -> Iterator[Path]:
+    """A folder for libraries that open no name that is not UTF-8: itself, or a link to it that is there meanwhile."""
+    if shown(folder) == str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as beside:
+        link = Path(beside) / "link"
+        link.symlink_to(os.path.abspath(folder), target_is_directory=True)
+        yield link
 
 
 def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:

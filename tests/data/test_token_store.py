@@ -16,6 +16,7 @@ from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_ba
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import digest_documents
 from zoo.data.tokenizers import tokenizer_fingerprint
+from zoo.files import WriteError
 
 TEXTS = ["first text\n", "", "zweiter  Text é", "<|endoftext|> spelt out", "x" * 500]
 
@@ -302,5 +303,5 @@ def test_a_full_disk_names_the_folder_and_the_need(list_source, tokenizer, cache
 
 def test_a_cache_that_cannot_be_made(list_source, tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"could not be written"):
+    with pytest.raises(WriteError, match=r"could not be written: Not a directory. Set data.cache_dir"):
         open_store(list_source(*TEXTS), tokenizer, tmp_path / "file")

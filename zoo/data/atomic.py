@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from zoo.files import sync
+from zoo.files import sync, writing
 
 
 def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], None]) -> None:
@@ -18,7 +18,15 @@ def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], 
 
     The temporary folder is a sibling, flushed to disk and renamed in one step. A lock file beside the folder lets a
     second builder wait; what a killed builder left behind is removed. A folder that is there but not ready is replaced.
+
+    Raises:
+        WriteError: if the folder cannot be written.
     """
+    with writing(folder, "Set data.cache_dir or ZOO_CACHE to a folder that can be written to"):
+        _build_once(folder, ready, build)
+
+
+def _build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f"{folder.name}.lock")
     try:

@@ -63,10 +63,7 @@ class TokenStore:
         verify: read all of it and compare its checksums; otherwise sizes and some blocks of each file are.
         """
         stamp = source_stamp(source)
-        recipe = json.dumps(
-            [RECIPE, split, known_fingerprint(source, split, cache_dir), tokenizer_fingerprint(tokenizer)]
-        )
-        key = hashlib.sha256(recipe.encode()).hexdigest()[:32]
+        key = store_key(source, split, tokenizer, cache_dir)
         folder = expand(cache_dir) / "tokens" / key
         if not _intact(folder, verify, quiet=True):
 
@@ -75,10 +72,7 @@ class TokenStore:
                 if source_stamp(source) != stamp:
                     raise DataError(f"the files of {source.name} changed while they were read: start again")
 
-            try:
-                build_once(folder, lambda: _intact(folder, verify), build)
-            except OSError as error:
-                raise DataError(f"the token store {folder} could not be written: {error}") from error
+            build_once(folder, lambda: _intact(folder, verify), build)
         return cls(folder)
 
     def __len__(self) -> int:
@@ -109,6 +103,12 @@ class TokenStore:
             raise IndexError(f"tokens {start}..{stop} of {self.num_tokens}")
         first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
         return self.names[int(first) : int(last) + 1]
+
+
+def store_key(source: Source, split: str, tokenizer: PreTrainedTokenizerFast, cache_dir: str | Path) -> str:
+    """Content address of the store of a split, which need not be built."""
+    recipe = [RECIPE, split, known_fingerprint(source, split, cache_dir), tokenizer_fingerprint(tokenizer)]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 
 class Names(Sequence[str]):

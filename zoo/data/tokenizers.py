@@ -18,6 +18,7 @@ import numpy as np
 from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
 from zoo.data.fingerprints import known_fingerprint
+from zoo.paths import plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -133,7 +134,9 @@ def tokens_with(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> lis
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Writes the tokenizer so that load_tokenizer and transformers.AutoTokenizer read it back with the same ids."""
-    tokenizer.save_pretrained(str(folder))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with plain_name(Path(folder)) as place:
+        tokenizer.save_pretrained(str(place))
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
@@ -141,7 +144,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     folder = expand(folder)
     if not folder.is_dir():
         raise DataError(f"no tokenizer folder at {folder}: expected the folder that save_tokenizer wrote")
-    return _load(str(folder), local_files_only=True)
+    with plain_name(folder) as place:
+        return _load(str(place), local_files_only=True)
 
 
 def _load(place: str, **options: Any) -> PreTrainedTokenizerFast:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from zoo.config import ConfigError
-from zoo.evaluation.results import FOLDER as RESULTS
 from zoo.evaluation.results import SCHEMA
 from zoo.evaluation.run import OpenedRun
 from zoo.files import replace_file
@@ -41,7 +40,7 @@ class CellStore:
     """Results of one model by key in a folder; a key is all else that a result depends on.
 
     Attributes:
-        folder: RUN_DIR/eval. model: what tells the model, and where it runs, from others.
+        folder: of results, RUN_DIR/eval. model: what tells the model, and where it runs, from others.
         fresh: look at no earlier result, but keep new ones.
     """
 
@@ -94,4 +93,4 @@ def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
     """
     if not isinstance(fresh, bool):
         raise ConfigError(f"task.fresh={fresh!r}: expected true or false.")
-    return CellStore(run.folder / RESULTS, (run.sha256, str(run.device)), fresh)
+    return CellStore(run.results, (run.sha256, str(run.device)), fresh)

@@ -13,7 +13,7 @@ from zoo.evaluation.describe import describe_model, describe_run, describe_token
 from zoo.evaluation.grids import plot_depths
 from zoo.evaluation.plots import plot_documents, plot_training
 from zoo.evaluation.qa_task import HubSuite
-from zoo.evaluation.results import FOLDER, SCHEMA, write_results
+from zoo.evaluation.results import SCHEMA, write_results
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.suite import Suite
 from zoo.evaluation.tasks import Outcome, Task
@@ -54,7 +54,7 @@ def evaluate(run: OpenedRun, task: Task | Suite | HubSuite, seed: int = 0) -> It
 
 
 def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
-    """Evaluate a run and write RUN_DIR/eval/; every file appears whole or not at all."""
+    """Evaluate a run and write to ``run.results``; every file appears whole or not at all."""
     outcome = _with_undefined(task.evaluate(run, seed))
     content = {
         "schema": SCHEMA,
@@ -65,7 +65,7 @@ def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
         "results": [record.to_dict() for record in outcome.records],
         "warnings": outcome.warnings,
     }
-    folder = run.folder / FOLDER
+    folder = run.results
     file = folder / f"{outcome.stem}.json"
     write_results(file, content, outcome.samples)
     return Written(outcome, content, [file, *_draw(run, outcome, content, folder)])

@@ -19,6 +19,7 @@ from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
 from zoo.evaluation.names import join_name, path_part
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Outcome, TaskOptions, Words
+from zoo.paths import expand
 from zoo.schema.base import Count, Flag, Positive, option
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class LmEvalTask(TaskOptions):
         """The harness's task manager, and the groups and single tasks that the names stand for."""
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=self.include_path or [], include_defaults=self.builtin_tasks)
+        folders = [str(expand(folder)) for folder in self.include_path or []]
+        manager = TaskManager(include_path=folders, include_defaults=self.builtin_tasks)
         for name in names:
             if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
                 near = difflib.get_close_matches(name, manager.all_tasks, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -45,4 +46,4 @@ def plain(value: Any) -> str:
 
 def path_part(path: str) -> str:
     """``path`` and some digits that tell where it is: paths that end alike have different ones."""
-    return "path" + hashlib.sha256(str(expand(path).resolve()).encode()).hexdigest()[:8]
+    return "path" + hashlib.sha256(os.fsencode(expand(path).resolve())).hexdigest()[:8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import LeftOut, evaluate
 from zoo.evaluation.qa_task import HubSuite
+from zoo.evaluation.results import FOLDER
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.evaluation.suite import Suite
 from zoo.evaluation.tables import show
 from zoo.evaluation.tasks import Task
+from zoo.files import is_writable
 from zoo.paths import expand, split_paths
 
 
@@ -29,12 +32,22 @@ def evaluate_runs(
     seed: int = 0,
     out: str | None = None,
     console: Console | None = None,
+    data_path: str | None = None,
+    cache_dir: str | None = None,
 ) -> None:
     """Evaluate every run, print its tables, and compare the runs if there are several.
 
     Args:
-        run: a run folder, or several with commas between them. out: folder of the comparison; None for a folder in
-            comparisons/ whose name depends on the runs and the task alone.
+        run: a run folder, or several with commas between them.
+        task: what is asked of each.
+        checkpoint: ``last``, ``best`` or ``step-N``.
+        device: where the decoders are put.
+        seed: of samples and bootstraps.
+        out: folder for the results of one run, in place of RUN_DIR/eval, or for the comparison of several; None for a
+            folder in comparisons/ whose name depends on the runs and the task alone.
+        console: to print to.
+        data_path: where the data of the runs lie now, if they have moved.
+        cache_dir: folder for token stores, in place of that of training.
 
     Raises:
         ConfigError: on a run that is named twice or without any result, and as in
@@ -46,9 +59,10 @@ def evaluate_runs(
         raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
     for folder in folders if len(folders) > 1 else []:
         load_run_config(folder)  # says early what is no run
+    places = result_folders(folders, out)
     compared: list[Run] = []
     for number, folder in enumerate(folders):
-        opened = open_run(folder, checkpoint, device)
+        opened = replace(open_run(folder, checkpoint, device, data_path, cache_dir), out=places[number])
         if len(folders) > 1:
             console.rule(f"{number + 1} of {len(folders)}: {folder}", align="left", characters="-")
         compared.append((_label(opened, folders), []))
@@ -64,6 +78,29 @@ def evaluate_runs(
         rows = compare_runs(compared, seed)
         where = expand(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)
         show_comparison(rows, write_comparison(where, compared, rows), console, comparison_notes(compared))
+
+
+def result_folders(folders: Sequence[str], out: str | None) -> list[Path | None]:
+    """Where the results of each run go; None for RUN_DIR/eval.
+
+    Of several runs, those whose own folders cannot be written to have theirs in ``out``.
+
+    Raises:
+        ConfigError: if one cannot be written to.
+    """
+    if out and not is_writable(expand(out)):
+        raise ConfigError(f"out={out} cannot be written to: expected a folder that can, or one that can be made.")
+    if len(folders) == 1 and out:
+        return [expand(out)]
+    places: list[Path | None] = []
+    for number, folder in enumerate(folders):
+        if not expand(folder).is_dir() or is_writable(expand(folder) / FOLDER):
+            places.append(None)  # open_run says what is no run
+        elif out:
+            places.append(expand(out) / f"run-{number + 1}")
+        else:
+            raise ConfigError(f"{folder} cannot be written to: give out=FOLDER for results, pictures and progress.")
+    return places
 
 
 def split_runs(run: str | Sequence[str] | None) -> list[str]:

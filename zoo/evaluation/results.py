@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.files import replace_file
+from zoo.paths import command, shown
 
 SCHEMA = "zoo-eval/1"
 SCHEMA_FILE = Path(__file__).with_name("zoo-eval-1.schema.json")
@@ -68,9 +69,12 @@ def write_results(file: Path, content: dict[str, Any], samples: Iterable[dict[st
     Raises:
         ResultError: if the content does not follow the schema.
     """
+    content = _text(content)
     check_results(content, str(file))
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    lines = "".join(json.dumps(_finite(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
+    lines = "".join(
+        json.dumps(_text(_finite(sample)), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples
+    )
     if lines:
         packed = gzip.compress(lines.encode(), mtime=0)
         replace_file(samples_file(file), lambda unfinished: unfinished.write_bytes(packed))
@@ -110,7 +114,7 @@ def read_held_out(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if record["value"] is None:
                 raise ResultError(f"{file} has no finite bits per byte: leave {run} out, or train it again.")
             return result, record
-    raise ResultError(f"{run} has not been evaluated: python eval.py run={run} task=perplexity")
+    raise ResultError(f"{run} has not been evaluated: {command('python', 'eval.py', f'run={run}', 'task=perplexity')}")
 
 
 def _is_held_out(result: dict[str, Any]) -> bool:
@@ -156,6 +160,15 @@ def _finite(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _finite(value) for key, value in node.items()}
     return [_finite(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def _text(node: Any) -> Any:
+    """The same with names of files that are not UTF-8 as text that is."""
+    if isinstance(node, str):
+        return shown(node)
+    if isinstance(node, dict):
+        return {_text(key): _text(value) for key, value in node.items()}
+    return [_text(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _infinite(node: Any, place: str) -> Iterable[str]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, load_run_config
+from zoo.config import ConfigError, instantiate, load_run_config, move_data
 from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from zoo.data.moved import check_moved
+from zoo.evaluation.results import FOLDER
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
 from zoo.model.decoder import Decoder
 from zoo.paths import expand
@@ -27,7 +29,7 @@ class OpenedRun:
     Attributes:
         folder: the run folder. checkpoint: name of the checkpoint; file: where it lies; sha256: of it, as it was read.
         step: optimizer steps taken. trained: what the trainer left in the checkpoint ("tokens", "train_length",
-            "tokenizer", "data").
+            "tokenizer", "data"). out: where results go; None for RUN_DIR/eval.
     """
 
     folder: Path
@@ -39,6 +41,12 @@ class OpenedRun:
     step: int
     trained: dict[str, Any]
     sha256: str
+    out: Path | None = None
+
+    @property
+    def results(self) -> Path:
+        """Folder of result files, pictures and finished cells."""
+        return self.out or self.folder / FOLDER
 
     @property
     def document_token(self) -> int:
@@ -53,8 +61,21 @@ class OpenedRun:
         return self.decoder.head.weight.device
 
 
-def open_run(run: str | None, checkpoint: str = "last", device: str | torch.device = "cpu") -> OpenedRun:
+def open_run(
+    run: str | None,
+    checkpoint: str = "last",
+    device: str | torch.device = "cpu",
+    data_path: str | None = None,
+    cache_dir: str | None = None,
+) -> OpenedRun:
     """The run in folder ``run``, with the checkpoint ``last``, ``best`` or ``step-N``.
+
+    Args:
+        run: the folder.
+        checkpoint: its name.
+        device: where the decoder is put.
+        data_path: where the run's data lie now, if they have moved; their content is checked.
+        cache_dir: folder for token stores, in place of that of training.
 
     Raises:
         ConfigError: if no run is given, or the folder is not one. CheckpointError: if the checkpoint is missing,
@@ -64,6 +85,8 @@ def open_run(run: str | None, checkpoint: str = "last", device: str | torch.devi
         raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
     folder = expand(run)
     config = load_run_config(folder)
+    own_cache = config.data.get("cache_dir")
+    move_data(config, data_path, cache_dir)
     file = find_checkpoint(folder, checkpoint)
     sha256 = file_sha256(file)
     content = read_checkpoint(file)
@@ -72,6 +95,9 @@ def open_run(run: str | None, checkpoint: str = "last", device: str | torch.devi
         raise CheckpointError(f"{file} was not written by train.py: it does not say what it was trained on.")
     tokenizer = load_tokenizer(folder / "tokenizer")
     _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained["tokenizer"], tokenizer)
+    if data_path is not None:
+        caches = [own_cache, config.data.cache_dir]
+        check_moved(instantiate(config.data.source), trained.get("data") or {}, tokenizer, caches[-1], caches)
     decoder = load(file, device=device)
     if file_sha256(file) != sha256:
         raise CheckpointError(f"{file} was replaced while it was read: start again, once training has stopped.")

@@ -59,7 +59,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums of its parts
             if (part := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"checksum of {part} is wrong")
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = _load(file)
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -69,6 +69,16 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "decoder" not in content or "state_dict" not in content:
         raise CheckpointError(f"{file} is not a checkpoint of this project: it has no decoder configuration.")
     return content
+
+
+def _load(file: str | Path) -> Any:
+    """Mapped where PyTorch can: it opens no name that is not UTF-8."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        with Path(file).open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def load(path: str | Path, checkpoint: str = "last", device: str | torch.device = "cpu") -> Decoder:

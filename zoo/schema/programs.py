@@ -22,6 +22,13 @@ Device = Annotated[Text, option("auto, cpu or cuda; auto: the first GPU if there
 Run = Annotated[Text | None, option("RUN_DIR, the folder that train.py wrote")]
 
 
+class Places(Options):
+    """Where the data of a run lie now."""
+
+    path: Text | None = option("where the data of the runs lie now, if they have moved; their content is checked")
+    cache_dir: Text | None = option("folder for token stores; null: that of training")
+
+
 class Evaluation(Options):
     """Options of eval.py."""
 
@@ -32,7 +39,10 @@ class Evaluation(Options):
     checkpoint: Checkpoint
     device: Device
     seed: Seed = option("of samples and bootstraps")
-    out: OutputFolder | None = option("folder of the comparison of several runs; null: one in comparisons/")
+    out: OutputFolder | None = option(
+        "folder for results of one run, or for the comparison of several; null: RUN_DIR/eval, or one in comparisons/"
+    )
+    data: Places = option("places of the data of training")
 
 
 class Generation(Options):
@@ -61,6 +71,7 @@ class Conversion(Options):
     whiten: Flag = option("minimize errors of keys and values on the run's text, and not those of weights")
     whiten_tokens: Positive = option("of the run's training text", unit="tokens")
     out: OutputFolder | None = option("the new folder; null: beside RUN_DIR, named after the conversion")
+    data: Places = option("places of the data of training")
     checkpoint: Checkpoint
     device: Device
 

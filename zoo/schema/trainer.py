@@ -44,7 +44,9 @@ class WandbOptions(Options):
     model_config = ConfigDict(extra="allow")
 
     project: Text = option("project of Weights & Biases")
-    mode: Literal["online", "offline", "disabled"] = option("whether and when runs are sent")
+    mode: Literal["online", "offline", "disabled"] | None = option(
+        "whether and when runs are sent; null: what WANDB_MODE says, or online"
+    )
 
 
 class LoggerOptions(Options):

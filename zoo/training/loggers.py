@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.files import read_metrics, replace_file, replace_text
+from zoo.config import ConfigError
+from zoo.files import read_metrics, replace_file, replace_text, writing
 from zoo.training.strategies import process_rank
+
+WANDB_MODES = ("online", "offline", "disabled", "shared")
 
 
 class LocalLogger(Logger):
@@ -50,7 +55,7 @@ class LocalLogger(Logger):
         """Append one line."""
         row = {"step": step, "time": time.time(), **metrics}
         self.rows.append(row)
-        with self.lines.open("a", encoding="utf-8") as file:
+        with writing(self.lines), self.lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if any(key.startswith("val/") for key in metrics):
             self.save()
@@ -81,26 +86,59 @@ def build_loggers(
     """All loggers of a run.
 
     Args:
-        wandb: keywords of Lightning's WandbLogger with ``mode`` (online, offline, disabled), or None.
+        wandb: keywords of Lightning's WandbLogger with ``mode`` (online, offline, disabled; None: what the variable
+            WANDB_MODE says, or online), or None.
         settings: the run's configuration, for loggers that show it.
+
+    Raises:
+        ConfigError: if a logger cannot be started.
     """
     loggers: list[Logger] = [LocalLogger(folder, resumed_step)]
     if wandb is not None:
-        mode = wandb.get("mode", "online")
-        if mode not in ("online", "offline", "disabled"):
-            raise ValueError(f"logger.wandb.mode={mode!r}: expected online, offline or disabled.")
+        mode = wandb_mode(wandb.get("mode"))
         options = {key: value for key, value in wandb.items() if key != "mode"}
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
+        identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[
             :16
         ]  # folders of sweeps are called 0, 1, ...
         options = {"id": identity, "resume": "allow", "name": folder.name, **options}
-        loggers.append(WandbLogger(save_dir=folder, settings=_wandb_settings(mode), config=settings, **options))
+        loggers.append(_started("wandb", lambda: _wandb(mode, save_dir=folder, config=settings, **options)))
     if tensorboard:
-        loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
+        loggers.append(
+            _started("tensorboard", lambda: TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
+        )
     return loggers
 
 
-def _wandb_settings(mode: str) -> Any:
+def wandb_mode(asked: str | None) -> str:
+    """``logger.wandb.mode``, or else what the variable WANDB_MODE says, or else online.
+
+    Raises:
+        ConfigError: if it is none of wandb's.
+    """
+    mode = asked or os.environ.get("WANDB_MODE") or "online"
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names, which wandb takes too
+    if mode not in WANDB_MODES:
+        name = "logger.wandb.mode" if asked else "WANDB_MODE"
+        raise ConfigError(f"{name}={mode}: expected one of {', '.join(WANDB_MODES)}.")
+    return mode
+
+
+def _started(name: str, build: Callable[[], Logger]) -> Logger:
+    """A logger, and its connection where this process has one: what is wrong shows before the first step."""
+    try:
+        logger = build()
+        if process_rank() == 0:
+            logger.experiment  # type: ignore[attr-defined]  # noqa: B018
+    except Exception as error:  # of wandb, of its service, of the network, of a package that is missing
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = ", or set WANDB_MODE=offline" if name == "wandb" else ""
+        raise ConfigError(
+            f"logger={name} cannot be started: {reason} Mend that, choose logger=local{remedy}."
+        ) from error
+    return logger
+
+
+def _wandb(mode: str, **options: Any) -> Logger:
     import wandb
 
-    return wandb.Settings(mode=mode)  # type: ignore[arg-type]
+    return WandbLogger(settings=wandb.Settings(mode=mode), **options)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from zoo.config import ConfigError, absolute, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
+from zoo.data.moved import ChangedData, check_moved
 from zoo.interop.gradual import sharing_callbacks
 from zoo.model import CheckpointError
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
@@ -101,6 +102,13 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
         verify=config.data.get("verify", False),
         **options,
     )
+    if resumed and given:
+        try:
+            check_moved(data.source, resumed["data"], load_tokenizer(given), data.cache_dir, [data.cache_dir])
+        except ChangedData as error:
+            raise CheckpointError(
+                f"the data of {run.path} has changed since its checkpoint was written: {error}."
+            ) from error
     data.prepare()
     if resumed and (
         resumed["tokenizer"] != tokenizer_fingerprint(data.tokenizer) or resumed["data"] != data.fingerprint

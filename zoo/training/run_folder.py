@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError
-from zoo.files import replace_text
+from zoo.files import replace_text, writing
 
 PACKAGES = (
     "torch",
@@ -50,17 +50,18 @@ class RunFolder:
         Raises:
             ConfigError: if another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".owner"
         try:
-            self._lock.acquire(timeout=0)
+            with writing(self.path, "Set hydra.run.dir to a folder that can be written to; eval.py has out="):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+                owner.write_text(f"process {os.getpid()} on {platform.node()}")
         except Timeout:
             who = owner.read_text() if owner.is_file() else "unknown"
             raise ConfigError(
                 f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another hydra.run.dir."
             ) from None
         try:
-            owner.write_text(f"process {os.getpid()} on {platform.node()}")
             yield
         finally:
             owner.unlink(missing_ok=True)
