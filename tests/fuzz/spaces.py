@@ -120,7 +120,8 @@ def composed(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def group_names(*groups: str) -> dict[str, tuple[str, ...]]:
     """Files of configuration groups."""
-    return {group: tuple(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))) for group in groups}
+    files = {group: sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")) for group in groups}
+    return {group: tuple(name for name in names if name != "base") for group, names in files.items()}
 
 
 def train_spaces() -> list[Space]:
@@ -136,7 +137,8 @@ def train_spaces() -> list[Space]:
     return spaces
 
 
-CAPS = {"samples": "2", "lengths": "[64]", "max_documents": "1", "spans": "1", "generate": "2", "max_records": "2"}
+OWN = {"qa": "task.path=qa.json", "lm_eval": "task.names=[none]"}  # what a task cannot do without
+CAPS = {"samples": "2", "lengths": "[256]", "max_documents": "1", "spans": "1", "generate": "2", "max_records": "2"}
 
 
 def eval_spaces() -> list[Space]:
@@ -146,6 +148,7 @@ def eval_spaces() -> list[Space]:
     for task in groups["task"]:
         defaults = composed("eval", [f"task={task}"])
         caps = [f"task.{key}={value}" for key, value in CAPS.items() if f"task.{key}" in defaults]
+        caps += [OWN[task]] if task in OWN else []
         spaces.append(Space("eval.py", ("run=run", "device=cpu", f"task={task}", *caps), defaults, groups))
     return spaces
 
@@ -159,7 +162,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {  # arguments that make each one small
     "bench_layers": ("length=64", "width=32", "heads=2", "rounds=1", "attentions=window"),
     "bench_models": ("contexts=32", "tokens=64", "rounds=1", "arms=softmax", "vocab=64", *SMALL_MODEL),
     "bench_training": ("experiment=tiny", "data=text", "data.path=small", *SMALL_MODEL, "rounds=1", "steps=3"),
-    "compile_kernels": ("kernel=linear.step", "width=64", "dtype=bf16", "calls=main", "arch=sm_80", "jobs=1"),
+    "compile_kernels": ("kernel=linear.step", "width=256", "dtype=bf16", "calls=main", "arch=sm_80", "jobs=1"),
     "conversion_table": ("run", "context=8", "batch=1", "tokens=2", "rounds=1"),
     "tune_kernels": ("kernel=linear.mix",),
 }

@@ -36,13 +36,23 @@ EVALUATION = ("run=run", "device=cpu", "task=perplexity")
 def write_text(start: Path) -> None:
     """A few documents in several formats, and files that are none."""
     for folder in ("small", "empty"):
-        (start / folder).mkdir(parents=True)
+        (start / folder).mkdir(parents=True, exist_ok=True)
     for number in range(12):
         words = [WORDS[(number * i * i + i) % len(WORDS)] for i in range(400)]
         (start / "small" / f"{chr(97 + number)}.txt").write_text(" ".join(words) + "\n", encoding="utf-8")
     lines = [json.dumps({"text": " ".join(WORDS[i % 7 :])}) for i in range(40)]
     (start / "lines.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (start / "qa.json").write_text(json.dumps(squad()), encoding="utf-8")
     (start / "broken.jsonl").write_bytes(b'{"text": 1}\n\xff\n')
+
+
+def squad() -> dict[str, object]:
+    """Two questions in SQuAD's format."""
+    asked = [
+        {"id": word, "question": f"which {word}?", "answers": [{"text": word, "answer_start": 0}]} for word in "ab"
+    ]
+    paragraphs = [{"context": f"{one['id']} is here", "qas": [one]} for one in asked]
+    return {"version": "1", "data": [{"title": "t", "paragraphs": paragraphs}]}
 
 
 def make_start(start: Path, work: Path) -> None:

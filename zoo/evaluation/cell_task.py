@@ -105,9 +105,7 @@ class CellTask(TaskOptions):
     choices: Annotated[Whole, Ge(2)] = option(
         "values compared for rank_accuracy, the right one included, where there are some", default=8
     )
-    generate: Count = option(
-        "tokens to generate, for f1 and contains; 0: teacher forcing only", unit="tokens", default=0
-    )
+    generate: Count = option("tokens to generate, for f1 and contains; 0: teacher forcing only", default=0)
     batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
     fresh: Flag = option("score finished cells again", default=False)
     _strict: bool = PrivateAttr(True)

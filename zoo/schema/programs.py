@@ -52,7 +52,7 @@ class Generation(Options):
     prompt_file: Text | None = option("file of the text to continue, in place of prompt=")
     checkpoint: Checkpoint
     device: Device
-    max_new_tokens: Count = option("length of the continuation", unit="tokens")
+    max_new_tokens: Count = option("tokens of the continuation")
     temperature: Annotated[Number, Ge(0)] = option("of what is drawn; 0: always the most likely token")
     top_k: Positive | None = option("draw from the k most likely tokens; null: from all")
     top_p: Annotated[Number, Gt(0), Le(1)] | None = option(
@@ -69,7 +69,7 @@ class Conversion(Options):
     kv_heads: Positive | None = option("key heads that remain per layer; null: the default of the target")
     method: Literal["mean", "first", "svd"] = option("how heads become one")
     whiten: Flag = option("minimize errors of keys and values on the run's text, and not those of weights")
-    whiten_tokens: Positive = option("of the run's training text", unit="tokens")
+    whiten_tokens: Positive = option("tokens of the run's training text that are read for it")
     out: OutputFolder | None = option("the new folder; null: beside RUN_DIR, named after the conversion")
     data: Places = option("places of the data of training")
     checkpoint: Checkpoint

@@ -32,6 +32,7 @@ PACKAGES = (
     "numpy",
     "attention-zoo",
 )
+RUNS = "runs"  # where a run is put that is given no folder
 
 
 class RunFolder:
@@ -85,6 +86,8 @@ class RunFolder:
             for name in left:
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
+            if self.path.parent == Path(RUNS).absolute() and not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
 
     def describe(self, config: DictConfig) -> None:
         """Write the resolved configuration, the environment and the state of the source code."""
