@@ -4,6 +4,7 @@ import os
 import random
 import shlex
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -123,3 +124,10 @@ def test_text_that_is_taken_as_typed_and_text_that_any_file_can_hold():
     assert take_text(["run=x"], "prompt") == (None, ["run=x"])
     assert shown("caf\udce9/ü") == "caf\\xe9/ü" and shown("\ud800") == "\\ud800"
     assert list(OmegaConf.create(literal({"a": ["${x}", 1, None]})).a) == ["${x}", 1, None]
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed():
+    code = "from zoo.paths import print_any_name; print_any_name(); print('caf\\udce9 \xfc')"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0 and done.stdout.decode() == "caf\\udce9 ü\n"

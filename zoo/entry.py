@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.cli import friendly_errors
 from zoo.config import CONFIGS, ConfigError
-from zoo.paths import MULTIRUN, command, expand, quote, take_paths
+from zoo.paths import MULTIRUN, command, expand, print_any_name, quote, take_paths
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def start(program: str, main: Main, arguments: Sequence[str]) -> None:
         main: called once, or once for each job of a multirun; users' errors in it end the program with one line.
         arguments: as typed; the values of paths stand for themselves, see :mod:`zoo.paths`.
     """
+    print_any_name()
     taken = take_paths(arguments)
     if any(argument.startswith("-") for argument in taken):
         _start_hydra(program, main, taken)

@@ -11,9 +11,11 @@ The value of a key of PATH_KEYS is the path itself, not Hydra's grammar: blanks,
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,6 +159,13 @@ def shown(path: str | Path) -> str:
 def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def print_any_name() -> None:
+    """Let standard output and standard error show what their encoding cannot, as names that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

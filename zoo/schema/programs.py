@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import ConfigError
-from zoo.paths import take_paths
+from zoo.paths import print_any_name, take_paths
 from zoo.schema.arguments import HELP, OutputFolder, option_lines
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
 from zoo.schema.compose import compose_config
@@ -100,6 +100,7 @@ def read_program(
     Raises:
         ConfigError: one line about what is wrong.
     """
+    print_any_name()
     if set(HELP) & set(arguments):
         lines = option_lines(kind, composed(program))
         print((usage or "").strip(), "", "Options:", "", *lines, *more(), sep="\n")
