@@ -3,7 +3,7 @@
     python scripts/report.py SWEEP_DIR [OPTION=VALUE ...]
 
 SWEEP_DIR is what `python train.py -m sweep=NAME` wrote; it may still be running. report.html holds everything and opens
-from disk; the pictures are for report.md.
+from disk; the pictures are for report.md. The folder of a report is drawn again from its report.json, without the runs.
 """
 
 from __future__ import annotations

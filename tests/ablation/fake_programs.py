@@ -94,10 +94,10 @@ def read_calls(folder):
 DRIVER = """
 import sys
 from pathlib import Path
-from zoo.ablation import runs
-from zoo.ablation.sweep import run_sweep
+from zoo.ablation import runs, sweep
 runs.PROGRAMS = Path(sys.argv[1])
-sys.exit(run_sweep(sys.argv[2:]))
+sweep.prepare = lambda plan: plan  # patterns of stand-ins are no attentions
+sys.exit(sweep.run_sweep(sys.argv[2:]))
 """
 
 

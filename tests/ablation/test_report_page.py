@@ -15,11 +15,17 @@ import pytest
 from tests.ablation import sweep_folder
 from tests.ablation.sweep_folder import ARMS, write_sweep
 from zoo.ablation.report.analysis import analyse
-from zoo.ablation.report.figures import layer_colours
+from zoo.ablation.report.canvas import layer_colours
+from zoo.ablation.report.figures import draw_all
 from zoo.ablation.report.page import html_page, without_measured
 from zoo.ablation.report.read import read_sweep
-from zoo.ablation.report.text import arms_csv, markdown_page
+from zoo.ablation.report.scatter import cache_axis
+from zoo.ablation.report.stored import read_report
+from zoo.ablation.report.tables import front_table
+from zoo.ablation.report.text import arms_csv, markdown_page, measures_csv, table_text
 from zoo.ablation.report.write import write_report
+from zoo.config import ConfigError
+from zoo.evaluation.plots import plt
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -103,7 +109,7 @@ def test_every_file_is_there_and_markdown_shows_every_picture(folder):
     for block in page.split("\n\n"):
         if block.startswith("|"):
             assert len({re.sub(r"\\\|", "", line).count("|") for line in block.splitlines()}) == 1
-    assert "**worse, -0.708** (-0.888 to -0.529)" in page
+    assert "**worse, -0.708** (-0.847 to -0.481)" in page
 
 
 def test_csv_has_the_numbers(folder):
@@ -124,7 +130,7 @@ def test_csv_has_the_numbers(folder):
 def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path, monkeypatch):
     """The second sweep is elsewhere, was stopped once, and ran at another speed."""
     again = write_sweep(tmp_path / "elsewhere", seeds=(0,))
-    monkeypatch.setattr(sweep_folder, "RATES", dict.fromkeys(ARMS, 777.0))
+    monkeypatch.setattr(sweep_folder, "RATES", dict.fromkeys(ARMS, 76_543.0))
     write_sweep(again)
     environment = again / "arms/linear/seed-0/environment.json"
     environment.write_text(json.dumps(json.loads(environment.read_text()) | {"time": "later", "command": ["resume=x"]}))
@@ -136,7 +142,72 @@ def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path
             assert first != second
             first, second = (without_measured(content.decode()) for content in (first, second))
         assert (first != second) if measured else (first == second), file.name
-    assert "777" not in without_measured((again / "report" / "report.html").read_text())
+    page = (again / "report" / "report.html").read_text()
+    assert "76,548" in page and "76,548" not in without_measured(page)
+
+
+def test_a_report_is_drawn_again_without_its_runs(folder, tmp_path, capsys):
+    """All of it, byte by byte, from report.json and speed.csv."""
+    report = tmp_path / "report"
+    report.mkdir()
+    for name in ("report.json", "speed.csv"):
+        shutil.copy(folder / "report" / name, report)
+    assert {file.parent for file in write_report(report)} == {report}
+    for file in sorted((folder / "report").iterdir()):
+        assert file.read_bytes() == (report / file.name).read_bytes(), file.name
+    for content, message in (('{"schema": "zoo-report/2"}', "report.json is damaged"), ("{", "report.json is damaged")):
+        (report / "report.json").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            write_report(report)
+
+
+def test_the_committed_study_is_what_its_data_give(tmp_path):
+    study = ROOT / "docs" / "studies" / "hybrid_recall"
+    analysis = read_report(study)
+    for name, text in (("arms.csv", arms_csv(analysis)), ("measures.csv", measures_csv(analysis))):
+        assert (study / name).read_text() == text, name
+    page = (study / "report.md").read_text()
+    assert table_text(front_table(analysis, "Pareto fronts", ("cache", "flops"))) in page
+    states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.recall, "cache")}
+    assert states["softmax"] == "not resolved", "an interval of nearly the whole range says nothing"
+
+
+def test_commands_wrap_and_cells_know_their_columns(text):
+    page = Page(text)
+    tags = [(tag, attributes) for tag, attributes in page.tags]
+    assert len([tag for tag, _ in tags if tag == "code"]) == 1 + len(ARMS)
+    heads = {attributes["data-of"] for tag, attributes in tags if tag == "td"}
+    assert {*ARMS, "layers", "parameters", "on the front", "not resolved"} <= heads
+
+
+def test_arms_without_an_axis_of_numbers_are_drawn_by_name(tmp_path):
+    """Attentions of which none is softmax, but for one: shares of softmax layers would lie on each other."""
+    arms = {name: [name] * 4 for name in ("lightning", "ssd", "retention", "softmax")}
+    folder = write_sweep(tmp_path, arms, reference="softmax")
+    analysis = analyse(read_sweep(folder))
+    drawn = {picture.name: picture.svg for picture in draw_all(analysis, tmp_path)}
+    for name in ("share-loss", "share-recall"):
+        texts = [part.strip() for part in Page(drawn[name]).texts if part.strip()]
+        assert set(arms) <= set(texts) and "share of layers with full softmax attention" not in texts
+    assert [t for t in Page(drawn["pareto-recall-cache"]).texts if "iB" in t]
+
+
+@pytest.mark.parametrize(
+    ("costs", "ticks"),
+    [
+        ([288 * 2**10, 8 * 2**20], ["512 KiB", "1 MiB", "2 MiB", "4 MiB", "8 MiB"]),
+        ([2.1 * 2**20, 3.9 * 2**20], ["2.5 MiB", "3 MiB", "3.5 MiB"]),
+        ([0, 3 * 2**20], ["0 B", "1 MiB", "2 MiB", "3 MiB"]),
+        ([4096, 4096], ["4 KiB"]),
+        ([2**10, 2**30], ["1 KiB", "32 KiB", "1 MiB", "32 MiB", "1 GiB"]),
+    ],
+)
+def test_caches_have_ticks_at_round_numbers_of_bytes(costs, ticks):
+    figure, axes = plt.subplots()
+    axes.plot(costs, [0, 1])
+    cache_axis(axes, costs)
+    assert [axes.xaxis.get_major_formatter()(place, 0) for place in axes.get_xticks()] == ticks
+    plt.close(figure)
 
 
 def test_names_are_text_and_not_markup(tmp_path):

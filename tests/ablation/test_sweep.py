@@ -35,6 +35,7 @@ WAIT = 60  # seconds until something that must happen has not
 def programs(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PROGRAMS", write_programs(tmp_path))
     monkeypatch.setattr(sweep, "PAUSE", 0.02)
+    monkeypatch.setattr(sweep, "prepare", lambda plan: plan)  # patterns of stand-ins are no attentions
     monkeypatch.setattr(plan, "compose_config", lambda given, program="train": composed(tuple(given), program))
     return tmp_path
 

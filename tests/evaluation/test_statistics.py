@@ -2,13 +2,15 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from zoo.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_sums,
     interval,
     paired_bootstrap,
-    student_quantile,
+    student_interval,
+    unpaired_share,
     wilson,
 )
 
@@ -130,11 +132,64 @@ def test_intervals_are_percentiles():
     assert interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
 
 
-@pytest.mark.parametrize(
-    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (5, 2.57058), (10, 2.22814), (30, 2.04227)]
-)
-def test_student_quantiles_are_those_of_the_tables(degrees, quantile):
-    assert student_quantile(0.975, degrees) == pytest.approx(quantile, rel=2e-3)
+def log_odds(share):
+    return math.log(share / (1 - share))
+
+
+def test_student_intervals_of_unbounded_means_are_those_of_the_tables():
+    for n, quantile in ((2, 12.7062), (3, 4.3027), (6, 2.5706), (31, 2.0423)):
+        low, high = student_interval(5.0, 2.0, n)
+        assert (high - low) / 2 == pytest.approx(quantile * 2.0 / math.sqrt(n), rel=1e-4)
+        assert (high + low) / 2 == pytest.approx(5.0)
+
+
+def test_student_intervals_of_bounded_means_are_even_on_their_scale():
+    """A small spread is carried over as by the slope of the scale."""
+    half = 4.3026527 * 0.01 / math.sqrt(3)
+    for scale, bounds, mean in ((math.log, (0, math.inf), 0.4), (log_odds, (0, 1), 0.3)):
+        low, high = student_interval(mean, 0.01, 3, bounds)
+        assert scale(high) - scale(mean) == pytest.approx(scale(mean) - scale(low))
+        assert (high - low) / 2 == pytest.approx(half, rel=0.01)
+    share, difference = student_interval(0.7, 0.2, 4, (0, 1)), student_interval(0.4, 0.4, 4, (-1, 1))
+    assert difference == pytest.approx([2 * end - 1 for end in share])
+    assert student_interval(1.4, 0.2, 4, (1, math.inf)) == pytest.approx(
+        [1 + end for end in student_interval(0.4, 0.2, 4, (0, math.inf))]
+    )
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (-1, 1), (0, math.inf), (1, math.inf)])
+def test_student_intervals_stay_inside_their_range(bounds):
+    low, high = bounds
+    for mean in np.linspace(low, min(high, low + 5), 9)[1:-1]:
+        for deviation in (1e-3, 0.3, 3.0):
+            first, last = student_interval(mean, deviation, 3, bounds)
+            assert low <= first < mean < last <= high
+    assert student_interval(0.5, 0.0, 3, (0, 1)) == (0.5, 0.5)
+
+
+def test_student_intervals_of_skewed_shares_cover_the_truth_about_as_often_as_they_claim():
+    random = np.random.default_rng(1)
+    values = random.beta(4, 2, size=(400, 5))
+    found = [student_interval(row.mean(), row.std(ddof=1), 5, (0, 1)) for row in values]
+    assert 0.92 < np.mean([low <= 2 / 3 <= high for low, high in found]) < 0.99
+
+
+def test_student_intervals_refuse_what_has_none():
+    with pytest.raises(ValueError, match="n=1: expected at least two values"):
+        student_interval(0.5, 0.1, 1)
+    with pytest.raises(ValueError, match=r"mean=1.5: expected a number inside 0 to 1"):
+        student_interval(1.5, 0.1, 3, (0, 1))
+
+
+def test_unpaired_means_are_told_apart_by_welchs_test():
+    first, second = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8]
+    means = [(np.mean(x), np.std(x, ddof=1), len(x)) for x in (first, second)]
+    parts = [s**2 / n for _, s, n in means]
+    t = (means[0][0] - means[1][0]) / math.sqrt(sum(parts))
+    degrees = sum(parts) ** 2 / sum(p**2 / (n - 1) for p, (_, _, n) in zip(parts, means))
+    assert unpaired_share(*means) == pytest.approx(2 * stats.t.sf(abs(t), degrees))
+    assert unpaired_share((1.0, 0.1, 1), (2.0, 0.1, 3)) is None
+    assert unpaired_share((1.0, 0.0, 3), (2.0, 0.0, 3)) is None
 
 
 def test_intervals_of_few_units_cover_as_often_as_they_say():

@@ -62,7 +62,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep: ``options`` are those of configs/sweep/, ``runs`` are in the order in which they are started."""
+    """A sweep.
+
+    Attributes:
+        options: those of configs/sweep/. runs: in the order in which they are started.
+        given: overrides of every arm that the command line names itself.
+    """
 
     options: dict[str, Any]
     command: str
@@ -72,6 +77,7 @@ class Plan:
     seeds: list[int]
     tasks: list[EvalTask]
     runs: list[Run]
+    given: list[str]
 
     def describe(self) -> dict[str, Any]:
         """Content of sweep.json."""
@@ -112,7 +118,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
             f"{' '.join(given.sweep)} has no axis: it is what sweeps share. Choose another file of configs/sweep."
         )
     given.check(key)
-    seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"])
+    seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"], given.task)
     common = merge(without_replaced(options["overrides"], given.common), given.common)
     base = compose_config(merge(common, [f"match={_match(options)}"], given.common))
     arms = _arms(options, base, given.values.get(key))
@@ -122,7 +128,8 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     runs = [_run(arm, seed, common, composed[arm.name]) for seed in seeds for arm in arms]
     _refuse_twins(runs)
     folder = Path(given.folder or f"sweeps/{options['name']}")
-    return Plan(options, command("python", "train.py", *arguments), folder, arms, reference, seeds, tasks, runs)
+    sentence = command("python", "train.py", *arguments)
+    return Plan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
 
 
 def compose_config(overrides: Sequence[str], program: str = "train") -> DictConfig:
@@ -142,13 +149,14 @@ def _register_once() -> None:
 
 
 class _Given:
-    """What was typed: ``sweep`` for the sweep itself, ``values`` with lists, ``common`` for every arm."""
+    """What was typed: ``sweep`` for the sweep, ``task`` for evaluations, ``values`` with lists, ``common`` for arms."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         flags = [a for a in arguments if a.startswith("-")]
         if unknown := [flag for flag in flags if flag not in FLAGS]:
             raise ConfigError(f"{unknown[0]} does not go with sweep=: expected -m and overrides only.")
         self.sweep: list[str] = []
+        self.task: list[str] = []
         self.common: list[str] = []
         self.values: dict[str, list[str]] = {}
         self.folder: str | None = None
@@ -173,10 +181,12 @@ class _Given:
                 f"{line} does not go with sweep=: a run that starts from another's weights has its sizes and schedule. "
                 "Leave sweep= out for a plain multirun, as in -m init=RUN_DIR seed=0,1."
             )
-        elif name.partition(".")[0] == "sweep":
+        elif name == "task":
+            raise ConfigError(f"{line} does not go with sweep=: sweep.tasks=[perplexity,mqar] names the evaluations.")
+        elif name.partition(".")[0] in ("sweep", "task"):
             if override.is_sweep_override():
-                raise ConfigError(f"{line}: expected one value; sweeps are run one after the other.")
-            self.sweep.append(line)
+                raise ConfigError(f"{line}: expected one value; several are a list, as in task.lengths=[64,128].")
+            (self.sweep if name.startswith("sweep") else self.task).append(line)
         elif override.is_sweep_override():
             self.values[name] = [text.replace("\\:", ":") for text in override.sweep_string_iterator()]
         else:
@@ -277,19 +287,44 @@ def _seeds(values: Any) -> list[int]:
     return seeds
 
 
-def _tasks(entries: Sequence[Any] | None) -> list[EvalTask]:
+def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask]:
+    """The evaluations with their options; those that the command line gives come last."""
     known = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml") if p.stem != "base")
-    tasks = []
     if isinstance(entries, str):
         raise ConfigError(f"sweep.tasks={entries}: expected a list, as sweep.tasks=[{entries}].")
+    made = []
     for entry in entries or []:
         name = entry if isinstance(entry, str) else str(entry.get("name"))
         if name not in known:
             raise ConfigError(f"sweep.tasks has {name!r}: expected names of configs/task: {', '.join(known)}.")
-        task = EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ()))
+        made.append(EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ())))
+    tasks = give_options(made, given)
+    for task in tasks:
         compose_config([f"task={task.name}", *task.overrides], "eval")  # says early what cannot be
-        tasks.append(task)
     return tasks
+
+
+def give_options(tasks: Sequence[EvalTask], given: Sequence[str]) -> list[EvalTask]:
+    """The tasks with ``task.OPTION=...`` for all that have the option, and ``task.members.NAME.OPTION=...`` for one.
+
+    Raises:
+        ConfigError: if no task has an option.
+    """
+    if not given:
+        return list(tasks)
+    options = {task.name: list(compose_config([f"task={task.name}"], "eval").task) for task in tasks}
+    overrides: dict[str, list[str]] = {task.name: [] for task in tasks}
+    for line in given:
+        member, option = re.match(r"\+*task\.(?:members\.(\w+)\.)?(\w*)", line.lstrip("~")).groups()  # type: ignore[union-attr]
+        for name in overrides:
+            if member == name:
+                overrides[name].append(line.replace(f"task.members.{name}.", "task.", 1))
+            elif ("members" if member else option) in options[name]:
+                overrides[name].append(line)
+        if not any(line in lines or member == name for name, lines in overrides.items()):
+            listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in options.items())
+            raise ConfigError(f"{line}: no task of this sweep has it. Options are, of {listed}.")
+    return [EvalTask(task.name, tuple(merge(task.overrides, overrides[task.name]))) for task in tasks]
 
 
 def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Run:

@@ -19,6 +19,7 @@ from typing import Any
 from zoo.ablation.launch import LOG, Job, Launcher, LocalLauncher, visible_devices
 from zoo.ablation.ledger import Entry, Ledger, Status
 from zoo.ablation.plan import EvalTask, Plan, Run, read_plan
+from zoo.ablation.preflight import prepare
 from zoo.ablation.progress import Progress, duration, show_summary
 from zoo.ablation.runs import eval_command, find_finished, is_busy, is_trained, make_room, train_command
 from zoo.config import ConfigError
@@ -33,9 +34,10 @@ def run_sweep(arguments: Sequence[str]) -> int:
     """The sweep that a command line of train.py asks for; 0 if all runs are finished, 1 if some failed, 128 + a signal.
 
     Raises:
-        ConfigError: on what cannot be composed, and if another process works on the sweep's folder.
+        ConfigError: on what cannot be composed, trained or evaluated, before any run, and if another process works on
+            the sweep's folder.
     """
-    plan = read_plan(arguments)
+    plan = prepare(read_plan(arguments))
     launcher = build_launcher(plan)
     with ExitStack() as stack:
         try:

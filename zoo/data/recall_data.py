@@ -30,6 +30,28 @@ PROBES = 8  # samples that must fit before a length counts as enough for a task
 PARTS = 2**16  # samples of a row, at most
 
 
+def check_fit(entry: Entry, length: int, seed: int, encoder: Encoder, haystack: Haystack) -> None:
+    """Refuse an entry some of whose samples need more than ``length`` tokens.
+
+    Raises:
+        RecallError: with the option to change.
+    """
+    try:
+        for index in range(PROBES):
+            entry.task.sample(Place(index, length, None, "train", seed), encoder, haystack)
+    except RecallError as error:
+        raise too_short(entry, length, error) from error
+
+
+def too_short(entry: Entry, length: int, error: RecallError) -> RecallError:
+    """The error of an entry that does not fit, with the option to change."""
+    reason = str(error).partition(" Choose ")[0].rstrip(".")
+    return RecallError(
+        f"{entry.variant} of data.recall.tasks.{entry.name} does not fit data.length={length} ({reason}): "
+        "choose a longer data.length, other variants or options, or weight 0."
+    )
+
+
 class RecallRows:
     """Sequences of length + 1 tokens that hold recall samples one after the other; each a function of its number.
 
@@ -108,7 +130,7 @@ class RecallRows:
                 return self._lay_out([entry.task.sample(place, encoder, haystack)]), name
             except RecallError as error:
                 reason = error
-        raise self._too_short(entry, reason) from reason
+        raise too_short(entry, self.length, reason) from reason
 
     def _samples(self, number: int) -> Iterator[Sample]:
         left, part = self.length + 1, 0
@@ -145,20 +167,12 @@ class RecallRows:
         while True:
             length = min(length, self.length)
             try:
-                for index in range(PROBES):
-                    entry.task.sample(Place(index, length, None, "train", self.seed), encoder, haystacks["train"][0])
+                check_fit(entry, length, self.seed, encoder, haystacks["train"][0])
                 return length
-            except RecallError as error:
+            except RecallError:
                 if length >= self.length:
-                    raise self._too_short(entry, error) from error
+                    raise
                 length *= 2
-
-    def _too_short(self, entry: Entry, error: RecallError) -> RecallError:
-        reason = str(error).partition(" Choose ")[0].rstrip(".")
-        return RecallError(
-            f"{entry.variant} of data.recall.tasks.{entry.name} does not fit data.length={self.length} ({reason}): "
-            "choose a longer data.length, other variants or options, or weight 0."
-        )
 
     def _lay_out(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         tokens = np.full(self.length + 1, self._supply[0].document_token, dtype=np.int64)

@@ -114,6 +114,11 @@ class CellTask(TaskOptions):
         """Leave out, with a note, lengths and variants that do not go together, though they are asked for by name."""
         self._strict = False
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """See :class:`zoo.evaluation.tasks.Task`; samples that are made are kept for the evaluation."""
+        encoder = Encoder(run.tokenizer)
+        self._make(run, encoder, self._open_haystack(run, encoder), seed)
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 

@@ -53,6 +53,29 @@ def evaluate(run: OpenedRun, task: Task | Suite | HubSuite, seed: int = 0) -> It
             yield LeftOut(name, str(error))
 
 
+def check_task(run: OpenedRun, task: Task | Suite | HubSuite, seed: int = 0) -> None:
+    """Refuse what :func:`evaluate` would refuse of a run's data and options, before anything is scored.
+
+    Args:
+        run: its decoder is not asked, so that it may be one without memory.
+
+    Raises:
+        ConfigError: on an option. DataError: of a task, or of a suite of which nothing could be asked.
+    """
+    if not isinstance(task, (Suite, HubSuite)):
+        task.check(run, seed)
+        return
+    reasons = []
+    members = list(task.tasks())
+    for name, member in members:
+        try:
+            member.check(run, seed)
+        except DataError as error:
+            reasons.append(f"{name}: {error}")
+    if len(reasons) == len(members):
+        raise DataError(f"every task of it would be left out: {'; '.join(reasons)}")
+
+
 def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
     """Evaluate a run and write to ``run.results``; every file appears whole or not at all."""
     outcome = _with_undefined(task.evaluate(run, seed))

@@ -54,6 +54,13 @@ class LmEvalTask(TaskOptions):
     bootstrap_iters: Count = option("resamples of the harness's own standard errors; 0: none", default=1_000)
     fresh: Flag = option("ask again what an earlier evaluation has asked", default=False)
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """See :class:`zoo.evaluation.tasks.Task`; loads the tasks, which the harness caches."""
+        names = self._check()
+        _model_class()
+        with redirect_stdout(sys.stderr):
+            self._load(names)
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
@@ -81,11 +88,8 @@ class LmEvalTask(TaskOptions):
         return self.names
 
     def _model(self, run: OpenedRun, seed: int) -> ZooLM:
-        try:
-            from zoo.interop.lm_eval import ZooLM
-        except ModuleNotFoundError as error:
-            raise ConfigError(str(error)) from error
-        return ZooLM(run, self.max_length, self.batch_tokens, self.document_token, seed, open_cells(run, self.fresh))
+        cells = open_cells(run, self.fresh)
+        return _model_class()(run, self.max_length, self.batch_tokens, self.document_token, seed, cells)
 
     def _run(self, model: ZooLM, names: list[str], seed: int) -> dict[str, Any]:
         from lm_eval import simple_evaluate
@@ -171,3 +175,11 @@ class LmEvalTask(TaskOptions):
                 f"({run.trained['train_length']})."
             )
         return warnings
+
+
+def _model_class() -> type[ZooLM]:
+    try:
+        from zoo.interop.lm_eval import ZooLM
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    return ZooLM

@@ -53,17 +53,17 @@ class PerplexityContextTask(TextTask):
         "of a document, evenly spread as far as they fit without overlap; the last one ends the document", default=4
     )
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """See :class:`zoo.evaluation.tasks.Task`."""
+        self._choose(run)
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
         """
-        trained = int(run.trained["train_length"])
-        target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
-        corpus = open_corpus(run, self.split, self.path, self.text_column)
-        lengths = sorted(set(self.lengths)) if self.lengths else default_lengths(corpus.sizes, trained, target)
-        chosen = choose_documents(corpus, lengths[-1] + target, self.max_documents, "task.lengths or task.target")
+        corpus, target, lengths, chosen = self._choose(run)
         spans = list(place_spans(corpus.sizes, chosen, target, lengths[-1], self.spans))
         sizes, notes = token_bytes(run)
         tables, seconds = self._score(run, corpus, spans, lengths, target, sizes)
@@ -78,6 +78,15 @@ class PerplexityContextTask(TextTask):
             warnings=_warnings(run, corpus, lengths, target, len(chosen)) + notes,
             bytes_per_token=float(tables[lengths[0]][:, 2].sum() / (target * len(spans))) or None,
         )
+
+    def _choose(self, run: OpenedRun) -> tuple[Corpus, int, list[int], np.ndarray]:
+        """The text, tokens of a span, lengths before it, and which documents are long enough for both."""
+        trained = int(run.trained["train_length"])
+        target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
+        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        lengths = sorted(set(self.lengths)) if self.lengths else default_lengths(corpus.sizes, trained, target)
+        chosen = choose_documents(corpus, lengths[-1] + target, self.max_documents, "task.lengths or task.target")
+        return corpus, target, lengths, chosen
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, spans: list[Span], lengths: list[int], target: int, sizes: np.ndarray

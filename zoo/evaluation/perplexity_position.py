@@ -49,15 +49,17 @@ class PerplexityPositionTask(TextTask):
         "tokens of the first bucket of positions; each further one ends at twice the end of the one before", default=64
     )
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """See :class:`zoo.evaluation.tasks.Task`."""
+        self._choose(run)
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
         """
-        length = self.length if self.length is not None else int(run.trained["train_length"])
-        corpus = open_corpus(run, self.split, self.path, self.text_column)
-        chosen = choose_documents(corpus, length, self.max_documents, "task.length")
+        length, corpus, chosen = self._choose(run)
         edges = position_edges(length, self.bucket)
         sizes, notes = token_bytes(run)
         sums, seconds = self._score(run, corpus, chosen, edges, sizes)
@@ -77,6 +79,12 @@ class PerplexityPositionTask(TextTask):
             warnings=corpus_warnings(run, corpus, len(chosen), length) + notes,
             bytes_per_token=float(sums[..., 2].sum() / tokens) or None,
         )
+
+    def _choose(self, run: OpenedRun) -> tuple[int, Corpus, np.ndarray]:
+        """Tokens read of each document, the text, and which of its documents are that long."""
+        length = self.length if self.length is not None else int(run.trained["train_length"])
+        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        return length, corpus, choose_documents(corpus, length, self.max_documents, "task.length")
 
     def _score(
         self, run: OpenedRun, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray

@@ -60,6 +60,11 @@ class PerplexityTask(TextTask):
     )
     max_bytes: Positive | None = option("only the first whole documents within so many bytes", default=None)
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """See :class:`zoo.evaluation.tasks.Task`."""
+        self._protocol(run)
+        self._open(run)
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """See :class:`zoo.evaluation.tasks.Task`.
 
@@ -67,7 +72,7 @@ class PerplexityTask(TextTask):
             ConfigError: on a stride that does not fit the length or the mode. DataError: if there is no such text.
         """
         protocol = self._protocol(run)
-        corpus = open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
+        corpus = self._open(run)
         sizes, notes = token_bytes(run)
         parts = self._score(run, corpus, protocol, sizes)
         scores = _join(corpus, parts)
@@ -81,6 +86,9 @@ class PerplexityTask(TextTask):
             warnings=_warnings(run, corpus, records[0].length, protocol) + notes,
             bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
         )
+
+    def _open(self, run: OpenedRun) -> Corpus:
+        return open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
 
     def _score(self, run: OpenedRun, corpus: Corpus, protocol: Protocol, sizes: np.ndarray) -> list[dict[str, Any]]:
         """What every part of the corpus has come to, those that an earlier evaluation has finished included."""

@@ -89,6 +89,10 @@ class TextTask(TaskOptions):
 class Task(Protocol):
     """Something a run is asked; options are the fields of the class and the keys of configs/task/NAME.yaml."""
 
+    def check(self, run: OpenedRun, seed: int) -> None:
+        """Raise what :meth:`evaluate` would raise of the run's data and of the options, without asking the decoder."""
+        ...
+
     def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
         """Records and what belongs to them; ``seed`` decides every random choice."""
         ...

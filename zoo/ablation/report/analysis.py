@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations, product
 
-from zoo.ablation.report.facts import ArmFacts, arm_facts, cache_length, speeds
-from zoo.ablation.report.measures import SHARES, Measure, Measures, differences, find_measures, missing, value_of
+from zoo.ablation.report.facts import (
+    ArmFacts,
+    arm_facts,
+    cache_length,
+    common_settings,
+    environment_lines,
+    speeds,
+)
+from zoo.ablation.report.measures import Measure, Measures, differences, find_measures, missing, pair_verdict, value_of
 from zoo.ablation.report.read import FAILED, FINISHED, RunData, SweepData, list_notes
 from zoo.ablation.report.summary import (
     BETTER,
@@ -17,10 +27,12 @@ from zoo.ablation.report.summary import (
     WORSE,
     Comparison,
     Difference,
+    Standing,
     Summary,
     compare,
-    pareto_front,
+    pareto_standing,
     summarize,
+    unpaired_verdict,
 )
 
 CACHE, FLOPS, SPEED = "cache", "flops", "speed"
@@ -28,12 +40,12 @@ CACHE, FLOPS, SPEED = "cache", "flops", "speed"
 
 @dataclass(frozen=True)
 class Point:
-    """An arm in a picture of quality against cost; ``front``: no other arm is at least as good in both."""
+    """An arm in a picture of quality against cost, and where it stands."""
 
     arm: str
     cost: float
     quality: Summary
-    front: bool
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,9 @@ class Analysis:
 
     Attributes:
         facts: by arm. summaries: by arm and measure, where it has it. comparisons: the same, not of the reference.
+        pairs: verdicts on loss and recall of a first arm against a second one, where they share seeds.
         speed: training tokens/s by arm, measured. cache_length: at which caches are compared, tokens.
-        notes: of what is missing or damaged.
+        settings: what arms were trained on, by what, and where. notes: of what is missing or damaged.
     """
 
     sweep: SweepData
@@ -51,8 +64,10 @@ class Analysis:
     measures: Measures
     summaries: Mapping[tuple[str, Measure], Summary]
     comparisons: Mapping[tuple[str, Measure], Comparison]
+    pairs: Mapping[tuple[str, str, Measure], str]
     speed: Mapping[str, Summary]
     cache_length: int | None
+    settings: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -87,9 +102,30 @@ class Analysis:
         """Arms with a known cost and quality, and which of them are on the Pareto front."""
         known = {arm: cost for arm in self.sweep.arms if (cost := self.cost(arm, kind)) is not None}
         found = {arm: self.summaries[arm, measure] for arm in known if (arm, measure) in self.summaries}
-        signs = (-1 if kind == SPEED else 1), (-1 if measure.higher_is_better else 1)
-        front = pareto_front({arm: (signs[0] * known[arm], signs[1] * one.mean) for arm, one in found.items()})
-        return [Point(arm, known[arm], summary, arm in front) for arm, summary in found.items()]
+        standing = pareto_standing(list(found), self._cheaper(kind), partial(self._stands, measure))
+        return [Point(arm, known[arm], summary, standing[arm]) for arm, summary in found.items()]
+
+    def _cheaper(self, kind: str) -> Callable[[str, str], str]:
+        """The verdict on the cost of one arm against another's; all but speed is known exactly."""
+
+        def speed(arm: str, other: str) -> str:
+            return unpaired_verdict(self.speed.get(arm), self.speed.get(other), higher_is_better=True)
+
+        def exact(arm: str, other: str) -> str:
+            first, second = self.cost(arm, kind) or 0.0, self.cost(other, kind) or 0.0
+            return NOT_RESOLVED if first == second else BETTER if first < second else WORSE
+
+        return speed if kind == SPEED else exact
+
+    def _stands(self, measure: Measure, arm: str, other: str) -> str:
+        """The verdict on the quality of one arm against another's."""
+        if (arm, other, measure) in self.pairs:
+            return self.pairs[arm, other, measure]
+        if (other, arm, measure) in self.pairs:
+            verdict = self.pairs[other, arm, measure]
+            return {BETTER: WORSE, WORSE: BETTER}.get(verdict, verdict)
+        first, second = (self.summaries.get((name, measure)) for name in (arm, other))
+        return unpaired_verdict(first, second, measure.higher_is_better)
 
 
 def analyse(sweep: SweepData) -> Analysis:
@@ -103,8 +139,10 @@ def analyse(sweep: SweepData) -> Analysis:
         measures,
         _summaries(sweep, measures),
         _comparisons(sweep, measures),
-        {arm: found for arm in sweep.arms if (found := summarize(rates[arm], [None] * len(rates[arm]))) is not None},
+        _pairs(sweep, measures),
+        {arm: found for arm in sweep.arms if (found := _speed(rates[arm])) is not None},
         cache_length(facts.values()),
+        [*common_settings(sweep), *environment_lines(sweep)],
         [*_reference_notes(sweep), *list_notes(sweep.runs), *missing(sweep)],
     )
 
@@ -115,8 +153,7 @@ def _summaries(sweep: SweepData, measures: Measures) -> dict[tuple[str, Measure]
         runs = sweep.finished(arm).values()
         for measure in measures.all:
             values = [one for run in runs if (one := value_of(measure, run)) is not None]
-            bounds = (0.0, 1.0) if measure.metric in SHARES else None
-            summary = summarize([value for value, _ in values], [interval for _, interval in values], bounds)
+            summary = summarize([value for value, _ in values], [interval for _, interval in values], measure.bounds)
             if summary is not None:
                 found[arm, measure] = summary
     return found
@@ -131,10 +168,24 @@ def _comparisons(sweep: SweepData, measures: Measures) -> dict[tuple[str, Measur
         pairs = [differences(reference[seed], run, measures) for seed, run in runs.items() if seed in reference]
         for measure in measures.all:
             mine: list[Difference] = [pair[measure] for pair in pairs if measure in pair]
-            comparison = compare(mine, measure.higher_is_better)
+            comparison = compare(mine, measure.higher_is_better, measure.bounds)
             if comparison is not None:
                 found[arm, measure] = comparison
     return found
+
+
+def _pairs(sweep: SweepData, measures: Measures) -> dict[tuple[str, str, Measure], str]:
+    """Verdicts on every two arms that share a seed; those with the reference are in the comparisons too."""
+    found = {}
+    for (arm, other), measure in product(combinations(sweep.arms, 2), measures.first):
+        verdict = pair_verdict(sweep.finished(arm), sweep.finished(other), measure)
+        if verdict is not None:
+            found[arm, other, measure] = verdict
+    return found
+
+
+def _speed(rates: list[float]) -> Summary | None:
+    return summarize(rates, [None] * len(rates), (0.0, math.inf))
 
 
 def _reference_notes(sweep: SweepData) -> list[str]:
@@ -152,10 +203,10 @@ def findings(analysis: Analysis) -> list[str]:
         means = {arm: analysis.summaries[arm, measure].mean for arm in _arms(analysis, measure)}
         if len(means) < 2:
             continue
-        order = sorted(means, key=lambda arm: -means[arm] if measure.higher_is_better else means[arm])
-        best, worst = order[0], order[-1]
-        text = f"{measure.label}: from {number(means[best])} ({best}) to {number(means[worst])} ({worst})"
-        sentences.append(f"{text}. {_against(analysis, measure)}")
+        best, worst = sorted((min(means.values()), max(means.values())), reverse=measure.higher_is_better)
+        ends = (f"{number(end)} ({', '.join(arm for arm in means if means[arm] == end)})" for end in (best, worst))
+        spread = "the same for all arms" if best == worst else f"from {' to '.join(ends)}"
+        sentences.append(f"{measure.label}: {spread}. {_against(analysis, measure)}")
     return sentences
 
 
@@ -185,7 +236,8 @@ def interval_notes(analysis: Analysis) -> list[str]:
     if any(several for several, _ in kinds):
         notes.append(
             "Numbers are means over seeds with Student's 95 % interval over seeds: it covers initial weights and the "
-            "order of the data, not the choice of test texts and questions, which are the same for all runs."
+            "order of the data, not the choice of test texts and questions, which are the same for all runs. It cannot "
+            "leave the range of its quantity: it is taken of the logit of shares, of the logarithm of other numbers."
         )
     if any(not several for several, _ in kinds):
         notes.append(
@@ -199,6 +251,11 @@ def interval_notes(analysis: Analysis) -> list[str]:
         "then Student's 95 % interval over the seeds that both arms have; with one seed, the paired bootstrap over at "
         "least 6 samples. An interval with zero in it is 'not resolved', which is not the same as equal."
     )
+    notes.append(
+        "An arm is dominated only if another is resolved as better in quality and not as dearer, over the seeds that "
+        "both have, or by Welch's test where they share none. It is not resolved while another that is not resolved as "
+        "dearer cannot be told from it in quality: more seeds would tell."
+    )
     if tests:
         notes.append(
             f"No correction for many comparisons: of the {tests} in the table of headline numbers, about "
@@ -208,5 +265,7 @@ def interval_notes(analysis: Analysis) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    """Four significant digits, of numbers below 1 four places."""
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value if abs(value) >= 1 else round(value, 4) + 0.0:.4g}"

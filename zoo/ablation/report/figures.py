@@ -1,4 +1,4 @@
-"""Pictures of a sweep: layers as coloured strips, curves of loss, quality by share of softmax and against costs.
+"""Pictures of a sweep: layers as strips, curves of loss, quality by share of softmax or by arm, and against costs.
 
 Each is a small panel with a title of its own, drawn once and kept as SVG for the page and as PNG for Markdown. Lines
 and text of the SVG take the colour of the page around them.
@@ -13,40 +13,34 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from zoo.ablation.report.analysis import CACHE, FLOPS, SPEED, Analysis
+from zoo.ablation.report.canvas import (
+    INK,
+    LOOK,
+    colours,
+    hexadecimal,
+    layer_colours,
+    legend,
+    mark,
+    panel,
+    rows,
+    short,
+)
 from zoo.ablation.report.measures import PERPLEXITY, Measure
-from zoo.evaluation.plots import STYLE, plt  # plots selects the backend first
-from zoo.planning.curves import palette, save_png
-from zoo.planning.report import binary, unit
+from zoo.ablation.report.scatter import MARKS, cost_label, pareto
+from zoo.evaluation.plots import plt
+from zoo.planning.curves import save_png
 
-INK = "#1f2328"  # in the SVG: currentColor
-SIZE = (4.9, 3.3)  # inches, without the legend
-ROW = 0.21  # inches of a line of the legend
 CURVES = {"val": "validation", "train": "training"}
 KEYS = (("bits_per_byte", "bits per byte"), ("loss", "nats per token"), ("recall_nll", "nats per answer"))
-LOOK: Any = STYLE | {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "legend.fontsize": 8,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
-    ),
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-}
 Curve = dict[int, float]
-Key = tuple[Any, str]  # a line or patch of the legend, and its label
 
 
 @dataclass(frozen=True)
@@ -82,53 +76,13 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
     variants = [m for m in analysis.measures.all if m.parts and m.variant]
     shares = ("share-loss", "bits per byte", headline), ("share-recall", "recall", recall)
     for name, title, measures in (*shares, ("share-variants", "recall by variant", variants)):
-        if (figure := _shares(analysis, title, measures)) is not None:
+        if (figure := _quality(analysis, title, measures)) is not None:
             yield name, f"{title.capitalize()}, with 95 % intervals{_chances(measures)}.", figure
     for measure, quality in ((analysis.measures.loss, "loss"), (analysis.measures.recall, "recall")):
         for kind in (CACHE, FLOPS, SPEED):
-            if measure is not None and (figure := _pareto(analysis, measure, kind)) is not None:
-                caption = f"{measure.label} against {_cost_label(analysis, kind)}; the line joins the Pareto front."
+            if measure is not None and (figure := pareto(analysis, measure, kind)) is not None:
+                caption = f"{measure.label} against {cost_label(analysis, kind)}; {MARKS}"
                 yield f"pareto-{quality}-{kind}", caption, figure
-
-
-def colours(analysis: Analysis) -> dict[str, str]:
-    """Colour of each arm, hexadecimal."""
-    return _hexadecimal(analysis.sweep.arms)
-
-
-def layer_colours(analysis: Analysis) -> dict[str, str]:
-    """Colour of each kind of layer, hexadecimal."""
-    return _hexadecimal(sorted({layer for facts in analysis.facts.values() for layer in facts.layers}))
-
-
-def _hexadecimal(names: Sequence[str]) -> dict[str, str]:
-    from matplotlib.colors import to_hex
-
-    return {name: to_hex(colour) for name, colour in palette(names).items()}
-
-
-def _panel(height: float = SIZE[1], legend: int = 0) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(SIZE[0], height + ROW * legend), layout="constrained")
-    return figure, axes
-
-
-def _legend(figure: Figure, keys: Sequence[Key], columns: int = 2) -> None:
-    """Below the axes; labels that begin with an underscore would be left out, so a thin space goes before them."""
-    labels = [f"\u2009{label}" if label.startswith("_") else label for _, label in keys]
-    figure.legend(
-        [handle for handle, _ in keys],
-        [_short(label, 72 // columns) for label in labels],
-        loc="outside lower center",
-        ncols=columns,
-    )
-
-
-def _short(label: str, limit: int) -> str:
-    return label if len(label) <= limit else f"{label[: limit - 1]}…"
-
-
-def _rows(count: int, columns: int = 2) -> int:
-    return -(-count // columns)
 
 
 def _strips(analysis: Analysis) -> Figure | None:
@@ -137,17 +91,17 @@ def _strips(analysis: Analysis) -> Figure | None:
         return None
     colour = layer_colours(analysis)
     with plt.rc_context(LOOK | {"axes.grid": False}):
-        figure, axes = _panel(0.5 + 0.27 * len(arms), _rows(len(colour), 3))
+        figure, axes = panel(0.5 + 0.27 * len(arms), rows(len(colour), 3))
         for row, arm in enumerate(arms):
             for number, layer in enumerate(analysis.facts[arm].layers):
                 axes.barh(row, 0.94, left=number + 0.03, height=0.72, color=colour[layer])
-        axes.set_yticks(range(len(arms)), [_short(arm, 28) for arm in arms])
+        axes.set_yticks(range(len(arms)), [short(arm, 28) for arm in arms])
         axes.set(
             xlim=(0, max(len(analysis.facts[arm].layers) for arm in arms)), ylim=(len(arms) - 0.5, -0.5), xticks=[]
         )
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        _legend(figure, [(Patch(color=value), name) for name, value in colour.items()], 3)
+        legend(figure, [(Patch(color=value), name) for name, value in colour.items()], 3)
     return figure
 
 
@@ -159,7 +113,7 @@ def _curves(analysis: Analysis, part: str, title: str) -> Figure | None:
         return None
     colour = colours(analysis)
     with plt.rc_context(LOOK):
-        figure, axes = _panel(legend=_rows(len(by_arm)))
+        figure, axes = panel(legend=rows(len(by_arm)))
         ends: list[float] = []
         for arm, seeds in by_arm.items():
             for seed in seeds if len(seeds) > 1 else ():
@@ -170,7 +124,7 @@ def _curves(analysis: Analysis, part: str, title: str) -> Figure | None:
         axes.set(title=f"{title}: {unit}", xlabel="training tokens", ylabel=unit)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         _leave_out_the_fall(axes, ends)
-        _legend(figure, [(Line2D([], [], color=colour[arm]), arm) for arm in by_arm])
+        legend(figure, [(Line2D([], [], color=colour[arm]), arm) for arm in by_arm])
     return figure
 
 
@@ -204,93 +158,56 @@ def _leave_out_the_fall(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
 
 
-def _shares(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Figure | None:
-    """Measures against the share of softmax layers; by arm where the arms do not differ in it."""
+def _quality(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Figure | None:
+    """Measures against the share of softmax layers, where every arm has one of its own; else by the name of the arm."""
     shares = {arm: facts.share for arm, facts in analysis.facts.items() if facts.share is not None}
-    measures = [m for m in measures if any((arm, m) in analysis.summaries for arm in shares)]
+    arms = [a for a in analysis.sweep.arms if any((a, m) in analysis.summaries for m in measures)]
+    measures = [m for m in measures if any((arm, m) in analysis.summaries for arm in arms)]
     if not measures:
         return None
-    by_share = len(set(shares.values())) > 1
-    places = shares if by_share else {arm: float(number) for number, arm in enumerate(shares)}
-    colour = _hexadecimal([m.label for m in measures])
     with plt.rc_context(LOOK):
-        figure, axes = _panel(legend=len(measures))
-        for number, measure in enumerate(measures):
-            arms = sorted((a for a in shares if (a, measure) in analysis.summaries), key=lambda a: places[a])
-            line = "-" if by_share and len(set(shares.values())) == len(shares) else ""
-            shift = (number - (len(measures) - 1) / 2) * (0.008 if by_share else 0.08)
-            for arm in arms:
-                _point(axes, places[arm] + shift, analysis.summaries[arm, measure], colour[measure.label])
-            means = [analysis.summaries[arm, measure].mean for arm in arms]
-            xs = [places[arm] + shift for arm in arms]
-            axes.plot(xs, means, linestyle=line, color=colour[measure.label], linewidth=1.2)
-        axes.set(title=title, ylabel=title, xlabel="share of layers with full softmax attention" if by_share else "")
-        if by_share:
-            axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        else:
-            axes.set_xticks(range(len(shares)), [_short(arm, 18) for arm in shares], rotation=30, ha="right")
-        _legend(figure, [(Line2D([], [], color=colour[m.label], marker="o"), m.label) for m in measures], 1)
+        if len(arms) > 2 and set(arms) <= set(shares) and len({shares[arm] for arm in arms}) == len(arms):
+            return _by_share(analysis, title, measures, {arm: shares[arm] for arm in arms})
+        return _by_name(analysis, title, measures, arms)
+
+
+def _by_share(analysis: Analysis, title: str, measures: Sequence[Measure], shares: dict[str, float]) -> Figure:
+    colour = hexadecimal([m.label for m in measures])
+    figure, axes = panel(legend=len(measures))
+    for number, measure in enumerate(measures):
+        arms = sorted((a for a in shares if (a, measure) in analysis.summaries), key=lambda a: shares[a])
+        shift = (number - (len(measures) - 1) / 2) * 0.008
+        for arm in arms:
+            mark(axes, shares[arm] + shift, analysis.summaries[arm, measure], colour[measure.label])
+        means = [analysis.summaries[arm, measure].mean for arm in arms]
+        axes.plot([shares[arm] + shift for arm in arms], means, color=colour[measure.label], linewidth=1.2)
+    axes.set(title=title, ylabel=title, xlabel="share of layers with full softmax attention")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    legend(figure, [(Line2D([], [], color=colour[m.label], marker="o"), m.label) for m in measures], 1)
     return figure
 
 
-def _point(axes: Axes, x: float, summary: Any, colour: str, hollow: bool = False) -> None:
-    if summary.ci95 is not None:
-        axes.vlines(x, *summary.ci95, color=colour, linewidth=1.2, alpha=0.7)
-    face = "none" if hollow else colour
-    axes.plot([x], [summary.mean], marker="o", markersize=5, color=colour, markerfacecolor=face, linestyle="")
+def _by_name(analysis: Analysis, title: str, measures: Sequence[Measure], arms: Sequence[str]) -> Figure:
+    """A line per arm, the best in the last measure on top."""
+    colour, main = hexadecimal([m.label for m in measures]), measures[-1]
+    means = {arm: found.mean for arm in arms if (found := analysis.summaries.get((arm, main))) is not None}
+    sign = -1 if main.higher_is_better else 1
+    ordered = [*sorted(means, key=lambda arm: sign * means[arm]), *(arm for arm in arms if arm not in means)]
+    figure, axes = panel(0.7 + (0.16 + 0.08 * len(measures)) * len(arms), len(measures))
+    for number, measure in enumerate(measures):
+        shift = (number - (len(measures) - 1) / 2) * 0.7 / len(measures)
+        for row, arm in enumerate(ordered):
+            summary = analysis.summaries.get((arm, measure))
+            if summary is not None:
+                mark(axes, row + shift, summary, colour[measure.label], sideways=True)
+    axes.set_yticks(range(len(ordered)), [short(arm, 24) for arm in ordered])
+    axes.set(title=title, xlabel=title, ylim=(len(ordered) - 0.5, -0.5))
+    legend(figure, [(Line2D([], [], color=colour[m.label], marker="o"), m.label) for m in measures], 1)
+    return figure
 
 
 def _chances(measures: Sequence[Measure]) -> str:
     return "; chance is in the legend" if any(m.chance for m in measures) else ""
-
-
-def _pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
-    """Quality against a cost; hollow points are dominated."""
-    points = analysis.points(measure, kind)
-    if len(points) < 2:
-        return None
-    colour = colours(analysis)
-    front = sorted((p for p in points if p.front), key=lambda p: (p.cost, p.quality.mean))
-    with plt.rc_context(LOOK):
-        figure, axes = _panel(legend=_rows(len(points)))
-        axes.plot(
-            [p.cost for p in front], [p.quality.mean for p in front], color=INK, linewidth=1, linestyle="--", alpha=0.6
-        )
-        for point in points:
-            _point(axes, point.cost, point.quality, colour[point.arm], hollow=not point.front)
-        name = "recall" if measure is analysis.measures.recall else "bits per byte"
-        axes.set(
-            title=f"{name} against {TITLES[kind]}", xlabel=_cost_label(analysis, kind), ylabel=_short(measure.label, 36)
-        )
-        if kind == CACHE and min(p.cost for p in points) > 0:
-            axes.set_xscale("log")
-            axes.minorticks_off()
-            axes.set_xticks(sorted({p.cost for p in (min(points, key=_cost), max(points, key=_cost))}))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: binary(x)))
-        elif kind == FLOPS:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, "")))
-            axes.locator_params(axis="x", nbins=5)
-        keys = [_pareto_key(colour[p.arm], p.front, p.arm) for p in points]
-        _legend(figure, keys)
-    return figure
-
-
-def _cost(point: Any) -> float:
-    return point.cost
-
-
-TITLES = {CACHE: "cache", FLOPS: "FLOPs", SPEED: "speed"}
-
-
-def _pareto_key(colour: str, front: bool, arm: str) -> Key:
-    face = colour if front else "none"
-    return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor=face), arm
-
-
-def _cost_label(analysis: Analysis, kind: str) -> str:
-    if kind == CACHE:
-        return f"cache per sequence at {analysis.cache_length:,} tokens"
-    return "forward FLOPs per token" if kind == FLOPS else "training tokens/s"
 
 
 def _svg(figure: Figure, name: str) -> str:

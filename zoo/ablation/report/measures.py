@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from zoo.ablation.report.read import RunData, SweepData
-from zoo.ablation.report.summary import Difference, Interval
-from zoo.evaluation.answer_records import RANKS
+from zoo.ablation.report.summary import NOT_TESTED, Difference, Interval, compare
 from zoo.evaluation.cell_task import NO_CONTEXT, ZERO_LENGTH
 from zoo.evaluation.compare import compare_runs, comparison_notes
 from zoo.evaluation.evaluate import Written
@@ -26,7 +26,8 @@ NAMES = {
     "rank_accuracy": RANK,
     "rank_accuracy_per_token": f"{RANK} per token",
 }
-SHARES = ("exact_match", "accuracy", "f1", "contains", *RANKS, RIGHT, RANK)  # of answers, 0..1
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")  # at least 1
+POSITIVE = ("bits_per_byte", "answer_nll")  # all other metrics are shares of answers
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Measure:
     parts: tuple[Measure, ...] = ()
     headline: bool = False
 
+    @property
+    def bounds(self) -> Interval:
+        """What its values cannot leave."""
+        if self.metric in PERPLEXITIES:
+            return 1.0, math.inf
+        return (0.0, math.inf) if self.metric in POSITIVE else (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -59,6 +67,11 @@ class Measures:
     all: tuple[Measure, ...]
     loss: Measure | None
     recall: Measure | None
+
+    @property
+    def first(self) -> list[Measure]:
+        """Loss and recall, those that there are."""
+        return [measure for measure in (self.loss, self.recall) if measure is not None]
 
     @property
     def headline(self) -> list[Measure]:
@@ -228,6 +241,38 @@ def differences(reference: RunData, other: RunData, measures: Measures) -> dict[
             mean = Difference(statistics.fmean(part.value for part in parts))
             found[measure] = parts[0] if len(parts) == 1 else mean
     return found
+
+
+def pair_verdict(first: Mapping[int, RunData], second: Mapping[int, RunData], measure: Measure) -> str | None:
+    """How one arm's runs by seed stand to another's in a measure, over the seeds that both have; None without any.
+
+    With two seeds or more, values are paired by seed; with one, samples are.
+    """
+    shared = [seed for seed in first if seed in second]
+    if not shared:
+        return None
+    singles = [part for part in _with_parts(measure) if not part.parts]
+    start = first[shared[0]], second[shared[0]]
+    if len(shared) == 1:
+        alone = differences(start[1], start[0], Measures(tuple(_with_parts(measure)), None, None))
+        found = [alone[measure]] if measure in alone else []
+    else:
+        stems = dict.fromkeys(part.stem for part in singles)
+        if any(part.stem not in run.evaluations for part in singles for run in start):
+            return NOT_TESTED
+        asked = [(run.arm, [_only(run, s, [p for p in singles if p.stem == s]) for s in stems]) for run in start]
+        if comparison_notes(asked):
+            return NOT_TESTED
+        values = [(value_of(measure, first[seed]), value_of(measure, second[seed])) for seed in shared]
+        found = [Difference(a[0] - b[0]) for a, b in values if a is not None and b is not None]
+    compared = compare(found, measure.higher_is_better, measure.bounds)
+    return NOT_TESTED if compared is None else compared.verdict
+
+
+def _with_parts(measure: Measure) -> Iterator[Measure]:
+    yield measure
+    for part in measure.parts:
+        yield from _with_parts(part)
 
 
 def _nesting(measure: Measure) -> int:

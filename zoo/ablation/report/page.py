@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from zoo.ablation.report.analysis import CACHE, FLOPS, SPEED, Analysis, findings, interval_notes
-from zoo.ablation.report.figures import Picture, layer_colours
+from zoo.ablation.report.canvas import layer_colours
+from zoo.ablation.report.figures import Picture
 from zoo.ablation.report.style import STYLE
 from zoo.ablation.report.summary import BETTER, WORSE
 from zoo.ablation.report.tables import (
@@ -79,8 +80,8 @@ def _body(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
     if details:
         yield _section("All numbers", details)
     yield _measured(analysis, pictures)
-    shell = escape("\n".join(commands(analysis)))
-    yield _section("To do it again", f'<pre tabindex="0">{shell}</pre>' + _table(environment_table(analysis)))
+    shell = "\n".join(f"<code>{escape(command)}</code>" for command in commands(analysis))
+    yield _section("To do it again", f"<pre>{shell}</pre>" + _table(environment_table(analysis)))
 
 
 def _measured(analysis: Analysis, pictures: Iterable[Picture]) -> str:
@@ -113,11 +114,12 @@ def _details(table: Table) -> str:
 
 
 def _table(table: Table, colours: dict[str, str] | None = None) -> str:
-    """A table in a box that scrolls by itself."""
+    """A table in a box that scrolls by itself; on a narrow screen its cells stand below each other with their heads."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     rows = []
     for first, *cells in table.rows:
-        body = "".join(f"<td{_long(cell)}>{_cell(cell, colours or {})}</td>" for cell in cells)
+        names = (f' data-of="{escape(text, quote=True)}"' for text in table.head[1:])
+        body = "".join(f"<td{_long(c)}{name}>{_cell(c, colours or {})}</td>" for c, name in zip(cells, names))
         rows.append(f'<tr><th scope="row">{_cell(first, {})}</th>{body}</tr>')
     label = escape(table.title, quote=True)
     return (

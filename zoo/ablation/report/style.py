@@ -1,4 +1,4 @@
-"""The style sheet of a report: no framework, light and dark, tables that scroll where a screen is narrow."""
+"""The style sheet of a report: no framework, light and dark, tables that scroll visibly and unfold on a phone."""
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--shade:#f6f8fa;
@@ -17,7 +17,10 @@ p,ul{margin:.5em 0;max-width:80ch}ul{padding-left:1.2em}
 .small{display:block;white-space:nowrap}
 .progress{display:inline-block;padding:.2em .7em;border-radius:1em;background:var(--shade);border:1px solid var(--line)}
 .progress.open{color:var(--open);border-color:currentColor}
-.scroll{overflow-x:auto;margin:.6em 0;border:1px solid var(--line);border-radius:6px}
+.scroll{overflow-x:auto;margin:.6em 0;border:1px solid var(--line);border-radius:6px;
+scrollbar-width:thin;scrollbar-color:var(--soft) var(--shade);
+background:linear-gradient(to left,var(--back) 30px,transparent) right/60px 100% no-repeat local,
+linear-gradient(to left,var(--soft),transparent) right/9px 100% no-repeat scroll}
 table{border-collapse:collapse;width:100%;font-size:.9em;font-variant-numeric:tabular-nums}
 th,td{padding:.45em .7em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tbody tr:last-child>*{border-bottom:0}
@@ -35,7 +38,14 @@ td{min-width:5.5em}.long{min-width:16em}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:18px}
 figure{margin:0;min-width:0}figure svg{display:block;width:100%;height:auto}
 figure svg *{stroke-linejoin:round;stroke-linecap:butt}
-pre{overflow-x:auto;background:var(--shade);border:1px solid var(--line);border-radius:6px;padding:.7em;font-size:.85em}
+pre{background:var(--shade);border:1px solid var(--line);border-radius:6px;padding:.7em;font-size:.85em}
+pre code{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding-left:2em;text-indent:-2em}
 details{margin:.6em 0}summary{cursor:pointer}
-@media (max-width:600px){body{font-size:14px}main{padding:10px}th,td{padding:.4em .5em}tbody th{max-width:9em}}
+@media (max-width:600px){body{font-size:14px}main{padding:10px}
+table,tbody,tr,th,td{display:block}thead{display:none}tr{padding:.5em .6em;border-bottom:1px solid var(--line)}
+tbody tr:last-child{border-bottom:0}tbody th,td{border:0;padding:.15em 0;min-width:0;max-width:none;position:static}
+td{margin-top:.25em;overflow-wrap:anywhere}td[data-of]::before{content:attr(data-of);display:block;color:var(--soft);
+font-size:.87em}
+.small,.verdict{display:inline;white-space:normal}.small{margin-left:.5em}tbody th .small{display:block;margin:0}
+.verdict::before{content:"\\A";white-space:pre}}
 """

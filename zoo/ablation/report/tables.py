@@ -6,13 +6,15 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from zoo.ablation.report.analysis import Analysis, number
-from zoo.ablation.report.facts import common_settings, environment_lines
+from zoo.ablation.report.analysis import CACHE, FLOPS, SPEED, Analysis, Point, number
 from zoo.ablation.report.measures import Measure
 from zoo.ablation.report.read import FINISHED, WAITING
-from zoo.ablation.report.summary import Comparison, Summary
+from zoo.ablation.report.summary import DOMINATED, FRONT, NOT_RESOLVED, Comparison, Summary
 from zoo.evaluation.describe import layer_pattern
 from zoo.planning.report import binary, unit
+
+COSTS = {CACHE: "cache", FLOPS: "FLOPs per token", SPEED: "training tokens/s"}
+STANDINGS = (FRONT, DOMINATED, NOT_RESOLVED)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Table:
 def arms_table(analysis: Analysis) -> Table:
     """What the arms are, with the first numbers of each."""
     head = ["arm", "layers", "full softmax", "parameters", _cache_head(analysis), "FLOPs per token", "seeds finished"]
-    firsts = [m for m in (analysis.measures.loss, analysis.measures.recall) if m is not None]
+    firsts = analysis.measures.first
     head[2:2] = [measure.label for measure in firsts]
     rows = []
     for arm in analysis.sweep.arms:
@@ -94,8 +96,11 @@ def verdict(comparison: Comparison) -> tuple[str, str]:
 
 
 def signed(value: float) -> str:
-    """Three significant digits with a sign."""
-    return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+,.0f}"
+    """Three significant digits with a sign, of numbers below 1 three places; what is nothing at these is 0."""
+    if abs(value) >= 1000:
+        return f"{value:+,.0f}"
+    shown = f"{value:+.3g}" if abs(value) >= 1 else f"{value:+.3f}".rstrip("0").rstrip(".")
+    return "0" if float(shown) == 0 else shown
 
 
 def headline_table(analysis: Analysis) -> Table:
@@ -149,23 +154,30 @@ def speed_table(analysis: Analysis) -> Table:
 
 def front_table(analysis: Analysis, title: str, kinds: Iterable[str]) -> Table:
     """Arms on the Pareto front of each quality against each cost."""
-    names = {"cache": "cache", "flops": "FLOPs per token", "speed": "training tokens/s"}
     rows = []
-    for measure in (analysis.measures.loss, analysis.measures.recall):
+    for measure in analysis.measures.first:
         for kind in kinds:
-            points = analysis.points(measure, kind) if measure is not None else []
-            if len(points) > 1 and measure is not None:
-                front = [p.arm for p in points if p.front]
-                behind = [p.arm for p in points if not p.front]
-                cells = [f"{measure.label} and {names[kind]}", ", ".join(front), ", ".join(behind) or "-"]
+            points = analysis.points(measure, kind)
+            if len(points) > 1:
+                names = {state: [p for p in points if p.standing.state == state] for state in STANDINGS}
+                cells = [
+                    f"{measure.label} and {COSTS[kind]}",
+                    *(_standings(state, names[state]) for state in STANDINGS),
+                ]
                 rows.append([Cell(cell) for cell in cells])
-    return Table(title, ["of", "on the front", "dominated"], rows)
+    return Table(title, ["of", *STANDINGS], rows)
+
+
+def _standings(state: str, points: Sequence[Point]) -> str:
+    """``lightning (by 7to1), softmax (by 7to1, 1to1)``."""
+    word = {DOMINATED: "by", NOT_RESOLVED: "from"}.get(state)
+    return ", ".join(f"{p.arm} ({word} {', '.join(p.standing.others)})" if word else p.arm for p in points) or "-"
 
 
 def environment_table(analysis: Analysis) -> Table:
     """Settings that the arms share, software, hardware and source."""
-    lines = [*common_settings(analysis.sweep), *environment_lines(analysis.sweep)]
-    return Table("Settings and environment", ["what", "value"], [[Cell(key), Cell(value)] for key, value in lines])
+    rows = [[Cell(key), Cell(value)] for key, value in analysis.settings]
+    return Table("Settings and environment", ["what", "value"], rows)
 
 
 def commands(analysis: Analysis) -> list[str]:

@@ -78,9 +78,14 @@ def _measured(analysis: Analysis, pictures: Iterable[Picture]) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     if table.rows:
         yield f"## {_plain(table.title)}"
-        rule = "|---" * len(table.head) + "|"
-        rows = ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
-        yield "\n".join(["| " + " | ".join(map(_plain, table.head)) + " |", rule, *rows])
+        yield table_text(table)
+
+
+def table_text(table: Table) -> str:
+    """The rows of a table in Markdown."""
+    rule = "|---" * len(table.head) + "|"
+    rows = ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
+    return "\n".join(["| " + " | ".join(map(_plain, table.head)) + " |", rule, *rows])
 
 
 def _cell(cell: Cell) -> str:
@@ -144,8 +149,8 @@ def _numbers(analysis: Analysis, arm: str, measure: Measure) -> list[Any]:
 
 def speed_csv(analysis: Analysis) -> str:
     """Measured training speed by arm, tokens/s."""
-    rows = [[arm, s.mean, *(s.ci95 or (None, None)), s.n] for arm, s in analysis.speed.items()]
-    return _csv(["arm", "tokens_per_second", "low", "high", "seeds"], rows)
+    rows = [[arm, s.mean, *(s.ci95 or (None, None)), s.n, s.deviation] for arm, s in analysis.speed.items()]
+    return _csv(["arm", "tokens_per_second", "low", "high", "seeds", "deviation"], rows)
 
 
 def _csv(columns: list[str], rows: Iterable[list[Any]]) -> str:

@@ -8,6 +8,7 @@ from zoo.ablation.report.analysis import analyse
 from zoo.ablation.report.figures import draw_all
 from zoo.ablation.report.page import html_page
 from zoo.ablation.report.read import read_sweep
+from zoo.ablation.report.stored import FILE, SPEED_FILE, read_report, report_json
 from zoo.ablation.report.text import arms_csv, markdown_page, measures_csv, speed_csv
 from zoo.files import replace_text
 
@@ -15,26 +16,29 @@ FOLDER = "report"
 
 
 def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Write report.html, report.md, arms.csv, measures.csv, speed.csv and pictures; returns the files.
+    """Write report.html, report.md, report.json, arms.csv, measures.csv, speed.csv and pictures; returns the files.
 
     The same results give the same bytes, but for what is measured by the clock: speed.csv, the pictures whose names end
     in ``speed``, and the parts that :func:`zoo.ablation.report.page.without_measured` takes out of the pages.
 
     Args:
-        sweep: folder of a sweep, finished or not. out: folder to write to; None for ``report`` in it.
+        sweep: folder of a sweep, finished or not; or of a report, which is drawn again from its report.json.
+        out: folder to write to; None for ``report`` in the sweep's, or for the report's own.
 
     Raises:
-        ConfigError: if ``sweep`` is not the folder of a sweep.
+        ConfigError: if ``sweep`` is not the folder of a sweep or of a report.
     """
-    analysis = analyse(read_sweep(sweep))
-    folder = Path(sweep) / FOLDER if out is None else Path(out)
+    again = not (Path(sweep) / "sweep.json").exists() and (Path(sweep) / FILE).exists()
+    analysis = read_report(sweep) if again else analyse(read_sweep(sweep))
+    folder = Path(out) if out is not None else Path(sweep) if again else Path(sweep) / FOLDER
     pictures = draw_all(analysis, folder)
     texts = {
         "report.html": html_page(analysis, pictures),
         "report.md": markdown_page(analysis, pictures),
+        FILE: report_json(analysis),
         "arms.csv": arms_csv(analysis),
         "measures.csv": measures_csv(analysis),
-        "speed.csv": speed_csv(analysis),
+        SPEED_FILE: speed_csv(analysis),
     }
     for name, text in texts.items():
         replace_text(folder / name, text)
