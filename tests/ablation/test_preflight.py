@@ -74,7 +74,7 @@ def test_what_was_left_out_is_what_the_written_overrides_say():
     [
         (["data.recall.tasks.kv.weight=2"], r"arm softmax and 1 more: default of data.recall.tasks.kv does not fit"),
         (["data.length=16"], r"arm softmax and 1 more: none of data.recall.tasks fits: pairs4 .*longer data.length"),
-        (["data.recall.share=2"], r"data.recall.share=2: expected a number from 0 to 1"),
+        (["data.recall.share=2"], r"arm softmax: data.recall.share=2: expected a number from 0 to 1"),
     ],
 )
 def test_recall_tasks_that_are_asked_for_are_refused(more, message):
@@ -97,10 +97,10 @@ def test_recall_tasks_that_are_asked_for_are_refused(more, message):
         ),
         (["task.split=odd"], "perplexity", r"task perplexity task.split=odd: "),
         (["task.names=[piqa]", "task.limit=0.0"], "lm_eval", r"task.limit=0.0"),
-        (["tokenizer.kind=runes"], "perplexity", r"arm softmax: tokenizer.kind=runes"),
+        (["tokenizer.kind=runes"], "perplexity", r"arm softmax: .*runes"),
         (["mixers.window.window=0"], "perplexity", r"arm window: .*window=0"),
         (["model.heads=3"], "perplexity", r"arm softmax: .*heads=3"),
-        (["trainer.max_steps=0"], "perplexity", r"arm softmax: the budget is 0 steps"),
+        (["trainer.max_steps=0"], "perplexity", r"arm softmax: .*max_steps=0"),
     ],
 )
 def test_what_cannot_be_evaluated_or_trained_is_refused_before_anything_is_made(

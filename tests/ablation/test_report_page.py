@@ -109,7 +109,7 @@ def test_every_file_is_there_and_markdown_shows_every_picture(folder):
     for block in page.split("\n\n"):
         if block.startswith("|"):
             assert len({re.sub(r"\\\|", "", line).count("|") for line in block.splitlines()}) == 1
-    assert "**worse, -0.708** (-0.847 to -0.481)" in page
+    assert "**worse, -0.708** (-0.846 to -0.481)" in page
 
 
 def test_csv_has_the_numbers(folder):

@@ -313,12 +313,14 @@ def real_sweep(folder, *more):
 def test_the_real_programs(tmp_path):
     """One arm that can be trained and one that cannot; three processes besides the driver."""
     folder = tmp_path / "sweep"
-    command = real_sweep(tmp_path, "mixers.gqa.kv_heads=1,3", "trainer.max_steps=2", f"hydra.sweep.dir={folder}")
+    arms = "{name: kv1, overrides: [mixers.gqa.kv_heads=1]}", "{name: burst, overrides: [optimizer.lr=1e30]}"
+    more = "sweep.rule=null", f"sweep.arms=[{','.join(arms)}]", "task.max_documents=3"
+    command = real_sweep(tmp_path, *more, "trainer.max_steps=2", f"hydra.sweep.dir={folder}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     entries = {entry.arm: entry for entry in read_ledger(folder).values()}
-    assert (entries["kv1"].status, entries["kv1"].tasks) == ("finished", ["perplexity"])
-    assert entries["kv3"].status == "failed" and "is not divisible by kv_heads=3" in entries["kv3"].reason
+    assert (entries["kv1"].status, entries["kv1"].tasks) == ("finished", ["perplexity task.max_documents=3"])
+    assert entries["burst"].status == "failed" and "training: error: the loss is" in entries["burst"].reason
     run = folder / entries["kv1"].folder
     assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 2
     assert len(list((run / "eval").glob("perplexity*.json"))) == 1

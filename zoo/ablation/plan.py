@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.ablation.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
+from zoo.ablation.evaluations import EvalTask, give_options
 from zoo.ablation.ledger import config_key, now
 from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
 from zoo.paths import command, take_paths
@@ -26,19 +27,6 @@ FLAGS = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 SCHEMA = "zoo-sweep/1"
 SIZED = ("attention", "schedule", "model", "mixers")  # parts of a configuration that costs depend on
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """A task of eval.py and its overrides."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The task as it would be typed."""
-        return " ".join([self.name, *self.overrides])
 
 
 @dataclass(frozen=True)
@@ -298,33 +286,11 @@ def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask
         if name not in known:
             raise ConfigError(f"sweep.tasks has {name!r}: expected names of configs/task: {', '.join(known)}.")
         made.append(EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ())))
-    tasks = give_options(made, given)
+    names = dict.fromkeys(task.name for task in made) if given else ()
+    tasks = give_options(made, given, {name: list(compose_config([f"task={name}"], "eval").task) for name in names})
     for task in tasks:
         compose_config([f"task={task.name}", *task.overrides], "eval")  # says early what cannot be
     return tasks
-
-
-def give_options(tasks: Sequence[EvalTask], given: Sequence[str]) -> list[EvalTask]:
-    """The tasks with ``task.OPTION=...`` for all that have the option, and ``task.members.NAME.OPTION=...`` for one.
-
-    Raises:
-        ConfigError: if no task has an option.
-    """
-    if not given:
-        return list(tasks)
-    options = {task.name: list(compose_config([f"task={task.name}"], "eval").task) for task in tasks}
-    overrides: dict[str, list[str]] = {task.name: [] for task in tasks}
-    for line in given:
-        member, option = re.match(r"\+*task\.(?:members\.(\w+)\.)?(\w*)", line.lstrip("~")).groups()  # type: ignore[union-attr]
-        for name in overrides:
-            if member == name:
-                overrides[name].append(line.replace(f"task.members.{name}.", "task.", 1))
-            elif ("members" if member else option) in options[name]:
-                overrides[name].append(line)
-        if not any(line in lines or member == name for name, lines in overrides.items()):
-            listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in options.items())
-            raise ConfigError(f"{line}: no task of this sweep has it. Options are, of {listed}.")
-    return [EvalTask(task.name, tuple(merge(task.overrides, overrides[task.name]))) for task in tasks]
 
 
 def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Run:

@@ -69,16 +69,28 @@ def prepare(plan: Plan) -> Plan:
         ConfigError: with the arm, the task and the option to change.
     """
     print(f"looking at {len(plan.arms)} arms and their {len(plan.tasks)} evaluations", flush=True)
+    for run in _one_of_each(plan.runs):
+        with _named(f"arm {run.arm}"):
+            read_config(run.config)
     grounds = list(_grounds(plan.runs))
     plan, grounds = _without_unfit(plan, grounds)
     for ground in grounds:
-        for run in (r for n, r in enumerate(ground.runs) if r.arm not in [other.arm for other in ground.runs[:n]]):
+        for run in _one_of_each(ground.runs):
             with _named(f"arm {run.arm}"):
                 _check_arm(run.config, ground)
         for task in plan.tasks:
             with _named(f"{ground}, task {task.label}"):
                 _check_evaluation(ground, task)
     return plan
+
+
+def _one_of_each(runs: Sequence[Run]) -> Iterator[Run]:
+    """The first run of every arm: seeds change nothing of what is looked at."""
+    seen: set[str] = set()
+    for run in runs:
+        if run.arm not in seen:
+            seen.add(run.arm)
+            yield run
 
 
 @contextmanager
@@ -106,8 +118,7 @@ def _grounds(runs: Sequence[Run]) -> Iterator[Ground]:
 
 
 def _check_arm(config: DictConfig, ground: Ground) -> None:
-    """Options, budget, sizes and matching of an arm."""
-    read_config(config)
+    """Budget, sizes and matching of an arm."""
     config = config.copy()
     step_budget(config)
     _decoder(config, ground.tokenizer)

@@ -52,7 +52,7 @@ def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
     cache: dict[int, float] = {}
     for content in contents:
         state, growing = (content["model"].get(key, {}) for key in ("state_bytes@L", "kv_bytes@L"))
-        cache |= {int(n): state[n] + growing[n] for n in state if n in growing}
+        cache |= {int(n): float(state[n] + growing[n]) for n in state if n in growing}
     return ArmFacts(
         layers,
         _softmax_share(layers, run.config),
@@ -83,7 +83,7 @@ def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> 
         return None
     try:
         with torch.device("meta"):
-            return share_costs(Decoder(decoder_config(config, vocab))).cost(length).flops_per_token
+            return float(share_costs(Decoder(decoder_config(config, vocab))).cost(length).flops_per_token)
     except (ValueError, KeyError, TypeError, OmegaConfBaseException):
         return None
 

@@ -57,7 +57,7 @@ def cache_axis(axes: Axes, costs: Sequence[float]) -> None:
         axes.minorticks_off()
     elif high > low:
         size = 1024.0 ** max(0, math.floor(math.log(high, 1024)))
-        ticks = MaxNLocator(TICKS - 1).tick_values(low / size, high / size)
+        ticks = MaxNLocator(TICKS - 1, steps=[1, 2, 5, 10]).tick_values(low / size, high / size)
         axes.set_xticks([tick * size for tick in ticks if low <= tick * size <= high])
     else:
         axes.set_xticks([low])
