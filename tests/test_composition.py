@@ -46,7 +46,7 @@ def test_every_file_composes_and_builds(group, name):
     assert config.optimizer.name in OPTIMIZERS
     options = {k: config.optimizer[k] for k in ("schedule", "warmup_steps", "decay_fraction", "final_factor")}
     assert 0 < rate_factor(0, 100, **options) <= 1
-    build_strategy(config.trainer.strategy, "adamw")
+    build_strategy(config.trainer.strategy)
     assert instantiate(config.data.source).name
 
 

@@ -170,7 +170,7 @@ def _build_trainer(
 ) -> tuple[lightning.Trainer, Monitor]:
     options = config.trainer
     accelerator = choose_accelerator(options.accelerator)
-    strategy = build_strategy(options.strategy, config.optimizer.name)
+    strategy = build_strategy(options.strategy)
     monitor = Monitor(options.log_every, 3 * module.decoder.cost(config.data.length).flops_per_token)
     checkpoints = Checkpoints(run.checkpoints, options.checkpoint_every, options.keep_every, options.validate_every)
     guard = StopOnNonFinite(data.stores["train"], config.data.length, checkpoints)
