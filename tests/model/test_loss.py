@@ -133,3 +133,16 @@ def test_weighted_micro_batches_add_up_to_their_batch():
         for i in range(BATCH)
     ]
     torch.testing.assert_close(torch.autograd.grad(sum(parts) / BATCH, weight)[0], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_dtype_other_than_fp32_as_in_true_precisions_is_taken(dtype, monkeypatch):
+    hidden, weight = torch.randn(2, 3, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype)
+    targets = torch.randint(5, (2, 3))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        mean, losses = next_token_loss(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(before)
+    assert mean.item() == pytest.approx(losses.mean().item(), rel=1e-4) and losses.dtype == torch.float32

@@ -66,7 +66,7 @@ def next_token_loss(
     if token_weights is not None:
         factors = token_weights / token_weights.numel()
     else:
-        factors = torch.ones(targets.shape, device=hidden.device) if mask is None else mask.float()
+        factors = targets.new_ones(targets.shape, dtype=torch.float32) if mask is None else mask.float()
         factors = factors / factors.sum().clamp(min=1.0)
     if not torch.is_grad_enabled():
         weight, hidden = weight.detach(), hidden.detach()
