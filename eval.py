@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.schema.programs import Evaluation, read_program
 
 
 def main(arguments: list[str]) -> None:
@@ -13,6 +12,7 @@ def main(arguments: list[str]) -> None:
     with friendly_errors():
         from zoo.evaluation.program import evaluate_runs
         from zoo.evaluation.tasks import build_task, task_help
+        from zoo.schema.programs import Evaluation, read_program
 
         options = read_program("eval", Evaluation, arguments, __doc__, task_help)
         task = build_task(options.task)

@@ -1,18 +1,27 @@
-"""What the command-line programs share: errors a user can act on, without a traceback, and the choice of a device."""
+"""What the command-line programs share: errors a user can act on, output nobody reads, and the choice of a device.
+
+Imports neither torch nor anything that takes long, so that a Ctrl-C during imports is answered too.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-import torch
+from zoo.launch import leave_word, this_launch, word_was_left
+
+if TYPE_CHECKING:
+    import torch
 
 USAGE = 2
 INTERRUPTED = 130
+NO_READER = (errno.EPIPE, errno.EIO)
 
 
 @contextmanager
@@ -20,18 +29,19 @@ def friendly_errors() -> Iterator[None]:
     """Print a user's error as one line on stderr and exit with status 2; Ctrl-C exits with 130.
 
     A user's error is any ValueError (ConfigError, CheckpointError, DataError, ScheduleError and plain ones), a file
-    that is not found, a full disk, and memory that is short. ``ZOO_DEBUG=1`` shows the traceback instead.
+    that is not found, a full disk, and memory that is short. ``ZOO_DEBUG=1`` shows the traceback instead. Output whose
+    reader is gone, as after ``| head -1``, is dropped.
     """
     try:
+        sys.stdout, sys.stderr = _for_any_reader(sys.stdout, 1), _for_any_reader(sys.stderr, 2)
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if not _is_users(error) or os.environ.get("ZOO_DEBUG", "0") not in ("", "0"):
             raise
-        message = _out_of_memory(error) or " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        raise SystemExit(USAGE) from None
+        refuse(_out_of_memory(error) or " ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        if this_launch().speaks:
+            print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -45,8 +55,9 @@ def _is_users(error: Exception) -> bool:
 def _out_of_memory(error: Exception) -> str | None:
     """What to say where memory is short, None where it is not."""
     text = " ".join(str(error).split())
+    torch = sys.modules.get("torch")  # without it nothing of it can be short
     allocator = isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", text)
-    if not (allocator or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
+    if not (allocator or isinstance(error, (MemoryError, torch.OutOfMemoryError) if torch else MemoryError)):
         return None
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
     return (
@@ -55,12 +66,47 @@ def _out_of_memory(error: Exception) -> str | None:
     )
 
 
+def refuse(message: str) -> NoReturn:
+    """Print an error and exit with status 2; of several processes that say the same only the first prints."""
+    launch = this_launch()
+    if launch.speaks:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        leave_word()
+    elif not word_was_left():
+        print(f"rank {launch.rank}: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(USAGE) from None
+
+
+class _AnyReader(io.FileIO):
+    """A stream that takes what is written to it, whether or not its reader is still there."""
+
+    def write(self, data: Any) -> int:
+        """Write, or drop what nobody reads any more."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in NO_READER:
+                raise
+            return memoryview(data).nbytes
+
+
+def _for_any_reader(stream: TextIO, number: int) -> TextIO:
+    """The stream of this process, so that a pipe that is closed ends nothing; others, as tests have, as they are."""
+    if stream not in (sys.__stdout__, sys.__stderr__) or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(_AnyReader(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+
+
 def choose_device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` is the first GPU if there is one.
 
     Raises:
         ValueError: if there is no such device here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

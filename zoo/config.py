@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from zoo.paths import expand, literal
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMESPACE = "zoo."
+LABEL = 80  # characters of a run's name that tell its layers
 
 
 class ConfigError(ValueError):
@@ -66,6 +68,16 @@ def run_dir(resume: str | None, init: str | None, name: str, time: str) -> str:
     return resume or f"{init.rstrip('/') + '-trained' if init else name}-{time}"
 
 
+def run_label(attention: str, pattern: str, patch: str | None) -> str:
+    """What a run's name says of its layers: the attention, or the schedule if that is another one or has several."""
+    tokens = [re.sub(r"(^|x)attention$", rf"\g<1>{attention}", token.strip()) for token in str(pattern).split("+")]
+    names = {re.sub(r"^\d+x", "", token) for token in tokens}
+    label = names.pop() if len(names) == 1 else "+".join(tokens)
+    if patch:
+        label += "@" + re.sub(r"(^|x|:)attention\b", rf"\g<1>{attention}", str(patch))
+    return re.sub(r"[^\w+@.-]", "_", label)[:LABEL]
+
+
 def load_run_config(run: str | Path) -> DictConfig:
     """The resolved configuration that a run folder keeps.
 
@@ -79,7 +91,7 @@ def load_run_config(run: str | Path) -> DictConfig:
     try:
         config = OmegaConf.create(literal(yaml.safe_load(file.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is damaged: {error}.") from error
+        raise ConfigError(f"{file} is damaged: {error}. Restore it, or start the run again elsewhere.") from error
     if not isinstance(config, DictConfig) or "model" not in config or "data" not in config:
         raise ConfigError(f"{file} is not the configuration of a run: it has no model or no data.")
     return config
@@ -92,7 +104,10 @@ def _no_run(path: Path) -> str:
         choice = f" with checkpoint={path.stem}" if path.suffix == ".ckpt" and path.stem != "last" else ""
         return f"{path} lies in a run folder: expected the folder itself, {inside}{choice}."
     if path.is_dir():
-        return f"{path} is not a run folder: it has no config.yaml."
+        return (
+            f"{path} is not a run folder: it has no config.yaml. If a run was stopped there before it could write one, "
+            "nothing is lost: start it again with its own command."
+        )
     return f"{path} is not a run folder: it {'is a file' if path.exists() else 'does not exist'}."
 
 

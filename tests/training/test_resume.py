@@ -13,10 +13,10 @@ import torch
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.model import CheckpointError
-from zoo.training.callbacks import Interrupted
 from zoo.training.configuration import resumed_config, step_budget
 from zoo.training.module import LanguageModule
 from zoo.training.run import train
+from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("step", "tokens", "train/loss", "train/bits_per_byte", "train/grad_norm", "train/lr", "val/loss")
@@ -147,9 +147,45 @@ def test_resume_names_what_is_missing_or_damaged(small, tmp_path):
     config = resumed_config(small(f"resume={folder}", "trainer.max_steps=30"), ["trainer.max_steps=30"])
     with pytest.raises(CheckpointError, match=r"last.ckpt cannot be read as a checkpoint"):
         train(config, folder)
-    file.unlink()
-    with pytest.raises(CheckpointError, match=r"has no checkpoint 'last': it has best"):
-        train(config, folder)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"has no config.yaml.*start it again with its own command"):
+        resumed_config(small(f"resume={folder}"), [])
+
+
+@pytest.mark.parametrize("kept", [["best"], ["best", "step-15"]])
+def test_a_run_that_has_no_last_checkpoint_goes_on_from_the_latest_other(small, tmp_path, kept):
+    options = ["trainer.keep_every=15", "optimizer.schedule=constant"]
+    train(small(*options), tmp_path / "whole")
+    train(small(*options, "trainer.max_steps=16"), tmp_path / "parts")
+    for file in (tmp_path / "parts" / "checkpoints").iterdir():
+        if file.stem not in kept:
+            file.unlink()
+    resume = [f"resume={tmp_path / 'parts'}", "trainer.max_steps=20"]
+    train(resumed_config(small(*resume), resume), tmp_path / "parts")
+    trained = [[row for row in losses(tmp_path / n) if row[2] is not None] for n in ("whole", "parts")]
+    assert trained[0] == trained[1]
+
+
+def test_a_run_without_a_checkpoint_starts_again_in_its_folder(small, tmp_path):
+    train(small(), tmp_path / "whole")
+    folder = tmp_path / "killed"
+    train(small("trainer.max_steps=3", "trainer.checkpoint_every=1000"), folder)
+    shutil.rmtree(folder / "checkpoints")
+    options = [f"resume={folder}", "trainer.max_steps=20"]
+    train(resumed_config(small(*options), options), folder)
+    assert losses(tmp_path / "whole") == losses(folder)
+
+
+def test_the_command_of_a_run_may_be_repeated_when_it_is_resumed(small, small_overrides, tmp_path):
+    folder, options = tmp_path / "run", ["optimizer.lr=0.01", "attention=softmax", "schedule=hybrid_1to1"]
+    train(small(*options, "trainer.max_steps=3"), folder)
+    resume = f"resume={folder}"
+    overrides = [*small_overrides, *options, "trainer.max_steps=4", resume]
+    assert resumed_config(small(*options, "trainer.max_steps=4", resume), overrides).trainer.max_steps == 4
+    for other in ("optimizer.lr=0.02", "attention=lightning", "optimizer=adamw", "seed=1"):
+        changed = [*overrides, other]
+        with pytest.raises(ConfigError, match="cannot be changed by a resumed run, which has"):
+            resumed_config(small(*options, other, resume), changed)
 
 
 def test_rows_after_the_checkpoint_are_dropped_on_resume(small, tmp_path, monkeypatch):

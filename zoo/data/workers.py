@@ -26,7 +26,7 @@ class SteadyLoader(DataLoader):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, worker_init_fn=obey_parent_only, **kwargs)
+        super().__init__(*args, **{**kwargs, "worker_init_fn": obey_parent_only})
 
     def __iter__(self) -> Any:
         """Start the workers with signals held back, so that none comes before :func:`obey_parent_only`."""

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-import signal
-from types import FrameType
 from typing import Any
 
 import lightning
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
 
 from zoo.data import TokenStore
 from zoo.training.checkpointing import Checkpoints, StepEnd
-
-
-class Interrupted(Exception):
-    """The run was asked to stop by a signal; it has been saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}")
-        self.number, self.step = number, step
+from zoo.training.signals import Interrupted, StopSignals
 
 
 class NonFiniteLoss(ValueError):
@@ -27,43 +19,76 @@ class NonFiniteLoss(ValueError):
 
 
 class StopOnSignal(StepEnd):
-    """On SIGINT or SIGTERM finishes the optimizer step, saves ``last`` and raises Interrupted; a second Ctrl-C ends it.
+    """After a signal finishes the optimizer step, saves ``last`` and raises Interrupted; leaves a validation at once.
 
-    With several processes they agree on it every ``agree_every`` steps, since a signal may reach only one.
+    Several processes agree on it, since a signal may reach only one, or each at another time: after each batch all send
+    what they have received, and read what was sent one batch before, so that none waits for another.
     """
 
-    def __init__(self, checkpoints: Checkpoints, agree_every: int = 10) -> None:
+    def __init__(self, checkpoints: Checkpoints, signals: StopSignals, max_steps: int) -> None:
         super().__init__(checkpoints.validate_every)
-        self.checkpoints, self.agree_every = checkpoints, agree_every
-        self.received: int | None = None
-        self.previous: dict[int, Any] = {}
+        self.checkpoints, self.signals, self.max_steps = checkpoints, signals, max_steps
+        self._group: Any = None
+        self._sent: tuple[Tensor, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Listen."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._receive)
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Put the previous handlers back."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous.clear()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
+        """From here on a signal finds something to save."""
+        if trainer.world_size > 1:
+            self._group = distributed.new_group(backend="gloo")  # the host's own, so that it waits for no device
+        self.signals.defer()
 
     def on_step_end(self, trainer: lightning.Trainer) -> None:
         """Save and stop."""
-        stop = self.received is not None
-        if trainer.world_size > 1:
-            if trainer.global_step % self.agree_every:
-                return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop and trainer.global_step < trainer.max_steps:
-            self.checkpoints.save_last(trainer)
-            raise Interrupted(self.received or signal.SIGTERM, trainer.global_step)
+        number = self._agreed(trainer)
+        if number and trainer.global_step < self.max_steps:
+            self._stop(trainer, number)
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the step, whose validation a resumed run does first, and stop."""
+        if number := self._agreed(trainer):
+            self.checkpoints.validation_due = True
+            self._stop(trainer, number)
+
+    def _stop(self, trainer: lightning.Trainer, number: int) -> None:
+        self.checkpoints.save_last(trainer)
+        raise Interrupted(number, trainer.global_step)
+
+    def _agreed(self, trainer: lightning.Trainer) -> int:
+        """The signal that all stop for, 0 for none."""
+        received = self.signals.received or 0
+        if trainer.world_size == 1:
+            return received
+        told = torch.tensor(received)
+        work = distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        earlier, self._sent = self._sent, (told, work)
+        if earlier is None:
+            return 0
+        earlier[1].wait()
+        return int(earlier[0])
+
+
+class ValidateFirst(lightning.Callback):
+    """Does the validation that a run was stopped in, before it trains on; goes after the callbacks that watch it."""
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate as Lightning does after a step, from the first batch on."""
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+        trainer.should_stop = trainer.global_step >= self.max_steps
 
 
 class StopOnNonFinite(lightning.Callback):

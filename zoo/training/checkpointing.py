@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,27 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from zoo.files import replace_file
-from zoo.model.checkpoint import CheckpointError, read_checkpoint
+from zoo.model.checkpoint import CHECKPOINTS, CheckpointError, read_checkpoint
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Reporting(io.FileIO):
+    """A file that keeps the error of a write: torch.save turns it into a RuntimeError about its own archive."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return size
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,22 +45,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: if the disk is full or not writable; the previous file stays.
         """
         path = Path(path)
+        files: list[_Reporting] = []
 
         def write(unfinished: Path) -> None:
-            with unfinished.open("wb") as file:
+            with _Reporting(unfinished, "wb") as file:
+                files.append(file)
                 torch.save(checkpoint, file)
 
         try:
             replace_file(path, write, durable=True)
         except (OSError, RuntimeError) as error:
+            cause = files[0].error if files and files[0].error else error
+            if not isinstance(cause, OSError):
+                raise
             kept = f"the previous {path.name} is untouched" if path.is_file() else "no earlier one exists"
-            raise CheckpointError(
-                f"{path} could not be written ({error}); {kept}. Free some space, then continue with resume=."
-            ) from error
+            todo = "Free some space, then continue" if cause.errno in FULL else "Mend that, then continue"
+            raise CheckpointError(f"{path} could not be written ({cause}); {kept}. {todo} with resume=.") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read plain data and tensors only; CheckpointError if the file is damaged."""
         return read_checkpoint(path)
+
+
+def resume_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that a run goes on from: ``last``, or else the latest of the others; None if there is none yet.
+
+    Raises:
+        CheckpointError: if one of those is damaged.
+    """
+    if (last := run / CHECKPOINTS / "last.ckpt").is_file():
+        return last
+    found = {file: read_checkpoint(file)["global_step"] for file in (run / CHECKPOINTS).glob("*.ckpt")}
+    return max(found, key=lambda file: found[file], default=None)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -77,6 +115,7 @@ class Checkpoints(StepEnd):
         self.folder, self.every, self.keep_every = folder, every, keep_every
         self.best = float("inf")
         self.saved = -1
+        self.validation_due = False
 
     def state_dict(self) -> dict[str, Any]:
         """Best bits per byte so far."""
@@ -96,12 +135,15 @@ class Checkpoints(StepEnd):
             self.save(trainer, "last")
             self.saved = trainer.global_step
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """A resumed run has its step on disk already."""
-        self.saved = trainer.global_step if trainer.global_step > 0 else -1
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say whether the validation of this step is still to be done."""
+        checkpoint["validation_due"] = self.validation_due
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the best, then what is due at this step."""
+        self.validation_due = False
         metrics = trainer.callback_metrics
         value = float(metrics.get("val/bits_per_byte", metrics.get("val/recall_nll", float("nan"))))
         if value < self.best:

@@ -28,19 +28,20 @@ RESUMABLE = (
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices, logger and places.
 
+    Other overrides must say what the run has, so that its own command can be repeated.
+
     Raises:
-        ConfigError: on any other override.
+        ConfigError: on an override that would change anything else.
     """
     saved = load_run_config(config.resume)
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key == "resume":
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if key in ("resume", "init", "experiment") or key.startswith("hydra"):
             continue
-        if not any(key == name or key.startswith(f"{name}.") for name in RESUMABLE):
-            raise ConfigError(
-                f"{key} cannot be changed by a resumed run: only {', '.join(RESUMABLE)} can. Start a new run for it."
-            )
-        node = next(name for name in RESUMABLE if key == name or key.startswith(f"{name}."))
+        node = next((name for name in RESUMABLE if key == name or key.startswith(f"{name}.")), None)
+        if node is None:
+            _refuse_change(key, config, saved)
+            continue
         if node in MOVABLE:
             continue
         copy_option(config, saved, node)
@@ -51,6 +52,18 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     move_data(saved, path, cache_dir)
     saved.resume = literal(config.resume)
     return saved
+
+
+def _refuse_change(key: str, config: DictConfig, saved: DictConfig) -> None:
+    asked, has = (OmegaConf.select(c, key) for c in (config, saved))
+    if isinstance(asked, DictConfig):  # a group: each has a name
+        key = f"{key}.name"
+        asked, has = (OmegaConf.select(c, key) for c in (config, saved))
+    if asked != has:
+        raise ConfigError(
+            f"{key} cannot be changed by a resumed run, which has {has}: only {', '.join(RESUMABLE)} can. Start a new "
+            "run for it."
+        )
 
 
 def decoder_config(config: DictConfig, vocab_size: int, separator_tokens: Sequence[int] = ()) -> DecoderConfig:

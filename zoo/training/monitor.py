@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from zoo.files import read_metrics
 from zoo.training.hardware import peak_flops
 from zoo.training.meter import metrics_of
 
@@ -25,6 +27,7 @@ class Monitor(lightning.Callback):
     def __init__(self, log_every: int, train_flops_per_token: float) -> None:
         self.log_every, self.train_flops_per_token = log_every, train_flops_per_token
         self.latest: dict[str, float] = {}
+        self._rate = 0.0
         self._restored: list[float] | None = None
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
@@ -51,6 +54,10 @@ class Monitor(lightning.Callback):
         self._paused += time.perf_counter() - self._validation_since
         self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Keep the rate of this step: the schedule has gone on by the end of it."""
+        self._rate = optimizer.param_groups[0]["lr"]
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -67,7 +74,7 @@ class Monitor(lightning.Callback):
         peak = peak_flops(pl_module.device)
         if peak is not None:
             metrics["train/mfu"] = rate * self.train_flops_per_token / (peak * trainer.world_size)
-        metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["train/lr"] = self._rate
         if pl_module.grad_norm is not None:
             metrics["train/grad_norm"] = float(pl_module.grad_norm)
         pl_module.record(metrics)
@@ -91,6 +98,20 @@ def describe(metrics: dict[str, float]) -> str:
     if "val/recall_accuracy" in metrics:
         parts.append(f"recall {metrics['val/recall_accuracy']:.1%}")
     return "  ".join(parts)
+
+
+def held_out(run: Path) -> str:
+    """The last validation of a run in words; empty if it has none."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if any(key.startswith("val/") for key in row)]
+    if not rows:
+        return ""
+    row, parts = rows[-1], []
+    if "val/loss" in row:
+        parts += [f"loss {row['val/loss']:.4f}", f"bits/byte {row['val/bits_per_byte']:.4f}"]
+        parts += [f"perplexity {row['val/perplexity']:.2f}"]
+    if "val/recall_accuracy" in row:
+        parts += [f"recall {row['val/recall_accuracy']:.1%}"]
+    return "  ".join([*parts, f"(step {row['step']})"])
 
 
 class ProgressDisplay(lightning.Callback):

@@ -16,12 +16,13 @@ from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
 from zoo.data.moved import ChangedData, check_moved
 from zoo.interop.gradual import sharing_callbacks
+from zoo.launch import this_launch
 from zoo.model import CheckpointError
-from zoo.model.checkpoint import find_checkpoint, read_checkpoint
+from zoo.model.checkpoint import read_checkpoint
 from zoo.paths import expand, literal
 from zoo.schema.check import check_config
-from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd
-from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers
+from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd, ValidateFirst
+from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers, resume_checkpoint
 from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.hardware import choose_accelerator, choose_precision
 from zoo.training.initial import initial_recall, load_initial
@@ -29,63 +30,75 @@ from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
 from zoo.training.monitor import Monitor, ProgressDisplay
 from zoo.training.run_folder import RunFolder, write_json
-from zoo.training.strategies import build_strategy, process_rank
+from zoo.training.signals import StopSignals
+from zoo.training.strategies import build_strategy, launched_devices, process_rank
 
 if TYPE_CHECKING:
     from zoo.ablation.matching import MatchResult
 
 
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
-    """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics."""
+    """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics.
+
+    A run that is refused before its first step leaves nothing behind.
+
+    Raises:
+        Interrupted: after a signal; what was done is saved.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
     config = check_config(config)
     for name in ("path", "cache_dir"):
         if config.data[name] and config.resume is None:
             config.data[name] = literal(absolute(config.data[name]))  # so that eval.py works from anywhere
-    run = RunFolder(folder)
-    checkpoint = find_checkpoint(run.path) if config.resume else None
+    run = RunFolder(expand(config.resume) if config.resume else folder)
+    checkpoint = resume_checkpoint(run.path) if config.resume else None
     max_steps = step_budget(config)
-    if process_rank() != 0:  # a child of the process that has the folder
-        return _train(config, run, checkpoint, max_steps)
-    try:
-        with run.locked():
-            if config.resume is None:
-                run.refuse_if_used()
+    with StopSignals(process_rank() == 0) as signals:
+        if process_rank() != 0:  # the first process has the folder
+            return _train(config, run, checkpoint, max_steps, signals)
+        with run.claimed(config.resume is None, trained=lambda: signals.deferred):
             remove_leftovers(run.checkpoints)
-            return _train(config, run, checkpoint, max_steps)
-    except Exception:
-        run.remove_if_unused()
-        raise
+            return _train(config, run, checkpoint, max_steps, signals)
 
 
-def _train(config: DictConfig, run: RunFolder, checkpoint: Path | None, max_steps: int) -> dict[str, float]:
-    resumed = _resumed_facts(checkpoint) if checkpoint else None
-    if resumed and resumed["step"] >= max_steps:
+def _train(
+    config: DictConfig, run: RunFolder, checkpoint: Path | None, max_steps: int, signals: StopSignals
+) -> dict[str, float]:
+    resumed = resumed_facts(checkpoint) if checkpoint else None
+    if resumed and resumed["step"] >= max_steps and not resumed["validation_due"]:
         raise ConfigError(
             f"{run.path} has {resumed['step']} steps, its budget is {max_steps}: give a larger trainer.max_steps."
         )
     lightning.seed_everything(config.seed, verbose=False)
+    if process_rank() == 0:
+        run.describe(config)  # before anything that takes long, so that a run that is killed there can be resumed
     data = _prepare_data(config, run, resumed)
     matched = None if resumed else _match(config, data)
     module = _build_module(config, data, max_steps, resumed)
     if config.get("init") and resumed is None:
         load_initial(module.decoder, config.init)
+    trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed, signals)
     if process_rank() == 0:
-        run.describe(config)
         write_json(run.path / "data.json", data.describe())
+        run.write_config(config)  # with the sizes that were solved for
         save_tokenizer(data.tokenizer, run.tokenizer)
         _print_summary(config, run, module, data, max_steps, matched)
-    trainer, monitor = _build_trainer(config, run, data, module, max_steps, resumed)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return monitor.latest
 
 
-def _resumed_facts(checkpoint: Path) -> dict[str, Any]:
+def resumed_facts(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run, with its step and whether the validation of that step is still to be done.
+
+    Raises:
+        ConfigError: if it has weights only.
+    """
     content = read_checkpoint(checkpoint)
     if "optimizer_states" not in content:
         raise ConfigError(f"{checkpoint} has weights only: start a new run from them with init=RUN_DIR.")
-    return {"step": content["global_step"], **content["zoo"]}
+    due = content.get("validation_due", False)
+    return {"step": content["global_step"], "validation_due": due, **content["zoo"]}
 
 
 def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | None) -> LanguageData:
@@ -167,25 +180,29 @@ def _build_trainer(
     module: LanguageModule,
     max_steps: int,
     resumed: dict[str, Any] | None,
+    signals: StopSignals,
 ) -> tuple[lightning.Trainer, Monitor]:
     options = config.trainer
     accelerator = choose_accelerator(options.accelerator)
+    devices, nodes = launched_devices(this_launch(), options.strategy, options.devices, options.num_nodes)
     strategy = build_strategy(options.strategy)
+    at_end = resumed is not None and resumed["step"] >= max_steps  # Lightning starts nothing at the end of its budget
+    validate_first = [ValidateFirst(max_steps)] if resumed and resumed["validation_due"] else []
     monitor = Monitor(options.log_every, 3 * module.decoder.cost(config.data.length).flops_per_token)
     checkpoints = Checkpoints(run.checkpoints, options.checkpoint_every, options.keep_every, options.validate_every)
     guard = StopOnNonFinite(data.stores["train"], config.data.length, checkpoints)
     trainer = lightning.Trainer(
         default_root_dir=run.path,
-        max_steps=max_steps,
+        max_steps=max_steps + at_end,
         accelerator=accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
+        devices=devices,
+        num_nodes=nodes,
         strategy=strategy,
         precision=choose_precision(options.precision, accelerator),  # type: ignore[arg-type]
         gradient_clip_val=options.gradient_clip,
         logger=build_loggers(
             run.path,
-            resumed["step"] if resumed else None,
+            None if config.resume is None else resumed["step"] if resumed else 0,
             to_dict(config.logger.wandb) if config.logger.wandb else None,
             config.logger.tensorboard,
             to_dict(config),
@@ -197,7 +214,8 @@ def _build_trainer(
             ProgressDisplay(monitor),
             ValidateAtEnd(),
             checkpoints,
-            StopOnSignal(checkpoints),
+            StopOnSignal(checkpoints, signals, max_steps),
+            *validate_first,
         ],
         plugins=[AtomicCheckpointIO()],
         val_check_interval=options.validate_every,
@@ -209,6 +227,8 @@ def _build_trainer(
         enable_model_summary=False,
         log_every_n_steps=1,
     )
+    # Lightning's own handlers talk to other processes from within, and requeue jobs of SLURM
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     accumulate = data.accumulate(trainer.world_size)
     trainer.accumulate_grad_batches = accumulate
     trainer.val_check_interval = options.validate_every * accumulate

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +35,9 @@ PACKAGES = (
     "attention-zoo",
 )
 RUNS = "runs"  # where a run is put that is given no folder
+
+
+DESCRIPTION = ("config.yaml", "environment.json", "git.json", "git.diff", "data.json")
 
 
 class RunFolder:
@@ -68,35 +73,68 @@ class RunFolder:
             owner.unlink(missing_ok=True)
             self._lock.release()
 
+    @contextmanager
+    def claimed(self, new: bool, trained: Callable[[], bool]) -> Iterator[None]:
+        """Have the folder to this process, for a new run or for the one that is in it.
+
+        A new run that is refused before it has ``trained`` takes with it what it had written.
+
+        Raises:
+            ConfigError: if another process has the folder, or a new run finds one in it.
+        """
+        ours = False
+        try:
+            with self.locked():
+                if new:
+                    self.refuse_if_used()
+                ours = new
+                yield
+        except Exception:
+            if ours and not trained():
+                self._forget()
+            raise
+
+    def _forget(self) -> None:
+        for name in (*DESCRIPTION, ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        with suppress(OSError):  # what is not ours stays
+            self.path.rmdir()
+            if self.path.parent == Path(RUNS).absolute():
+                self.path.parent.rmdir()
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.yaml").exists() or self.has_checkpoint()
+
     def refuse_if_used(self) -> None:
         """A new run must not overwrite an old one.
 
         Raises:
             ConfigError: if the folder holds a run.
         """
-        if (self.path / "config.yaml").exists() or any(self.checkpoints.glob("*.ckpt")):
+        if self.holds_run():
             raise ConfigError(
-                f"{self.path} already holds a run: continue it with resume={self.path}, or set another hydra.run.dir."
+                f"{self.path} already holds a run: continue it with {shlex.quote(f'resume={self.path}')}, or set "
+                "another hydra.run.dir."
             )
-
-    def remove_if_unused(self) -> None:
-        """Remove the folder of a run that was refused: one that holds nothing but its lock and an empty log."""
-        left = {file.name: file.stat().st_size for file in self.path.iterdir()} if self.path.is_dir() else {"": 1}
-        if set(left) <= {".lock", "train.log"} and not any(left.values()):
-            for name in left:
-                (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
-            if self.path.parent == Path(RUNS).absolute() and not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
 
     def describe(self, config: DictConfig) -> None:
         """Write the resolved configuration, the environment and the state of the source code."""
-        replace_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        self.write_config(config)
         write_json(self.path / "environment.json", environment())
         state, difference = git_state(Path(__file__).resolve().parents[2])
         write_json(self.path / "git.json", state)
         if difference:
             replace_text(self.path / "git.diff", difference)
+
+    def write_config(self, config: DictConfig) -> None:
+        """Write the resolved configuration, which is all that a run needs to start again."""
+        replace_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def write_json(path: Path, content: Any) -> None:

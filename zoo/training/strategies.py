@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import os
+
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.config import ConfigError
+from zoo.launch import Launch, this_launch
 from zoo.model.block import Block
 
 
 def process_rank() -> int:
     """Global rank of this process, before and after the processes have found each other; 0 if it is alone."""
-    return getattr(rank_zero_only, "rank", 0)
+    return this_launch().rank or getattr(rank_zero_only, "rank", 0)
+
+
+def launched_devices(launch: Launch, strategy: str, devices: int | str, nodes: int) -> tuple[int | str, int]:
+    """Devices of each machine, and machines: those of torchrun or srun where one of them started this process.
+
+    Raises:
+        ConfigError: if the strategy is for one process, or the options name another number of devices.
+    """
+    if launch.world == 1:
+        return devices, nodes
+    here = launch.world // launch.nodes
+    if strategy == "auto":
+        raise ConfigError(
+            f"{launch.by} started {launch.world} processes, and trainer.strategy=auto trains in one: add trainer=ddp "
+            "or trainer=fsdp, or start one process."
+        )
+    if devices not in ("auto", here):
+        raise ConfigError(
+            f"trainer.devices={devices}: {launch.by} started {here} processes on each machine: set it to auto."
+        )
+    if launch.by == "srun":
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning wants it said
+    return here, launch.nodes
 
 
 def build_strategy(name: str) -> str | Strategy:
