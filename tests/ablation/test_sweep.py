@@ -313,7 +313,7 @@ def real_sweep(folder, *more):
 def test_the_real_programs(tmp_path):
     """One arm that can be trained and one that cannot; three processes besides the driver."""
     folder = tmp_path / "sweep"
-    arms = "{name: kv1, overrides: [mixers.gqa.kv_heads=1]}", "{name: burst, overrides: [optimizer.lr=1e30]}"
+    arms = "{name: kv1, overrides: ['mixers.gqa.kv_heads=1']}", "{name: burst, overrides: ['optimizer.lr=1e30']}"
     more = "sweep.rule=null", f"sweep.arms=[{','.join(arms)}]", "task.max_documents=3"
     command = real_sweep(tmp_path, *more, "trainer.max_steps=2", f"hydra.sweep.dir={folder}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
