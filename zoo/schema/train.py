@@ -42,7 +42,10 @@ class TrainConfig(Options):
     seed: Annotated[Whole, Ge(0), Le(LARGEST_SEED)] = option(
         "seed of weights, of the order of data and of all that is drawn"
     )
-    resume: Text | None = option("run folder that is continued, with its own configuration", default=None)
+    resume: Text | None = option(
+        "run folder that is continued, with its own configuration; auto: the one in hydra.run.dir, or of this job",
+        default=None,
+    )
     init: Text | None = option(
         "run folder whose configuration, model, tokenizer and weights a new run starts from", default=None
     )

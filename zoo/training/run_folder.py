@@ -57,16 +57,17 @@ class RunFolder:
             ConfigError: if another process has it.
         """
         owner = self.path / ".owner"
-        try:
-            with writing(self.path, "Set hydra.run.dir to a folder that can be written to; eval.py has out="):
-                self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path, "Set hydra.run.dir to a folder that can be written to; eval.py has out="):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
                 self._lock.acquire(timeout=0)
-                owner.write_text(f"process {os.getpid()} on {platform.node()}")
-        except Timeout:
-            who = owner.read_text() if owner.is_file() else "unknown"
-            raise ConfigError(
-                f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another hydra.run.dir."
-            ) from None
+            except Timeout:
+                who = owner.read_text() if owner.is_file() else "unknown"
+                raise ConfigError(
+                    f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another "
+                    "hydra.run.dir."
+                ) from None
+            owner.write_text(f"process {os.getpid()} on {platform.node()}")
         try:
             yield
         finally:
