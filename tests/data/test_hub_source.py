@@ -127,6 +127,12 @@ def test_a_single_config_stands_in_with_a_warning(folder, tmp_path, capfd):
     assert "no config 'absent'; using 'default'" in capfd.readouterr().err
 
 
+def test_nothing_but_sentences_is_told_where_nobody_watches(folder, tmp_path, capfd):
+    datasets.enable_progress_bars()
+    assert len(source(folder, tmp_path).splits_by_name)
+    assert capfd.readouterr().err == ""
+
+
 def test_bad_paths(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: expected a folder with the layout"):
         list(source(tmp_path / "nowhere", tmp_path).documents("train"))

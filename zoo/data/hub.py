@@ -176,8 +176,10 @@ class HubSource:
     @cached_property
     def splits_by_name(self) -> Mapping[str, Any]:
         """Rows of every split of the data set itself, by the split's own name."""
-        from datasets import load_dataset
+        from datasets import disable_progress_bars, load_dataset
 
+        if not sys.stderr.isatty():  # where nobody watches, bars only part the lines that are told
+            disable_progress_bars()
         if self.path:
             return self._local()
         try:
