@@ -157,16 +157,17 @@ class _Given:
 
     def _sort(self, override: Override, name: str) -> None:
         line = override.input_line or ""
+        typed = line if override.is_sweep_override() else f"{name}={override.value()}"
         if name == "hydra.sweep.dir":
             self.folder = os.path.expanduser(OmegaConf.create({name: override.value()})[name])
         elif name.partition(".")[0] in ("hydra", "resume"):
             raise ConfigError(
-                f"{line} does not go with sweep=: every run has a folder of its own in the sweep's, which is "
+                f"{typed} does not go with sweep=: every run has a folder of its own in the sweep's, which is "
                 "sweeps/NAME or hydra.sweep.dir=FOLDER, and is continued by giving the same command again."
             )
         elif name == "init":
             raise ConfigError(
-                f"{line} does not go with sweep=: a run that starts from another's weights has its sizes and schedule. "
+                f"{typed} does not go with sweep=: a run that starts from another's weights has its sizes and schedule. "
                 "Leave sweep= out for a plain multirun, as in -m init=RUN_DIR seed=0,1."
             )
         elif name == "task":
