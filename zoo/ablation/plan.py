@@ -167,7 +167,7 @@ class _Given:
             )
         elif name == "init":
             raise ConfigError(
-                f"{typed} does not go with sweep=: a run that starts from another's weights has its sizes and schedule. "
+                f"{typed} does not go with sweep=: a run that starts from another's weights keeps its sizes. "
                 "Leave sweep= out for a plain multirun, as in -m init=RUN_DIR seed=0,1."
             )
         elif name == "task":
