@@ -28,6 +28,7 @@ from zoo.cli import friendly_errors
 from zoo.config import load_run_config
 from zoo.evaluation.results import read_held_out
 from zoo.files import read_metrics, replace_file, replace_text
+from zoo.paths import expand
 from zoo.schema.arguments import Arguments, InputFile, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 
@@ -173,7 +174,7 @@ def main() -> None:
     if not folders:
         raise ValueError("no run: expected the folders that train.py wrote.")
     speed = read_speed(chosen.speed)
-    runs = [describe(Path(folder).expanduser()) for folder in folders]
+    runs = [describe(expand(folder)) for folder in folders]
     text = table(runs, speed)
     print(text)
     if chosen.out:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.cli import choose_device, friendly_errors
-from zoo.paths import command
+from zoo.paths import program_command
 from zoo.schema.programs import Conversion, read_program
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         before, after = done.cache_bytes
         length = run.trained["train_length"]
         print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
-        print(f"written: {done.folder}\nevaluate: {command('python', 'eval.py', f'run={config.run},{done.folder}')}")
+        print(f"written: {done.folder}\nevaluate: {program_command('eval.py', f'run={config.run},{done.folder}')}")
 
 
 def error_table(done: Conversion, chosen: str) -> str:

@@ -1,11 +1,13 @@
 """What a program does when its user interrupts it early, and when nobody reads what it prints."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from zoo.cli import friendly_errors
 from zoo.config import LABEL, run_label
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,3 +54,44 @@ def test_the_name_of_a_run_says_what_its_layers_are():
     assert run_label("lightning", "7xattention+softmax", None) == "7xlightning+softmax"
     assert run_label("gqa", "attention", "0:1xsoftmax+-1:attention") == "gqa@0_1xsoftmax+-1_gqa"
     assert len(run_label("gqa", "+".join(["gqa", "softmax"] * 40), None)) == LABEL
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (PermissionError, "Permission denied; ask for the right"),
+        (IsADirectoryError, "Is a directory; expected a file"),
+        (NotADirectoryError, "Not a directory; a part of the path is a file"),
+        (OSError, "Input/output error; check the path"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_one_line_that_names_it(capsys, kind, said):
+    numbers = {PermissionError: 13, IsADirectoryError: 21, NotADirectoryError: 20, OSError: 5}
+    with pytest.raises(SystemExit) as ended, friendly_errors():
+        raise kind(numbers[kind], os.strerror(numbers[kind]), "a  b\n[1]")
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: a  b [1]: {said}") and line.count("\n") == 1
+
+
+def test_an_error_of_the_system_that_is_of_no_file_is_the_programs(monkeypatch):
+    with pytest.raises(BlockingIOError), friendly_errors():
+        raise BlockingIOError(11, "try again")
+    monkeypatch.setenv("ZOO_DEBUG", "1")
+    with pytest.raises(PermissionError), friendly_errors():
+        raise PermissionError(13, "no", "file")
+
+
+@pytest.mark.parametrize("option", ["task.path", "run", "prompt_file"])
+def test_files_and_folders_that_cannot_be_read_are_one_line_everywhere(tmp_path, option):
+    """A folder in place of a file, and a file in place of a folder, which no user may read, root neither."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
+    program, given = {
+        "task.path": ("eval.py", ["run=run", "task=qa", "task.path=file/x.json"]),
+        "run": ("eval.py", ["run=file/x"]),
+        "prompt_file": ("scripts/generate.py", ["run=run", "prompt_file=run"]),
+    }[option]
+    done = subprocess.run([sys.executable, ROOT / program, *given], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -13,7 +13,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from zoo.config import CONFIGS, load_run_config, register_mixers
-from zoo.paths import PATH_KEYS, command, expand, literal, shown, split_paths, take_paths, take_text
+from zoo.paths import (
+    PATH_KEYS,
+    ROOT,
+    command,
+    expand,
+    literal,
+    matches,
+    program_command,
+    shown,
+    split_command,
+    split_paths,
+    take_paths,
+    take_text,
+)
 
 NASTY = (
     "runs/a=b, c",
@@ -114,8 +127,29 @@ def test_a_printed_command_is_read_by_a_shell_as_what_it_was(path):
     assert line.isprintable()
     done = subprocess.run(["bash", "-c", line], capture_output=True)
     assert [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]] == words[2:]
+    assert split_command(line) == words
     if path.isprintable():
         assert shlex.split(line) == words
+
+
+def test_a_printed_command_starts_the_program_from_where_it_is_printed(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert program_command("eval.py", "run=a b") == "python eval.py 'run=a b'"
+    monkeypatch.chdir(tmp_path)
+    assert split_command(program_command("eval.py", "run=a b")) == ["python", str(ROOT / "eval.py"), "run=a b"]
+
+
+@pytest.mark.parametrize("folder", ["a [1]", "b*", "c[", "d?/[x] ü"])
+def test_a_glob_below_a_folder_whose_name_looks_like_one(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.txt", "y.txt", "z.md", "deep/w.txt"):
+        file = tmp_path / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text")
+    assert matches(f"{folder}/*.txt") == [f"{folder}/x.txt", f"{folder}/y.txt"]
+    assert len(matches(f"{tmp_path}/{folder}/**/*.txt")) == 3 and matches(f"{folder}/*.csv") == []
+    assert split_paths(f"{folder}/[xy].txt,b") == [f"{folder}/[xy].txt", "b"]
+    assert matches("*.none") == []
 
 
 def test_text_that_is_taken_as_typed_and_text_that_any_file_can_hold():

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 USAGE = 2
 INTERRUPTED = 130
 NO_READER = (errno.EPIPE, errno.EIO)
+NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+REMEDIES = {
+    errno.EACCES: "ask for the right to use it (chmod), or give a copy",
+    errno.EISDIR: "expected a file, and not a folder",
+    errno.ENOTDIR: "a part of the path is a file, and not a folder",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EROFS: "give a place that can be written to",
+}
 
 
 @contextmanager
@@ -29,8 +37,8 @@ def friendly_errors() -> Iterator[None]:
     """Print a user's error as one line on stderr and exit with status 2; Ctrl-C exits with 130.
 
     A user's error is any ValueError (ConfigError, CheckpointError, DataError, ScheduleError and plain ones), a file
-    that is not found, a full disk, and memory that is short. ``ZOO_DEBUG=1`` shows the traceback instead. Output whose
-    reader is gone, as after ``| head -1``, is dropped.
+    that is not found or cannot be used, a full disk, and memory that is short. ``ZOO_DEBUG=1`` shows the traceback
+    instead. Output whose reader is gone, as after ``| head -1``, is dropped.
     """
     try:
         sys.stdout, sys.stderr = _for_any_reader(sys.stdout, 1), _for_any_reader(sys.stderr, 2)
@@ -38,7 +46,7 @@ def friendly_errors() -> Iterator[None]:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if not _is_users(error) or os.environ.get("ZOO_DEBUG", "0") not in ("", "0"):
             raise
-        refuse(_out_of_memory(error) or " ".join(str(error).split()) or type(error).__name__)
+        refuse(_out_of_memory(error) or _of_file(error) or _one_line(str(error)) or type(error).__name__)
     except KeyboardInterrupt:
         if this_launch().speaks:
             print("interrupted", file=sys.stderr, flush=True)
@@ -47,9 +55,23 @@ def friendly_errors() -> Iterator[None]:
 
 def _is_users(error: Exception) -> bool:
     """Whether a user can act on an error."""
-    if isinstance(error, (ValueError, FileNotFoundError)) or _out_of_memory(error):
+    if isinstance(error, (ValueError, *NO_FILE)) or _out_of_memory(error):
         return True
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC)
+
+
+def _of_file(error: Exception) -> str | None:
+    """What to say of a file that the system refuses; None for other errors, and those with a message of their own."""
+    name = error.filename if isinstance(error, OSError) and error.strerror else None
+    if not isinstance(error, OSError) or not isinstance(name, (str, bytes, os.PathLike)):
+        return None
+    remedy = REMEDIES.get(error.errno or 0, "check the path")
+    return f"{_one_line(os.fsdecode(name))}: {error.strerror}; {remedy}."
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks; blanks stay, they may be those of a name."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _out_of_memory(error: Exception) -> str | None:

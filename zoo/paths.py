@@ -42,6 +42,8 @@ PATH_KEYS = frozenset(
     )
 )
 LISTS = ("run", "task.include_path")  # that take several paths
+ROOT = Path(__file__).resolve().parents[1]  # where train.py is
+WORD = re.compile(r"""\$'((?:[^'\\]|\\[0-7]{3})*)'|((?:[^\s'"]|'[^']*'|"[^"]*")+)""")
 MULTIRUN = ("-m", "--multirun")
 SWEEPS = re.compile(r"(choice|glob|shuffle|sort)\(.*\)", re.DOTALL)
 
@@ -131,7 +133,16 @@ def split_paths(text: str) -> list[str]:
 def exists(path: str) -> bool:
     """Whether there is a file or folder of this name, or one that matches it as a glob."""
     whole = os.path.expanduser(path)
-    return bool(path) and (os.path.lexists(whole) or (glob.has_magic(whole) and bool(glob.glob(whole, recursive=True))))
+    return bool(path) and (os.path.lexists(whole) or bool(matches(whole)))
+
+
+def matches(pattern: str) -> list[str]:
+    """Paths that a glob stands for, sorted; the folders it begins with are taken literally as far as they exist."""
+    if not glob.has_magic(pattern):
+        return []
+    base = next((folder for folder in Path(pattern).parents if os.path.lexists(folder)), Path())
+    rest = str(Path(pattern).relative_to(base))
+    return sorted(glob.glob(os.path.join(glob.escape(str(base)), rest), recursive=True))
 
 
 def expand(path: str | Path) -> Path:
@@ -142,6 +153,21 @@ def expand(path: str | Path) -> Path:
 def command(*words: str | Path) -> str:
     """A command that can be pasted into a shell, whatever is in its words."""
     return " ".join(_word(str(word)) for word in words)
+
+
+def program_command(program: str, *words: str) -> str:
+    """A command that starts a program of this project, as ``eval.py``, from the folder that this process is in."""
+    here = os.path.samefile(ROOT, os.curdir)
+    return command("python", program if here else ROOT / program, *words)
+
+
+def split_command(line: str) -> list[str]:
+    """The words that :func:`command` was given."""
+    return [shlex.split(plain)[0] if plain else _spelled_out(octal) for octal, plain in WORD.findall(line)]
+
+
+def _spelled_out(text: str) -> str:
+    return os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), text.encode()))
 
 
 def _word(word: str) -> str:

@@ -82,3 +82,11 @@ def test_help_says_every_option_and_ends(capsys):
     assert "    length=8192                   tokens of a sequence (a whole number >= 1)\n" in text
     assert "widths=64,128 " in text and "of the measurement (one of fast, exact)" in text and "limit= " in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_tilde_that_is_nobodys_home_is_a_name_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nobody-of-this-name").write_text("x")
+    given = ["out=~nobody-of-this-name.md", "folder=~nobody/x", "source=~nobody-of-this-name"]
+    made = read(*given)[0]
+    assert (made.out, made.folder, made.source) == ("~nobody-of-this-name.md", "~nobody/x", "~nobody-of-this-name")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import train as program
-from zoo.config import ConfigError, load_run_config, register_mixers, run_dir
+from zoo.cli import friendly_errors
+from zoo.config import ConfigError, load_run_config
 from zoo.files import WriteError, read_metrics, replace_file, replace_text
 from zoo.model import CheckpointError
 from zoo.training.configuration import resumed_config
 from zoo.training.loggers import LocalLogger, build_loggers, wandb_mode
+from zoo.training.program import main
 from zoo.training.run import train
 
 NASTY = "it's ${a} [1], {b} = #ü \udce9"
@@ -32,15 +33,8 @@ def test_a_refused_run_leaves_nothing_behind(small_overrides, tmp_path, monkeypa
 
 
 def start(arguments):
-    from omegaconf import OmegaConf
-
-    from zoo.entry import start as begin
-    from zoo.paths import take_paths
-
-    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
-    register_mixers()
-    program.check(take_paths(arguments))
-    begin("train", program.main, arguments)
+    with friendly_errors():
+        main(arguments)
 
 
 def test_data_that_moved_are_taken_if_they_are_the_same(small, text_folder, tmp_path):

@@ -91,7 +91,7 @@ def test_two_processes_cannot_have_one_folder(small, tmp_path):
 
 def test_a_new_run_does_not_overwrite_an_old_one(small, tmp_path):
     train(small(), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"already holds a run: continue it with resume="):
+    with pytest.raises(ConfigError, match=r"already holds a run: set .* continue it with: python .*train.py resume="):
         train(small(), tmp_path / "run")
 
 

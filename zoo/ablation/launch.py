@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Protocol
 import torch
 
 from zoo.config import ConfigError
+from zoo.paths import command as shell_command
 
 LOG = "output.log"
 TAIL = 65_536  # bytes of a log that are looked at for the reason of a failure
@@ -59,7 +59,7 @@ def start_process(
     """A process; in a group of its own, Ctrl-C in a terminal reaches only the one who started it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        output.write(f"$ {shlex.join(command)}\n".encode())
+        output.write(f"$ {shell_command(*command)}\n".encode())
         output.flush()
         return subprocess.Popen(
             command,

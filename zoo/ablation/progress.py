@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zoo.ablation.plan import Plan, Run
 from zoo.files import read_metrics
-from zoo.paths import command
+from zoo.paths import program_command
 
 
 class Progress:
@@ -82,7 +82,7 @@ def show_summary(plan: Plan, status: Mapping[str, str], reasons: Mapping[str, st
     failed = [run for run in plan.runs if status.get(run.key) == "failed"]
     for run in failed:
         print(f"failed: {run}: {reasons.get(run.key, '')}\n        see {plan.folder / run.folder / 'output.log'}")
-    print(f"report: {command('python', 'scripts/report.py', plan.folder)}", flush=True)
+    print(f"report: {program_command('scripts/report.py', str(plan.folder))}", flush=True)
 
 
 def _bits(folder: Path) -> float | None:

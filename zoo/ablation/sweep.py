@@ -23,6 +23,7 @@ from zoo.ablation.preflight import prepare
 from zoo.ablation.progress import Progress, duration, show_summary
 from zoo.ablation.runs import eval_command, find_finished, is_busy, is_trained, make_room, train_command
 from zoo.config import ConfigError
+from zoo.paths import program_command, split_command
 from zoo.training.run_folder import RunFolder, write_json
 
 PAUSE = 0.2  # seconds between looks at the processes
@@ -117,7 +118,8 @@ class Driver:
         entries = {run.key: entry for run in self.plan.runs if (entry := self.ledger.get(run.key))}
         status = {key: entry.status for key, entry in entries.items()}
         if self.stop_signal is not None:
-            print(f"stopped by {signal.Signals(self.stop_signal).name}; continue with: {self.plan.command}", flush=True)
+            again = program_command("train.py", *split_command(self.plan.command)[2:])
+            print(f"stopped by {signal.Signals(self.stop_signal).name}; continue with: {again}", flush=True)
             return 128 + self.stop_signal
         show_summary(self.plan, status, {key: entry.reason or "" for key, entry in entries.items()})
         return 0 if all(status.get(run.key) == "finished" for run in self.plan.runs) else FAILED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from zoo.data.documents import DataError, escape_name
 from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.splits import find_titles, in_order, recognize_splits
-from zoo.paths import expand
+from zoo.paths import expand, matches
 
 ALL = "all"
 SHOWN = 3  # names of files in a line
@@ -71,7 +70,7 @@ def find_files(path: str | None) -> LocalFiles:
         return _sort(list(_walk(root, skipped)), skipped, root, str(path))
     if root.is_file():
         return _sort([root], [], root.parent, str(path))
-    found = [Path(match) for match in sorted(glob.glob(str(root), recursive=True)) if os.path.isfile(match)]
+    found = [Path(match) for match in matches(str(root)) if os.path.isfile(match)]
     if not found:
         raise DataError(f"data.path={path}: no such file or folder, and no file matches it as a glob; check the path")
     return _sort(found, [], Path(os.path.commonpath([str(match.parent) for match in found])), str(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 import sys
 from datetime import datetime, timezone
 from itertools import groupby
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from zoo.data import vocabulary_size
 from zoo.evaluation.run import OpenedRun, file_sha256
 from zoo.model.decoder import Decoder
+from zoo.paths import command
 
 
 def describe_run(run: OpenedRun, seed: int) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def describe_run(run: OpenedRun, seed: int) -> dict[str, Any]:
         "id": run.folder.resolve().name,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": _read_git(run),
-        "cmd": shlex.join(sys.orig_argv[1:]),
+        "cmd": command(*sys.orig_argv[1:]),
         "host": platform.node(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if run.device.type == "cuda" else None,

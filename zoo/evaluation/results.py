@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.files import replace_file
-from zoo.paths import command, shown
+from zoo.paths import program_command, shown
 
 SCHEMA = "zoo-eval/1"
 SCHEMA_FILE = Path(__file__).with_name("zoo-eval-1.schema.json")
@@ -114,7 +114,7 @@ def read_held_out(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if record["value"] is None:
                 raise ResultError(f"{file} has no finite bits per byte: leave {run} out, or train it again.")
             return result, record
-    raise ResultError(f"{run} has not been evaluated: {command('python', 'eval.py', f'run={run}', 'task=perplexity')}")
+    raise ResultError(f"{run} has not been evaluated: {program_command('eval.py', f'run={run}', 'task=perplexity')}")
 
 
 def _is_held_out(result: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, ValidationInfo
 
 from zoo.config import ConfigError
+from zoo.paths import expand
 from zoo.schema.base import Options, is_union
 from zoo.schema.messages import describe, show, unknown
 
@@ -22,7 +23,7 @@ COLUMN, WIDTH = 34, 120  # of the meanings in the text of --help, and of its lin
 
 def _writable(text: str, info: ValidationInfo) -> str:
     """``text`` if something can be written there; ValueError otherwise, before there is anything to write."""
-    path = Path(text).expanduser()
+    path = expand(text)
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
         raise ValueError(f"{info.field_name}={text}: {above} is not a folder.")
@@ -44,9 +45,9 @@ def _folder(text: str, info: ValidationInfo) -> str:
 
 
 def _present(text: str, info: ValidationInfo) -> str:
-    if not Path(text).expanduser().is_file():
+    if not expand(text).is_file():
         raise ValueError(f"{info.field_name}={text}: there is no such file.")
-    return str(Path(text).expanduser())
+    return str(expand(text))
 
 
 OutputFile = Annotated[str, AfterValidator(_writable), AfterValidator(_file)]

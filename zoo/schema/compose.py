@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import CONFIGS, ConfigError, register_mixers
+from zoo.paths import command as shell_command
 from zoo.schema.messages import suggest
 
 BASES = ("base",)  # files that others are made of, no choices themselves
@@ -58,7 +58,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{shlex.join(arguments)}: {message}")
+        raise ConfigError(f"{shell_command(*arguments)}: {message}")
 
     parser.error = refuse  # type: ignore[method-assign]
     found: argparse.Namespace = parser.parse_args(list(arguments))
@@ -88,7 +88,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             if not equals and not text.startswith("~"):
                 raise ConfigError(f"{text}: expected KEY=VALUE, as in trainer.max_steps=100.") from error
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            quoted = shlex.quote(f"{key}='{escaped}'")
+            quoted = shell_command(f"{key}='{escaped}'")
             raise ConfigError(f"{text} cannot be read: a value with such characters needs quotes, {quoted}.") from error
     return found
 

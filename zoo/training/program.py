@@ -15,7 +15,7 @@ from zoo.ablation.plan import SHOWS, asks_for_sweep
 from zoo.config import ConfigError, load_run_config, register_mixers, run_dir, run_label
 from zoo.entry import Job, start
 from zoo.launch import job_id, this_launch
-from zoo.paths import command, take_paths, take_text
+from zoo.paths import program_command, take_paths, take_text
 from zoo.schema.command import check_command
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("run_label", run_label, replace=True)
     register_mixers()
-    if any(a in SHOWS for a in arguments):
-        chosen = list(arguments)
-    elif (chosen := choose_folder(arguments)) is None:
+    chosen = list(arguments) if any(a in SHOWS for a in arguments) else choose_folder(arguments)
+    if chosen is None:
         return 0
     check_command(take_paths(chosen))
     sys.argv[1:] = chosen  # what processes that Lightning starts repeat
@@ -134,7 +133,7 @@ def tell_interrupted(stop: Interrupted, folder: str) -> int:
 
     launch = this_launch()
     if launch.speaks:
-        again = command("python", "train.py", f"resume={folder}")
+        again = program_command("train.py", f"resume={folder}")
         how = f"continue with: {again}" if RunFolder(folder).holds_run() else "nothing was kept: start it again"
         print(f"{stop}; {how}", file=sys.stderr, flush=True)
         with suppress(OSError):
@@ -150,4 +149,4 @@ def tell_end(folder: str) -> None:
 
     if text := held_out(Path(folder)):
         print(f"held-out  {text}")
-    print(f"finished: {folder}\nevaluate: {command('python', 'eval.py', f'run={folder}')}", flush=True)
+    print(f"finished: {folder}\nevaluate: {program_command('eval.py', f'run={folder}')}", flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError
 from zoo.files import replace_text, writing
+from zoo.paths import program_command
 
 PACKAGES = (
     "torch",
@@ -120,8 +120,8 @@ class RunFolder:
         """
         if self.holds_run():
             raise ConfigError(
-                f"{self.path} already holds a run: continue it with {shlex.quote(f'resume={self.path}')}, or set "
-                "another hydra.run.dir."
+                f"{self.path} already holds a run: set another hydra.run.dir, or continue it with: "
+                f"{program_command('train.py', f'resume={self.path}')}"
             )
 
     def describe(self, config: DictConfig) -> None:

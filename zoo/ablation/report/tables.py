@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from zoo.ablation.report.measures import Measure
 from zoo.ablation.report.read import FINISHED, WAITING
 from zoo.ablation.report.summary import DOMINATED, FRONT, NOT_RESOLVED, Comparison, Summary
 from zoo.evaluation.describe import layer_pattern
+from zoo.paths import command, split_command
 from zoo.planning.report import binary, unit
 
 COSTS = {CACHE: "cache", FLOPS: "FLOPs per token", SPEED: "training tokens/s"}
@@ -182,11 +182,11 @@ def environment_table(analysis: Analysis) -> Table:
 
 def commands(analysis: Analysis) -> list[str]:
     """Commands that make the sweep again, wherever its folder is, and alone each arm that has been started."""
-    words = [word for word in shlex.split(analysis.sweep.command) if not word.startswith("hydra.sweep.dir=")]
+    words = [word for word in split_command(analysis.sweep.command) if not word.startswith("hydra.sweep.dir=")]
     seen: dict[str, str] = {}
     for run in (run for run in analysis.sweep.runs if run.status != WAITING):
-        seen.setdefault(run.arm, shlex.join(["python", "train.py", *run.overrides, *_seed(run.overrides, run.seed)]))
-    return [*([shlex.join(words)] if words else []), *seen.values()]
+        seen.setdefault(run.arm, command("python", "train.py", *run.overrides, *_seed(run.overrides, run.seed)))
+    return [*([command(*words)] if words else []), *seen.values()]
 
 
 def _seed(overrides: Sequence[str], seed: int) -> list[str]:
