@@ -87,6 +87,10 @@ def test_help_says_every_option_and_ends(capsys):
 def test_a_tilde_that_is_nobodys_home_is_a_name_like_any_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~nobody-of-this-name").write_text("x")
-    given = ["out=~nobody-of-this-name.md", "folder=~nobody/x", "source=~nobody-of-this-name"]
+    given = ["out=~nobody-of-this-name.md", "folder=~no-such-user/x", "source=~nobody-of-this-name"]
     made = read(*given)[0]
-    assert (made.out, made.folder, made.source) == ("~nobody-of-this-name.md", "~nobody/x", "~nobody-of-this-name")
+    assert (made.out, made.folder, made.source) == (
+        "~nobody-of-this-name.md",
+        "~no-such-user/x",
+        "~nobody-of-this-name",
+    )
