@@ -83,6 +83,32 @@ def test_local_folder(folder, tmp_path):
         list(source(folder, tmp_path, text_column="id").documents("train"))
 
 
+@pytest.mark.parametrize("name", ["a [1] #ü%41", "it's * ? {x}", "a::b", "x:/y", "caf\udce9"])
+def test_a_folder_and_a_cache_may_have_any_name(folder, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where links lie if the cache has no plain name
+    plain = source(folder, tmp_path)
+    place = tmp_path / name / "hub"
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    read = HubSource("someone/set", path=str(place), cache_dir=str(tmp_path / name / "cache"))
+    texts = [[document.text for document in read.documents(split)] for split in ("train", "validation")]
+    assert [len(found) for found in texts] == [500, 1] and texts[1] == ["held out"]
+    assert read.fingerprint("validation") == plain_fingerprint(plain, place, folder)
+    again = HubSource("someone/set", path=str(place), cache_dir=str(tmp_path / name / "cache"))
+    before = sorted(path for path in tmp_path.rglob("*.arrow"))
+    assert again.fingerprint("train") == read.fingerprint("train")
+    assert sorted(path for path in tmp_path.rglob("*.arrow")) == before  # what was prepared is found again
+    assert (tmp_path / name / "cache" / "datasets").is_dir()
+
+
+def plain_fingerprint(plain, place, folder):
+    """That of the same files below a plain name."""
+    place.rename(folder)
+    found = plain.fingerprint("validation")
+    folder.rename(place)
+    return found
+
+
 def test_fingerprint_follows_the_content(folder, tmp_path):
     before = {split: source(folder, tmp_path).fingerprint(split) for split in ("train", "validation")}
     file = folder / "data" / "validation-00000-of-00001.parquet"

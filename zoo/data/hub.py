@@ -24,6 +24,7 @@ from zoo.data.documents import (
     text_hash,
 )
 from zoo.data.fingerprints import remember, stamp_files
+from zoo.data.plain_names import plain_cache, plain_folder
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
@@ -196,8 +197,9 @@ class HubSource:
         self.check()
         folder = expand(str(self.path))
         try:
-            config = self._local_config(get_dataset_config_names(str(folder)))
-            return load_dataset(str(folder), config, cache_dir=str(self.cache_dir / "datasets"))
+            place = str(plain_folder(folder, self.cache_dir))
+            config = self._local_config(get_dataset_config_names(place))
+            return load_dataset(place, config, cache_dir=str(plain_cache(self.cache_dir / "datasets")))
         except DataError:
             raise
         except Exception as error:

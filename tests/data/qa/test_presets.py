@@ -314,6 +314,16 @@ def test_a_row_whose_text_does_not_answer_is_left_out_and_counted(tmp_path, name
     assert told.startswith(f"Rows {note}") and told.endswith(", left out: 2.")
 
 
+@pytest.mark.parametrize("name", ["a [1] #ü%41", "it's * ? {x}::y", "caf\udce9"])
+def test_a_folder_of_a_preset_may_have_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / name / "data" / "validation.jsonl", [ROWS["squad"]])
+    cache = str(tmp_path / name / "cache")
+    assert len(load_preset("squad", tmp_path / name, cache_dir=cache)) == 1
+    save(tmp_path / name / "own" / "data" / "odd [1].jsonl", [ROWS["squad"]] * 1)
+    assert len(load_preset("squad", tmp_path / name / "own", split="odd [1]", cache_dir=cache)) == 1
+
+
 def test_a_streamed_set_has_a_limit_of_its_own(load, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "STREAMED", 2)
     rows = {"data/validation.jsonl": [ROWS["narrativeqa"]] * 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from zoo.data.documents import CACHE, DataError, expand
 from zoo.data.hub import HubSource
+from zoo.data.plain_names import plain_cache, plain_folder
 from zoo.data.qa import adapters
 from zoo.data.qa.qa_set import QASet
 from zoo.data.qa.records import QARecord, check_ids
@@ -200,9 +202,10 @@ def _rows(
     files = _files(expand(path), config, split) if path is not None else []
     where = f"task.path={path}" if path is not None else preset.id
     try:
-        yield from (
-            _file_rows(files, cache_dir) if files else _hub_rows(preset, path, config, split, revision, cache_dir)
-        )
+        if files:
+            yield from _file_rows(expand(str(path)), files, cache_dir)
+        else:
+            yield from _hub_rows(preset, path, config, split, revision, cache_dir)
     except DataError as error:
         message = str(error).replace("data.path", "task.path").replace("data.source.", "task.")
         raise DataError(message) from error
@@ -227,21 +230,24 @@ def _hub_rows(
     yield from splits[split]
 
 
-def _file_rows(files: list[Path], cache_dir: str) -> Iterator[Mapping[str, Any]]:
+def _file_rows(folder: Path, files: list[Path], cache_dir: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
     if files[0].suffix in COMPRESSIONS:
         yield from (row for file in files for _, _, row in read_rows(file))
         return
     builder = FORMATS[files[0].suffix[1:]]
-    names = [str(file) for file in files]
-    yield from load_dataset(builder, data_files=names, split="train", cache_dir=str(expand(cache_dir) / "datasets"))
+    place = plain_folder(folder, expand(cache_dir))
+    names = [glob.escape(str(place / file.relative_to(folder.resolve()))) for file in files]
+    cache = plain_cache(expand(cache_dir) / "datasets")
+    yield from load_dataset(builder, data_files=names, split="train", cache_dir=str(cache))
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[Path]:
     """Files that a folder without a README names after config and split; none for ``datasets`` to look itself."""
     if (folder / "README.md").is_file() or not folder.is_dir():
         return []
+    config, split = (None if config is None else glob.escape(config)), glob.escape(split)
     stems = [split, f"data/{split}"]
     if config is not None:
         stems = [f"{config}/{split}", f"{split}/{config}", f"data/{split}/{config}", config, f"data/{config}", *stems]
@@ -250,6 +256,6 @@ def _files(folder: Path, config: str | None, split: str) -> list[Path]:
             patterns = [f"{stem}{suffix}", f"{stem}-*-of-*{suffix}"]
             if stem.endswith(split):
                 patterns.append(f"{stem}/*{suffix}")  # as the Hub's own conversion to parquet lays them out
-            if found := sorted(file for pattern in patterns for file in folder.glob(pattern)):
+            if found := sorted(file for pattern in patterns for file in folder.resolve().glob(pattern)):
                 return found
     return []
