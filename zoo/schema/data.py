@@ -40,7 +40,7 @@ class DataOptions(Options):
     @classmethod
     def _check_source(cls, source: dict[str, Any]) -> dict[str, Any]:
         options = {key: value for key, value in source.items() if key != "_target_"}
-        read = source_model(source.get("_target_")).read(options, "data.source")
+        read = source_model(str(source.get("_target_"))).read(options, "data.source")
         return {"_target_": source["_target_"], **read.model_dump(exclude_unset=True)}
 
     @model_validator(mode="after")
@@ -54,13 +54,13 @@ class DataOptions(Options):
 
 
 @cache
-def source_model(target: Any) -> type[Options]:
+def source_model(target: str) -> type[Options]:
     """Options of the source class called ``target``.
 
     Raises:
         ConfigError: if it is not a class of this project.
     """
-    if not isinstance(target, str) or not target.startswith(NAMESPACE):
+    if not target.startswith(NAMESPACE):
         raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
     try:
         return model_of_signature(get_class(target), target.rpartition(".")[2])
