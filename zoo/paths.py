@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 PATH_KEYS = frozenset(
     (
@@ -34,6 +34,7 @@ PATH_KEYS = frozenset(
         "data.source.path",
         "data.source.root",
         "data.source.cache_dir",
+        "tokenizer.id",
         "task.path",
         "task.haystack",
         "task.include_path",
@@ -45,7 +46,15 @@ LISTS = ("run", "task.include_path")  # that take several paths
 ROOT = Path(__file__).resolve().parents[1]  # where train.py is
 WORD = re.compile(r"""\$'((?:[^'\\]|\\[0-7]{3})*)'|((?:[^\s'"]|'[^']*'|"[^"]*")+)""")
 MULTIRUN = ("-m", "--multirun")
+
 SWEEPS = re.compile(r"(choice|glob|shuffle|sort)\(.*\)", re.DOTALL)
+
+
+class IsPath:
+    """Mark of annotations: the option is a path, so that its key belongs into PATH_KEYS."""
+
+
+PathName = Annotated[str, IsPath()]
 
 
 def take_paths(arguments: Iterable[str], keys: Collection[str] = PATH_KEYS) -> list[str]:

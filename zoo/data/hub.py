@@ -25,6 +25,7 @@ from zoo.data.documents import (
 )
 from zoo.data.fingerprints import remember, stamp_files
 from zoo.data.plain_names import plain_cache, plain_folder
+from zoo.paths import PathName
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
@@ -50,13 +51,13 @@ class HubSource:
         revision: str | None = None,
         text_column: str = "text",
         splits: Mapping[str, str | None] | None = None,
-        path: str | None = None,
+        path: PathName | None = None,
         join: str = "none",
         validation_fraction: float = 0.0,
         streaming: bool = False,
         max_documents: int | None = None,
         max_bytes: int | None = None,
-        cache_dir: str = CACHE,
+        cache_dir: PathName = CACHE,
     ) -> None:
         self.name = id if config is None else f"{id}/{config}"
         self.id, self.config, self.revision, self.path = id, config, revision, path

@@ -34,6 +34,7 @@ from zoo.data.files import ALL, LocalFiles, find_files
 from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.hub import HubSource
 from zoo.data.readers import read_files
+from zoo.paths import PathName
 
 __all__ = ["DataError", "Document", "HubSource", "Source", "StdlibSource", "TextSource"]
 
@@ -66,7 +67,7 @@ class StdlibSource:
     another interpreter's library.
     """
 
-    def __init__(self, root: str | None = None) -> None:
+    def __init__(self, root: PathName | None = None) -> None:
         self.name = "stdlib"
         self.root = expand(root or sysconfig.get_paths()["stdlib"])
 
@@ -128,7 +129,7 @@ class TextSource:
     """
 
     def __init__(
-        self, path: str | None, text_column: str = "text", split_fractions: Sequence[float] = FRACTIONS
+        self, path: PathName | None, text_column: str = "text", split_fractions: Sequence[float] = FRACTIONS
     ) -> None:
         self.name = escape_name(Path(path).name) if path else "text"
         self.path = path

@@ -26,7 +26,7 @@ from zoo.evaluation.progress import progress_bar
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Lengths, Outcome, TaskOptions, listed
-from zoo.schema.base import Count, Flag, Positive, Text, Whole, option
+from zoo.schema.base import Count, Flag, PathText, Positive, Whole, option
 
 SHORTEST = 256
 NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
@@ -100,7 +100,7 @@ class CellTask(TaskOptions):
         "of the fact that is asked for, 0 the first place and 1 the last; null: anywhere", default=None
     )
     samples: Positive = option("of each variant, length and depth", default=32)
-    haystack: Text = option("noise, corpus (the run's own test text), or a path to local text", default="noise")
+    haystack: PathText = option("noise, corpus (the run's own test text), or a path to local text", default="noise")
     baselines: Flag = option("also ask without any context, and with the facts alone", default=True)
     choices: Annotated[Whole, Ge(2)] = option(
         "values compared for rank_accuracy, the right one included, where there are some", default=8

@@ -18,7 +18,7 @@ from zoo.evaluation.cells import open_cells
 from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
 from zoo.evaluation.names import join_name, path_part
 from zoo.evaluation.run import OpenedRun
-from zoo.evaluation.tasks import Outcome, TaskOptions, Words
+from zoo.evaluation.tasks import Folders, Outcome, TaskOptions, Words
 from zoo.paths import expand
 from zoo.schema.base import Count, Flag, Positive, option
 
@@ -39,7 +39,7 @@ class LmEvalTask(TaskOptions):
     """Tasks of lm-evaluation-harness, scored by :class:`zoo.interop.lm_eval.ZooLM`."""
 
     names: Words = option("tasks, groups, tags or task YAML files, as in task.names=[piqa,wikitext]", default=[])
-    include_path: Words | None = option("folder, or list of them, with task YAML files of your own", default=None)
+    include_path: Folders | None = option("folder, or list of them, with task YAML files of your own", default=None)
     builtin_tasks: Flag = option("whether the harness's own tasks can be named; false starts faster", default=True)
     limit: Annotated[float, Gt(0), AfterValidator(_share_or_count)] | None = option(
         "samples of each task, or their share if below 1; null: all", default=None

@@ -14,7 +14,7 @@ from zoo.data.recall.samples import RecallError
 from zoo.evaluation.cell_task import CellTask, Questions
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Words
-from zoo.schema.base import Flag, Positive, Text, option
+from zoo.schema.base import Flag, PathText, Positive, Text, option
 from zoo.schema.messages import suggest
 
 
@@ -34,7 +34,7 @@ def _known_preset(name: str) -> str:
 class QAEvaluation(CellTask):
     """Questions of a set, each asked once per length and depth; the same questions at every length."""
 
-    path: Text | None = option(
+    path: PathText | None = option(
         "a SQuAD-format .json or .jsonl file, or a local folder with the layout of the preset", default=None
     )
     preset: Annotated[Text, AfterValidator(_known_preset)] | None = option(
@@ -82,7 +82,7 @@ class HubSuite(QAEvaluation):
     """Several presets, each with its own result file; one that cannot be read is left out."""
 
     names: Annotated[Words, AfterValidator(_known_presets)] | None = option("presets; null: all of them", default=None)
-    path: Text | None = option("a folder with one folder per preset; null: the Hub", default=None)
+    path: PathText | None = option("a folder with one folder per preset; null: the Hub", default=None)
 
     def tasks(self) -> Iterator[tuple[str, QAEvaluation]]:
         """One task per preset."""

@@ -14,7 +14,7 @@ from zoo.config import CONFIGS, ConfigError
 from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.schema.arguments import option_lines
-from zoo.schema.base import Flag, Options, Positive, Text, option
+from zoo.schema.base import Flag, Options, PathText, Positive, Text, option
 from zoo.schema.messages import explain, suggest
 from zoo.schema.programs import composed
 
@@ -50,6 +50,7 @@ def listed(value: Any) -> Any:
 
 Lengths = Annotated[list[Positive], BeforeValidator(listed), MinLen(1)]
 Words = Annotated[list[Text], BeforeValidator(listed)]
+Folders = Annotated[list[PathText], BeforeValidator(listed)]
 
 
 class TaskOptions(Options):
@@ -76,7 +77,7 @@ class TextTask(TaskOptions):
     """What tasks share that score the text of a split, or other text."""
 
     split: Literal["train", "validation", "test"] = option("split of the run's data", default="test")
-    path: Text | None = option(
+    path: PathText | None = option(
         "other local text to evaluate: .txt, .md, .jsonl or .parquet; a file, folder or glob, which is read whole",
         default=None,
     )

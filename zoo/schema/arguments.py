@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, ValidationInfo
 
 from zoo.config import ConfigError
-from zoo.paths import expand
+from zoo.paths import PathName, expand
 from zoo.schema.base import Options, is_union
 from zoo.schema.messages import describe, show, unknown
 
@@ -50,9 +50,9 @@ def _present(text: str, info: ValidationInfo) -> str:
     return str(expand(text))
 
 
-OutputFile = Annotated[str, AfterValidator(_writable), AfterValidator(_file)]
-OutputFolder = Annotated[str, AfterValidator(_writable), AfterValidator(_folder)]
-InputFile = Annotated[str, AfterValidator(_present)]
+OutputFile = Annotated[PathName, AfterValidator(_writable), AfterValidator(_file)]
+OutputFolder = Annotated[PathName, AfterValidator(_writable), AfterValidator(_folder)]
+InputFile = Annotated[PathName, AfterValidator(_present)]
 
 
 class Arguments(Options):

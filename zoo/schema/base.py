@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from typing_extensions import Self
 
 from zoo.config import ConfigError
+from zoo.paths import PathName
 
 
 def _whole(value: Any) -> Any:
@@ -31,6 +32,7 @@ Count = Annotated[Whole, Ge(0)]
 Number = float
 Flag = bool
 Text = Annotated[str, BeforeValidator(_text)]
+PathText = Annotated[PathName, BeforeValidator(_text)]
 
 
 def option(meaning: str, *, default: Any = ..., **bounds: Any) -> Any:

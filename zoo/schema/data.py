@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from zoo.config import NAMESPACE, ConfigError
 from zoo.data.recall.options import RecallOptions
-from zoo.schema.base import Flag, Options, Positive, Text, Whole, model_of_signature, option
+from zoo.schema.base import Flag, Options, PathText, Positive, Text, Whole, model_of_signature, option
 
 LONGEST = 2**40  # of sequences, and more
 
@@ -24,12 +24,12 @@ class DataOptions(Options):
     length: Annotated[Whole, Ge(1), Le(LONGEST)] = option("input tokens of a sequence")
     isolate_documents: Flag = option("whether nothing crosses from one document into the next inside a sequence")
     num_workers: Annotated[Whole, Ge(0), Le(1024)] = option("processes that read batches, beside each training process")
-    path: Text | None = option("local text or a local copy of the data set, for sources that have one")
+    path: PathText | None = option("local text or a local copy of the data set, for sources that have one")
     verify: Flag = option(
         "whether all of a token store is compared with its checksums when it is opened, not only sizes and some blocks",
         default=False,
     )
-    cache_dir: Text = option("folder for tokenizers, token stores and downloads")
+    cache_dir: PathText = option("folder for tokenizers, token stores and downloads")
     val_tokens: Positive | None = option("tokens to validate on, the first of the split; null: all")
     recall: RecallOptions | None = option(
         "recall samples among the sequences, with data/recall=mix or mqar; null: none", default=None
@@ -86,5 +86,5 @@ class PretrainedOptions(Options):
     """Any fast tokenizer with an end-of-text token."""
 
     kind: Literal["pretrained"] = option("any fast tokenizer with an end-of-text token")
-    id: Text = option("Hub id or local folder")
+    id: PathText = option("Hub id or local folder")
     revision: Text | None = option("revision of the Hub's repository; null: the latest")

@@ -12,27 +12,27 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.config import ConfigError
 from zoo.paths import print_any_name, take_paths
 from zoo.schema.arguments import HELP, OutputFolder, option_lines
-from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
+from zoo.schema.base import Count, Flag, Number, Options, PathText, Positive, Text, Whole, option
 from zoo.schema.compose import compose_config
 from zoo.schema.train import LARGEST_SEED, TrainConfig, normalize, read_config
 
 Seed = Annotated[Whole, Ge(0), Le(LARGEST_SEED)]
 Checkpoint = Annotated[Text, option("of the run: last, best or step-N", pattern=r"^(last|best|step-\d+)$")]
 Device = Annotated[Text, option("auto, cpu or cuda; auto: the first GPU if there is one")]
-Run = Annotated[Text | None, option("RUN_DIR, the folder that train.py wrote")]
+Run = Annotated[PathText | None, option("RUN_DIR, the folder that train.py wrote")]
 
 
 class Places(Options):
     """Where the data of a run lie now."""
 
-    path: Text | None = option("where the data of the runs lie now, if they have moved; their content is checked")
-    cache_dir: Text | None = option("folder for token stores; null: that of training")
+    path: PathText | None = option("where the data of the runs lie now, if they have moved; their content is checked")
+    cache_dir: PathText | None = option("folder for token stores; null: that of training")
 
 
 class Evaluation(Options):
     """Options of eval.py."""
 
-    run: Text | list[Text] | None = option(
+    run: PathText | list[PathText] | None = option(
         "RUN_DIR, the folder that train.py wrote; several with commas between them are compared"
     )
     task: dict[str, Any] = option("a file of configs/task, and its options")
@@ -49,7 +49,7 @@ class Generation(Options):
     """Options of scripts/generate.py."""
 
     run: Run
-    prompt_file: Text | None = option("file of the text to continue, in place of prompt=")
+    prompt_file: PathText | None = option("file of the text to continue, in place of prompt=")
     checkpoint: Checkpoint
     device: Device
     max_new_tokens: Count = option("tokens of the continuation")

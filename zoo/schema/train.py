@@ -13,7 +13,7 @@ from typing_extensions import Self
 from zoo import mixers
 from zoo.config import ConfigError, to_dict
 from zoo.schema.attention import read_entry
-from zoo.schema.base import Options, Text, Whole, option
+from zoo.schema.base import Options, PathText, Whole, option
 from zoo.schema.data import BPEOptions, BytesOptions, DataOptions, PretrainedOptions
 from zoo.schema.messages import suggest
 from zoo.schema.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
@@ -42,11 +42,11 @@ class TrainConfig(Options):
     seed: Annotated[Whole, Ge(0), Le(LARGEST_SEED)] = option(
         "seed of weights, of the order of data and of all that is drawn"
     )
-    resume: Text | None = option(
+    resume: PathText | None = option(
         "run folder that is continued, with its own configuration; auto: the one in hydra.run.dir, or of this job",
         default=None,
     )
-    init: Text | None = option(
+    init: PathText | None = option(
         "run folder whose configuration, model, tokenizer and weights a new run starts from", default=None
     )
 

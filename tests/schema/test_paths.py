@@ -1,0 +1,68 @@
+"""Which options are paths: those that the schema marks, and no others, are taken from a command line as typed."""
+
+import yaml
+from pydantic import BaseModel
+
+from zoo.config import CONFIGS
+from zoo.data.recall.options import RecallOptions
+from zoo.evaluation.tasks import TASKS, task_class
+from zoo.paths import LISTS, PATH_KEYS, IsPath
+from zoo.schema.data import source_model
+from zoo.schema.messages import models_below
+from zoo.schema.programs import Conversion, Evaluation, Generation
+from zoo.schema.train import TrainConfig
+
+HYDRAS = {"hydra.run.dir", "hydra.sweep.dir"}
+NO_PATHS = {  # in whose meaning a path is only mentioned
+    "data.name",
+    "sweep.name",
+    "match.knob",
+    "task",
+    "task.text_column",
+    "task.names",
+    "task.preset",
+}
+
+
+def options(model: type[BaseModel], path=""):
+    """Key and field of every option of a model and of those below it."""
+    for name, field in model.model_fields.items():
+        key = f"{path}{name}"
+        below = list(models_below(field.annotation))
+        yield from ((key, field) for _ in [0] if not below)
+        for one in below:
+            yield from options(one, f"{key}.")
+
+
+def everything():
+    """All options of the programs that read Hydra's grammar."""
+    for model in (TrainConfig, Evaluation, Generation, Conversion):
+        yield from options(model)
+    for name in TASKS:
+        yield from options(task_class(name), "task.")
+    for file in (CONFIGS / "data").glob("*.yaml"):
+        target = (yaml.safe_load(file.read_text(encoding="utf-8")).get("source") or {}).get("_target_")
+        if target:
+            yield from options(source_model(target), "data.source.")
+    yield from options(RecallOptions, "data.recall.")
+
+
+def is_path(hint) -> bool:
+    """Whether a mark is anywhere in an annotation."""
+    parts = [*getattr(hint, "__args__", ()), *getattr(hint, "__metadata__", ())]
+    return isinstance(hint, IsPath) or any(is_path(part) for part in parts)
+
+
+def test_every_option_that_is_a_path_is_taken_as_typed_and_no_other():
+    marked = {key for key, field in everything() if is_path(field.rebuild_annotation())}
+    assert marked | HYDRAS == PATH_KEYS
+    assert set(LISTS) <= marked
+
+
+def test_an_option_whose_meaning_speaks_of_a_path_is_marked_or_named_here():
+    speaks = {
+        key
+        for key, field in everything()
+        if "str" in str(field.annotation) and any(w in (field.description or "") for w in ("folder", "file", "path"))
+    }
+    assert speaks - PATH_KEYS == NO_PATHS
