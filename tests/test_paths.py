@@ -21,6 +21,7 @@ from zoo.paths import (
     literal,
     matches,
     program_command,
+    read_path,
     shown,
     split_command,
     split_paths,
@@ -93,9 +94,10 @@ def test_null_is_no_path_and_quotes_are_those_of_hydra_unless_a_path_has_them(mo
     assert composed("resume=null").resume is None and composed("resume=").resume == ""
     assert composed("resume=./null").resume == "./null" and os.path.samefile(composed("resume=.").resume, ".")
     for own in ("'a=b'", '"a=b"'):
-        assert composed(f"resume={own}").resume == "a=b"
+        assert composed(f"resume={own}").resume == read_path(own) == "a=b"
         (tmp_path / own).mkdir()
-        assert composed(f"resume={own}").resume == own
+        assert composed(f"resume={own}").resume == read_path(own) == own
+    assert read_path("a, 'x'") == "a, 'x'" and read_path("'") == "'"
     assert composed("run=[a,b]", program="eval").run == ["a", "b"]
     (tmp_path / "[a,b]").mkdir()
     assert composed("run=[a,b]", program="eval").run == "[a,b]"

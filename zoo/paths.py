@@ -79,9 +79,15 @@ def _take(argument: str, keys: Collection[str], multirun: bool) -> str:
 
 
 def _take_one(value: str, expanded: bool = True) -> str:
-    if value[:1] in ("'", '"') and not exists(value) and _is_quoted(value):
+    if _unquoted(value) is not None:
         return value
     return quote(_expanded(value) if expanded else value)
+
+
+def read_path(value: str) -> str:
+    """The path that the value of a key of PATH_KEYS means."""
+    inner = _unquoted(value)
+    return _expanded(value) if inner is None else inner
 
 
 def _expanded(value: str) -> str:
@@ -95,10 +101,14 @@ def _is_list(value: str) -> bool:
     return isinstance(_parsed(value), list)
 
 
-def _is_quoted(value: str) -> bool:
+def _unquoted(value: str) -> str | None:
+    """What is inside of the quotes of Hydra's grammar; None if a value has none, or a path has them itself."""
     from hydra.core.override_parser.types import QuotedString
 
-    return isinstance(_parsed(value), QuotedString)
+    if value[:1] not in ("'", '"') or exists(value):
+        return None
+    parsed = _parsed(value)
+    return parsed.text if isinstance(parsed, QuotedString) else None
 
 
 def _parsed(value: str) -> Any:

@@ -15,7 +15,7 @@ from zoo.ablation.plan import SHOWS, asks_for_sweep
 from zoo.config import ConfigError, load_run_config, register_mixers, run_dir, run_label
 from zoo.entry import Job, start
 from zoo.launch import job_id, this_launch
-from zoo.paths import program_command, take_paths, take_text
+from zoo.paths import program_command, read_path, take_paths, take_text
 from zoo.schema.command import check_command
 
 if TYPE_CHECKING:
@@ -58,14 +58,13 @@ def choose_folder(arguments: Sequence[str]) -> list[str] | None:
     """
     resume, others = take_text(list(arguments), "resume")
     folder, others = take_text(others, FOLDER)
-    if folder and folder[0] == folder[-1] and folder[0] in "'\"":
-        folder = folder[1:-1]
+    folder = read_path(folder) if folder else folder
     if resume == "auto":
         resume, folder = _existing(folder or _folder_of_job(), others)
         if folder is None:
             return None
     elif resume not in (None, "", "null"):
-        load_run_config(str(resume).strip("'\""))
+        load_run_config(read_path(str(resume)))
     if not this_launch().speaks:
         folder = "."  # the first process has the folder; where it is, the others need not know
     given = {"resume": resume, FOLDER: folder}
