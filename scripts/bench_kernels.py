@@ -20,9 +20,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from kernel_bench.run import main
+from zoo.cli import answer_ctrl_c, friendly_errors
 
-from zoo.cli import friendly_errors
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+from kernel_bench.run import main
 
 if __name__ == "__main__":
     with friendly_errors():

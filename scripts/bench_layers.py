@@ -19,14 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import yaml
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, choose_device, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
+import yaml
+
 import zoo
-from zoo.cli import choose_device, friendly_errors
 from zoo.files import replace_text
 from zoo.mixers import Mixer
 from zoo.mixers.dilated import DilatedAttention

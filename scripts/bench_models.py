@@ -16,12 +16,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zoo.cli import friendly_errors
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
+
 from zoo.files import replace_text
 from zoo.model import Decoder, DecoderConfig
 from zoo.model.loss import next_token_loss

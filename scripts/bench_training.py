@@ -16,14 +16,17 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
-from annotated_types import Gt
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
+from annotated_types import Gt
 from omegaconf import DictConfig
 
-from zoo.cli import friendly_errors
 from zoo.config import instantiate, to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData

@@ -17,6 +17,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -24,7 +29,6 @@ from matplotlib import pyplot as plt
 from pydantic import BaseModel, ValidationError
 
 import zoo
-from zoo.cli import friendly_errors
 from zoo.config import load_run_config
 from zoo.evaluation.results import read_held_out
 from zoo.files import read_metrics, replace_file, replace_text

@@ -27,13 +27,17 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 import torch
 
 from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
 from kernels.tools.aot import Cost, Job, compile_all, job
 from kernels.tools.calls import CALLS, Call, Size
 from kernels.tools.tuner import Row
-from zoo.cli import friendly_errors
 from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option

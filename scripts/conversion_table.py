@@ -13,12 +13,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zoo.cli import friendly_errors
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
+
 from zoo.evaluation.results import read_held_out
 from zoo.evaluation.run import OpenedRun, open_run
 from zoo.files import replace_text

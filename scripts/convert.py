@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zoo.cli import choose_device, friendly_errors
+from zoo.cli import answer_ctrl_c, choose_device, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 from zoo.paths import program_command
 from zoo.schema.programs import Conversion, read_program
 

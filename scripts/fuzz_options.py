@@ -20,11 +20,15 @@ from typing import Annotated
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}  # before torch is imported
 
 from annotated_types import Gt
 
-from zoo.cli import friendly_errors
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import Count, Number, Positive, option
 

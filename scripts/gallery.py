@@ -14,8 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 from zoo import mixers
-from zoo.cli import friendly_errors
 from zoo.files import replace_text
 from zoo.gallery.costs import HEADS, WIDTH, draw_costs, layer_costs
 from zoo.gallery.pictures import draw_mixer, draw_overview

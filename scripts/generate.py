@@ -12,7 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zoo.cli import choose_device, friendly_errors
+from zoo.cli import answer_ctrl_c, choose_device, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 from zoo.config import ConfigError
 from zoo.paths import expand, take_text
 from zoo.schema.programs import Generation, read_program

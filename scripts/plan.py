@@ -20,15 +20,18 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
 from omegaconf import DictConfig
 
 from zoo import mixers
-from zoo.cli import friendly_errors
 from zoo.files import replace_text
 from zoo.model import Decoder
 from zoo.planning.curves import CONTEXTS, Panel, draw_curves

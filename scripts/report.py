@@ -14,8 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
 from zoo.ablation.report.write import write_report
-from zoo.cli import friendly_errors
 from zoo.config import ConfigError
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import option

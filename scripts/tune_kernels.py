@@ -14,14 +14,18 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from zoo.cli import answer_ctrl_c, friendly_errors
+
+if __name__ == "__main__":
+    answer_ctrl_c()
+
+import torch
+
 from kernels.tools.calls import Size
 from kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
-from zoo.cli import friendly_errors
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 

@@ -15,7 +15,7 @@ INTERRUPTED = """
 import builtins, runpy, sys
 inner = builtins.__import__
 def interrupting(name, *args, **kwargs):
-    if name == "torch":
+    if name in ("torch", "pydantic"):
         raise KeyboardInterrupt
     return inner(name, *args, **kwargs)
 builtins.__import__ = interrupting
@@ -31,7 +31,9 @@ open("{done}", "w").close()
 """
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+@pytest.mark.parametrize(
+    "program", ["train.py", "eval.py", *sorted(f"scripts/{f.name}" for f in ROOT.glob("scripts/*.py"))]
+)
 def test_ctrl_c_during_imports_is_one_line(program):
     command = [sys.executable, "-c", INTERRUPTED.format(program=program)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

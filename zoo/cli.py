@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from zoo.launch import leave_word, this_launch, word_was_left
@@ -51,6 +52,19 @@ def friendly_errors() -> Iterator[None]:
         if this_launch().speaks:
             print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+def answer_ctrl_c() -> None:
+    """Let Ctrl-C end the process with one line and status 130 while a script imports what takes long."""
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    sys.excepthook = say
 
 
 def _is_users(error: Exception) -> bool:

@@ -220,3 +220,12 @@ def test_gradients_equal_finite_differences_across_chunks():
     case.inputs["log_decay"] = case.inputs["log_decay"] - 1e-4  # a step of the differences stays below 0
     x = case.leaves()
     assert torch.autograd.gradcheck(lambda d: linear_attention(*list(x.values())[:3], d)[0], (x["log_decay"],))
+
+
+def test_the_reference_is_right_in_fp32_where_sums_of_decays_are_large():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2000, 1, 4) for _ in range(3))
+    log_decay = torch.where(torch.arange(2000) < 1000, -20.0, -0.01)[None, :, None]  # steps of fp32: 0.002
+    o, _ = linear_attention(q, k, v, log_decay, backend="reference")
+    wanted = recurrence(q.double(), k.double(), v.double(), log_decay.double())[0]
+    assert (o - wanted).abs().max() < 1e-5 * wanted.abs().max()
