@@ -25,6 +25,7 @@ GROUPS = (
 
 WRONG = {
     "optimizer.lr=-1": "optimizer.lr=-1: expected a number > 0 (peak of the learning rate of the matrices).",
+    "schedule.pattern=???": "schedule.pattern=???: expected a value; ??? stands for none.",
     "optimizer.lr=0": "optimizer.lr=0: expected a number > 0",
     "optimizer.lr=abc": "optimizer.lr=abc: expected a number > 0",
     "optimizer.lr=true": "optimizer.lr=true: expected a number > 0",

@@ -103,6 +103,8 @@ def read_config(config: DictConfig) -> TrainConfig:
     Raises:
         ConfigError: one line about all that is wrong.
     """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{', '.join(f'{key}=???' for key in missing[:3])}: expected a value; ??? stands for none.")
     try:
         return TrainConfig.read(to_dict(config))
     except OmegaConfBaseException as error:
