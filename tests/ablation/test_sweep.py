@@ -286,7 +286,7 @@ def test_several_runs_at_a_time(programs, monkeypatch):
 
 
 def test_a_sweep_without_m_says_what_to_type():
-    with pytest.raises(ConfigError, match="add -m, as in python train.py -m sweep=window"):
+    with pytest.raises(ConfigError, match=r"add -m, as in python train\.py -m sweep=window"):
         check_command(["sweep=window"])
 
 
