@@ -85,7 +85,7 @@ def test_what_is_not_there_is_not_reported():
 
 def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
     """The first step's record against the batch of that step, scored by a model that has not been trained."""
-    config = small(*MIXED, "optimizer.lr=0", "optimizer.embedding_lr=0", "trainer.max_steps=1")
+    config = small(*MIXED, "optimizer.lr=1e-30", "optimizer.embedding_lr=1e-30", "trainer.max_steps=1")
     train(config, tmp_path / "run")
     (row,) = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
     data = _prepare_data(config, RunFolder(tmp_path / "other"), None)
