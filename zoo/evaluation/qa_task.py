@@ -15,19 +15,19 @@ from zoo.evaluation.cell_task import CellTask, Questions
 from zoo.evaluation.run import OpenedRun
 from zoo.evaluation.tasks import Words
 from zoo.schema.base import Flag, PathText, Positive, Text, option
-from zoo.schema.messages import suggest
+from zoo.schema.messages import sentence, suggest
 
 
 def _known_presets(names: list[str]) -> list[str]:
     for name in names:
         if name not in PRESETS:
-            raise ValueError(f"task.names has {name}, which is no preset; {suggest(name, PRESETS)}.")
+            raise ValueError(f"task.names has {name}, which is no preset; {sentence(suggest(name, PRESETS))}")
     return names
 
 
 def _known_preset(name: str) -> str:
     if name not in PRESETS:
-        raise ValueError(f"task.preset={name}: unknown preset; {suggest(name, PRESETS)}.")
+        raise ValueError(f"task.preset={name}: unknown preset; {sentence(suggest(name, PRESETS))}")
     return name
 
 

@@ -15,7 +15,7 @@ from zoo.evaluation.results import Record
 from zoo.evaluation.run import OpenedRun
 from zoo.schema.arguments import option_lines
 from zoo.schema.base import Flag, Options, PathText, Positive, Text, option
-from zoo.schema.messages import explain, suggest
+from zoo.schema.messages import explain, sentence, suggest
 from zoo.schema.programs import composed
 
 PATH = "task"  # where the options of a task lie
@@ -127,7 +127,7 @@ def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
     given = dict(options)
     name = given.pop("name", None)
     if not isinstance(name, str) or name not in TASKS:
-        raise ConfigError(f"{path}.name={name}: unknown task; {suggest(str(name), TASKS)}.")
+        raise ConfigError(f"{path}.name={name}: unknown task; {sentence(suggest(str(name), TASKS))}")
     task = task_class(name)
     return task(path, **given, **({"name": name} if "name" in task.model_fields else {}))
 

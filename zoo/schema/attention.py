@@ -10,7 +10,7 @@ from zoo import mixers
 from zoo.config import ConfigError
 from zoo.mixers.registry import SHARED
 from zoo.schema.base import Options, model_of_signature
-from zoo.schema.messages import show, suggest
+from zoo.schema.messages import sentence, show, suggest
 
 
 @cache
@@ -31,6 +31,8 @@ def read_entry(entry: str, node: Any) -> dict[str, Any]:
     options = {key: value for key, value in node.items() if key != "name"}
     name = node.get("name", entry)
     if name not in mixers.names():
-        raise ConfigError(f"{path}.name={show(name)}: unknown attention; {suggest(str(name), mixers.names())}.")
+        raise ConfigError(
+            f"{path}.name={show(name)}: unknown attention; {sentence(suggest(str(name), mixers.names()))}"
+        )
     read = attention_model(name).read(options, path).model_dump(exclude_unset=True)
     return {**({"name": name} if "name" in node else {}), **read}

@@ -37,7 +37,12 @@ def explain(model: type[BaseModel], node: Mapping[str, Any], error: ValidationEr
             found.setdefault(name, line)
     lines = [line.rstrip(".") for line in found.values()]
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return "; ".join(lines[:SHOWN]) + more + "."
+    return sentence("; ".join(lines[:SHOWN]) + more)
+
+
+def sentence(text: str) -> str:
+    """Text with one mark at its end."""
+    return text if text.endswith(("?", ".")) else f"{text}."
 
 
 def _problem(model: type[BaseModel], node: Any, one: Any, path: str) -> tuple[str, str]:

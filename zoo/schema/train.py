@@ -15,7 +15,7 @@ from zoo.config import ConfigError, to_dict
 from zoo.schema.attention import read_entry
 from zoo.schema.base import Options, PathText, Whole, option
 from zoo.schema.data import BPEOptions, BytesOptions, DataOptions, PretrainedOptions
-from zoo.schema.messages import suggest
+from zoo.schema.messages import sentence, suggest
 from zoo.schema.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
 from zoo.schema.optimizer import AdamWOptions, MuonOptions
 from zoo.schema.sweep import MatchOptions, NoSweep, SweepOptions
@@ -62,7 +62,7 @@ class TrainConfig(Options):
         known = {*mixers.names(), *self.mixers}
         if self.attention not in known:
             raise ConfigError(
-                f"attention={self.attention}: unknown attention; {suggest(self.attention, sorted(known))}."
+                f"attention={self.attention}: unknown attention; {sentence(suggest(self.attention, sorted(known)))}"
             )
         return self
 
