@@ -32,7 +32,7 @@ LONGEST = 80  # characters of task names in a file name
 def _share_or_count(limit: float) -> float:
     if limit > 1 and limit % 1:
         raise ValueError(f"task.limit={limit}: expected a number of samples, or a share of them below 1.")
-    return limit
+    return limit if limit < 1 else int(limit)
 
 
 class LmEvalTask(TaskOptions):
