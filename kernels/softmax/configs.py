@@ -63,6 +63,24 @@ _KEY_GRADIENT: dict[str, dict[tuple[int, int], Config]] = {
     INTERPRETER: _INTERPRETED,
 }
 
+_QUERY_GRADIENT = {
+    "sm_90": {
+        (_HALF, 64): _tiles(128, 64, 8, 3),
+        (_HALF, 128): _tiles(128, 64, 8, 2),
+        (_HALF, 248): _tiles(64, 16, 8, 2),
+        (_HALF, 256): _tiles(64, 32, 8, 2),
+        (_FULL, 64): _tiles(32, 32, 4, 2),
+    },
+    "sm_80": {
+        (_HALF, 32): _tiles(64, 32, 4, 2),
+        (_HALF, 64): _tiles(128, 32, 8, 2),
+        (_HALF, 128): _tiles(64, 32, 4, 2),
+        (_HALF, 256): _tiles(32, 32, 8, 1),
+        (_FULL, 64): _tiles(16, 32, 4, 1),
+    },
+    INTERPRETER: _INTERPRETED,
+}
+
 TABLE: Table = {
     "forward": _FORWARD,
     "forward_listed": {  # of a layout: what its bit masks take leaves fewer registers
@@ -81,22 +99,10 @@ TABLE: Table = {
         "sm_90": {**_KEY_GRADIENT["sm_90"], (_HALF, 128): _tiles(16, 128, 8, 2)},
         "sm_80": {**_KEY_GRADIENT["sm_80"], (_FULL, 64): _tiles(16, 16, 4, 1)},
     },
-    "query_gradient": {
-        "sm_90": {
-            (_HALF, 64): _tiles(128, 64, 8, 3),
-            (_HALF, 128): _tiles(128, 64, 8, 2),
-            (_HALF, 248): _tiles(64, 16, 8, 2),
-            (_HALF, 256): _tiles(64, 32, 8, 2),
-            (_FULL, 64): _tiles(32, 32, 4, 2),
-        },
-        "sm_80": {
-            (_HALF, 32): _tiles(64, 32, 4, 2),
-            (_HALF, 64): _tiles(128, 32, 8, 2),
-            (_HALF, 128): _tiles(64, 32, 4, 2),
-            (_HALF, 256): _tiles(32, 32, 8, 1),
-            (_FULL, 64): _tiles(16, 32, 4, 1),
-        },
-        INTERPRETER: _INTERPRETED,
+    "query_gradient": _QUERY_GRADIENT,
+    "query_gradient_listed": {
+        **_QUERY_GRADIENT,
+        "sm_80": {**_QUERY_GRADIENT["sm_80"], (_HALF, 64): _tiles(128, 32, 8, 1)},
     },
     "decode": {
         "sm_90": _DECODED,
