@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from zoo.config import CONFIGS, ConfigError
 from zoo.data import DataError
-from zoo.data.recall.cache import cached_samples, samples_digest
+from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.registry import TASKS
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation import cell_task
@@ -151,15 +151,26 @@ def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder
         assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
 
 
+@pytest.mark.parametrize("error, kept", [(DataError, 0), (KeyboardInterrupt, 1)])
+def test_samples_are_kept_when_interrupted_but_not_when_refused(tmp_path, error, kept):
+    with pytest.raises(error), sample_cache(tmp_path / "cache") as cached:
+        cached("recipe", lambda: [])
+        raise error
+    assert len(list(tmp_path.rglob("*.npz"))) == kept
+    assert (tmp_path / "cache").exists() == bool(kept)
+
+
 def test_no_damage_of_a_file_is_an_error_or_another_sample(tmp_path):
     samples = [Sample(f"id{n}", np.arange(9) * n, (Answer(3, 5, ((1, 2),), ("a",)),), 0.5) for n in range(3)]
     made = []
-    cached_samples("recipe", tmp_path, lambda: made.append(1) or samples)
+    with sample_cache(tmp_path) as cached:
+        cached("recipe", lambda: made.append(1) or samples)
     (file,) = (tmp_path / "recall").iterdir()
     whole = file.read_bytes()
     for at in range(len(whole)):
         file.write_bytes(inverted(whole, at))
-        assert samples_digest(cached_samples("recipe", tmp_path, lambda: samples)) == samples_digest(samples)
+        with sample_cache(tmp_path) as cached:
+            assert samples_digest(cached("recipe", lambda: samples)) == samples_digest(samples)
     store = CellStore(tmp_path)
     cell = {"lines": [{"id": "a", "nats": [1.5]}], "seconds": 2.0}
     store.save("key", cell)

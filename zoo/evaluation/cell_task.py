@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 
 from zoo.data import DataError
 from zoo.data.recall.base import Place
-from zoo.data.recall.cache import cached_samples, samples_digest
+from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.samples import RecallError, Sample
@@ -186,19 +187,22 @@ class CellTask(TaskOptions):
         notes = []
         strict = self._strict and self.lengths is not None
         failed: dict[int, RecallError] = {}
-        for cell in self._cells(run, self.questions(run, encoder)):
-            try:
-                made.append(self._samples(run, cell, encoder, haystack, seed))
-                cells.append(cell)
-            except RecallError as error:
-                if strict and cell.variant in (getattr(self, "variants", [cell.variant]) or ()):
-                    raise
-                failed[cell.length] = error
-                notes.append(f"{cell.variant} at {cell.length} tokens is left out: {error}")
-        for length in failed.keys() - {cell.length for cell in cells} if strict else ():
-            raise failed[length]
-        if not any(cell.length for cell in cells):
-            raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
+        origin = [seed, encoder.fingerprint, haystack.fingerprint]
+        with sample_cache(run.config.data.cache_dir) as cached:
+            for cell in self._cells(run, self.questions(run, encoder)):
+                recipe = [cell.questions.recipe, cell.length, cell.depth, cell.count, cell.bare, *origin]
+                try:
+                    made.append(cached(recipe, partial(cell.samples, encoder, haystack, seed)))
+                    cells.append(cell)
+                except RecallError as error:
+                    if strict and cell.variant in (getattr(self, "variants", [cell.variant]) or ()):
+                        raise
+                    failed[cell.length] = error
+                    notes.append(f"{cell.variant} at {cell.length} tokens is left out: {error}")
+            for length in failed.keys() - {cell.length for cell in cells} if strict else ():
+                raise failed[length]
+            if not any(cell.length for cell in cells):
+                raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
         return cells, made, list(dict.fromkeys(notes))
 
     def _score(self, run: OpenedRun, store: CellStore, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
@@ -216,11 +220,6 @@ class CellTask(TaskOptions):
             return {"lines": [describe_sample(place, sample, found) for sample, found in zip(samples, scores)]}
 
         return store.keep([place, self.choices, self.generate, samples_digest(samples)], score)
-
-    def _samples(self, run: OpenedRun, cell: Cell, encoder: Encoder, haystack: Haystack, seed: int) -> list[Sample]:
-        recipe = [cell.questions.recipe, cell.length, cell.depth, cell.count, cell.bare, seed]
-        recipe += [encoder.fingerprint, haystack.fingerprint]
-        return cached_samples(recipe, run.config.data.cache_dir, lambda: cell.samples(encoder, haystack, seed))
 
     def _open_haystack(self, run: OpenedRun, encoder: Encoder) -> Haystack:
         if self.haystack == "noise":

@@ -7,14 +7,15 @@ import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.data.documents import expand
+from zoo.data.documents import DataError, expand
 from zoo.data.recall.samples import Answer, Sample
 from zoo.files import replace_file
 
@@ -33,20 +34,31 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def cached_samples(recipe: Any, cache_dir: str | Path, make: Callable[[], list[Sample]]) -> list[Sample]:
-    """What ``make`` returns, from disk if it was made before with the same recipe and the same code.
+@contextmanager
+def sample_cache(cache_dir: str | Path) -> Iterator[Callable[[Any, Callable[[], list[Sample]]], list[Sample]]]:
+    """Give a function of a recipe and of what makes its samples, which reads those that were made before.
 
-    Args:
-        recipe: JSON-like; everything that the samples depend on.
+    The recipe is JSON-like: everything that the samples depend on, beside the code. New samples are written at the end
+    of the block, also when it is interrupted, but not when it ends in a DataError: a refusal leaves nothing behind.
     """
-    key = hashlib.sha256(json.dumps([code_fingerprint(), recipe], sort_keys=True).encode()).hexdigest()[:32]
-    file = expand(cache_dir) / "recall" / f"{key}.npz"
-    found = _read(file)
-    if found is not None:
+    made: dict[Path, list[Sample]] = {}
+
+    def samples(recipe: Any, make: Callable[[], list[Sample]]) -> list[Sample]:
+        key = hashlib.sha256(json.dumps([code_fingerprint(), recipe], sort_keys=True).encode()).hexdigest()[:32]
+        file = expand(cache_dir) / "recall" / f"{key}.npz"
+        found = _read(file)
+        if found is None:
+            found = made[file] = make()
         return found
-    samples = make()
-    replace_file(file, lambda unfinished: _write(unfinished, samples))
-    return samples
+
+    try:
+        yield samples
+    except DataError:
+        made.clear()
+        raise
+    finally:
+        for file, content in made.items():
+            replace_file(file, partial(_write, samples=content))
 
 
 def samples_digest(samples: list[Sample]) -> str:
