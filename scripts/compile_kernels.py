@@ -4,9 +4,9 @@
 
 `make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a
 kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
-bits, or if no call of kernels/tools/calls.py launches a row of the tables.
+bits, or if no call of kernels/zoo_kernels/tools/calls.py launches a row of the tables.
 
-The table has a line for each row of kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
+The table has a line for each row of kernels/zoo_kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
 Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
 """
 
@@ -34,10 +34,10 @@ if __name__ == "__main__":
 
 import torch
 
-from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
-from kernels.tools.aot import Cost, Job, compile_all, job
-from kernels.tools.calls import CALLS, Call, Size
-from kernels.tools.tuner import Row
+from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
+from zoo_kernels.tools.aot import Cost, Job, compile_all, job
+from zoo_kernels.tools.calls import CALLS, Call, Size
+from zoo_kernels.tools.tuner import Row
 from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
@@ -75,7 +75,7 @@ class Options(Arguments):
     width: list[Positive] = option("widths of heads; empty: all", default=[])
     dtype: list[Literal["bf16", "fp16", "fp32"]] = option("types of the inputs", default=["bf16", "fp32"], min_length=1)
     calls: Literal["all", "main"] = option(
-        "calls of kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; main: leaves "
+        "calls of kernels/zoo_kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; main: leaves "
         "out calls that differ from others in a flag or two",
         default="all",
     )
@@ -130,7 +130,7 @@ def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str,
     found = []
     for row, members in sorted(of_row.items()):
         top, cost, calls = max(members, key=lambda m: (m[1].stack, m[1].registers, m[1].shared))
-        config = import_module(f"kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][row.size, row.width]
+        config = import_module(f"zoo_kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][row.size, row.width]
         line: dict[str, Any] = {"kernel": f"{row.family}.{row.kernel}", "arch": row.architecture, "bytes": row.size}
         line |= {"width": row.width, "tiles": " ".join(f"{k}={v}" for k, v in config.tiles.items())}
         line |= {"warps": top.warps, "stages": top.stages}
@@ -164,7 +164,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
         faults += [f"{where}: {fault}" for fault in costs[key].faults(binary.job)]
         warnings += [f"{where}: {warning}" for warning in costs[key].warnings(binary.job)]
     faults += [
-        f"{' '.join(map(str, row))}: no call of kernels/tools/calls.py launches it"
+        f"{' '.join(map(str, row))}: no call of kernels/zoo_kernels/tools/calls.py launches it"
         for row in rows
         if row not in launched
     ]
@@ -174,7 +174,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
 def choose_rows(chosen: Options) -> list[Row]:
     """The rows that the options ask for; every configuration is marked with its row."""
     families = dict.fromkeys(chosen.family)  # each once: a row is marked in place
-    rows = [row for f in families for row in mark(f, import_module(f"kernels.{f}.configs").TABLE)]
+    rows = [row for f in families for row in mark(f, import_module(f"zoo_kernels.{f}.configs").TABLE)]
     if unknown := set(chosen.kernel) - {f"{r.family}.{r.kernel}" for r in rows}:
         names = sorted({f"{r.family}.{r.kernel}" for r in rows})
         raise ValueError(f"kernel={','.join(sorted(unknown))}: expected some of {', '.join(names)}.")

@@ -4,7 +4,7 @@
     ATTENTION_ZOO_CONFIGS=configs.json python train.py ...
 
 Candidates are checked on short inputs against the reference, then timed on (batch, length, heads, width) through all
-calls of kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of earlier searches.
+calls of kernels/zoo_kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of earlier searches.
 The status is 2 where there is no GPU.
 """
 
@@ -24,8 +24,8 @@ if __name__ == "__main__":
 
 import torch
 
-from kernels.tools.calls import Size
-from kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
+from zoo_kernels.tools.calls import Size
+from zoo_kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 

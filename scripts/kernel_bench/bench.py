@@ -20,7 +20,7 @@ from kernel_bench.machine import environment
 from kernel_bench.options import Options
 from kernel_bench.pace import OutOfTime, Pace
 from kernel_bench.timing import Run, Timing, timer_for
-from kernels import BackendError
+from zoo_kernels import BackendError
 from zoo.files import replace_text
 
 Item = TypeVar("Item")

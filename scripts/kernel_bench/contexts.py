@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import matrix_rate
 from kernel_bench.forms import Timings, add_rates, flops, time_forms
@@ -53,7 +53,7 @@ def _contexts(bench: Bench, direction: str) -> None:
 
 
 def _forms(bench: Bench, heads: int) -> dict[str, Attention]:
-    decay, linear = slopes(heads, bench.device), bench.ours(kernels.linear_attention)
+    decay, linear = slopes(heads, bench.device), bench.ours(zoo_kernels.linear_attention)
     return {
         LIGHTNING: lambda q, k, v: linear(q, k, v, decay)[0],
         SOFTMAX: ours(bench),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import REPEATS, Bench, Row, Shape
 from kernel_bench.inputs import slopes
 from kernel_bench.linear_cases import check_linear, linear_cases
@@ -59,7 +59,7 @@ def _linear_passes(bench: Bench) -> Callable[[], list[Tensor]]:
     x["decay"] = slopes(shape.heads, bench.device).requires_grad_()
 
     def run() -> list[Tensor]:
-        o, _ = bench.ours(kernels.linear_attention)(*x.values(), scale=0.1)
+        o, _ = bench.ours(zoo_kernels.linear_attention)(*x.values(), scale=0.1)
         return [o, *torch.autograd.grad(o.square().sum(), list(x.values()))]
 
     return run
@@ -70,7 +70,7 @@ def _softmax_passes(bench: Bench, groups: int) -> Callable[[], list[Tensor]]:
     x = leaves(bench, shape._replace(groups=min(groups, shape.heads)), dtypes(bench)[0])
 
     def run() -> list[Tensor]:
-        o = bench.ours(kernels.softmax_attention)(*x.values())
+        o = bench.ours(zoo_kernels.softmax_attention)(*x.values())
         return [o, *torch.autograd.grad(o.square().sum(), list(x.values()))]
 
     return run

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.inputs import BOTH, FORWARD, Attention, draw_inputs, slopes, timed
 from kernel_bench.patterns import bigbird_blocks, layout_of, longformer_blocks, window_blocks
@@ -40,7 +40,7 @@ def _flatness(bench: Bench, lengths: list[int]) -> None:
     runs = {}
     for length in lengths:
         sets = draw_inputs(bench, Shape(1, length, HEADS, WIDTH), DTYPE)
-        runs[str(length)] = timed(lambda q, k, v: kernels.linear_attention(q, k, v, decay)[0], sets, BOTH)
+        runs[str(length)] = timed(lambda q, k, v: zoo_kernels.linear_attention(q, k, v, decay)[0], sets, BOTH)
     found = [timing.median / int(length) for length, timing in bench.measure("flatness", runs).items()]
     row = Row("lightning, 2k and more side by side", Shape(1, max(lengths), HEADS, WIDTH), DTYPE, "ours", BOTH)
     bench.add(row, "slowest over fastest time per token", max(found) / min(found), "x", "<= 1.3")
@@ -50,7 +50,7 @@ def _lightning(bench: Bench, shape: Shape, exact: dict[int, float]) -> None:
     name, length = "lightning", shape.length
     sets = draw_inputs(bench, shape, DTYPE)
     decay = slopes(HEADS, bench.device)
-    runs = {"ours": timed(lambda q, k, v: kernels.linear_attention(q, k, v, decay)[0], sets, BOTH)}
+    runs = {"ours": timed(lambda q, k, v: zoo_kernels.linear_attention(q, k, v, decay)[0], sets, BOTH)}
     expected = _guess(exact, length)
     if expected < PATIENCE:
         runs["sdpa"] = timed(sdpa(), sets, BOTH)
@@ -78,8 +78,8 @@ def _forward(bench: Bench, length: int) -> None:
     name, shape = "causal", Shape(1, length, HEADS, WIDTH)
     sets, decay = draw_inputs(bench, shape, DTYPE), slopes(HEADS, bench.device)
     forms: dict[str, Attention] = {
-        "ours, lightning": lambda q, k, v: kernels.linear_attention(q, k, v, decay)[0],
-        "ours, softmax": lambda q, k, v: kernels.softmax_attention(q, k, v),
+        "ours, lightning": lambda q, k, v: zoo_kernels.linear_attention(q, k, v, decay)[0],
+        "ours, softmax": lambda q, k, v: zoo_kernels.softmax_attention(q, k, v),
         "sdpa": sdpa(),
     }
     add_flex(bench, name, forms, lambda: causal_mask(length, bench.device))
@@ -108,9 +108,9 @@ def _pattern(bench: Bench, name: str, visible: Tensor, length: int) -> None:
     windowed = name.startswith("window")
 
     def by_window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return kernels.softmax_attention(q, k, v, window=256)
+        return zoo_kernels.softmax_attention(q, k, v, window=256)
 
-    form = by_window if windowed else lambda q, k, v: kernels.softmax_attention(q, k, v, layout=layout)
+    form = by_window if windowed else lambda q, k, v: zoo_kernels.softmax_attention(q, k, v, layout=layout)
     sets = draw_inputs(bench, shape, DTYPE)
     forms: dict[str, Attention] = {"ours": form, "sdpa, dense": sdpa()}
     found = bench.measure(f"{name} {shape}", {who: timed(each, sets, BOTH) for who, each in forms.items()})
@@ -162,7 +162,7 @@ def _steps(bench: Bench, shape: Shape) -> dict[str, Run]:
     with torch.no_grad():
         q, k, v, _ = (x.detach() for x in draw_inputs(bench, shape, DTYPE)[0])
         decay = slopes(HEADS, bench.device)
-        state = kernels.linear_attention(q, k, v, decay, return_state=True)[1]
+        state = zoo_kernels.linear_attention(q, k, v, decay, return_state=True)[1]
     assert state is not None
     last = q[:, -1].contiguous(), k[:, -1].contiguous(), v[:, -1].contiguous()
     lengths = torch.tensor([shape.length])
@@ -173,7 +173,7 @@ def _steps(bench: Bench, shape: Shape) -> dict[str, Run]:
         return F.scaled_dot_product_attention(*heads_first)
 
     return {
-        "lightning": lambda i: kernels.linear_attention_step(*last, decay, state),
-        "softmax": lambda i: kernels.softmax_attention_step(last[0], k, v, lengths),
+        "lightning": lambda i: zoo_kernels.linear_attention_step(*last, decay, state),
+        "softmax": lambda i: zoo_kernels.softmax_attention_step(last[0], k, v, lengths),
         "sdpa": peer,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
 from kernel_bench.forms import add_peaks
@@ -49,7 +49,7 @@ def _softmax_step(bench: Bench, shape: Shape) -> None:
         for _ in range(copies(bench, nbytes))
     ]
     lengths = torch.full((shape.batch,), shape.length, device=bench.device)
-    step = bench.ours(kernels.softmax_attention_step)
+    step = bench.ours(zoo_kernels.softmax_attention_step)
     peers = sdpa_peers(bench, causal=False)
     add_flex(bench, f"{name} {shape}", peers, lambda: None)
 
@@ -73,7 +73,7 @@ def _linear_step(bench: Bench, shape: Shape) -> None:
     q, k, v = (torch.randn(shape.batch, shape.heads, shape.width, device=bench.device, dtype=dtype) for _ in range(3))
     state = torch.zeros(shape.batch, shape.heads, shape.width, shape.width, device=bench.device)
     decay = slopes(shape.heads, bench.device)
-    step = bench.ours(kernels.linear_attention_step)
+    step = bench.ours(zoo_kernels.linear_attention_step)
     runs: dict[str, Run] = {"ours": lambda i: step(q, k, v, decay, state)}
 
     def one_token(form: Attention) -> Run:

@@ -11,13 +11,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.correctness import dtypes, label
 from kernel_bench.judge import judge
 from kernel_bench.linear_cases import decays_of
 from kernel_bench.plain import plain_softmax
-from kernels import NormalizedState
+from zoo_kernels import NormalizedState
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def check_step(bench: Bench, dtype: torch.dtype, case: StepCase | LinearStepCase
 
 
 def _check_softmax(bench: Bench, dtype: torch.dtype, case: StepCase) -> None:
-    step = kernels.softmax_attention_step
+    step = zoo_kernels.softmax_attention_step
     if case.ring and "ring" not in inspect.signature(step).parameters:
         bench.note("softmax_attention_step knows no ring")
         return
@@ -168,7 +168,7 @@ def _check_linear(bench: Bench, dtype: torch.dtype, case: LinearStepCase) -> Non
     decay = decays_of(case.decay, 1, 1, case.heads, bench.device)
     start = torch.randn(*size, case.width, device=bench.device).abs()
     sums = torch.randn(*size, device=bench.device).abs()
-    step = bench.ours(kernels.linear_attention_step)
+    step = bench.ours(zoo_kernels.linear_attention_step)
 
     def ours() -> dict[str, Tensor]:
         state = NormalizedState(start.clone(), sums.clone()) if case.normalize else start.clone()

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Record, write
 from kernel_bench.machine import environment
 from kernel_bench.options import Options
@@ -77,7 +77,7 @@ class Files:
 def _code() -> str:
     """A hash of the kernels and of what measures them."""
     digest = hashlib.sha256()
-    for folder in (Path(kernels.__file__).parent, Path(__file__).parent):
+    for folder in (Path(zoo_kernels.__file__).parent, Path(__file__).parent):
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.correctness import dtypes, label, leaves
 from kernel_bench.judge import Found, judge
@@ -75,12 +75,12 @@ def _decay(x: dict[str, Tensor]) -> Tensor:
 
 def _ours(bench: Bench, case: Large, x: dict[str, Tensor]) -> Tensor:
     if case.name == "linear":
-        return bench.ours(kernels.linear_attention)(*x.values(), _decay(x))[0]
+        return bench.ours(zoo_kernels.linear_attention)(*x.values(), _decay(x))[0]
     options: dict[str, Any] = {"window": case.window}
     if case.near:
         blocks = window_blocks(-(-x["q"].shape[1] // case.block), case.near)
         options = {"layout": layout_of(blocks, case.block, bench.device)}
-    return bench.ours(kernels.softmax_attention)(*x.values(), **options)
+    return bench.ours(zoo_kernels.softmax_attention)(*x.values(), **options)
 
 
 def _plain(case: Large, y: dict[str, Tensor]) -> Tensor:

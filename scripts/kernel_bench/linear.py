@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import FLA, Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
 from kernel_bench.forms import time_forms
@@ -21,7 +21,7 @@ HEADS, WIDTH = 16, 128
 
 def _forms(bench: Bench, heads: int) -> dict[str, Attention]:
     decay = slopes(heads, bench.device)
-    ours = bench.ours(kernels.linear_attention)
+    ours = bench.ours(zoo_kernels.linear_attention)
     return {"ours": lambda q, k, v: ours(q, k, v, decay)[0], **fla_linear(bench, decay)}
 
 

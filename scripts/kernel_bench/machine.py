@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kernels.launch import interpreting
+from zoo_kernels.launch import interpreting
 
 
 def environment(device: torch.device) -> dict[str, Any]:

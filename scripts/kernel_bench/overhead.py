@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.inputs import BOTH, FORWARD, draw_inputs, low_precision, slopes, timed
 from kernel_bench.peers import fla_linear, sdpa
@@ -35,7 +35,7 @@ def _told(bench: Bench, name: str, shape: Shape, direction: str, runs: dict[str,
 def _linear(bench: Bench, shape: Shape) -> None:
     sets = draw_inputs(bench, shape, low_precision(bench))[:1]
     decay = slopes(shape.heads, bench.device)
-    ours = bench.ours(kernels.linear_attention)
+    ours = bench.ours(zoo_kernels.linear_attention)
     forms = {"ours": lambda q, k, v: ours(q, k, v, decay)[0], **fla_linear(bench, decay)}
     for direction in (FORWARD, BOTH):
         runs = {who: timed(form, sets, direction) for who, form in forms.items()}
@@ -44,7 +44,7 @@ def _linear(bench: Bench, shape: Shape) -> None:
 
 def _softmax(bench: Bench, shape: Shape) -> None:
     sets = draw_inputs(bench, shape, low_precision(bench))[:1]
-    forms = {"ours": bench.ours(kernels.softmax_attention), "sdpa": sdpa()}
+    forms = {"ours": bench.ours(zoo_kernels.softmax_attention), "sdpa": sdpa()}
     for direction in (FORWARD, BOTH):
         runs = {who: timed(form, sets, direction) for who, form in forms.items()}
         _told(bench, "softmax", shape, direction, runs, "<= 60" if direction == FORWARD and not bench.dry else None)
@@ -59,7 +59,7 @@ def _steps(bench: Bench, shape: Shape) -> None:
     caches = [torch.randn(size, device=bench.device, dtype=dtype) for _ in range(2)]
     lengths = torch.full((1,), shape.length, device=bench.device)
     decay = slopes(shape.heads, bench.device)
-    linear, softmax = bench.ours(kernels.linear_attention_step), bench.ours(kernels.softmax_attention_step)
+    linear, softmax = bench.ours(zoo_kernels.linear_attention_step), bench.ours(zoo_kernels.softmax_attention_step)
     steps: dict[str, Callable[[int], Any]] = {
         "linear step": lambda i: linear(q, k, v, decay, state),
         "softmax step": lambda i: softmax(q, *caches, lengths),

@@ -33,7 +33,7 @@ def bigbird_blocks(blocks: int, heads: int, near: int, first: int, random: int, 
 
 def layout_of(visible: Tensor, block: int, device: torch.device) -> Any:
     """The kernels' layout of a pattern."""
-    from kernels.layout import BlockLayout
+    from zoo_kernels.layout import BlockLayout
 
     return BlockLayout.from_blocks(visible.to(device), block)
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.judge import Found, batch_of, judge
 from kernel_bench.linear_cases import LENGTHS, documents_of
@@ -154,6 +154,6 @@ def _ours(bench: Bench, case: SoftmaxCase, x: dict[str, Tensor]) -> tuple[Tensor
         options["layout"] = layout_of(_visible(bench, case), case.block, bench.device)
     if case.bias:
         options["block_bias"] = x["block_bias"]
-    attention = bench.ours(kernels.softmax_attention)
+    attention = bench.ours(zoo_kernels.softmax_attention)
     o, lse = attention(x["q"], x["k"], x["v"], return_lse=True, **options)
     return o, lse

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import kernels
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import matrix_rate
 from kernel_bench.forms import DIRECTIONS, Timings, time_forms
@@ -40,7 +40,7 @@ class Pattern(NamedTuple):
 
 def with_layout(bench: Bench, layout: Any) -> Attention:
     """This project's kernel over a layout."""
-    attention = bench.ours(kernels.softmax_attention)
+    attention = bench.ours(zoo_kernels.softmax_attention)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v, layout=layout)

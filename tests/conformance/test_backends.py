@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from kernels import BackendError, use_backend
+from zoo_kernels import BackendError, use_backend
 from tests.conformance.cases import draw, every_name, make, variants, with_slow_variants
 
 TOO_WIDE = "wide, and the kernels take up to"

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import Config, launch
+from zoo_kernels.launch import Config, launch
 
 
 @triton.jit(do_not_specialize=["length", "stride"])

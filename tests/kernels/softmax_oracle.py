@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import BlockLayout
+from zoo_kernels import BlockLayout
 
 
 def visible(

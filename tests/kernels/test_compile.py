@@ -13,10 +13,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.launch import ARCHITECTURES, record
-from kernels.tools.aot import compile_keys
-from kernels.tools.calls import CALLS, Size
-from kernels.tools.offsets import Offsets, count_offsets
+from zoo_kernels.launch import ARCHITECTURES, record
+from zoo_kernels.tools.aot import compile_keys
+from zoo_kernels.tools.calls import CALLS, Size
+from zoo_kernels.tools.offsets import Offsets, count_offsets
 from tests.kernels import dummy_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,8 +66,8 @@ def test_dtype_width_tiles_and_warps_are_part_of_the_key():
 
 GATE = """
 import json, sys
-from kernels.tools.aot import Named, compile_all, job
-from kernels.launch import record
+from zoo_kernels.tools.aot import Named, compile_all, job
+from zoo_kernels.launch import record
 from tests.kernels import dummy_kernels as d
 
 if __name__ == "__main__":
@@ -150,8 +150,8 @@ def test_the_script_fails_on_a_bad_row(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text(
         "import runpy, sys\n"
-        "from kernels.launch import Config\n"
-        "from kernels.linear.configs import TABLE\n"
+        "from zoo_kernels.launch import Config\n"
+        "from zoo_kernels.linear.configs import TABLE\n"
         "TABLE['step'] = {'sm_90': {(2, 64): Config({'TILE': 128}, 1, 1)}}\n"
         "sys.argv[1:] = ['arch=sm_90', 'kernel=linear.step', 'width=64', 'dtype=bf16', 'calls=main', 'jobs=1']\n"
         "if __name__ == '__main__':\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import (
+from zoo_kernels import (
     BlockLayout,
     NormalizedState,
     linear_attention,

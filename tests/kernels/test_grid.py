@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import softmax_attention
-from kernels.backend import WIDEST
+from zoo_kernels import softmax_attention
+from zoo_kernels.backend import WIDEST
 from tests.kernels.linear_oracle import assert_all_close, assert_contract, solved
 from tests.kernels.softmax_oracle import dense
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from kernels import BlockLayout
+from zoo_kernels import BlockLayout
 from tests.kernels.softmax_oracle import Pattern, pack_bits
 
 

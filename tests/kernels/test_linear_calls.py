@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
 from tests.kernels.linear_oracle import assert_contract, make_case
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

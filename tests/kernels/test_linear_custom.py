@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import linear_attention, linear_attention_step
-from kernels.linear import custom
+from zoo_kernels import linear_attention, linear_attention_step
+from zoo_kernels.linear import custom
 
 BACKENDS = ("torch", "triton")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)

@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from kernels import linear_attention
-from kernels.launch import Launch, record
+from zoo_kernels import linear_attention
+from zoo_kernels.launch import Launch, record
 
 pytest.importorskip("triton")
 

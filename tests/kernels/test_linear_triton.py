@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
-from kernels.backend import WIDEST
-from kernels.launch import ARCHITECTURES, record
-from kernels.linear import custom
-from kernels.tools.aot import compile_keys
+from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels.backend import WIDEST
+from zoo_kernels.launch import ARCHITECTURES, record
+from zoo_kernels.linear import custom
+from zoo_kernels.tools.aot import compile_keys
 from tests.kernels.linear_oracle import (
     DECAYS,
     Case,

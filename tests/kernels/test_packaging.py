@@ -38,11 +38,11 @@ print(torch.cuda.is_initialized())
 def test_transformers_builds_a_model_beside_our_kernels_package():
     pytest.importorskip("transformers")
     found = run_fresh("""
-import kernels, torch
+import zoo_kernels, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 logits = LlamaForCausalLM(config)(torch.zeros(1, 3, dtype=torch.long)).logits
-print(tuple(logits.shape), kernels.__file__)
+print(tuple(logits.shape), zoo_kernels.__file__)
 """)
     assert found.startswith("(1, 3, 32)")
     assert str(ROOT / "kernels") in found

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from kernels import (
+from zoo_kernels import (
     NormalizedState,
     linear_attention,
     linear_attention_step,

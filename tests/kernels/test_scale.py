@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
-from kernels.linear import custom
+from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
+from zoo_kernels.linear import custom
 from tests.kernels.linear_oracle import make_documents
 
 BLOCKS = torch.tensor([[[[0, -1, -1], [0, 1, -1], [0, 2, -1]]]])

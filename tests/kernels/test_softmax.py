@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import softmax_attention, softmax_attention_step
-from kernels.softmax import blocked
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.softmax import blocked
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense
 

@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, INTERPRETER, Config, choose, record
-from kernels.tools.calls import CALLS, Call, Size
-from kernels.tools.tuner import Check, Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
+from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, INTERPRETER, Config, choose, record
+from zoo_kernels.tools.calls import CALLS, Call, Size
+from zoo_kernels.tools.tuner import Check, Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Config({"CHUNK": 64, "TILE": 32}, 4, 2)
@@ -54,8 +54,8 @@ def test_a_row_is_found_by_the_next_width(monkeypatch):
 
 
 def test_kernel_names_are_unique_over_the_families():
-    from kernels.linear.configs import TABLE as linear
-    from kernels.softmax.configs import TABLE as softmax
+    from zoo_kernels.linear.configs import TABLE as linear
+    from zoo_kernels.softmax.configs import TABLE as softmax
 
     assert not linear.keys() & softmax.keys()  # the file of tuned configurations is keyed by them
 
@@ -121,10 +121,10 @@ SEARCH = """
 import json, sys
 from pathlib import Path
 import torch
-from kernels.tools import tuner
-from kernels.tools.calls import CALLS, Size
-from kernels.launch import INTERPRETER, Config, choose
-from kernels.linear import triton_host
+from zoo_kernels.tools import tuner
+from zoo_kernels.tools.calls import CALLS, Size
+from zoo_kernels.launch import INTERPRETER, Config, choose
+from zoo_kernels.linear import triton_host
 
 CPU = torch.device("cpu")
 row = tuner.find_row("linear.mix", torch.float32, 16, CPU)

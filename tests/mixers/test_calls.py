@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from kernels.linear.op import ALGORITHMS
+from zoo_kernels.linear.op import ALGORITHMS
 
 WIDTH, BATCH, LENGTH = 32, 2, 3
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.softmax import custom
+from zoo_kernels.softmax import custom
 from zoo.mixers import build
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts.heads import Call

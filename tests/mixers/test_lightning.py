@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from kernels import linear_attention
+from zoo_kernels import linear_attention
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.lightning import alibi_slopes, lightning_slopes
 from zoo.mixers.parts.costs import CHUNK

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from kernels import softmax_attention
+from zoo_kernels import softmax_attention
 from zoo.mixers.parts.patterns import KEPT, BlockPattern, hashed
 
 pytestmark = pytest.mark.usefixtures("poisoned")

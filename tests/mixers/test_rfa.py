@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from kernels import linear_attention
+from zoo_kernels import linear_attention
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate

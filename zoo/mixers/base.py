@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.softmax.mask import document_positions
+from zoo_kernels.softmax.mask import document_positions
 
 
 @dataclass(frozen=True)

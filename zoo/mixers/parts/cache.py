@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
-from kernels.linear import NormalizedState
+from zoo_kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
+from zoo_kernels.linear import NormalizedState
 
 
 class Whole(Protocol):
@@ -81,7 +81,7 @@ class StateCache:
         Args:
             q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T; padding is neither added nor decays the state.
-            scale, eps, algorithm, wide: of :func:`kernels.linear_attention`.
+            scale, eps, algorithm, wide: of :func:`zoo_kernels.linear_attention`.
         """
         batch, length = q.shape[:2]
         normalize = self.normalizer is not None

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import softmax_attention, softmax_attention_step
-from kernels.documents import document_starts
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.documents import document_starts
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.merge import merge
 
@@ -62,7 +62,7 @@ class Dilation:
         return classes + window_pairs(context, self.near) - context
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Output ``(B, Tq, H, E)``; arguments as of :func:`kernels.softmax_attention`."""
+        """Output ``(B, Tq, H, E)``; arguments as of :func:`zoo_kernels.softmax_attention`."""
         if self.near == 1:
             return attend_residues(q, k, v, self.rate, self.taps, documents)[0]
         parts = [softmax_attention(q, k, v, window=self.near, documents=documents, return_lse=True)]

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import BlockLayout, softmax_attention
-from kernels.documents import document_starts
+from zoo_kernels import BlockLayout, softmax_attention
+from zoo_kernels.documents import document_starts
 from zoo.mixers.parts.dilation import Dilation
 
 BLOCK = 64  # of the layouts

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import BlockLayout, softmax_attention, softmax_attention_step
-from kernels.layout.block_layout import BLOCKS
+from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
+from zoo_kernels.layout.block_layout import BLOCKS
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
 
@@ -114,7 +114,7 @@ class BlockPattern:
 
         Args:
             q: ``(B, Tq, H, D)``. k, v: ``(B, Tk, G, D)``, aligned at the end where Tq < Tk.
-            documents, block_bias, return_lse: as in :func:`kernels.softmax_attention`.
+            documents, block_bias, return_lse: as in :func:`zoo_kernels.softmax_attention`.
 
         Returns:
             ``(B, Tq, H, D)``, and the log-sum-exp ``(B, Tq, H)`` where it is asked for.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import linear_attention
-from kernels.linear.op import ALGORITHMS
+from zoo_kernels import linear_attention
+from zoo_kernels.linear.op import ALGORITHMS
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -31,7 +31,7 @@ def attend_linear(
     Args:
         q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``, all <= 0.
         call: of the mixer; its cache is None or a :class:`StateCache`, with a normaliser exactly if ``normalize``.
-        scale, normalize, eps, algorithm: of :func:`kernels.linear_attention`.
+        scale, normalize, eps, algorithm: of :func:`zoo_kernels.linear_attention`.
 
     Returns:
         ``(B, T, H, E)`` in the dtype of q; sums that are not divided by their weights are in fp32 where that is fp16,
@@ -68,7 +68,7 @@ class StateMixer(HeadMixer):
 
     @property
     def algorithm(self) -> str:
-        """One of ``kernels.linear.op.ALGORITHMS``."""
+        """One of ``zoo_kernels.linear.op.ALGORITHMS``."""
         return self._algorithm
 
     @algorithm.setter

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.softmax import ring_slots
+from zoo_kernels.softmax import ring_slots
 from zoo.mixers.parts.cache import KeyValueCache
 
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import softmax_attention, softmax_attention_step
-from kernels.backend import without_autocast
-from kernels.documents import document_positions
-from kernels.layout import BlockLayout
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.backend import without_autocast
+from zoo_kernels.documents import document_positions
+from zoo_kernels.layout import BlockLayout
 
 SCORES = 1 << 26, 1 << 18  # that are compared at a time, to bound memory; on CPUs, to stay in a cache
 NEVER = torch.iinfo(torch.int64).min

@@ -1,5 +1,0 @@
-"""Linear attention with decay."""
-
-from kernels.linear.op import NormalizedState, linear_attention, linear_attention_step
-
-__all__ = ["NormalizedState", "linear_attention", "linear_attention_step"]

@@ -1,6 +1,0 @@
-"""Exact softmax attention."""
-
-from kernels.softmax.op import softmax_attention, softmax_attention_step
-from kernels.softmax.step import ring_slots
-
-__all__ = ["ring_slots", "softmax_attention", "softmax_attention_step"]

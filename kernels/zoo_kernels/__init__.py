@@ -1,0 +1,20 @@
+"""Attention kernels: array programs that know nothing of models or configurations.
+
+Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this package asks no device and needs only torch.
+"""
+
+from zoo_kernels.backend import BackendError, use_backend
+from zoo_kernels.layout import BlockLayout
+from zoo_kernels.linear import NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels.softmax import softmax_attention, softmax_attention_step
+
+__all__ = [
+    "BackendError",
+    "BlockLayout",
+    "NormalizedState",
+    "linear_attention",
+    "linear_attention_step",
+    "softmax_attention",
+    "softmax_attention_step",
+    "use_backend",
+]

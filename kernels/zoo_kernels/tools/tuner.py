@@ -1,0 +1,268 @@
+"""Search for faster configurations of one kernel on this GPU. Nothing calls it by itself: scripts/tune_kernels.py does.
+
+A candidate counts only if every output and gradient of every call that launches the kernel is as near to the reference
+as the plain PyTorch form is; then it is timed. Winners go to a file that ATTENTION_ZOO_CONFIGS names
+(zoo_kernels.launch.choose).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
+from zoo_kernels.tools.calls import CALLS, Call, Outputs, Size, raised
+
+Timer = Callable[[Callable[[], Any]], float]
+GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
+SMALLEST_TILE, LARGEST_TILE, WARPS, STAGES = 16, 256, (2, 4, 8), (1, 2, 3, 4)
+
+
+OF_TOKENS = ("output", "lse", *(f"gradient of {x}" for x in "qkv"))  # arrays (B, T, H, ..)
+BLOCK = 64  # tokens of a block, which must be right by itself
+
+
+class Row(NamedTuple):
+    """A row of the tables: family, kernel, architecture, bytes of a number, width of the heads."""
+
+    family: str
+    kernel: str
+    architecture: str
+    size: int
+    width: int
+
+    @property
+    def table(self) -> Table:
+        """The family's table."""
+        found: Table = import_module(f"zoo_kernels.{self.family}.configs").TABLE
+        return found
+
+    @property
+    def config(self) -> Config:
+        """What the row holds now."""
+        return self.table[self.kernel][self.architecture][self.size, self.width]
+
+
+class Trial(NamedTuple):
+    """A candidate, the milliseconds that the calls took with it, or why it was rejected."""
+
+    config: Config
+    milliseconds: float | None
+    reason: str = ""
+
+
+def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Row:
+    """The row that serves ``kernel`` (FAMILY.KERNEL) for heads of ``width`` numbers on ``device``.
+
+    Raises:
+        ValueError: if there is none; it lists the kernels.
+    """
+    family, _, name = kernel.partition(".")
+    families = sorted({call.family for call in CALLS})
+    names = [f"{f}.{k}" for f in families for k in import_module(f"zoo_kernels.{f}.configs").TABLE]
+    if kernel not in names:
+        raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(names)}.")
+    row = Row(family, name, architecture(device), dtype.itemsize, width)
+    wider = [w for size, w in row.table[name][row.architecture] if size == row.size and w >= width]
+    if not wider:
+        raise ValueError(f"width={width}: {kernel} has no row that wide.")
+    return row._replace(width=min(wider))
+
+
+@contextmanager
+def using(row: Row, config: Config) -> Iterator[None]:
+    """Within it ``row`` holds ``config``; the file that ATTENTION_ZOO_CONFIGS names is not read."""
+    before, file = row.table[row.kernel], os.environ.pop(CONFIGS_VARIABLE, None)
+    rows = {**before[row.architecture], (row.size, row.width): config}
+    row.table[row.kernel] = {
+        **before,
+        row.architecture: rows,
+    }  # kernels may share rows: none is changed in place
+    try:
+        yield
+    finally:
+        row.table[row.kernel] = before
+        if file is not None:
+            os.environ[CONFIGS_VARIABLE] = file
+
+
+def candidates(config: Config, limit: int = 64) -> list[Config]:
+    """Configurations around ``config``, which comes first: tiles halved and doubled, other warps and stages.
+
+    Those that change least come first, and no more than ``limit`` are given.
+    """
+    sizes = []
+    for size in config.tiles.values():
+        near = {size, size // 2, size * 2}
+        sizes.append([s for s in near if s == size or SMALLEST_TILE <= s <= max(LARGEST_TILE, size)])
+    found = []
+    for tiles, warps, stages in product(product(*sizes), {*WARPS, config.warps}, {*STAGES, config.stages}):
+        if abs(stages - config.stages) > 1:
+            continue
+        made = Config(dict(zip(config.tiles, tiles)), warps, stages)
+        moved = sum(a != b for a, b in zip(tiles, config.tiles.values()))
+        moved += (warps != config.warps) + (stages != config.stages)
+        found.append((moved, tiles, warps, stages, made))
+    return [made for *_, made in sorted(found, key=lambda x: x[:4])][:limit]
+
+
+def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
+    """Those of ``calls`` that launch the kernel of ``row``."""
+    anywhere = row._replace(architecture=row.architecture if row.architecture in ARCHITECTURES else ARCHITECTURES[-1])
+    keys = anywhere.table[row.kernel][anywhere.architecture]
+    width = min(w for s, w in keys if s == row.size and w >= size.width)
+    anywhere = anywhere._replace(width=width)
+    sign = Config(dict(anywhere.config.tiles), anywhere.config.warps, anywhere.config.stages)
+    found = []
+    for call in calls:
+        if call.family != row.family:
+            continue
+        with using(anywhere, sign), record(anywhere.architecture) as launches:
+            call.run(call.inputs(size._replace(length=call.length, device="cpu")), "triton")
+        if any(launch.config.tiles is sign.tiles for launch in launches):
+            found.append(call)
+    return found
+
+
+class Check:
+    """Compares the Triton form of a call with its reference; what it compares with is computed once."""
+
+    def __init__(self, call: Call, size: Size) -> None:
+        self.call, self.name = call, call.name
+        self.inputs = call.inputs(size)
+        self.expected = call.run(raised(self.inputs), "reference")
+        self.plain = call.run(self.inputs, "torch")
+        self.epsilon = torch.finfo(size.dtype).eps
+
+    def fault(self) -> str | None:
+        """What is wrong with the present configuration; None if every output is within the contract.
+
+        The contract: error <= 2 * (error of plain PyTorch + eps * largest value) in each head and block, and finite.
+        """
+        found: Outputs = self.call.run(self.inputs, "triton")
+        for name, expected in self.expected.items():
+            error, plain = (_largest(name, _difference(x[name], expected)) for x in (found, self.plain))
+            finite = torch.where(expected.isfinite(), expected, 0.0)
+            allowed = 2 * (plain + self.epsilon * _largest(name, finite))
+            if not (error <= allowed).all():  # also when it is not a number
+                over = (error - allowed).nan_to_num(torch.inf).flatten()
+                worst = int(over.argmax()) if len(over) else 0
+                return (
+                    f"{self.name}, {name}: error {error.flatten()[worst]:.2g}, allowed {allowed.flatten()[worst]:.2g}"
+                )
+        return None
+
+
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    found = found.to(expected.dtype)
+    return torch.where(found == expected, 0.0, found - expected)  # -inf agrees with -inf
+
+
+def _largest(name: str, x: Tensor) -> Tensor:
+    """Largest size of a number in each head and block of tokens, or in all of what has no tokens."""
+    if not x.numel():
+        return x.new_zeros(1)
+    if name not in OF_TOKENS or x.dim() < 3:
+        return x.abs().amax()[None]
+    of_heads = x.abs().flatten(3).amax(3) if x.dim() > 3 else x.abs()
+    return torch.stack([part.amax(1) for part in of_heads.split(BLOCK, 1)])
+
+
+def benchmark(run: Callable[[], Any]) -> float:
+    """Milliseconds of ``run`` on the GPU, the median of many."""
+    from triton.testing import do_bench
+
+    return float(do_bench(run, return_mode="median"))
+
+
+def tune(
+    row: Row,
+    small: Size,
+    large: Size,
+    *,
+    calls: Iterable[Call] = CALLS,
+    timer: Timer = benchmark,
+    tried: Callable[[Trial], None] = lambda trial: None,
+    limit: int = 64,
+) -> list[Trial]:
+    """Try candidates for ``row``, the shipped configuration first: outputs at ``small``, then times at ``large``.
+
+    Args:
+        tried: is told each trial when it is over.
+
+    Raises:
+        ValueError: if no call launches the kernel.
+    """
+    chosen = calls_of(row, calls, small)
+    if not chosen:
+        raise ValueError(f"no call of kernels/zoo_kernels/tools/calls.py launches {row.family}.{row.kernel}.")
+    checks = [Check(call, small) for call in chosen]
+    inputs = [call.inputs(large) for call in chosen]
+
+    def everything() -> None:
+        for call, given in zip(chosen, inputs):
+            call.run(given, "triton")
+
+    trials = []
+    for config in candidates(row.config, limit):
+        with using(row, config):
+            trials.append(_try(config, checks, lambda: timer(everything)))
+        tried(trials[-1])
+    return trials
+
+
+def _try(config: Config, checks: list[Check], time: Callable[[], float]) -> Trial:
+    try:
+        for check in checks:
+            if (fault := check.fault()) is not None:
+                return Trial(config, None, f"wrong: {fault}")
+        return Trial(config, time())
+    except Exception as error:  # of the compiler, the launch or the GPU: all say that this candidate cannot be used
+        return Trial(config, None, f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def winner(trials: list[Trial]) -> Trial | None:
+    """The fastest trial, if it beats the shipped configuration, the first one, by more than noise."""
+    timed = [trial for trial in trials if trial.milliseconds is not None]
+    if not timed:
+        return None
+    best = min(timed, key=lambda trial: trial.milliseconds or 0.0)
+    shipped = trials[0].milliseconds
+    gained = shipped is None or (best.milliseconds or 0.0) * GAIN < shipped
+    return best if gained and best is not trials[0] else None
+
+
+def as_record(row: Row, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
+    """``best`` as an entry of the file, with where and when it was measured."""
+    import triton
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry = {"family": row.family, "kernel": row.kernel, "architecture": row.architecture, "bytes": row.size}
+    entry |= {"width": row.width, "tiles": best.config.tiles, "warps": best.config.warps, "stages": best.config.stages}
+    entry |= {"milliseconds": best.milliseconds, "shipped_milliseconds": trials[0].milliseconds}
+    return {**entry, "gpu": gpu, "date": now, "torch": torch.__version__, "triton": triton.__version__}
+
+
+def save(file: Path, entry: dict[str, Any]) -> None:
+    """Put ``entry`` into ``file`` in one piece, in place of an older one for the same row."""
+    same = ("kernel", "architecture", "bytes", "width")
+    kept = json.loads(file.read_text(encoding="utf-8"))["configs"] if file.exists() else []
+    kept = [old for old in kept if any(old[key] != entry[key] for key in same)]
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        unfinished.write_text(json.dumps({"configs": [*kept, entry]}, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
