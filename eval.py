@@ -11,8 +11,8 @@ def main(arguments: list[str]) -> None:
     """One task, or a suite of tasks, on one checkpoint of each run."""
     with friendly_errors():
         from zoo.evaluation.program import evaluate_runs
-        from zoo.evaluation.tasks import build_task, task_help
-        from zoo.schema.programs import Evaluation, read_program
+        from zoo.evaluation.tasks.base import build_task, task_help
+        from zoo.options.programs import Evaluation, read_program
 
         options = read_program("eval", Evaluation, arguments, __doc__, task_help)
         task = build_task(options.task)

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 import zoo
 from zoo.config import load_run_config
-from zoo.evaluation.results import read_held_out
+from zoo.evaluation.results.records import read_held_out
 from zoo.files import read_metrics, replace_file, replace_text
 from zoo.paths import expand
 from zoo.schema.arguments import Arguments, InputFile, OutputFile, read_arguments

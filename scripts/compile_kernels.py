@@ -33,11 +33,11 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 import torch
-
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
 from zoo_kernels.tools.aot import Cost, Job, compile_all, job
 from zoo_kernels.tools.calls import CALLS, Call, Size
 from zoo_kernels.tools.tuner import Row
+
 from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
@@ -130,7 +130,9 @@ def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str,
     found = []
     for row, members in sorted(of_row.items()):
         top, cost, calls = max(members, key=lambda m: (m[1].stack, m[1].registers, m[1].shared))
-        config = import_module(f"zoo_kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][row.size, row.width]
+        config = import_module(f"zoo_kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][
+            row.size, row.width
+        ]
         line: dict[str, Any] = {"kernel": f"{row.family}.{row.kernel}", "arch": row.architecture, "bytes": row.size}
         line |= {"width": row.width, "tiles": " ".join(f"{k}={v}" for k, v in config.tiles.items())}
         line |= {"warps": top.warps, "stages": top.stages}

@@ -23,9 +23,9 @@ if __name__ == "__main__":
 
 import torch
 
-from zoo.evaluation.results import read_held_out
-from zoo.evaluation.run import OpenedRun, open_run
+from zoo.evaluation.results.records import read_held_out
 from zoo.files import replace_text
+from zoo.runs.loaded_run import OpenedRun, open_run
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 

@@ -16,11 +16,11 @@ from zoo.cli import answer_ctrl_c, choose_device, friendly_errors
 if __name__ == "__main__":
     answer_ctrl_c()
 
+from zoo.options.programs import Conversion, read_program
 from zoo.paths import program_command
-from zoo.schema.programs import Conversion, read_program
 
 if TYPE_CHECKING:
-    from zoo.interop.convert import Conversion
+    from zoo.conversion.convert_run import Conversion
 
 COLUMNS = ("keys", "values", "scores", "outputs")
 
@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     """One conversion."""
     with friendly_errors():
         config = read_program("convert", Conversion, arguments, __doc__)
-        from zoo.evaluation.run import open_run
-        from zoo.interop.convert import convert_run
+        from zoo.conversion.convert_run import convert_run
+        from zoo.runs.loaded_run import open_run
 
         device, data = choose_device(config.device), config.data
         run = open_run(config.run, config.checkpoint, device, data.path, data.cache_dir)

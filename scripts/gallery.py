@@ -20,10 +20,10 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 from zoo import mixers
+from zoo.costs.gallery.costs import HEADS, WIDTH, draw_costs, layer_costs
+from zoo.costs.gallery.pictures import draw_mixer, draw_overview
+from zoo.costs.gallery.weights import LENGTH, attention_weights, build_sample, gallery_options
 from zoo.files import replace_text
-from zoo.gallery.costs import HEADS, WIDTH, draw_costs, layer_costs
-from zoo.gallery.pictures import draw_mixer, draw_overview
-from zoo.gallery.weights import LENGTH, attention_weights, build_sample, gallery_options
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import option
 

@@ -18,8 +18,8 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 from zoo.config import ConfigError
+from zoo.options.programs import Generation, read_program
 from zoo.paths import expand, take_text
-from zoo.schema.programs import Generation, read_program
 
 
 def main(arguments: list[str]) -> None:
@@ -56,8 +56,8 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
 def continuation(config: Generation, prompt: str) -> Iterator[str]:
     """The prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
     from zoo.data import encode_batch
-    from zoo.evaluation.run import open_run
-    from zoo.evaluation.text_stream import TextStream
+    from zoo.generation.text_stream import TextStream
+    from zoo.runs.loaded_run import open_run
 
     run = open_run(config.run, config.checkpoint, choose_device(config.device))
     ids = [run.document_token, *encode_batch(run.tokenizer, [prompt])[0].tolist()]

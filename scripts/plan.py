@@ -10,7 +10,7 @@ mean there, and have the same defaults; python train.py --help lists them. hardw
 machine.
 
 The picture has a curve per attention: least time of a decoding step of the batch, cache of a sequence, FLOPs of
-training. What is counted, and what is assumed, is printed at the end and stands in zoo/planning/roofline.py.
+training. What is counted, and what is assumed, is printed at the end and stands in zoo/costs/roofline.py.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ import torch
 from omegaconf import DictConfig
 
 from zoo import mixers
+from zoo.costs.cost_curves import CONTEXTS, Panel, draw_curves
+from zoo.costs.hardware import DTYPES, Hardware, load_hardware
+from zoo.costs.plan_text import Request, as_dict, binary, describe, seconds, unit
+from zoo.costs.roofline import decoding, floor, share_costs
+from zoo.costs.textbook import textbook
 from zoo.files import replace_text
 from zoo.model import Decoder
-from zoo.planning.curves import CONTEXTS, Panel, draw_curves
-from zoo.planning.hardware import DTYPES, Hardware, load_hardware
-from zoo.planning.report import Request, as_dict, binary, describe, seconds, unit
-from zoo.planning.roofline import decoding, floor, share_costs
-from zoo.planning.textbook import textbook
+from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import Flag, Positive, option
-from zoo.schema.programs import TRAINING, compose_training
 from zoo.training.configuration import decoder_config
 
 VOCABULARIES = {"bytes": 257}

@@ -19,10 +19,10 @@ from zoo.cli import answer_ctrl_c, friendly_errors
 if __name__ == "__main__":
     answer_ctrl_c()
 
-from zoo.ablation.report.write import write_report
 from zoo.config import ConfigError
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import option
+from zoo.sweeps.page.write import write_report
 
 
 class Options(Arguments):

@@ -23,9 +23,9 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 import torch
-
 from zoo_kernels.tools.calls import Size
 from zoo_kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
+
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, register_mixers
 from zoo.model import Decoder
 from zoo.training.configuration import decoder_config, step_budget
-from zoo.training.optimizers import OPTIMIZERS, rate_factor
+from zoo.training.optimizers.build import OPTIMIZERS, rate_factor
 from zoo.training.strategies import build_strategy
 
 GROUPS = (

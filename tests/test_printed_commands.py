@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from tests.training.conftest import write_text
-from zoo.ablation.plan import read_plan
-from zoo.ablation.progress import show_summary
-from zoo.ablation.report.tables import commands
-from zoo.ablation.sweep import Driver
 from zoo.cli import friendly_errors
-from zoo.evaluation.results import read_held_out
+from zoo.evaluation.results.records import read_held_out
 from zoo.paths import ROOT, split_command
+from zoo.sweeps.compose import read_plan
+from zoo.sweeps.driver import Driver
+from zoo.sweeps.page.arm_tables import commands
+from zoo.sweeps.status import show_summary
 from zoo.training.program import tell_interrupted
 from zoo.training.signals import Interrupted
 
@@ -113,7 +113,7 @@ def test_commands_of_sweeps_can_be_pasted(start, tmp_path, capsys, monkeypatch):
 def test_commands_of_a_report_compose_to_the_runs_of_the_sweep(start):
     from types import SimpleNamespace
 
-    from zoo.schema.programs import compose_training
+    from zoo.options.programs import compose_training
 
     plan = read_plan(["-m", "sweep=window", *SMALL[:2], "data.path=text [1]", "hydra.sweep.dir=s caf\udce9", "seed=3"])
     runs = [SimpleNamespace(arm=r.arm, seed=r.seed, overrides=r.overrides, status="finished") for r in plan.runs]

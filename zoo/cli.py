@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from zoo.launch import leave_word, this_launch, word_was_left
+from zoo.ranks import leave_word, this_launch, word_was_left
 
 if TYPE_CHECKING:
     import torch

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
-
 import zoo_kernels
+from torch import Tensor
+from zoo_kernels import NormalizedState
+
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.judge import Found, batch_of, judge
 from kernel_bench.plain import plain_linear
-from zoo_kernels import NormalizedState
 
 LENGTHS = (1, 2, 15, 63, 64, 65, 100, 127, 129, 1000)
 DECAYS = ("none", "slopes", "paper", "strong", "token")
@@ -125,7 +125,9 @@ def _passes(
         s = x["state"]
         initial = NormalizedState(s[..., :-1], s[..., -1]) if case.normalize else s
         how = {"scale": scale, "normalize": case.normalize, "documents": documents, "algorithm": case.algorithm}
-        o, last = bench.ours(zoo_kernels.linear_attention)(q, k, v, decay, initial_state=initial, return_state=True, **how)
+        o, last = bench.ours(zoo_kernels.linear_attention)(
+            q, k, v, decay, initial_state=initial, return_state=True, **how
+        )
         last = torch.cat([last.s, last.z[..., None]], -1) if isinstance(last, NormalizedState) else last
     total = (o * upstream[0].to(o.dtype)).sum() + (last * upstream[1].to(last.dtype)).sum()
     grads = dict(zip(x, torch.autograd.grad(total, list(x.values()))))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from zoo_kernels.launch import interpreting
 
 

@@ -94,7 +94,8 @@ def read_calls(folder):
 DRIVER = """
 import sys
 from pathlib import Path
-from zoo.ablation import runs, sweep
+from zoo.sweeps import runs
+from zoo.sweeps import driver as sweep
 runs.PROGRAMS = Path(sys.argv[1])
 sweep.prepare = lambda plan: plan  # patterns of stand-ins are no attentions
 sys.exit(sweep.run_sweep(sys.argv[2:]))

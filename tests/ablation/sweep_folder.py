@@ -5,8 +5,8 @@ import math
 
 from omegaconf import OmegaConf
 
-from zoo.evaluation.answer_records import make_records
-from zoo.evaluation.results import Record, write_results
+from zoo.evaluation.results.answer_records import make_records
+from zoo.evaluation.results.records import Record, write_results
 
 ARMS = {
     "linear": ["lightning"] * 4,

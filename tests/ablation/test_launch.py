@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from zoo.ablation.launch import LocalLauncher, failure_reason, share_devices
 from zoo.config import ConfigError
+from zoo.sweeps.launch import LocalLauncher, failure_reason, share_devices
 
 
 def python(code):
@@ -42,7 +42,7 @@ def test_devices_are_dealt_out(jobs, devices, each, expected):
 
 def test_cores_are_dealt_out_where_there_are_no_devices(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("zoo.ablation.launch._cores", lambda: 8)
+    monkeypatch.setattr("zoo.sweeps.launch._cores", lambda: 8)
     assert share_devices(3, [], None) == [{"OMP_NUM_THREADS": "2"}] * 3
     assert share_devices(20, [], None)[0] == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -137,7 +137,7 @@ def submitit(monkeypatch):
 
 
 def slurm(tmp_path, **options):
-    launcher = importlib.import_module("zoo.ablation.slurm").SlurmLauncher
+    launcher = importlib.import_module("zoo.sweeps.slurm").SlurmLauncher
     return launcher(1, tmp_path / "slurm", "ratio", {"cluster": "slurm", "timeout_min": 5, **options})
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from zoo.ablation.ledger import FILE, Entry, Ledger, config_key, read_ledger
-from zoo.ablation.plan import compose_config
+from zoo.sweeps.compose import compose_config
+from zoo.sweeps.ledger import FILE, Entry, Ledger, config_key, read_ledger
 
 ENTRY = Entry("k1", "a", 0, ["x=1"], "arms/a/seed-0", "started")
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import zoo
 from tests.evaluation.tiny_run import write_texts
-from zoo.ablation.matching import MLP, match_config
 from zoo.config import CONFIGS, ConfigError, load_run_config, register_mixers
+from zoo.costs.matching import MLP, match_config
 from zoo.model import Decoder
 from zoo.training.configuration import decoder_config, resumed_config
 from zoo.training.run import train

@@ -3,11 +3,11 @@
 import pytest
 
 from zoo import mixers
-from zoo.ablation.arms import Arm, all_mixers, kv_heads, leave_one_out, merge, one_layer, without_replaced
-from zoo.ablation.matching import match_config
-from zoo.ablation.plan import asks_for_sweep, compose_config, read_plan
 from zoo.config import CONFIGS, ConfigError
+from zoo.costs.matching import match_config
 from zoo.model import expand_schedule
+from zoo.sweeps.arms import Arm, all_mixers, kv_heads, leave_one_out, merge, one_layer, without_replaced
+from zoo.sweeps.compose import asks_for_sweep, compose_config, read_plan
 
 PRESETS = sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml") if p.stem not in ("base", "none"))
 

@@ -6,11 +6,13 @@ from functools import cache
 import pytest
 
 from tests.training.conftest import write_text
-from zoo.ablation import plan, preflight, sweep
-from zoo.ablation.ledger import config_key
-from zoo.ablation.plan import compose_config, read_plan
-from zoo.ablation.preflight import prepare
 from zoo.config import ConfigError
+from zoo.sweeps import compose as plan
+from zoo.sweeps import driver as sweep
+from zoo.sweeps import preflight
+from zoo.sweeps.compose import compose_config, read_plan
+from zoo.sweeps.ledger import config_key
+from zoo.sweeps.preflight import prepare
 
 TINY = ("-m", "sweep=mixers", "attention=softmax,window", "seed=0", "experiment=tiny", "sweep.tasks=[]")
 
@@ -125,7 +127,7 @@ def test_an_extra_that_is_missing_is_refused(text, monkeypatch):
     real = builtins.__import__
 
     def without(name, *rest, **options):
-        if name.startswith("zoo.interop.lm_eval"):
+        if name.startswith("zoo.evaluation.lm_eval.model"):
             raise ModuleNotFoundError("lm_eval is not installed: pip install -e .[lm-eval]")
         return real(name, *rest, **options)
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo.ablation import progress
-from zoo.ablation.progress import Progress, duration
+from zoo.sweeps import status as progress
+from zoo.sweeps.status import Progress, duration
 
 
 class Run(SimpleNamespace):

@@ -10,16 +10,16 @@ import pytest
 
 from tests.ablation import sweep_folder
 from tests.ablation.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
-from zoo.ablation.report.analysis import analyse, findings
-from zoo.ablation.report.analysis import number as shown
-from zoo.ablation.report.figures import draw_all
-from zoo.ablation.report.read import read_sweep
-from zoo.ablation.report.summary import Difference, compare, pareto_standing, summarize, unpaired_verdict
-from zoo.ablation.report.tables import commands, detail_tables, front_table, group_tables, signed
 from zoo.config import ConfigError
-from zoo.evaluation.results import read_samples
-from zoo.evaluation.statistics import student_interval
+from zoo.evaluation.results.records import read_samples
+from zoo.evaluation.results.statistics import student_interval
 from zoo.model import Decoder, DecoderConfig
+from zoo.sweeps.page.analysis import analyse, findings
+from zoo.sweeps.page.analysis import number as shown
+from zoo.sweeps.page.arm_tables import commands, detail_tables, front_table, group_tables, signed
+from zoo.sweeps.page.figures import draw_all
+from zoo.sweeps.page.read import read_sweep
+from zoo.sweeps.page.summary import Difference, compare, pareto_standing, summarize, unpaired_verdict
 
 T2 = 4.302652729911275  # Student's 0.975 quantile for two degrees of freedom
 

@@ -14,18 +14,18 @@ import pytest
 
 from tests.ablation import sweep_folder
 from tests.ablation.sweep_folder import ARMS, write_sweep
-from zoo.ablation.report.analysis import analyse
-from zoo.ablation.report.canvas import layer_colours
-from zoo.ablation.report.figures import draw_all
-from zoo.ablation.report.page import html_page, without_measured
-from zoo.ablation.report.read import read_sweep
-from zoo.ablation.report.scatter import cache_axis
-from zoo.ablation.report.stored import read_report
-from zoo.ablation.report.tables import front_table
-from zoo.ablation.report.text import arms_csv, markdown_page, measures_csv, table_text
-from zoo.ablation.report.write import write_report
 from zoo.config import ConfigError
-from zoo.evaluation.plots import plt
+from zoo.evaluation.display.training_plots import plt
+from zoo.sweeps.page.analysis import analyse
+from zoo.sweeps.page.arm_tables import front_table
+from zoo.sweeps.page.canvas import layer_colours
+from zoo.sweeps.page.figures import draw_all
+from zoo.sweeps.page.html import html_page, without_measured
+from zoo.sweeps.page.read import read_sweep
+from zoo.sweeps.page.scatter import cache_axis
+from zoo.sweeps.page.stored import read_report
+from zoo.sweeps.page.text import arms_csv, markdown_page, measures_csv, table_text
+from zoo.sweeps.page.write import write_report
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

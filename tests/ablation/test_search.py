@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from zoo.ablation.search import SCAN, IntegerSearch
+from zoo.costs.search import SCAN, IntegerSearch
 
 
 def brute(measure, target, step, highest):

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("submitit")
 
 from tests.ablation.test_sweep import arguments, names, programs, results, statuses, wait_for
-from zoo.ablation.slurm import SlurmLauncher
-from zoo.ablation.sweep import run_sweep
 from zoo.config import ConfigError
+from zoo.sweeps.driver import run_sweep
+from zoo.sweeps.slurm import SlurmLauncher
 
 __all__ = ["programs"]
 LOCAL = (

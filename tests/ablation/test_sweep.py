@@ -15,17 +15,19 @@ from filelock import FileLock
 
 from tests.ablation.fake_programs import driver_command, read_calls, write_programs
 from tests.training.conftest import write_text
-from zoo.ablation import plan, runs, sweep
-from zoo.ablation.ledger import read_ledger
-from zoo.ablation.plan import compose_config
-from zoo.ablation.report.page import without_measured
-from zoo.ablation.report.write import write_report
-from zoo.ablation.sweep import run_sweep
 from zoo.config import ConfigError
-from zoo.evaluation.results import read_results
+from zoo.evaluation.results.records import read_results
 from zoo.files import read_metrics
-from zoo.schema.command import check_command
-from zoo.training.run_folder import RunFolder
+from zoo.options.command import check_command
+from zoo.runs.run_folder import RunFolder
+from zoo.sweeps import compose as plan
+from zoo.sweeps import driver as sweep
+from zoo.sweeps import runs
+from zoo.sweeps.compose import compose_config
+from zoo.sweeps.driver import run_sweep
+from zoo.sweeps.ledger import read_ledger
+from zoo.sweeps.page.html import without_measured
+from zoo.sweeps.page.write import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 60  # seconds until something that must happen has not

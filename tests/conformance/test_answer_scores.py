@@ -7,8 +7,8 @@ import pytest
 
 from tests.conformance.cases import every_mixer
 from tests.evaluation.answer_samples import DOCUMENT, build, make_sample, with_known_answers
-from zoo.evaluation.answers import score_samples
-from zoo.evaluation.scoring import score_documents
+from zoo.evaluation.scoring.answers import score_samples
+from zoo.evaluation.scoring.documents import score_documents
 
 
 def decoder_of(name, options):

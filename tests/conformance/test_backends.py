@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import pytest
 import torch
-
 from zoo_kernels import BackendError, use_backend
+
 from tests.conformance.cases import draw, every_name, make, variants, with_slow_variants
 
 TOO_WIDE = "wide, and the kernels take up to"

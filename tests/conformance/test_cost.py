@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-
 from zoo_kernels.layout import BlockLayout
 from zoo_kernels.softmax.mask import KeyRule
 from zoo_kernels.softmax.reference import reference_softmax_attention
+
 from tests.conformance.cases import CASES, WIDTH, draw, every_mixer, label, make, states, tensors
 from zoo.mixers import longformer, topk
 from zoo.mixers.base import Mixer

@@ -10,12 +10,13 @@ import time
 import numpy as np
 import pytest
 
-from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer, fingerprints
+from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer
 from zoo.data.documents import DataError, digest_documents
-from zoo.data.fingerprints import Stamp, known_fingerprint
-from zoo.data.store_files import FILES, write_meta
-from zoo.data.store_writer import StoreWriter
-from zoo.evaluation.corpus import LocalText
+from zoo.data.store.fingerprints import Stamp, known_fingerprint
+from zoo.data.store.store_files import FILES, write_meta
+from zoo.data.store.store_writer import StoreWriter
+from zoo.data.store.token_store import fingerprints
+from zoo.runs.corpus import LocalText
 
 
 class Counting(TextSource):
@@ -163,8 +164,8 @@ def test_a_known_corpus_opens_without_its_text(corpus, cache, monkeypatch):
 
 OPEN = """
 import json, os, resource, sys
-from zoo.data.store import TokenStore
-from zoo.data.store_files import damage
+from zoo.data.store.token_store import TokenStore
+from zoo.data.store.store_files import damage
 from pathlib import Path
 
 def now():

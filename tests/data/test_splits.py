@@ -8,8 +8,8 @@ import pytest
 
 from zoo.data import DataError, TextSource
 from zoo.data.documents import SPLITS, escape_name, unescape_name
-from zoo.data.splits import recognize_splits
-from zoo.evaluation.corpus import LocalText, skipped_notes
+from zoo.data.sources.splits import recognize_splits
+from zoo.runs.corpus import LocalText, skipped_notes
 
 TRAIN, VALIDATION, TEST = ("train text\n", "validation text\n", "test text\n")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from zoo.evaluation.answer_text import contains, exact_match, f1, normalize_answer
+from zoo.evaluation.scoring.text_match import contains, exact_match, f1, normalize_answer
 
 
 @pytest.mark.parametrize(

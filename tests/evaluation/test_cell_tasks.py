@@ -13,16 +13,15 @@ from zoo.data import DataError
 from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.registry import TASKS
 from zoo.data.recall.samples import Answer, Sample
-from zoo.evaluation import cell_task
-from zoo.evaluation.answer_records import line_values, make_records
-from zoo.evaluation.cells import CellStore
 from zoo.evaluation.evaluate import evaluate, evaluate_run
-from zoo.evaluation.results import read_results, read_samples
-from zoo.evaluation.run import open_run
-from zoo.evaluation.statistics import wilson
-from zoo.evaluation.suite import Suite
-from zoo.evaluation.tasks import TASKS as NAMES
-from zoo.evaluation.tasks import build_task
+from zoo.evaluation.results.answer_records import line_values, make_records
+from zoo.evaluation.results.cell_store import CellStore
+from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.results.statistics import wilson
+from zoo.evaluation.tasks.base import TASKS as NAMES
+from zoo.evaluation.tasks.base import build_task, cell_task
+from zoo.evaluation.tasks.suite import Suite
+from zoo.runs.loaded_run import open_run
 
 SMALL = {"lengths": [400, 300], "samples": 3}
 

@@ -2,10 +2,10 @@ import pytest
 
 from tests.evaluation.test_plots import is_drawn
 from tests.evaluation.tiny_run import make_run
-from zoo.evaluation.curves import plot_context, plot_position
-from zoo.evaluation.perplexity_context import PerplexityContextTask
-from zoo.evaluation.perplexity_position import PerplexityPositionTask
-from zoo.evaluation.run import open_run
+from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
+from zoo.evaluation.tasks.perplexity_context import PerplexityContextTask
+from zoo.evaluation.tasks.perplexity_position import PerplexityPositionTask
+from zoo.runs.loaded_run import open_run
 
 TEXTS = {"train": ["one two three\n" * 20], "test": ["abc def\n" * 9, "Größe: 42 µm, 水 🎉\n" * 4]}
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zoo.evaluation.results import read_results
+from zoo.evaluation.results.records import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from tests.evaluation.tiny_run import TEXTS, make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.corpus import count_documents, open_corpus
-from zoo.evaluation.describe import layer_pattern, split_cache_bytes
+from zoo.evaluation.display.tables import show
 from zoo.evaluation.evaluate import evaluate_run
-from zoo.evaluation.results import read_results, read_samples
-from zoo.evaluation.run import open_run
-from zoo.evaluation.tables import show
-from zoo.evaluation.tasks import build_task
+from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.tasks.base import build_task
 from zoo.model.checkpoint import CheckpointError
+from zoo.runs.corpus import count_documents, open_corpus
+from zoo.runs.loaded_run import open_run
+from zoo.runs.provenance import layer_pattern, split_cache_bytes
 
 
 def evaluate(run_folder, **options):
@@ -147,7 +147,7 @@ def test_nothing_is_left_by_an_evaluation_that_is_stopped(run_folder, monkeypatc
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.evaluation.perplexity_task.evaluate_perplexity", stop)
+    monkeypatch.setattr("zoo.evaluation.tasks.perplexity.evaluate_perplexity", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run_folder)
     assert not (run_folder / "eval").exists()

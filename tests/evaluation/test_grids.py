@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.evaluation import grids
+from zoo.evaluation.display import recall_plots as grids
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
-from zoo.evaluation.lm_eval_records import as_json, make_records, make_samples
-from zoo.evaluation.lm_eval_task import LmEvalTask
-from zoo.evaluation.run import open_run
-from zoo.evaluation.statistics import wilson
+from zoo.evaluation.lm_eval.records import as_json, make_records, make_samples
+from zoo.evaluation.lm_eval.task import LmEvalTask
+from zoo.evaluation.results.statistics import wilson
+from zoo.runs.loaded_run import open_run
 
 
 def harness(metric, items, value, stderr="N/A", kind="none", **sections):
@@ -126,8 +126,8 @@ def test_options_out_of_range(run, options, message):
 def test_without_the_package_it_says_what_to_install(run, monkeypatch):
     for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "zoo.interop.lm_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "zoo.evaluation.lm_eval.model", raising=False)
     with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e .\[lm-eval\]"):
         LmEvalTask(names=["piqa"]).evaluate(run, 0)
     with pytest.raises(ModuleNotFoundError, match="lm-evaluation-harness is not installed"):
-        import zoo.interop.lm_eval  # noqa: F401
+        import zoo.evaluation.lm_eval.model  # noqa: F401

@@ -15,14 +15,16 @@ pytest.importorskip("lm_eval")
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation import corpus, scoring
 from zoo.evaluation.evaluate import evaluate_run
-from zoo.evaluation.lm_eval_task import LmEvalTask
-from zoo.evaluation.names import path_part
-from zoo.evaluation.perplexity_task import PerplexityTask
-from zoo.evaluation.results import read_results, read_samples
-from zoo.evaluation.run import open_run
-from zoo.interop import completion, lm_eval
+from zoo.evaluation.lm_eval import completion
+from zoo.evaluation.lm_eval import model as lm_eval
+from zoo.evaluation.lm_eval.task import LmEvalTask
+from zoo.evaluation.results.file_names import path_part
+from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.scoring.documents import documents as scoring
+from zoo.evaluation.tasks.perplexity import PerplexityTask
+from zoo.runs import corpus
+from zoo.runs.loaded_run import open_run
 
 EOT, LENGTH = 256, 48
 STORIES = ["one two three", "Größe: 42 µm, 水 🎉 " * 5 + "x", "abc def ghi " * 20 + "end"]

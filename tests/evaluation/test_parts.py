@@ -6,10 +6,12 @@ import pytest
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
-from zoo.evaluation import corpus, scoring, stateful
 from zoo.evaluation.evaluate import evaluate_run
-from zoo.evaluation.run import open_run
-from zoo.evaluation.tasks import build_task
+from zoo.evaluation.scoring.documents import documents as scoring
+from zoo.evaluation.scoring.documents import stateful
+from zoo.evaluation.tasks.base import build_task
+from zoo.runs import corpus
+from zoo.runs.loaded_run import open_run
 
 TEXTS = {
     "train": ["one two three\n" * 20],

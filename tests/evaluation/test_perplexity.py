@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.evaluation.tiny_run import small_decoder
-from zoo.evaluation.perplexity import DocumentScores, estimate_metrics, evaluate_perplexity
-from zoo.evaluation.scoring import batch_pieces, cut_documents, score_documents, score_windows
-from zoo.evaluation.statistics import bootstrap_sums, interval
-from zoo.evaluation.windows import rolling_windows
+from zoo.evaluation.results.statistics import bootstrap_sums, interval
+from zoo.evaluation.scoring.documents import batch_pieces, cut_documents, score_documents, score_windows
+from zoo.evaluation.scoring.perplexity_sums import DocumentScores, estimate_metrics, evaluate_perplexity
+from zoo.evaluation.scoring.windows import rolling_windows
 
 BOS = 256
 SCHEDULES = {

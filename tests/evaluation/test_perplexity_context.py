@@ -9,16 +9,16 @@ from tests.evaluation.test_perplexity import SCHEDULES
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.corpus import open_corpus
-from zoo.evaluation.perplexity_context import (
+from zoo.evaluation.scoring.stateful import score_stateful
+from zoo.evaluation.tasks.perplexity_context import (
     PerplexityContextTask,
     Span,
     cut_spans,
     default_lengths,
     place_spans,
 )
-from zoo.evaluation.run import open_run
-from zoo.evaluation.stateful import score_stateful
+from zoo.runs.corpus import open_corpus
+from zoo.runs.loaded_run import open_run
 
 RANDOM = np.random.default_rng(1)
 LENGTHS = [40, 24, 23, 90, 60, 5]

@@ -9,9 +9,9 @@ import torch
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.perplexity_position import PerplexityPositionTask, position_edges
-from zoo.evaluation.perplexity_task import PerplexityTask
-from zoo.evaluation.run import open_run
+from zoo.evaluation.tasks.perplexity import PerplexityTask
+from zoo.evaluation.tasks.perplexity_position import PerplexityPositionTask, position_edges
+from zoo.runs.loaded_run import open_run
 
 RANDOM = np.random.default_rng(0)
 LENGTHS = [40, 31, 32, 33, 100, 5]

@@ -10,12 +10,12 @@ import torch
 from tests.evaluation.tiny_run import TEXTS, make_run
 from zoo.config import ConfigError, load_run_config
 from zoo.data import TextSource, TokenStore
-from zoo.data.moved import ChangedData
+from zoo.data.sources.moved import ChangedData
 from zoo.evaluation import program
 from zoo.evaluation.program import evaluate_runs, split_runs
-from zoo.evaluation.results import read_results, read_samples
-from zoo.evaluation.run import open_run
-from zoo.evaluation.tasks import build_task
+from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.tasks.base import build_task
+from zoo.runs.loaded_run import open_run
 
 TASK = {"name": "perplexity"}
 

@@ -1,7 +1,7 @@
 import pytest
 from matplotlib.image import imread
 
-from zoo.evaluation.plots import plot_documents, plot_training
+from zoo.evaluation.display.training_plots import plot_documents, plot_training
 from zoo.files import read_metrics
 
 METRICS = [{"tokens": 10 * n, "train/bits_per_byte": 8 / n} for n in range(1, 30)]

@@ -10,12 +10,12 @@ from rich.console import Console
 from tests.data.qa.test_presets import ROWS
 from zoo.config import ConfigError
 from zoo.data.qa import PRESETS
+from zoo.evaluation.display.tables import NUMBERS, show
 from zoo.evaluation.evaluate import Written, evaluate, evaluate_run
 from zoo.evaluation.program import evaluate_runs
-from zoo.evaluation.results import Record
-from zoo.evaluation.run import open_run
-from zoo.evaluation.tables import NUMBERS, show
-from zoo.evaluation.tasks import Outcome, build_task
+from zoo.evaluation.results.records import Record
+from zoo.evaluation.tasks.base import Outcome, build_task
+from zoo.runs.loaded_run import open_run
 
 
 def test_rows_that_were_left_out_are_noted(run_folder, tmp_path):

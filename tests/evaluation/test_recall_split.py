@@ -5,9 +5,9 @@ import pytest
 
 from tests.evaluation.test_perplexity import BOS, some_documents
 from tests.evaluation.tiny_run import small_decoder
-from zoo.evaluation.perplexity import evaluate_perplexity, part_records
-from zoo.evaluation.recall_split import GAP_EDGES, GROUPS, bigram_gaps, gap_groups, split_sums
-from zoo.evaluation.scoring import cut_documents, score_windows
+from zoo.evaluation.scoring.documents import cut_documents, score_windows
+from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity, part_records
+from zoo.evaluation.scoring.repeated_bigrams import GAP_EDGES, GROUPS, bigram_gaps, gap_groups, split_sums
 
 
 def naive_gaps(tokens):

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from zoo.evaluation.results import (
+from zoo.evaluation.results.records import (
     METRICS,
     Record,
     ResultError,

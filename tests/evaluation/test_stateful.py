@@ -5,11 +5,10 @@ import torch
 from tests.evaluation.test_perplexity import BOS, SCHEDULES, some_documents
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
-from zoo.evaluation import stateful
-from zoo.evaluation.perplexity_task import PerplexityTask
-from zoo.evaluation.run import open_run
-from zoo.evaluation.scoring import score_documents
-from zoo.evaluation.stateful import score_stateful
+from zoo.evaluation.scoring.documents import score_documents, stateful
+from zoo.evaluation.scoring.stateful import score_stateful
+from zoo.evaluation.tasks.perplexity import PerplexityTask
+from zoo.runs.loaded_run import open_run
 
 LENGTHS = [1, 3, 16, 17, 40, 33, 60, 32]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from zoo.evaluation.statistics import (
+from zoo.evaluation.results.statistics import (
     bootstrap_mean,
     bootstrap_sums,
     interval,

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from zoo.data import build_tokenizer, encode_batch
-from zoo.evaluation.text_stream import TextStream
+from zoo.generation.text_stream import TextStream
 
 
 @pytest.fixture(scope="module")

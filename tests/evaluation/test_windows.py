@@ -1,6 +1,6 @@
 import pytest
 
-from zoo.evaluation.windows import Window, rolling_windows
+from zoo.evaluation.scoring.windows import Window, rolling_windows
 
 
 def spans(tokens, length, stride=None):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
-from zoo.evaluation.run import open_run
+from zoo.runs.loaded_run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "generate.py"

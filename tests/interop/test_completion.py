@@ -4,8 +4,8 @@ import pytest
 
 from tests.evaluation.tiny_run import small_decoder
 from zoo.data import build_tokenizer
-from zoo.interop import completion
-from zoo.interop.completion import CompletionOptions, complete_prompts, cut_text, read_options
+from zoo.evaluation.lm_eval import completion
+from zoo.evaluation.lm_eval.completion import CompletionOptions, complete_prompts, cut_text, read_options
 
 PROMPTS = [[256, 97, 98, 99], [256], [256, *range(60, 100)], [256, 32]]
 NEW = 24

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.tiny_run import make_run, small_decoder
+from zoo.conversion.convert_run import convert_run
 from zoo.evaluation.evaluate import evaluate_run
-from zoo.evaluation.perplexity_task import PerplexityTask
-from zoo.evaluation.results import read_held_out
-from zoo.evaluation.run import open_run
-from zoo.interop.convert import convert_run
+from zoo.evaluation.results.records import read_held_out
+from zoo.evaluation.tasks.perplexity import PerplexityTask
+from zoo.runs.loaded_run import open_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "conversion_table.py"
 

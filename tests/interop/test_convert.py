@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 import zoo
 from tests.evaluation.tiny_run import make_run, save_checkpoint
 from zoo.config import ConfigError
-from zoo.evaluation.perplexity import evaluate_perplexity
-from zoo.evaluation.run import open_run
-from zoo.interop.convert import calibration_tokens, convert_decoder, convert_run, second_moments
-from zoo.interop.heads import METHODS
-from zoo.interop.plan import plan_conversion
+from zoo.conversion.conversion_plan import plan_conversion
+from zoo.conversion.convert_run import calibration_tokens, convert_decoder, convert_run, second_moments
+from zoo.conversion.head_merging import METHODS
+from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity
 from zoo.model.decoder import Decoder, DecoderConfig
+from zoo.runs.loaded_run import open_run
 from zoo.training.configuration import decoder_config
 
 ROOT = Path(__file__).resolve().parents[2]

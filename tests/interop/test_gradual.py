@@ -8,10 +8,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from tests.interop.test_convert import decoder_of, ids
 from zoo.config import ConfigError
-from zoo.interop.convert import convert_decoder
-from zoo.interop.gradual import GradualSharing, blend_heads, sharing_callbacks
-from zoo.interop.heads import METHODS
-from zoo.interop.plan import plan_conversion
+from zoo.conversion.conversion_plan import plan_conversion
+from zoo.conversion.convert_run import convert_decoder
+from zoo.conversion.head_merging import METHODS
+from zoo.training.head_sharing import GradualSharing, blend_heads, sharing_callbacks
 
 
 def key_heads(decoder, layer=0):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zoo.interop.heads import Layout, Merged, merge_heads, relative_error, share_heads
+from zoo.conversion.head_merging import Layout, Merged, merge_heads, relative_error, share_heads
 from zoo.mixers.gqa import GroupedQueryAttention
 from zoo.mixers.softmax import SoftmaxAttention
 

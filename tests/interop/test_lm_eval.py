@@ -9,16 +9,16 @@ import torch
 
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.data import build_tokenizer
-from zoo.evaluation.perplexity import evaluate_perplexity
-from zoo.evaluation.run import open_run
-from zoo.evaluation.scoring import cut_documents
+from zoo.evaluation.scoring.documents import cut_documents
+from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity
+from zoo.runs.loaded_run import open_run
 
 pytest.importorskip("lm_eval")
 
 from lm_eval.api.model import CachingLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from zoo.interop.lm_eval import ZooLM
+from zoo.evaluation.lm_eval.model import ZooLM
 
 EOT, LENGTH = 256, 32
 PAIRS = [

@@ -17,6 +17,7 @@ from zoo_kernels.launch import ARCHITECTURES, record
 from zoo_kernels.tools.aot import compile_keys
 from zoo_kernels.tools.calls import CALLS, Size
 from zoo_kernels.tools.offsets import Offsets, count_offsets
+
 from tests.kernels import dummy_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def test_the_script_fails_on_a_bad_row(tmp_path):
     file.write_text(
         "import runpy, sys\n"
         "from zoo_kernels.launch import Config\n"
-        "from zoo_kernels.linear.configs import TABLE\n"
+        "from zoo_kernels.linear.triton.configs import TABLE\n"
         "TABLE['step'] = {'sm_90': {(2, 64): Config({'TILE': 128}, 1, 1)}}\n"
         "sys.argv[1:] = ['arch=sm_90', 'kernel=linear.step', 'width=64', 'dtype=bf16', 'calls=main', 'jobs=1']\n"
         "if __name__ == '__main__':\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+
 from tests.kernels.linear_oracle import assert_contract, make_case
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
 from zoo_kernels import linear_attention, linear_attention_step
-from zoo_kernels.linear import custom
+from zoo_kernels.linear import torch_ops as custom
 
 BACKENDS = ("torch", "triton")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)

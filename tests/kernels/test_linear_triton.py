@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.backend import WIDEST
 from zoo_kernels.launch import ARCHITECTURES, record
-from zoo_kernels.linear import custom
+from zoo_kernels.linear import torch_ops as custom
 from zoo_kernels.tools.aot import compile_keys
+
 from tests.kernels.linear_oracle import (
     DECAYS,
     Case,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
+
 from tests.kernels.linear_oracle import make_documents
 
 FILLS = (torch.nan, torch.inf, -torch.inf, 3e38)

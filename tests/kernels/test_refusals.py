@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-
 from zoo_kernels import (
     NormalizedState,
     linear_attention,

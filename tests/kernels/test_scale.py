@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
-from zoo_kernels.linear import custom
+from zoo_kernels.linear import torch_ops as custom
+
 from tests.kernels.linear_oracle import make_documents
 
 BLOCKS = torch.tensor([[[[0, -1, -1], [0, 1, -1], [0, 2, -1]]]])

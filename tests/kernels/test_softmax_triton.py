@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 from zoo_kernels import BlockLayout, softmax_attention
 from zoo_kernels.launch import record
 from zoo_kernels.softmax.mask import KeyRule
-from zoo_kernels.softmax.triton_host import document_bounds, triton_backward, triton_forward, triton_step
+from zoo_kernels.softmax.triton.host import document_bounds, triton_backward, triton_forward, triton_step
 from zoo_kernels.tools.aot import compile_keys
+
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense, visible
 

@@ -54,8 +54,8 @@ def test_a_row_is_found_by_the_next_width(monkeypatch):
 
 
 def test_kernel_names_are_unique_over_the_families():
-    from zoo_kernels.linear.configs import TABLE as linear
-    from zoo_kernels.softmax.configs import TABLE as softmax
+    from zoo_kernels.linear.triton.configs import TABLE as linear
+    from zoo_kernels.softmax.triton.configs import TABLE as softmax
 
     assert not linear.keys() & softmax.keys()  # the file of tuned configurations is keyed by them
 
@@ -124,7 +124,7 @@ import torch
 from zoo_kernels.tools import tuner
 from zoo_kernels.tools.calls import CALLS, Size
 from zoo_kernels.launch import INTERPRETER, Config, choose
-from zoo_kernels.linear import triton_host
+from zoo_kernels.linear.triton.chunk import host as triton_host
 
 CPU = torch.device("cpu")
 row = tuner.find_row("linear.mix", torch.float32, 16, CPU)

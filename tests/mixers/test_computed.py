@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_kernels.softmax import torch_ops as custom
 
-from zoo_kernels.softmax import custom
 from zoo.mixers import build
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts.heads import Call

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_kernels import linear_attention
 
 import zoo
-from zoo_kernels import linear_attention
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.lightning import alibi_slopes, lightning_slopes
 from zoo.mixers.parts.costs import CHUNK

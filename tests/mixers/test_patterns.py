@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-
 from zoo_kernels import softmax_attention
+
 from zoo.mixers.parts.patterns import KEPT, BlockPattern, hashed
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from zoo_kernels import linear_attention
 
 import zoo
-from zoo_kernels import linear_attention
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-
 from zoo_kernels import softmax_attention, softmax_attention_step
+
 from zoo.mixers.parts.ring_cache import RingCache
 
 HEADS, GROUPS, WIDTH = 4, 2, 6

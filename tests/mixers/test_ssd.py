@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from zoo_kernels import linear_attention
 
 import zoo
-from zoo_kernels import linear_attention
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.decays import StepDecay
 

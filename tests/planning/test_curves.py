@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from zoo.planning.curves import merge, spread, tokens
-from zoo.planning.report import binary, seconds, unit
+from zoo.costs.cost_curves import merge, spread, tokens
+from zoo.costs.plan_text import binary, seconds, unit
 
 
 def test_curves_that_agree_share_a_label():

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
-from zoo.gallery.costs import layer_costs
-from zoo.gallery.pictures import draw_mixer, draw_overview
-from zoo.gallery.weights import LENGTH, attention_weights, build_sample, influence
+from zoo.costs.gallery.costs import layer_costs
+from zoo.costs.gallery.pictures import draw_mixer, draw_overview
+from zoo.costs.gallery.weights import LENGTH, attention_weights, build_sample, influence
 from zoo.mixers.lightning import lightning_slopes
 from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.positions import rotate

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.model import Decoder, DecoderConfig
-from zoo.planning.hardware import DTYPES, Hardware, hardware_names, load_hardware
-from zoo.planning.roofline import (
+from zoo.costs.hardware import DTYPES, Hardware, hardware_names, load_hardware
+from zoo.costs.roofline import (
     Phase,
     activation_numbers,
     cache_read,
@@ -19,7 +18,8 @@ from zoo.planning.roofline import (
     state_bytes,
     training,
 )
-from zoo.training.optimizers import build_optimizer
+from zoo.model import Decoder, DecoderConfig
+from zoo.training.optimizers.build import build_optimizer
 
 TOY = Hardware("toy", {"bf16": 100.0, "fp32": 50.0}, bandwidth=10.0, memory=1000.0, cores=1, on_chip=1 << 16)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.planning.textbook import (
+from zoo.costs.textbook import (
     causal_bigbird,
     causal_window_layers,
     encoder_bigbird,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from zoo.planning.hardware import hardware_names, load_hardware
-from zoo.planning.tiles import ACCUMULATOR, POWERS, SHARE, linear_tile, softmax_tile
+from zoo.costs.hardware import hardware_names, load_hardware
+from zoo.costs.tile_sizes import ACCUMULATOR, POWERS, SHARE, linear_tile, softmax_tile
 
 MACHINES = [load_hardware(name) for name in hardware_names()]
 

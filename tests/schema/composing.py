@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.schema.compose import compose_config, parse_overrides
+from zoo.options.composing import compose_config, parse_overrides
 
 
 @lru_cache

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from tests.schema.composing import composed
 from zoo.cli import friendly_errors
 from zoo.config import ConfigError
-from zoo.schema import check
-from zoo.schema.check import check_config, check_job
-from zoo.schema.unread import notes
+from zoo.options import check
+from zoo.options.check import check_config, check_job
+from zoo.options.unread import notes
 
 GROUPS = ("attention", "data", "experiment", "match", "model", "optimizer", "schedule", "tokenizer", "trainer")
 GIB = 2**30

@@ -9,7 +9,7 @@ import pytest
 from tests.schema.composing import base
 from zoo import mixers
 from zoo.config import CONFIGS, ConfigError, to_dict
-from zoo.schema.command import check_command, train_help
+from zoo.options.command import check_command, train_help
 
 
 def paths(node, place=""):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.schema.composing import base
 from zoo.config import ConfigError
-from zoo.schema.compose import compose_config, read_command
+from zoo.options.composing import compose_config, read_command
 
 WRONG = {
     "optimizer.lrr=1": "optimizer.lrr: unknown option; did you mean optimizer.lr?",

@@ -5,12 +5,12 @@ from pydantic import BaseModel
 
 from zoo.config import CONFIGS
 from zoo.data.recall.options import RecallOptions
-from zoo.evaluation.tasks import TASKS, task_class
+from zoo.evaluation.tasks.base import TASKS, task_class
+from zoo.options.data import source_model
+from zoo.options.programs import Conversion, Evaluation, Generation
+from zoo.options.train import TrainConfig
 from zoo.paths import LISTS, PATH_KEYS, IsPath
-from zoo.schema.data import source_model
 from zoo.schema.messages import models_below
-from zoo.schema.programs import Conversion, Evaluation, Generation
-from zoo.schema.train import TrainConfig
 
 HYDRAS = {"hydra.run.dir", "hydra.sweep.dir"}
 NO_PATHS = {  # in whose meaning a path is only mentioned

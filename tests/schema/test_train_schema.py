@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from tests.schema.composing import composed
 from zoo.config import CONFIGS, ConfigError, to_dict
-from zoo.schema.train import TrainConfig, normalize, read_config
+from zoo.options.train import TrainConfig, normalize, read_config
 
 GROUPS = (
     "attention",

@@ -12,7 +12,7 @@ import pytest
 
 from zoo.config import ConfigError
 from zoo.files import read_metrics
-from zoo.launch import Launch, job_id, this_launch
+from zoo.ranks import Launch, job_id, this_launch
 from zoo.training.program import choose_folder
 from zoo.training.strategies import launched_devices
 

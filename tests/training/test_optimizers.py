@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from zoo.model import Decoder, DecoderConfig
-from zoo.training.muon import Muon, orthogonalize
-from zoo.training.optimizers import build_optimizer, rate_factor, split_parameters
+from zoo.training.optimizers.build import build_optimizer, rate_factor, split_parameters
+from zoo.training.optimizers.muon import Muon, orthogonalize
 
 
 def decoder():

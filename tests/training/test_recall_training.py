@@ -13,13 +13,13 @@ from zoo.data.datamodule import LanguageData
 from zoo.data.recall.samples import RecallError
 from zoo.files import read_metrics
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
+from zoo.runs.run_folder import RunFolder
 from zoo.training.callbacks import Interrupted, NonFiniteLoss
 from zoo.training.configuration import resumed_config
-from zoo.training.meter import AnswerMeter, Meter, metrics_of
 from zoo.training.module import LanguageModule
-from zoo.training.monitor import describe
+from zoo.training.monitoring.meter import AnswerMeter, Meter, metrics_of
+from zoo.training.monitoring.monitor import describe
 from zoo.training.run import _prepare_data, train
-from zoo.training.run_folder import RunFolder
 
 MIXED = ("data/recall=mqar", "data.recall.share=0.5", "data.recall.tasks.mqar.variants=[pairs4]")
 KEYS = ("train/loss", "train/bits_per_byte", "train/recall_nll", "train/grad_norm", "val/loss", "val/recall_nll")

@@ -5,9 +5,9 @@ import torch
 
 from tests.training.test_resume import assert_same_run, stop_at, weights
 from zoo.config import ConfigError
-from zoo.evaluation.run import open_run
+from zoo.conversion.convert_run import convert_run
 from zoo.files import read_metrics
-from zoo.interop.convert import convert_run
+from zoo.runs.loaded_run import open_run
 from zoo.training.callbacks import Interrupted
 from zoo.training.configuration import resumed_config
 from zoo.training.initial import initial_config

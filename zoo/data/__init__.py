@@ -4,10 +4,10 @@ Lightning's data module is in :mod:`zoo.data.datamodule`, since importing Lightn
 """
 
 from zoo.data.documents import DataError, Document, Source
-from zoo.data.hub import HubSource
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches, permute
-from zoo.data.sources import StdlibSource, TextSource
-from zoo.data.store import TokenStore
+from zoo.data.sources.hub import HubSource
+from zoo.data.sources.local import StdlibSource, TextSource
+from zoo.data.store.token_store import TokenStore
 from zoo.data.tokenizers import (
     build_tokenizer,
     encode_batch,

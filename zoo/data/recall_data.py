@@ -18,7 +18,7 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.options import Entry, RecallOptions
 from zoo.data.recall.samples import RecallError, Sample, sample_rng
-from zoo.data.store import TokenStore
+from zoo.data.store.token_store import TokenStore
 
 if TYPE_CHECKING:
     import random

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from zoo.data.documents import DataError
-from zoo.data.store import TokenStore
+from zoo.data.store.token_store import TokenStore
 
 if TYPE_CHECKING:
     from zoo.data.recall_data import RecallRows

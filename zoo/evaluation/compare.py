@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from zoo.evaluation.answer_records import GENERATED, line_values
-from zoo.evaluation.curves import plot_context, plot_position
+from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
+from zoo.evaluation.display.recall_plots import plot_costs
+from zoo.evaluation.display.tables import number
 from zoo.evaluation.evaluate import Written
-from zoo.evaluation.grids import plot_costs
-from zoo.evaluation.results import Record
-from zoo.evaluation.statistics import Difference, paired_bootstrap
-from zoo.evaluation.tables import number
+from zoo.evaluation.results.answer_records import GENERATED, line_values
+from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.statistics import Difference, paired_bootstrap
 from zoo.files import replace_text
 
 Run = tuple[str, list[Written]]

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data import DataError
-from zoo.evaluation.curves import plot_context, plot_position
-from zoo.evaluation.describe import describe_model, describe_run, describe_tokenizer, layer_pattern
-from zoo.evaluation.grids import plot_depths
-from zoo.evaluation.plots import plot_documents, plot_training
-from zoo.evaluation.qa_task import HubSuite
-from zoo.evaluation.results import SCHEMA, write_results
-from zoo.evaluation.run import OpenedRun
-from zoo.evaluation.suite import Suite
-from zoo.evaluation.tasks import Outcome, Task
+from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
+from zoo.evaluation.display.recall_plots import plot_depths
+from zoo.evaluation.display.training_plots import plot_documents, plot_training
+from zoo.evaluation.results.records import SCHEMA, write_results
+from zoo.evaluation.tasks.base import Outcome, Task
+from zoo.evaluation.tasks.question_answering import HubSuite
+from zoo.evaluation.tasks.suite import Suite
 from zoo.files import read_metrics
+from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.provenance import describe_model, describe_run, describe_tokenizer, layer_pattern
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from rich.console import Console
 
 from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
+from zoo.evaluation.display.tables import show
 from zoo.evaluation.evaluate import LeftOut, evaluate
-from zoo.evaluation.qa_task import HubSuite
-from zoo.evaluation.results import FOLDER
-from zoo.evaluation.run import OpenedRun, open_run
-from zoo.evaluation.suite import Suite
-from zoo.evaluation.tables import show
-from zoo.evaluation.tasks import Task
+from zoo.evaluation.results.records import FOLDER
+from zoo.evaluation.tasks.base import Task
+from zoo.evaluation.tasks.question_answering import HubSuite
+from zoo.evaluation.tasks.suite import Suite
 from zoo.files import is_writable
 from zoo.paths import expand, split_paths
+from zoo.runs.loaded_run import OpenedRun, open_run
 
 
 def evaluate_runs(
@@ -51,7 +51,7 @@ def evaluate_runs(
 
     Raises:
         ConfigError: on a run that is named twice or without any result, and as in
-        :func:`zoo.evaluation.run.open_run`.
+        :func:`zoo.runs.loaded_run.open_run`.
     """
     console = console or Console()
     folders = split_runs(run)

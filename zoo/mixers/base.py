@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from zoo_kernels.softmax.mask import document_positions
 
 

@@ -16,9 +16,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.documents import document_positions
+
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows

@@ -19,9 +19,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.softmax import ring_slots
+
 from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from zoo.config import CONFIGS
-from zoo.schema.compose import BASES
+from zoo.options.composing import BASES
 from zoo.schema.messages import describe, model_below, show
 
 NAMES = 34  # characters of the column of names

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from zoo.model import Decoder, DecoderConfig
 from zoo.model.loss import next_token_loss
-from zoo.training.meter import AnswerMeter, Meter, metrics_of
-from zoo.training.optimizers import build_optimizer, rate_factor
+from zoo.training.monitoring.meter import AnswerMeter, Meter, metrics_of
+from zoo.training.optimizers.build import build_optimizer, rate_factor
 
 SCHEDULE_KEYS = ("schedule", "warmup_steps", "decay_fraction", "final_factor")
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.ablation.plan import SHOWS, asks_for_sweep
 from zoo.config import ConfigError, load_run_config, register_mixers, run_dir, run_label
 from zoo.entry import Job, start
-from zoo.launch import job_id, this_launch
+from zoo.options.command import check_command
 from zoo.paths import program_command, read_path, take_paths, take_text
-from zoo.schema.command import check_command
+from zoo.ranks import job_id, this_launch
+from zoo.sweeps.compose import SHOWS, asks_for_sweep
 
 if TYPE_CHECKING:
     from zoo.training.signals import Interrupted
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: on what cannot be run.
     """
     if asks_for_sweep(list(arguments)):
-        from zoo.ablation.sweep import run_sweep
+        from zoo.sweeps.driver import run_sweep
 
         return run_sweep(list(arguments))
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
@@ -80,7 +80,7 @@ def _folder_of_job() -> str:
 
 def _existing(folder: str, others: Sequence[str]) -> tuple[str | None, str | None]:
     """``resume`` and folder of a run to start or to continue; no folder if it is finished."""
-    from zoo.training.run_folder import RunFolder
+    from zoo.runs.run_folder import RunFolder
 
     if not RunFolder(folder).holds_run():
         return None, folder
@@ -128,7 +128,7 @@ def _run(config: DictConfig, job: Job) -> None:
 
 def tell_interrupted(stop: Interrupted, folder: str) -> int:
     """Say how to go on, once; returns the exit status."""
-    from zoo.training.run_folder import RunFolder
+    from zoo.runs.run_folder import RunFolder
 
     launch = this_launch()
     if launch.speaks:
@@ -144,7 +144,7 @@ def tell_interrupted(stop: Interrupted, folder: str) -> int:
 
 def tell_end(folder: str) -> None:
     """Say what came out of a finished run and what can be done with it."""
-    from zoo.training.monitor import held_out
+    from zoo.training.monitoring.monitor import held_out
 
     if text := held_out(Path(folder)):
         print(f"held-out  {text}")

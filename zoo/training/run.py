@@ -14,27 +14,27 @@ from zoo.config import ConfigError, absolute, instantiate, to_dict
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
-from zoo.data.moved import ChangedData, check_moved
-from zoo.interop.gradual import sharing_callbacks
-from zoo.launch import this_launch
+from zoo.data.sources.moved import ChangedData, check_moved
 from zoo.model import CheckpointError
 from zoo.model.checkpoint import read_checkpoint
+from zoo.options.check import check_config
 from zoo.paths import expand, literal
-from zoo.schema.check import check_config
+from zoo.ranks import this_launch
+from zoo.runs.run_folder import RunFolder, write_json
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd, ValidateFirst
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers, resume_checkpoint
 from zoo.training.configuration import decoder_config, step_budget
-from zoo.training.hardware import choose_accelerator, choose_precision
+from zoo.training.head_sharing import sharing_callbacks
 from zoo.training.initial import initial_recall, load_initial
-from zoo.training.loggers import build_loggers
 from zoo.training.module import LanguageModule
-from zoo.training.monitor import Monitor, ProgressDisplay
-from zoo.training.run_folder import RunFolder, write_json
+from zoo.training.monitoring.hardware import choose_accelerator, choose_precision
+from zoo.training.monitoring.loggers import build_loggers
+from zoo.training.monitoring.monitor import Monitor, ProgressDisplay
 from zoo.training.signals import StopSignals
 from zoo.training.strategies import build_strategy, launched_devices, process_rank
 
 if TYPE_CHECKING:
-    from zoo.ablation.matching import MatchResult
+    from zoo.costs.matching import MatchResult
 
 
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
@@ -135,7 +135,7 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
 
 def _match(config: DictConfig, data: LanguageData) -> MatchResult | None:
     """Change what ``config.match`` solves for; a resumed run has it in its configuration already."""
-    from zoo.ablation.matching import match_config  # not above: it builds decoders with this module
+    from zoo.costs.matching import match_config  # not above: it builds decoders with this module
 
     return match_config(config, data.vocab_size)
 

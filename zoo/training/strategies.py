@@ -8,8 +8,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.config import ConfigError
-from zoo.launch import Launch, this_launch
 from zoo.model.block import Block
+from zoo.ranks import Launch, this_launch
 
 
 def process_rank() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo_kernels.softmax.fused import fused_forward, fuses
+from zoo_kernels.softmax.cpu.fused import fused_forward, fuses
 
 
 def ring_slots(positions: Tensor, capacity: int, sinks: int = 0) -> Tensor:

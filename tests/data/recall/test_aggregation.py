@@ -9,11 +9,11 @@ import pytest
 
 from tests.data.recall.reading import needed, parts
 from zoo.data.recall.base import Place
-from zoo.data.recall.cwe import RIVALS, CommonWords
-from zoo.data.recall.fwe import FrequentWords, zipf_counts
 from zoo.data.recall.haystack import NoiseHaystack
 from zoo.data.recall.samples import RecallError
-from zoo.data.recall.vt import VariableTracking
+from zoo.data.recall.tasks.cwe import RIVALS, CommonWords
+from zoo.data.recall.tasks.fwe import FrequentWords, zipf_counts
+from zoo.data.recall.tasks.vt import VariableTracking
 from zoo.data.recall.words import NOUNS
 
 TASKS = (VariableTracking, CommonWords, FrequentWords)

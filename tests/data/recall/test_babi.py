@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from tests.data.recall.reading import needed, parts
-from zoo.data.recall.babi import Babi
 from zoo.data.recall.base import Place
 from zoo.data.recall.haystack import NoiseHaystack
 from zoo.data.recall.samples import RecallError, sample_rng
+from zoo.data.recall.tasks.babi import Babi
 
 KINDS = tuple(Babi.VARIANTS)
 WALK = re.compile(r"(\w+) (?:went|moved) to the (\w+)\.")

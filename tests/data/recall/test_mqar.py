@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from zoo.data.recall.base import Place
-from zoo.data.recall.mqar import MQAR
 from zoo.data.recall.samples import RecallError
+from zoo.data.recall.tasks.mqar import MQAR
 
 
 def solve(tokens, pairs, answer):

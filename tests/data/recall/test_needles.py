@@ -6,10 +6,10 @@ import pytest
 from zoo.data.recall import words
 from zoo.data.recall.base import Place
 from zoo.data.recall.haystack import NoiseHaystack
-from zoo.data.recall.kv import KeyValue
-from zoo.data.recall.niah import Needle
-from zoo.data.recall.passkey import Passkey
 from zoo.data.recall.samples import RecallError
+from zoo.data.recall.tasks.kv import KeyValue
+from zoo.data.recall.tasks.niah import Needle
+from zoo.data.recall.tasks.passkey import Passkey
 
 CASES = [(task, variant) for task in (Passkey, KeyValue, Needle) for variant in task.VARIANTS]
 TYPED = [

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.documents import CACHE, DataError, expand
-from zoo.data.hub import HubSource
-from zoo.data.plain_names import plain_cache, plain_folder
 from zoo.data.qa import adapters
 from zoo.data.qa.qa_set import QASet
 from zoo.data.qa.records import QARecord, check_ids
 from zoo.data.qa.squad import read_rows, read_squad
-from zoo.data.readers import COMPRESSIONS, content_stem
+from zoo.data.sources.hub import HubSource
+from zoo.data.sources.plain_names import plain_cache, plain_folder
+from zoo.data.sources.readers import COMPRESSIONS, content_stem
 
 FORMATS = {"parquet": "parquet", "jsonl": "json", "json": "json"}
 SUFFIXES = [f".{suffix}" for suffix in FORMATS] + [

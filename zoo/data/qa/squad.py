@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.data.documents import DataError, expand
 from zoo.data.qa.records import JUDGEMENTS, QARecord, check_ids, check_text, fold, mentions, text_field
-from zoo.data.readers import content_suffix, read_whole
+from zoo.data.sources.readers import content_suffix, read_whole
 
 log = logging.getLogger(__name__)
 

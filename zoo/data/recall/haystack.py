@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.data.documents import DataError
 from zoo.data.recall.encoder import Encoder
-from zoo.data.store import TokenStore
+from zoo.data.store.token_store import TokenStore
 from zoo.data.tokenizers import tokens_with
 
 LONGEST = 48  # tokens of a unit, where a line is longer

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from zoo.data.recall.babi import Babi
 from zoo.data.recall.base import RecallTask
-from zoo.data.recall.cwe import CommonWords
-from zoo.data.recall.fwe import FrequentWords
-from zoo.data.recall.kv import KeyValue
-from zoo.data.recall.mqar import MQAR
-from zoo.data.recall.niah import Needle
-from zoo.data.recall.passkey import Passkey
 from zoo.data.recall.samples import RecallError
-from zoo.data.recall.vt import VariableTracking
+from zoo.data.recall.tasks.babi import Babi
+from zoo.data.recall.tasks.cwe import CommonWords
+from zoo.data.recall.tasks.fwe import FrequentWords
+from zoo.data.recall.tasks.kv import KeyValue
+from zoo.data.recall.tasks.mqar import MQAR
+from zoo.data.recall.tasks.niah import Needle
+from zoo.data.recall.tasks.passkey import Passkey
+from zoo.data.recall.tasks.vt import VariableTracking
 
 TASKS: dict[str, type[RecallTask]] = {
     task.name: task for task in (MQAR, Passkey, KeyValue, Needle, VariableTracking, CommonWords, FrequentWords, Babi)

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-
 from zoo_kernels import softmax_attention, softmax_attention_step
+
 from zoo.mixers.parts.cache import KeyValueCache, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap

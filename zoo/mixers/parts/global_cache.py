@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from zoo_kernels.softmax import ring_slots
+
 from zoo.mixers.parts.global_tokens import GlobalTokens, flagged, gather_tokens
 
 Whole = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v, flags (B, Tk), documents (B, Tk)

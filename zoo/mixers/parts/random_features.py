@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from zoo_kernels.backend import without_autocast
+
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
 from zoo_kernels import linear_attention
-from zoo_kernels.linear.op import ALGORITHMS
+from zoo_kernels.linear.api import ALGORITHMS
+
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import Call, HeadMixer
@@ -68,7 +68,7 @@ class StateMixer(HeadMixer):
 
     @property
     def algorithm(self) -> str:
-        """One of ``zoo_kernels.linear.op.ALGORITHMS``."""
+        """One of ``zoo_kernels.linear.api.ALGORITHMS``."""
         return self._algorithm
 
     @algorithm.setter

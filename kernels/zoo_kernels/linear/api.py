@@ -1,0 +1,278 @@
+"""Linear attention: the public functions, their checks and the dispatch to a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo_kernels.backend import resolve_backend, without_autocast
+from zoo_kernels.checks import check_arrays, check_devices, check_integers, check_number, host_knows, refuse_transforms
+from zoo_kernels.flops import offer_flops
+from zoo_kernels.launch import whole_vectors
+from zoo_kernels.linear.reference import reference_linear_attention
+from zoo_kernels.linear.torch_ops import linear_forward, linear_step
+
+ALGORITHMS = ("auto", "parallel", "chunk", "scan")
+FORGOTTEN = -1000.0
+ONES_WIDE = 8  # columns: 16 bytes in 16 bits
+
+
+@dataclass
+class NormalizedState:
+    """State of normalised linear attention: ``s`` (B, H, D, E) and the normaliser ``z`` (B, H, D), both fp32."""
+
+    s: Tensor
+    z: Tensor
+
+
+State = Tensor | NormalizedState
+
+
+@without_autocast
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: State | None = None,
+    return_state: bool = False,
+    documents: Tensor | None = None,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    wide: bool = False,
+) -> tuple[Tensor, State | None]:
+    """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
+
+    Args:
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, one floating dtype; sums are kept in fp32 or better.
+        log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0. Positive ones are refused on the CPU; where
+            that would wait for a device or cut a graph they count as 0, and have no gradient.
+        scale: any finite number.
+        normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``; its absolute value is kept
+            at least ``eps``.
+        initial_state: state before token 0, ``(B, H, D, E)``, or a NormalizedState if ``normalize``. It belongs to
+            the document of token 0.
+        documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary but NaN and
+            inf, which may reach other documents of their row and never another row.
+        algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
+            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
+            depth) or ``auto``.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference``.
+        wide: the output is in fp32 or better, for sums that fp16 cannot hold (over 65504) and that a norm follows.
+
+    Returns:
+        Output ``(B, T, H, E)`` in the dtype of q, or of the state if ``wide``, and the final state if
+        ``return_state``, else None.
+
+    Raises:
+        ValueError: on shapes, types, numbers, an algorithm or a backend that do not fit.
+        NotImplementedError: in forward mode and inside torch.func's transforms.
+    """
+    _check(q, k, v, log_decay, documents, algorithm)
+    check_number("scale", scale)
+    check_number("eps", eps, above=0)
+    given = _initial(initial_state, q, k, v, normalize)
+    refuse_transforms("linear attention", q, k, v, log_decay, *_tensors(given))
+    offer_flops()
+    dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
+    log_decay = _bounded_decay(log_decay)
+    chosen = resolve_backend(backend, "linear attention", q, k, v)
+
+    def sums(v: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        if chosen == "reference":
+            q_wide, k_wide, v = (x.to(state.dtype) for x in (q, k, v))
+            output, state = reference_linear_attention(q_wide, k_wide, v, log_decay, state, documents)
+            return output if scale == 1.0 else output * scale, state
+        if chosen == "triton":
+            return _of_whole_vectors(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide)
+        return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide, chosen)[:2]
+
+    if isinstance(given, NormalizedState):
+        ones = ONES_WIDE if chosen == "triton" else 1
+        output, state = _normalized(sums, v, given, ones, eps)
+        output = output if scale == 1.0 else output * scale
+        return output.to(dtype), state if return_state else None
+    output, last = sums(v, given, scale)
+    return output.to(dtype), last if return_state else None
+
+
+def _of_whole_vectors(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """The Triton form, whose rows are made whole vectors where they are not."""
+    width, value = q.shape[-1], v.shape[-1]
+    q, k, v = (whole_vectors(x) for x in (q, k, v))
+    further = q.shape[-1] - width, v.shape[-1] - value
+    if not any(further):
+        return linear_forward(q, k, v, log_decay, state, *others, "triton")[:2]
+    state = F.pad(state, (0, further[1], 0, further[0]))
+    output, last, _ = linear_forward(q, k, v, log_decay, state, *others, "triton")
+    return output[..., :value], last[..., :width, :value].contiguous()
+
+
+@without_autocast
+@torch.no_grad()
+def linear_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: State,
+    *,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    backend: str = "auto",
+    wide: bool = False,
+) -> Tensor:
+    """One token of :func:`linear_attention`, updating ``state`` in place; no gradient, and safe inside a CUDA graph.
+
+    Args:
+        q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)`` or ``(B, H)``.
+        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
+        scale, normalize, eps, wide: as in :func:`linear_attention`.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
+
+    Returns:
+        Output ``(B, H, E)`` in the dtype of q, or of the state if ``wide``.
+
+    Raises:
+        ValueError: on shapes, types, numbers or a backend that do not fit.
+        NotImplementedError: in forward mode and inside torch.func's transforms.
+    """
+    s = state.s if isinstance(state, NormalizedState) else state
+    _check_step(q, k, v, log_decay, state)
+    check_number("scale", scale)
+    check_number("eps", eps, above=0)
+    refuse_transforms("a step of linear attention", q, k, v, log_decay, *_tensors(state))
+    if normalize != isinstance(state, NormalizedState):
+        raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
+    offer_flops()
+    chosen = resolve_backend(backend, "a step of linear attention", q, k, v, missing=_unfit_state(s))
+    log_decay = _bounded_decay(log_decay)
+    output = linear_step(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen)
+    if isinstance(state, NormalizedState):
+        if log_decay is not None:
+            state.z.mul_(log_decay.to(state.z.dtype).exp().expand(q.shape[:2])[..., None])
+        state.z.add_(k)
+        output = output / _bounded((q.to(state.z.dtype) * state.z).sum(-1, keepdim=True), eps) * scale
+    return output.to(s.dtype if wide else q.dtype)
+
+
+def _bounded_decay(log_decay: Tensor | None) -> Tensor | None:
+    """Log decays that every backend can take: e^-1000 is 0 in all precisions, and infinities have no difference."""
+    if log_decay is None:
+        return None
+    if host_knows(log_decay) and (log_decay > 0).any():
+        raise ValueError(f"log_decay goes up to {log_decay.max():g}, expected numbers <= 0: a state only decays.")
+    return log_decay.clamp(min=FORGOTTEN, max=0)
+
+
+def _tensors(state: State | None) -> tuple[Tensor | None, ...]:
+    return (state.s, state.z) if isinstance(state, NormalizedState) else (state,)
+
+
+def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: State) -> None:
+    check_arrays(q=q, k=k, v=v)
+    check_arrays(log_decay=log_decay)
+    if q.dim() != 3 or k.shape != q.shape or v.dim() != 3 or v.shape[:2] != q.shape[:2]:
+        raise ValueError(
+            f"expected q, k (B, H, D) and v (B, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    _check_widths(q, v)
+    batch, heads, width = q.shape
+    if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads)):
+        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, heads)}.")
+    _check_state("state", state, (batch, heads, width, v.shape[-1]))
+
+
+def _check_state(name: str, state: State, shape: tuple[int, ...]) -> None:
+    parts: list[tuple[str, Any, tuple[int, ...]]] = [(name, state, shape)]
+    if isinstance(state, NormalizedState):
+        parts = [(f"{name}.s", state.s, shape), (f"{name}.z", state.z, shape[:3])]
+    for part_name, part, wanted in parts:
+        check_arrays(**{part_name: part})
+        if part.shape != wanted:
+            raise ValueError(f"{part_name} has shape {tuple(part.shape)}, expected {wanted}.")
+
+
+def _unfit_state(s: Tensor) -> str | None:
+    if s.dtype == torch.float32 and s.is_contiguous():
+        return None
+    return f"the state is {s.dtype} with strides {s.stride()}, and the kernel takes contiguous float32"
+
+
+def _bounded(value: Tensor, eps: float) -> Tensor:
+    return torch.where(value < 0, value.clamp(max=-eps), value.clamp(min=eps))
+
+
+def _normalized(
+    sums: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+    v: Tensor,
+    state: NormalizedState,
+    ones: int,
+    eps: float,
+) -> tuple[Tensor, NormalizedState]:
+    """The normaliser is what values of one add up to: a further column of v, or a call of its own if ``ones`` > 1.
+
+    The tiles of the Triton kernels want rows of whole 16 bytes, and v one column wider would need the next wider ones.
+    """
+    column = F.pad(v.new_ones(1), (0, ones - 1)).expand(*v.shape[:3], ones)
+    z = F.pad(state.z[..., None], (0, ones - 1))
+    if ones == 1:
+        both, last = sums(torch.cat([v, column], -1), torch.cat([state.s, z], -1), 1.0)
+        output, below, s, z = both[..., :-1], both[..., -1:], last[..., :-1].contiguous(), last[..., -1]
+    else:
+        output, s = sums(v, state.s, 1.0)
+        below, last = sums(column, z, 1.0)
+        below, z = below[..., :1], last[..., 0]
+    return output / _bounded(below, eps), NormalizedState(s, z.contiguous())
+
+
+def _initial(given: State | None, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> State:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    shape = (q.shape[0], q.shape[2], k.shape[-1], v.shape[-1])
+    if given is None:
+        s = torch.zeros(shape, dtype=dtype, device=q.device)
+        return NormalizedState(s, s.new_zeros(shape[:3])) if normalize else s
+    if normalize != isinstance(given, NormalizedState):
+        raise ValueError(f"normalize={normalize} does not go with an initial_state of type {type(given).__name__}.")
+    _check_state("initial_state", given, shape)
+    if isinstance(given, NormalizedState):
+        return NormalizedState(given.s.to(dtype), given.z.to(dtype))
+    return given.to(dtype)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, algorithm: str) -> None:
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm={algorithm!r}: expected one of {', '.join(ALGORITHMS)}.")
+    check_arrays(q=q, k=k, v=v)
+    check_arrays(log_decay=log_decay)
+    check_devices(q=q, log_decay=log_decay)
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"expected q, k (B, T, H, D) and v (B, T, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    batch, length, heads, _ = q.shape
+    if log_decay is not None and log_decay.shape not in ((heads,), (batch, length, heads)):
+        raise ValueError(
+            f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, length, heads)}."
+        )
+    if documents is not None:
+        check_integers("documents", documents, (batch, length))
+        check_devices(q=q, documents=documents)
+    _check_widths(q, v)
+
+
+def _check_widths(q: Tensor, v: Tensor) -> None:
+    if not q.shape[-1] or not v.shape[-1]:
+        raise ValueError(f"keys of {q.shape[-1]} and values of {v.shape[-1]} numbers: expected at least 1 of each.")

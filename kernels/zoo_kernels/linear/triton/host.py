@@ -1,0 +1,291 @@
+"""Starts the Triton kernels of linear attention: how a sequence is cut, buffers, strides, tiles."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo_kernels.launch import Config, choose, launch
+from zoo_kernels.linear.chunked import prefix_scan
+from zoo_kernels.linear.triton.chunk import mix_kernel
+from zoo_kernels.linear.triton.configs import TABLE
+from zoo_kernels.linear.triton.gradients import decay_gradient, fitting
+from zoo_kernels.linear.triton.parallel import parallel_kernel
+from zoo_kernels.linear.triton.states import combine_kernel, states_kernel
+from zoo_kernels.linear.triton.step import step_kernel
+
+EXACT = 256  # tokens of a segment where the gradient of the log decay is asked for
+
+
+class HostCall(NamedTuple):
+    """What the kernels of one call share."""
+
+    batch: int
+    length: int
+    heads: int
+    log_decay: Tensor | None
+    totals: Tensor | None
+    documents: Tensor | None
+    scale: float
+    segment: int
+    segments: int
+    parallel: bool
+    scan: bool
+
+    @property
+    def kind(self) -> int:
+        """0 without a decay, 1 with one for each head, 2 with one for each token."""
+        return 0 if self.log_decay is None else 1 if self.log_decay.dim() == 1 else 2
+
+
+def _call(
+    q: Tensor,
+    log_decay: Tensor | None,
+    documents: Tensor | None,
+    scale: float,
+    algorithm: str,
+    segment: int,
+) -> HostCall:
+    batch, length, heads = q.shape[:3]
+    parallel, totals = algorithm == "parallel", None
+    if log_decay is not None:
+        if parallel and log_decay.dim() == 3:
+            totals = log_decay.double().cumsum(1)
+        log_decay = log_decay.float().contiguous()
+    documents = None if documents is None else documents.long().contiguous()
+    segments = -(-length // segment)
+    return HostCall(
+        batch, length, heads, log_decay, totals, documents, scale, segment, segments, parallel, algorithm == "scan"
+    )  # fmt: skip
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _alignment(*arrays: Tensor) -> int:
+    """How many numbers all strides are multiples of: 16 bytes of them, or 1."""
+    unit = 16 // arrays[0].element_size()
+    steps = [step for x in arrays for step in x.stride()[:3]]
+    return unit if all(step % unit == 0 for step in steps) else 1
+
+
+def _padded(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _flags(call: HostCall, dtype: torch.dtype) -> dict[str, Any]:
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    return {"KIND": call.kind, "DOCUMENTS": call.documents is not None, "PRECISION": precision}
+
+
+def _config(name: str, like: Tensor, *widths: int) -> Config:
+    return choose(TABLE, name, like.device, like.dtype, max(widths))
+
+
+def _within(call: HostCall, config: Config) -> Config:
+    """Chunks no longer than a segment of a scan; all other segments are longer than any."""
+    fits = not call.scan or config.tiles["CHUNK"] <= call.segment
+    return config if fits else config._replace(tiles=config.tiles | {"CHUNK": call.segment})
+
+
+def mix(
+    call: HostCall,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    state: Tensor,
+    dtype: torch.dtype,
+    *,
+    reverse: bool = False,
+    transposed: bool = False,
+    final: Tensor | None = None,
+    own: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """mix(x, y, z) of triton.py, and with ``own`` what each token adds to the decay's gradient (B, T, H)."""
+    out = torch.empty(*x.shape[:3], z.shape[-1], dtype=dtype, device=x.device)
+    like = z if own is None else own
+    heavy = call.documents is not None or call.kind == 2 or own is not None or dtype != x.dtype
+    name = ("parallel" if call.parallel else "mix") + ("_heavy" if heavy else "")
+    config = _within(call, _config(name, x, x.shape[-1], z.shape[-1]))
+    tiles = -(-z.shape[-1] // config.tiles["TILE"])
+    rows, partial = call.batch * call.heads, out
+    if own is not None:
+        partial = torch.empty(tiles, *x.shape[:3], dtype=torch.float32, device=x.device)
+    align = _alignment(x, y, z, like)
+    steps = [step // align for array in (x, y, z, like) for step in array.stride()[:3]]
+    constants = _flags(call, x.dtype) | {
+        "X": x.shape[-1],
+        "X_PADDED": _padded(x.shape[-1]),
+        "Z": z.shape[-1],
+        "TILES": tiles,
+        "ALIGN": align,
+        "REVERSE": reverse,
+        "TRANSPOSED": transposed,
+        "GRADIENT": 0 if own is None else 2 if reverse else 1,
+    }
+    decay, documents = (out if a is None else a for a in (call.log_decay, call.documents))
+    if call.parallel:
+        segments = -(-call.length // config.tiles["CHUNK"])
+        totals = out if call.totals is None else call.totals
+        launch(
+            parallel_kernel, (tiles * segments * rows,), x, y, z, out, like, decay, totals, documents, state, partial,
+            call.length, call.heads, segments, call.scale, *steps, config=config, **constants,
+        )  # fmt: skip
+    else:
+        launch(
+            mix_kernel, (tiles * call.segments * rows,), x, y, z, out, like, decay, documents, state,
+            out if final is None else final, partial, call.length, call.heads, call.segments, call.segment, call.scale,
+            *steps, config=config, FINAL=final is not None, **constants,
+        )  # fmt: skip
+    return out, None if own is None else partial.sum(0)
+
+
+def starts(
+    call: HostCall, y: Tensor, z: Tensor, initial: Tensor, into: Tensor | None = None, *, reverse: bool = False
+) -> Tensor:
+    """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``; several are written to ``into``.
+
+    The state beyond all segments is left to ``mix``, which passes it anyway.
+    """
+    if call.segments == 1:
+        return initial[None]
+    states = initial.new_empty(call.segments, *initial.shape) if into is None else into[: call.segments]
+    added, beyond = (states[1:], states[0]) if reverse else (states[:-1], states[-1])
+    factors = _add_up(call, y, z, added, reverse=reverse)
+    if call.scan:
+        return states.copy_(_scan(added, factors, initial, reverse))
+    _combine(y, added, factors, initial, beyond, reverse)
+    return states
+
+
+def final_state(call: HostCall, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
+    """State beyond the only segment ``(B, H, Y, Z)``, where no ``mix`` passes it."""
+    added, final = torch.empty_like(initial)[None], torch.empty_like(initial)
+    _combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
+    return final
+
+
+def _add_up(call: HostCall, y: Tensor, z: Tensor, states: Tensor, *, reverse: bool) -> Tensor:
+    """Fills ``states`` with what segments add, all but the last (if ``reverse`` the first); returns their factors."""
+    rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
+    segments, skip = states.shape[0], call.segments - states.shape[0] if reverse else 0
+    factors = states.new_empty(segments, call.batch, call.heads)
+    config = _within(call, _config("states", y, width, value))
+    tiles, tall = -(-value // config.tiles["TILE"]), -(-width // config.tiles["TILE_Y"])
+    align = _alignment(y, z)
+    steps = [step // align for array in (y, z) for step in array.stride()[:3]]
+    decay, documents = (states if a is None else a for a in (call.log_decay, call.documents))
+    launch(
+        states_kernel, (tall * tiles * segments * rows,), y, z, decay, documents, states, factors, call.length,
+        call.heads, segments, call.segment, skip, call.scale, *steps, config=config, Y=width, Z=value, TILES_Y=tall,
+        TILES=tiles, ALIGN=align, REVERSE=reverse, **_flags(call, y.dtype),
+    )  # fmt: skip
+    return factors
+
+
+def _combine(y: Tensor, added: Tensor, factors: Tensor, initial: Tensor, final: Tensor, reverse: bool) -> None:
+    """Replaces what segments add by the states they start from; ``final`` becomes the state beyond them."""
+    segments, batch, heads, width, value = added.shape
+    config = _config("combine", y, width, value)
+    tiles = -(-width * value // config.tiles["TILE"])
+    launch(
+        combine_kernel, (tiles * batch * heads,), added, factors, initial, final, batch * heads, segments,
+        config=config, SIZE=width * value, TILES=tiles, REVERSE=reverse,
+    )  # fmt: skip
+
+
+def _scan(added: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+    """The same in log depth: a prefix scan over the segments instead of a walk."""
+    if reverse:
+        added, factors = added.flip(0), factors.flip(0)
+    states = torch.cat([initial[None], prefix_scan(initial, factors[..., None, None], added)])
+    return states.flip(0) if reverse else states
+
+
+def triton_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    scale: float,
+    algorithm: str,
+    segment: int,
+    slots: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output in ``dtype``, final state, and the states before the segments; of ``slots``, unused ones are 0."""
+    call = _call(q, log_decay, documents, scale, algorithm, segment)
+    q, k, v, state = _rows(q), _rows(k), _rows(v), state.contiguous()
+    if call.parallel:
+        output, _ = mix(call, q, k, v, state, dtype)
+        return output, final_state(call, k, v, state), state.new_zeros(slots, *state.shape)
+    final, kept = torch.empty_like(state), state.new_empty(slots, *state.shape)
+    kept[call.segments if call.segments > 1 else 0 :].zero_()
+    output, _ = mix(call, q, k, v, starts(call, k, v, state, kept), dtype, final=final)
+    return output, final, kept
+
+
+def triton_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    documents: Tensor | None,
+    before: Tensor,
+    grad_output: Tensor,
+    grad_final: Tensor,
+    scale: float,
+    algorithm: str,
+    segment: int,
+    of_decays: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and the state, and that of each token's log decay (B, T, H) in fp64, if asked for."""
+    if of_decays and algorithm != "parallel":  # what is known at the ends of segments bounds its rounding error
+        segment = min(segment, EXACT)
+    call = _call(q, log_decay, documents, scale, algorithm, segment)
+    size, grad_output, behind = fitting(q.dtype, grad_output, grad_final)
+    q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
+    behind, state = behind.contiguous(), state.contiguous()
+    dtype = q.dtype if size is None else state.dtype
+    if call.parallel:
+        before, grad_state, final = state, final_state(call, q, do, behind, reverse=True), None
+    else:
+        if call.segments == 1 or of_decays:
+            before = starts(call, k, v, state)
+        behind = starts(call, q, do, behind, reverse=True)
+        grad_state = final = torch.empty_like(state)
+    own_q, own_k = (q, k) if of_decays else (None, None)
+    dq, of_queries = mix(call, do, v, k, before, dtype, transposed=True, own=own_q)
+    dk, of_keys = mix(call, v, do, q, behind, dtype, reverse=True, transposed=True, own=own_k)
+    dv, _ = mix(call, k, q, do, behind, dtype, reverse=True, final=final)
+    of_decay = None
+    if of_queries is not None and of_keys is not None:
+        added = of_queries.double() + of_keys
+        of_decay = decay_gradient(call, added, before, behind, state, grad_state)
+    if size is not None:
+        dq, dk, dv = ((x * size).to(q.dtype) for x in (dq, dk, dv))
+        grad_state, of_decay = grad_state * size, None if of_decay is None else of_decay * size
+    return dq, dk, dv, grad_state, of_decay
+
+
+def triton_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """One token: q, k (B, H, D), v (B, H, E), state (B, H, D, E) fp32 contiguous, updated in place."""
+    batch, heads, width = q.shape
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty_like(v, dtype=dtype)
+    decay = out if log_decay is None else log_decay.float().contiguous()
+    config = _config("step", q, width, v.shape[-1])
+    tiles = -(-v.shape[-1] // config.tiles["TILE"])
+    launch(
+        step_kernel, (batch * heads * tiles,), q, k, v, out, decay, state, heads, scale, config=config, D=width,
+        D_PADDED=_padded(width), E=v.shape[-1], TILES=tiles, KIND=0 if log_decay is None else log_decay.dim(),
+    )  # fmt: skip
+    return out

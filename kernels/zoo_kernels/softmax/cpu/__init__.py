@@ -1,0 +1,1 @@
+"""PyTorch forms of exact attention."""

@@ -1,0 +1,102 @@
+"""Pictures of attention weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+
+from zoo.costs.cost_curves import CONTEXTS, STYLE, draw_panel, save_png
+from zoo.costs.gallery.costs import LayerCosts, panels
+
+FUTURE = (0.90, 0.90, 0.92, 1.0)
+UNREAD = (1.0, 1.0, 1.0, 1.0)
+FLOOR = 1e-4
+LEVELS = 19  # few colours make small files; odd, so that 0 is white
+POSITIVE = ("YlGnBu", LogNorm(FLOOR, 1, clip=True), "weight (white: not read)")
+SIGNED = (
+    "RdBu_r",
+    SymLogNorm(linthresh=1e-2, linscale=0.5, vmin=-1, vmax=1, base=10),
+    "signed weight / largest",
+)
+COLUMNS = 4
+REFERENCE = "softmax"
+
+
+def scale_of(weights: Tensor) -> tuple[str, Normalize, str]:
+    """Colour map, its scale and its label: diverging where weights are signed."""
+    return SIGNED if (weights < 0).any() else POSITIVE
+
+
+def draw_weights(axes: Axes, weights: Tensor) -> None:
+    """One head ``(T, T)``: queries downwards, keys to the right; what is not normalised is divided by its maximum."""
+    colours, norm, _ = scale_of(weights)
+    values = weights.double().numpy()
+    if values.sum(-1).max() > 1.001 or values.min() < 0:
+        values = values / np.abs(values).max()
+    image = plt.get_cmap(colours, LEVELS)(norm(values))
+    image[values == 0] = UNREAD
+    image[np.triu_indices(len(values), 1)] = FUTURE
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, linewidth=0.5, color="0.6")
+
+
+def draw_overview(file: Path, weights: dict[str, Tensor]) -> None:
+    """Two heads of every attention."""
+    rows = -(-len(weights) // COLUMNS)
+    figure: Any = plt.figure(figsize=(3.35 * COLUMNS, 2.0 * rows + 0.9), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.0 * rows, 0.75))
+    cells = top.subfigures(rows, COLUMNS, squeeze=False, wspace=0.02, hspace=0.02).flat
+    for cell, (name, heads) in zip(cells, weights.items()):
+        cell.suptitle(name, fontsize=11)
+        chosen = heads[:: max(len(heads) // 2, 1)][:2]
+        for axes, head in zip(cell.subplots(1, len(chosen), squeeze=False)[0], chosen):
+            draw_weights(axes, head)
+    _colour_bars(bottom)
+    save_png(file, figure, dpi=100)
+
+
+def draw_mixer(file: Path, name: str, weights: Tensor, costs: dict[str, LayerCosts]) -> None:
+    """All heads of one attention, and its costs beside those of softmax attention."""
+    shown = {key: costs[key] for key in dict.fromkeys((REFERENCE, name)) if key in costs}
+    colours = {REFERENCE: "0.55", **({} if name == REFERENCE else {name: "#c2410c"})}
+    with plt.rc_context(STYLE | {"font.size": 9}):
+        figure: Any = plt.figure(figsize=(13.6, 5.0), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.0))
+        left, right = top.subfigures(1, 2, width_ratios=(len(weights), 0.35))
+        for number, (axes, head) in enumerate(zip(left.subplots(1, len(weights), squeeze=False)[0], weights)):
+            draw_weights(axes, head)
+            axes.set_title(f"head {number}" if len(weights) > 1 else "influence", fontsize=9)
+            axes.set(xlabel="key", ylabel="query" if number == 0 else "")
+            axes.grid(False)
+        _colour_bar(right, right.subplots(), scale_of(weights), "vertical")
+        for axes, panel in zip(bottom.subplots(1, 3), panels(shown)):
+            draw_panel(axes, panel, CONTEXTS, colours, line=0.09)
+        save_png(file, figure, dpi=80, colours=64)
+
+
+def _colour_bars(figure: Any) -> None:
+    for axes, scale in zip(figure.subplots(1, 2), (POSITIVE, SIGNED)):
+        _colour_bar(figure, axes, scale, "horizontal")
+
+
+def _colour_bar(figure: Any, axes: Axes, scale: tuple[str, Normalize, str], orientation: str) -> None:
+    colours, norm, label = scale
+    axes.set_axis_off()
+    aspect = 30 if orientation == "horizontal" else 14
+    mappable = ScalarMappable(norm, plt.get_cmap(colours, LEVELS))
+    bar = figure.colorbar(mappable, ax=axes, orientation=orientation, fraction=0.9, aspect=aspect)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)

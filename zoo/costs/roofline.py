@@ -1,0 +1,211 @@
+"""Work, traffic and memory of training, prefill and decoding, and the least time a device needs for them.
+
+Roofline (Williams et al. 2009, doi:10.1145/1498765.1498785): time >= max(FLOPs / peak, bytes / bandwidth). Counted for
+one device. P parameters, b bytes of a number, N tokens of a pass, A = 8 C + 4 M numbers that a layer keeps of a token
+(C width, M width of the MLP; gates and feature maps of some mixers add up to a third):
+
+    train    FLOPs = 3 x forward (4 x with checkpoint_activations); kept: fp32 weights and gradients, the optimizer's
+             moments, A b per token and layer; moved: weights read twice in b, all fp32 state read once and
+             written once, activations the same (twice with checkpoint_activations).
+    prefill  FLOPs = forward, logits of the last token only; moved: weights, the cache once, activations as above.
+    decode   FLOPs of the next token of every row; moved: weights, what the token reads of the caches, and recurrent
+             states written back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from zoo.costs.hardware import DTYPES, Hardware
+from zoo.mixers import Mixer
+from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.parts.heads import HeadMixer
+from zoo.model import Decoder
+from zoo.training.optimizers.build import split_parameters
+
+FULL = 4  # bytes of fp32
+SHORT = 256  # tokens
+MOMENTS = {"adamw": (2, 2), "muon": (1, 2)}  # per number of the blocks' matrices, and of the rest
+TRAINED = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one pass asks for: a training step, a prefill, or one token of decoding for every row.
+
+    Attributes:
+        tokens: that the pass reads (train, prefill) or makes (decode).
+        traffic: bytes to and from the main memory, by what they are. memory: bytes held.
+    """
+
+    name: str
+    tokens: int
+    flops: float
+    traffic: dict[str, float]
+    memory: dict[str, float]
+
+    @property
+    def moved(self) -> float:
+        """Bytes moved."""
+        return sum(self.traffic.values())
+
+    @property
+    def held(self) -> float:
+        """Bytes held."""
+        return sum(self.memory.values())
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte moved."""
+        return self.flops / self.moved
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least seconds of a pass on a device: for its FLOPs, and for its bytes."""
+
+    compute: float
+    transfer: float
+
+    @property
+    def seconds(self) -> float:
+        """The longer of the two."""
+        return max(self.compute, self.transfer)
+
+    @property
+    def bound(self) -> str:
+        """``compute`` or ``memory``, whichever sets the time."""
+        return "compute" if self.compute >= self.transfer else "memory"
+
+
+def floor(phase: Phase, hardware: Hardware, dtype: str) -> Floor:
+    """The two times of a pass."""
+    return Floor(phase.flops / hardware.peak[dtype], phase.moved / hardware.bandwidth)
+
+
+def training(
+    decoder: Decoder, context: int, batch: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
+) -> Phase:
+    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer.
+
+    Raises:
+        ValueError: on an optimizer whose state is not known here.
+    """
+    cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
+    memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
+    weights, moments = memory["weights"], memory["optimizer"]
+    whole = activation_numbers(decoder) * size * tokens * len(decoder.layers)
+    return Phase(
+        "train",
+        tokens,
+        (4 if recompute else 3) * cost.flops_per_token * tokens,
+        {
+            "weights": 2 * weights // FULL * size,
+            "gradients": 2 * weights,
+            "optimizer": 2 * (weights + moments),
+            "activations": 2 * whole * (2 if recompute else 1),
+        },
+        memory,
+    )
+
+
+def training_memory(
+    decoder: Decoder, tokens: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
+) -> dict[str, float]:
+    """Bytes that training holds at once, by what they are; arguments as of :func:`training`, for ``tokens`` in all.
+
+    Raises:
+        ValueError: on an optimizer whose state is not known here.
+    """
+    if optimizer not in MOMENTS:
+        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(MOMENTS)}.")
+    size, layers = DTYPES[dtype].itemsize, len(decoder.layers)
+    matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
+    weights = FULL * (matrices + rest)
+    moments = FULL * (matrices * MOMENTS[optimizer][0] + rest * MOMENTS[optimizer][1])
+    layer = activation_numbers(decoder) * size * tokens
+    kept = decoder.config.width * size * tokens * layers + layer if recompute else layer * layers
+    return {"weights": weights, "gradients": weights, "optimizer": moments, "activations": kept}
+
+
+def prefill(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
+    """The prompt of ``batch`` sequences read into empty caches."""
+    kind = DTYPES[dtype]
+    cost, tokens = decoder.cost(context, kind), batch * context
+    head = 2 * decoder.head.weight.numel()
+    layer = activation_numbers(decoder) * kind.itemsize * tokens
+    weights, caches = cost.parameters * kind.itemsize, batch * cost.cache_bytes
+    return Phase(
+        "prefill",
+        tokens,
+        (cost.flops_per_token - head) * tokens + head * batch,
+        {"weights": _read(decoder) * kind.itemsize, "cache": caches, "activations": 2 * layer * len(decoder.layers)},
+        {"weights": weights, "cache": caches, "activations of a layer": layer},
+    )
+
+
+def decoding(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
+    """The next token of ``batch`` sequences, each with a cache of ``context`` tokens."""
+    kind = DTYPES[dtype]
+    cost = decoder.cost(context, kind)
+    mixers = [block.mixer for block in decoder.layers]
+    read = sum(cache_read(mixer, context, kind) for mixer in mixers)
+    traffic = {"weights": float(_read(decoder) * kind.itemsize), "cache": float(batch * read)}
+    if states := sum(state_bytes(mixer) for mixer in mixers):
+        traffic["states written"] = batch * states
+    memory = {"weights": float(cost.parameters * kind.itemsize), "cache": float(batch * cost.cache_bytes)}
+    return Phase("decode", batch, cost.decode_flops_per_token * batch, traffic, memory)
+
+
+def share_costs(decoder: Decoder) -> Decoder:
+    """Ask layers that are alike only once for their cost at a context, and for their caches; the decoder itself.
+
+    Alike are layers of one entry with parameters of the same shapes and the same cost at a short context: closed forms
+    that count blocks are slow at a million tokens. For decoders on the meta device, which compute nothing.
+    """
+    known: dict[Any, tuple[Any, Any]] = {}
+    for entry, block in zip(decoder.config.layer_types, decoder.layers):
+        mixer = block.mixer
+        alike = entry, tuple(p.shape for p in mixer.parameters()), mixer.cost(SHORT)
+        if alike not in known:
+            known[alike] = cache(mixer.cost), cache(mixer.new_cache)
+        vars(mixer)["cost"], vars(mixer)["new_cache"] = known[alike]  # before the methods of the class
+    return decoder
+
+
+def activation_numbers(decoder: Decoder) -> int:
+    """A of the formulas above: numbers that one layer keeps of one token for the backward pass."""
+    return 8 * decoder.config.width + 4 * decoder.config.hidden_width()
+
+
+def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
+    """Bytes of one sequence's cache that the next token reads.
+
+    No more than it holds, and the states whole. A mixer that is no HeadMixer counts as reading everything.
+    """
+    held = mixer.cost(context, dtype).cache_bytes
+    if not isinstance(mixer, HeadMixer):
+        return held
+    return min(held, max(mixer.step_bytes(context, dtype), state_bytes(mixer)))
+
+
+def state_bytes(mixer: Mixer) -> int:
+    """Bytes of one sequence's recurrent states, which every token rewrites."""
+    return _states(mixer.new_cache(1, 0, "meta", torch.bfloat16))
+
+
+def _states(thing: Any) -> int:
+    if isinstance(thing, StateCache):
+        return thing.nbytes()
+    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
+    return sum(_states(part) for part in parts)
+
+
+def _read(decoder: Decoder) -> int:
+    """Parameters that a forward pass reads: of an untied embedding only the rows of its tokens, left out here."""
+    unread = 0 if decoder.config.tie_embeddings else decoder.embedding.weight.numel()
+    return sum(p.numel() for p in decoder.parameters()) - unread

@@ -1,0 +1,1 @@
+"""Recall tasks, one file each."""

@@ -1,0 +1,1 @@
+"""Sources of documents: the standard library, local files, the Hub."""

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness: our decoders as its model, its tasks as ours."""

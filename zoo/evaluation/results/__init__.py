@@ -1,0 +1,1 @@
+"""Results of evaluations: records, their files, intervals."""

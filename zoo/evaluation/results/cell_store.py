@@ -1,0 +1,96 @@
+"""Cells of an evaluation that are finished, so that one that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.config import ConfigError
+from zoo.evaluation.results.records import SCHEMA
+from zoo.files import replace_file
+from zoo.runs.loaded_run import OpenedRun
+
+FOLDER = "cells"
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("kernels", "zoo/mixers", "zoo/model", "zoo/generation", "zoo/evaluation", "zoo/conversion")
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 over PyTorch's version and all code that a score depends on: older code's scores are never read."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for room in ROOMS:
+        for file in sorted((ROOT / room).rglob("*.py")):
+            digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """Results of one model by key in a folder; a key is all else that a result depends on.
+
+    Attributes:
+        folder: of results, RUN_DIR/eval. model: what tells the model, and where it runs, from others.
+        fresh: look at no earlier result, but keep new ones.
+    """
+
+    folder: Path
+    model: tuple[str, ...] = ()
+    fresh: bool = False
+
+    def keep(
+        self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """The cell of a key, made if it is not finished yet, with the ``seconds`` that making it took.
+
+        Args:
+            make: its content. found: called instead if an earlier evaluation has made it.
+        """
+        content = self.load(key)
+        if content is not None:
+            found()
+        else:
+            begun = time.monotonic()
+            content = {**make(), "seconds": time.monotonic() - begun}
+            self.save(key, content)
+        return content
+
+    def load(self, key: Any) -> dict[str, Any] | None:
+        """The finished cell of a key; None if there is none, or if it is damaged."""
+        if self.fresh:
+            return None
+        try:
+            content = json.loads(gzip.decompress(self._file(key).read_bytes()))
+        except (OSError, ValueError, EOFError, zlib.error):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def save(self, key: Any, content: dict[str, Any]) -> None:
+        """Keep a cell; it appears whole or not at all."""
+        packed = gzip.compress(json.dumps(content).encode(), mtime=0)
+        replace_file(self._file(key), lambda unfinished: unfinished.write_bytes(packed))
+
+    def _file(self, key: Any) -> Path:
+        whole = json.dumps([SCHEMA, code_fingerprint(), self.model, key], sort_keys=True)
+        return self.folder / FOLDER / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json.gz"
+
+
+def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
+    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones.
+
+    Raises:
+        ConfigError: if ``fresh`` is neither true nor false.
+    """
+    if not isinstance(fresh, bool):
+        raise ConfigError(f"task.fresh={fresh!r}: expected true or false.")
+    return CellStore(run.results, (run.sha256, str(run.device)), fresh)

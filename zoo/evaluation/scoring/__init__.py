@@ -1,0 +1,1 @@
+"""Numbers of a decoder on tokens: likelihoods, answers, perplexities."""

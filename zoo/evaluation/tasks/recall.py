@@ -1,0 +1,35 @@
+"""Recall tasks that are generated, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.data.recall.encoder import Encoder
+from zoo.data.recall.registry import TASKS, build_task
+from zoo.evaluation.tasks.base import Words
+from zoo.evaluation.tasks.cell_task import CellTask, Questions
+from zoo.runs.loaded_run import OpenedRun
+from zoo.schema.base import option
+
+
+class RecallEvaluation(CellTask):
+    """A task that is generated: one of :data:`zoo.data.recall.registry.TASKS`."""
+
+    variants: Words | None = option("variants of the task; null: all", default=None)
+    options: dict[str, Any] = option(
+        "options of the task, on top of each variant's, as in +task.options.keys=8", default={}
+    )
+
+    def model_post_init(self, context: Any) -> None:
+        """Say early what cannot be made."""
+        super().model_post_init(context)
+        self._made()
+
+    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
+        """One task per variant."""
+        return self._made()
+
+    def _made(self) -> dict[str, Questions]:
+        names = self.variants if self.variants is not None else list(TASKS[self.name].VARIANTS)
+        return {name: build_task(self.name, name, **self.options) for name in names}

@@ -1,0 +1,1 @@
+"""Options of the configuration groups and of the programs: types, ranges, meanings, and the checks across them."""

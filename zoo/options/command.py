@@ -1,0 +1,86 @@
+"""The command line of train.py, checked before Hydra makes a folder: help, errors, and notes on what nothing reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from zoo import mixers
+from zoo.config import CONFIGS, to_dict
+from zoo.options.attention import attention_model
+from zoo.options.check import check_job
+from zoo.options.composing import Command, compose_config, read_command
+from zoo.options.data import source_model
+from zoo.options.train import TrainConfig
+from zoo.options.unread import notes
+from zoo.schema.usage import Row, group_rows, option_rows, render, signature_rows
+
+ALONE = ("seed", "resume", "init")  # options of no group
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+HEAD = """\
+python train.py KEY=VALUE ...
+
+Trains a decoder language model. A group of options is chosen by the name of a file, attention=window, and a single
+option by its path, trainer.max_steps=500. Values shown here are those of the command: add overrides to see others.
+
+  -m                              a run for each of several values, seed=0,1,2, or a sweep, -m sweep=NAME
+  --cfg job                       print the configuration, and run nothing
+"""
+
+
+def check_command(arguments: Sequence[str], program: str = "train") -> Command:
+    """Compose and check every job of a command line of train.py; print help if it asks for it.
+
+    Args:
+        arguments: of the command line, paths quoted.
+        program: file of configs/.
+
+    Raises:
+        ValueError: one line about what cannot be trained.
+        SystemExit: after help.
+    """
+    command = read_command(arguments)
+    if command.help:
+        print(train_help(command.overrides, program))
+        raise SystemExit(0)
+    if command.shows:
+        return command
+    for job in command.jobs:
+        settled = check_job(compose_config(program, job, command.config_dir), job)
+        if not command.multirun and next((os.environ[n] for n in RANKS if n in os.environ), "0") == "0":
+            for note in notes(settled, job):
+                print(f"note: {note}", file=sys.stderr, flush=True)
+    return command
+
+
+def train_help(overrides: Sequence[str], program: str = "train") -> str:
+    """Every option of train.py, by group; of attentions those of the chosen one."""
+    config = compose_config(program, overrides)
+    values = to_dict(config)
+    parts = [HEAD, render("Files to choose from", list(group_rows(program, overrides)))]
+    rows = list(option_rows(TrainConfig, values))
+    parts.append(render("run", [row for row in rows if row.path in ALONE]))
+    for group in dict.fromkeys(row.path.partition(".")[0] for row in rows if "." in row.path):
+        if group != "mixers":
+            own = [row for row in rows if row.path.startswith(f"{group}.") and row.path != "data.source"]
+            own += _source_rows(config) if group == "data" else []
+            parts.append(render(f"{group}: {TrainConfig.model_fields[group].description}", own))
+    return "\n\n".join([*parts, _attention_help(config)])
+
+
+def _source_rows(config: DictConfig) -> list[Row]:
+    source = to_dict(config.data.source)
+    model = source_model(source.get("_target_"))
+    return list(signature_rows(model, source, "data.source", CONFIGS / "data" / f"{config.data.name}.yaml"))
+
+
+def _attention_help(config: DictConfig) -> str:
+    """Options of the chosen attention, and the names of the others."""
+    name = config.attention
+    file = CONFIGS / "attention" / f"{name}.yaml"
+    rows = signature_rows(attention_model(name), to_dict(config.mixers)[name], f"mixers.{name}", file)
+    others = ", ".join(other for other in mixers.names() if other != name)
+    return render(f"options of attention={name}; add attention=NAME for another one ({others})", list(rows))

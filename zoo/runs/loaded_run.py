@@ -1,0 +1,126 @@
+"""Opening a run folder: its configuration, decoder and tokenizer, checked to belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from zoo.config import ConfigError, instantiate, load_run_config, move_data
+from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from zoo.data.sources.moved import check_moved
+from zoo.evaluation.results.records import FOLDER
+from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
+from zoo.model.decoder import Decoder
+from zoo.paths import expand
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run that can be evaluated.
+
+    Attributes:
+        folder: the run folder. checkpoint: name of the checkpoint; file: where it lies; sha256: of it, as it was read.
+        step: optimizer steps taken. trained: what the trainer left in the checkpoint ("tokens", "train_length",
+            "tokenizer", "data"). out: where results go; None for RUN_DIR/eval.
+    """
+
+    folder: Path
+    checkpoint: str
+    file: Path
+    config: DictConfig
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerFast
+    step: int
+    trained: dict[str, Any]
+    sha256: str
+    out: Path | None = None
+
+    @property
+    def results(self) -> Path:
+        """Folder of result files, pictures and finished cells."""
+        return self.out or self.folder / FOLDER
+
+    @property
+    def document_token(self) -> int:
+        """The token that stands before every document."""
+        token = self.tokenizer.eos_token_id
+        assert isinstance(token, int)
+        return token
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return self.decoder.head.weight.device
+
+
+def open_run(
+    run: str | None,
+    checkpoint: str = "last",
+    device: str | torch.device = "cpu",
+    data_path: str | None = None,
+    cache_dir: str | None = None,
+) -> OpenedRun:
+    """The run in folder ``run``, with the checkpoint ``last``, ``best`` or ``step-N``.
+
+    Args:
+        run: the folder.
+        checkpoint: its name.
+        device: where the decoder is put.
+        data_path: where the run's data lie now, if they have moved; their content is checked.
+        cache_dir: folder for token stores, in place of that of training.
+
+    Raises:
+        ConfigError: if no run is given, or the folder is not one. CheckpointError: if the checkpoint is missing,
+        damaged, or of another tokenizer. DataError: if the tokenizer cannot be read.
+    """
+    if not run:
+        raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
+    folder = expand(run)
+    config = load_run_config(folder)
+    own_cache = config.data.get("cache_dir")
+    move_data(config, data_path, cache_dir)
+    file = find_checkpoint(folder, checkpoint)
+    sha256 = file_sha256(file)
+    content = read_checkpoint(file)
+    trained = content.get("zoo")
+    if not isinstance(trained, dict) or not {"tokenizer", "tokens", "train_length"} <= set(trained):
+        raise CheckpointError(f"{file} was not written by train.py: it does not say what it was trained on.")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained["tokenizer"], tokenizer)
+    if data_path is not None:
+        caches = [own_cache, config.data.cache_dir]
+        check_moved(instantiate(config.data.source), trained.get("data") or {}, tokenizer, caches[-1], caches)
+    decoder = load(file, device=device)
+    if file_sha256(file) != sha256:
+        raise CheckpointError(f"{file} was replaced while it was read: start again, once training has stopped.")
+    step = content.get("global_step", 0)
+    return OpenedRun(folder, checkpoint, file, config, decoder, tokenizer, step, trained, sha256)
+
+
+def _check_tokenizer(
+    folder: Path, file: Path, vocab_size: int, fingerprint: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    remedy = f"Put the tokenizer the run was trained with back into {folder / 'tokenizer'}, or use another checkpoint."
+    if tokenizer_fingerprint(tokenizer) != fingerprint:
+        raise CheckpointError(f"{file} was trained with another tokenizer than that of the run folder. {remedy}")
+    if vocab_size < vocabulary_size(tokenizer):
+        raise CheckpointError(
+            f"{file} has a vocabulary of {vocab_size}, its tokenizer needs {vocabulary_size(tokenizer)}. {remedy}"
+        )
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()

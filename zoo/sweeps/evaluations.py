@@ -1,0 +1,48 @@
+"""The evaluations of a sweep, and their options from the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.sweeps.arms import merge
+from zoo.config import ConfigError
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task of eval.py and its overrides."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The task as it would be typed."""
+        return " ".join([self.name, *self.overrides])
+
+
+def give_options(
+    tasks: Sequence[EvalTask], given: Sequence[str], options: Mapping[str, Sequence[str]]
+) -> list[EvalTask]:
+    """The tasks with ``task.OPTION=...`` for all that have the option, and ``task.members.NAME.OPTION=...`` for one.
+
+    Args:
+        options: names of those of each task, where options are given.
+
+    Raises:
+        ConfigError: if no task has an option.
+    """
+    overrides: dict[str, list[str]] = {task.name: [] for task in tasks}
+    for line in given:
+        member, option = re.match(r"\+*task\.(?:members\.(\w+)\.)?(\w*)", line.lstrip("~")).groups()  # type: ignore[union-attr]
+        for name in overrides:
+            if member == name:
+                overrides[name].append(line.replace(f"task.members.{name}.", "task.", 1))
+            elif ("members" if member else option) in options[name]:
+                overrides[name].append(line)
+        if not any(line in lines or member == name for name, lines in overrides.items()):
+            listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in options.items())
+            raise ConfigError(f"{line}: no task of this sweep has it. Options are, of {listed}.")
+    return [EvalTask(task.name, tuple(merge(task.overrides, overrides[task.name]))) for task in tasks]

@@ -1,0 +1,137 @@
+"""What an arm is, apart from its scores: layers, size, cache, FLOPs, and the speed that was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.sweeps.page.read import RunData, SweepData
+from zoo.model import Decoder
+from zoo.costs.roofline import share_costs
+from zoo.training.configuration import decoder_config
+
+FULL_SOFTMAX = ("softmax", "gqa", "mqa")  # mixers that read every key; the rest keep a state, a window or a choice
+RATE = "train/tokens_per_second"
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """One arm; what is not known is None or empty.
+
+    Attributes:
+        layers: entry of ``mixers`` of each layer. share: of layers that are full softmax attention, 0..1.
+        parameters: of the whole model. train_length: tokens of a training window. train_tokens: seen in training.
+        flops: per token, forward, at ``train_length``.
+        cache: bytes that decoding keeps per sequence, by length in tokens, in the dtype of the evaluation.
+    """
+
+    layers: tuple[str, ...] = ()
+    share: float | None = None
+    parameters: int | None = None
+    train_length: int | None = None
+    train_tokens: int | None = None
+    flops: float | None = None
+    cache: Mapping[int, float] = field(default_factory=dict)
+    dtype: str = ""
+
+
+def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
+    """Facts of an arm, from its finished run with the lowest seed that was evaluated."""
+    run = next((run for run in sweep.finished(arm).values() if run.evaluations), None)
+    if run is None:
+        return ArmFacts()
+    contents = [written.content for written in run.evaluations.values()]
+    model, tokenizer = contents[0]["model"], contents[0]["tokenizer"]
+    layers, length = tuple(model.get("layers", ())), model.get("train_len")
+    cache: dict[int, float] = {}
+    for content in contents:
+        state, growing = (content["model"].get(key, {}) for key in ("state_bytes@L", "kv_bytes@L"))
+        cache |= {int(n): float(state[n] + growing[n]) for n in state if n in growing}
+    return ArmFacts(
+        layers,
+        _softmax_share(layers, run.config),
+        model.get("params"),
+        length,
+        model.get("train_tokens"),
+        _flops(run.config, tokenizer.get("vocab"), length),
+        dict(sorted(cache.items())),
+        contents[0]["run"].get("dtype", ""),
+    )
+
+
+def _softmax_share(layers: tuple[str, ...], config: DictConfig | None) -> float | None:
+    if not layers:
+        return None
+    names = [_mixer_name(layer, config) for layer in layers]
+    return sum(name in FULL_SOFTMAX for name in names) / len(names)
+
+
+def _mixer_name(entry: str, config: DictConfig | None) -> str:
+    options = config.get("mixers") if config is not None else None
+    return str((options or {}).get(entry, {}).get("name", entry))
+
+
+def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> float | None:
+    """FLOPs per token; None for a configuration that cannot be built any more."""
+    if config is None or vocab is None or length is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return float(share_costs(Decoder(decoder_config(config, vocab))).cost(length).flops_per_token)
+    except (ValueError, KeyError, TypeError, OmegaConfBaseException):
+        return None
+
+
+def cache_length(facts: Iterable[ArmFacts]) -> int | None:
+    """The longest length at which the cache of every arm that has one is known."""
+    known = [set(one.cache) for one in facts if one.cache]
+    return max(set.intersection(*known), default=None) if known else None
+
+
+def speeds(runs: Iterable[RunData]) -> list[float]:
+    """Median training speed of each run, tokens/s; a measurement, which is another one each time."""
+    rates = ([row[RATE] for row in run.metrics if isinstance(row.get(RATE), (int, float))] for run in runs)
+    return [statistics.median(found) for found in rates if found]
+
+
+def environment_lines(sweep: SweepData) -> list[tuple[str, str]]:
+    """Software, hardware and source of the finished runs; several values of a key where runs differ."""
+    found: dict[str, dict[str, None]] = {}
+    for run in (run for run in sweep.runs if run.environment or run.git):
+        for key, value in [*_environment(run.environment), *_source(run.git)]:
+            found.setdefault(key, {})[value] = None
+    return [(key, "; ".join(values)) for key, values in found.items()]
+
+
+def _environment(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for key in ("python", "platform", "processor", "cpus", "threads", "cuda"):
+        if content.get(key) is not None:
+            yield key, str(content[key])
+    if content.get("devices"):
+        yield "devices", ", ".join(map(str, content["devices"]))
+    packages = content.get("packages")
+    if isinstance(packages, dict):
+        yield "packages", ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
+def _source(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if content.get("commit"):
+        yield "commit", f"{content['commit']}{' with changes' if content.get('dirty') else ''}"
+
+
+def common_settings(sweep: SweepData) -> list[tuple[str, str]]:
+    """What was trained on and for how long; several values where runs differ."""
+    keys = ("data.name", "data.length", "tokenizer.kind", "model.name", "trainer.max_tokens", "trainer.max_steps")
+    lines = []
+    for key in (*keys, "trainer.batch_size", "optimizer.name", "optimizer.lr"):
+        values = [OmegaConf.select(run.config, key) for run in sweep.runs if run.config is not None]
+        shown = dict.fromkeys(str(value) for value in values if value is not None)
+        if shown:
+            lines.append((key, "; ".join(shown)))
+    return lines

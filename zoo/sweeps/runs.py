@@ -1,0 +1,107 @@
+"""The run folders of a sweep: what each still needs, and where those of an older configuration go."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from zoo.sweeps.ledger import Entry, Ledger
+from zoo.sweeps.compose import EvalTask, Run
+from zoo.config import CONFIGS
+from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+
+PROGRAMS = CONFIGS.parent
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process trains in a run folder: one whose sweep was killed goes on to its end."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def is_trained(folder: Path, config: DictConfig) -> bool:
+    """Whether the checkpoint in ``folder`` has all steps of the budget."""
+    try:
+        content = read_checkpoint(find_checkpoint(folder))
+    except CheckpointError:
+        return False
+    from zoo.training.configuration import step_budget
+
+    return int(content.get("global_step", 0)) >= step_budget(config)
+
+
+def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:
+    """The entry of a run that has nothing left to do, where it should be and no other came after it."""
+    entry, owner = ledger.get(run.key), ledger.owner(run.folder)
+    if owner is None or owner.key != run.key:
+        return None
+    if entry is None or entry.status != "finished" or entry.folder != run.folder or not (root / run.folder).is_dir():
+        return None
+    return entry if {task.label for task in tasks} <= set(entry.tasks) else None
+
+
+def make_room(ledger: Ledger, root: Path, run: Run) -> list[str]:
+    """Have in the run's folder what belongs to its configuration, or nothing; returns what was moved, in words.
+
+    A folder of another configuration, or one that was used and has no checkpoint to go on from, is moved aside,
+    to ``seed-N~KEY``; one of this configuration that lies aside is moved back. Nothing is deleted.
+    """
+    home, entry, moved = root / run.folder, ledger.get(run.key), []
+    aside = root / entry.folder if entry and entry.folder != run.folder and (root / entry.folder).is_dir() else None
+    owner = ledger.owner(run.folder)
+    foreign = aside is not None or owner is None or owner.key != run.key
+    in_the_way = _used(home) or (aside is not None and home.exists())
+    if in_the_way and (foreign or not _has_checkpoint(home)):
+        target = _free_name(home, owner.key[:8] if owner else "unknown")
+        os.rename(home, target)
+        moved.append(
+            f"its folder was that of {'another configuration' if foreign else 'an attempt without checkpoint'}"
+            f", which is kept as {target}"
+        )
+        if owner and owner.key != run.key:
+            ledger.add(replace(owner, folder=target.relative_to(root).as_posix()))
+    if aside is not None and entry is not None:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(aside, home)
+        ledger.add(replace(entry, folder=run.folder))
+        moved.append(f"this configuration has been run before: {aside} was moved back")
+    return moved
+
+
+def _used(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def _free_name(folder: Path, key: str) -> Path:
+    names = (folder.with_name(f"{folder.name}~{key}{'' if n == 1 else f'-{n}'}") for n in range(1, 1_000_000))
+    return next(name for name in names if not name.exists())
+
+
+def train_command(folder: Path, run: Run) -> list[str]:
+    """Train from the beginning, or go on from the checkpoint in ``folder``."""
+    program = [sys.executable, str(PROGRAMS / "train.py")]
+    if _has_checkpoint(folder):
+        return [*program, f"resume={folder}"]
+    return [*program, *run.overrides, f"hydra.run.dir={folder}"]
+
+
+def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:
+    """Evaluate the run on a task, on the kind of device it was trained on."""
+    device = ["device=cpu"] if run.config.trainer.accelerator == "cpu" else []
+    program = [sys.executable, str(PROGRAMS / "eval.py")]
+    return [*program, f"run={folder}", f"task={task.name}", *device, *task.overrides]

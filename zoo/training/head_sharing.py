@@ -1,0 +1,92 @@
+"""Gradual conversion: training that brings the heads of each group together, from their own to shared ones.
+
+Over ``steps`` optimizer steps alpha goes from 0 to 1, and the keys and values of a layer are those of the projections
+
+    W_i(alpha) = (1 - alpha) W_i + alpha B_i W,        W, B_i of zoo.conversion.head_merging from the weights of that moment.
+
+After every optimizer step the part of W_i that is not shared is scaled by (1 - alpha_t) / (1 - alpha_(t-1)): with no
+gradient that is the line above, with one both parts train. The model keeps its architecture, so that every checkpoint
+loads as it is; from ``steps`` on its heads are shared, and the same method converts it without a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+
+from zoo.config import ConfigError
+from zoo.conversion.conversion_plan import Plan, plan_conversion
+from zoo.conversion.head_merging import merge_layer
+from zoo.model.decoder import Decoder
+
+
+@torch.no_grad()
+def blend_heads(decoder: Decoder, plan: Plan, own: float) -> None:
+    """Scale, in place, what the key and value heads of a group do not share, by ``own`` from 0 to 1."""
+    for layer, layout in zip(plan.layers, plan.layouts):
+        if layout.kv_heads == plan.kv_heads:
+            continue
+        mixer: Any = decoder.layers[layer].mixer
+        weights = {f"{name}.weight": getattr(mixer, name).weight for name in ("key", "value")}
+        for weight, merged in zip(weights.values(), merge_layer(weights, layout, plan.kv_heads, plan.method)):
+            shared = merged.heads().flatten(0, 1)
+            weight.copy_(shared if own == 0 else shared.lerp(weight.double(), own))
+
+
+class GradualSharing(lightning.Callback):
+    """Brings heads together while a run trains; nothing to save, since what it does depends on the step alone.
+
+    Args:
+        kv_heads: shared heads per layer at the end. method: ``mean``, ``first`` or ``svd``.
+        steps: optimizer steps over which alpha goes from 0 to 1; heads stay shared after them.
+
+    Raises:
+        ConfigError: if steps < 1; when training starts, if the budget is shorter, the weights are sharded, or the
+        decoder cannot be converted in this way.
+    """
+
+    def __init__(self, kv_heads: int, method: str, steps: int) -> None:
+        if steps < 1:
+            raise ConfigError(f"share_heads.steps={steps}: expected a number >= 1.")
+        self.kv_heads, self.method, self.steps = kv_heads, method, steps
+        self.plan: Plan | None = None
+        self.done = 0
+
+    def alpha(self, step: int) -> float:
+        """Part of the shared heads after ``step`` optimizer steps."""
+        return min(1.0, step / self.steps)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """See what is to be shared; a resumed run has its step's share already."""
+        if trainer.max_steps < self.steps:
+            raise ConfigError(
+                f"share_heads.steps={self.steps} is more than the budget of {trainer.max_steps} steps: the heads would "
+                "not become equal."
+            )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ConfigError("share_heads needs whole weights: use trainer.strategy=auto or ddp, not fsdp.")
+        assert isinstance(pl_module.decoder, Decoder)
+        self.plan = plan_conversion(pl_module.decoder, "gqa", self.kv_heads, self.method)
+        self.done = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Share a step more, before it is validated or saved."""
+        if trainer.global_step == self.done or self.plan is None:
+            return
+        self.done = trainer.global_step
+        left = 1 - self.alpha(self.done)
+        assert isinstance(pl_module.decoder, Decoder)
+        blend_heads(pl_module.decoder, self.plan, left / (1 - self.alpha(self.done - 1)) if left else 0.0)
+
+
+def sharing_callbacks(options: Mapping[str, Any] | None) -> list[lightning.Callback]:
+    """The callback that ``share_heads`` of a training configuration asks for; none if its kv_heads is null."""
+    if options is None or options["kv_heads"] is None:
+        return []
+    return [GradualSharing(options["kv_heads"], options["method"], options["steps"])]

@@ -1,0 +1,86 @@
+"""Optimizers over the decoder's parameters, and learning-rate schedules as factors of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.model import Decoder
+from zoo.training.optimizers.muon import Muon
+
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+def adamw(decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101); only matrices of linear layers decay."""
+    hidden, rest = split_parameters(decoder)
+    groups = [{"params": hidden, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=_fused(hidden))
+
+
+def muon(
+    decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, float], momentum: float, embedding_lr: float
+) -> torch.optim.Optimizer:
+    """Muon for the matrices of the blocks; AdamW with ``embedding_lr`` for embeddings, head, norms and vectors."""
+    hidden, rest = split_parameters(decoder)
+    groups = [
+        {"params": hidden, "lr": lr, "muon": True, "weight_decay": weight_decay, "momentum": momentum},
+        {"params": rest, "lr": embedding_lr, "muon": False, "weight_decay": 0.0, "betas": tuple(betas)},
+    ]
+    return Muon(groups)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
+
+
+def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.Optimizer:
+    """The optimizer called ``name`` with its options.
+
+    Raises:
+        ValueError: on an unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={name!r}: expected one of {', '.join(OPTIMIZERS)}.")
+    return OPTIMIZERS[name](decoder, **options)
+
+
+def split_parameters(decoder: Decoder) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of the blocks' linear layers, and everything else."""
+    chosen = {id(m.weight) for m in decoder.blocks.modules() if isinstance(m, nn.Linear)}
+    parameters = list(decoder.parameters())
+    return [p for p in parameters if id(p) in chosen], [p for p in parameters if id(p) not in chosen]
+
+
+def _fused(parameters: list[nn.Parameter]) -> bool:
+    return parameters[0].device.type in ("cpu", "cuda")
+
+
+def rate_factor(
+    step: int, total: int, schedule: str, warmup_steps: int, decay_fraction: float, final_factor: float
+) -> float:
+    """Learning rate of a step as a fraction of its peak.
+
+    Args:
+        step: optimizer steps done. total: steps of the budget.
+        schedule: ``cosine`` (Loshchilov and Hutter 2016, arXiv:1608.03983), ``wsd`` (warm-up, stable, linear decay;
+            Hu et al. 2024, arXiv:2404.06395) or ``constant``.
+        decay_fraction: last part of the budget in which ``wsd`` decays.
+        final_factor: what is left at the end.
+
+    Raises:
+        ValueError: on an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}.")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    start = warmup_steps if schedule == "cosine" else max(warmup_steps, round(total * (1 - decay_fraction)))
+    progress = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
+    left = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    return final_factor + (1 - final_factor) * left
