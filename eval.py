@@ -1,33 +1,8 @@
 """Evaluate trained runs: ``python eval.py run=RUN_DIR``; options are in configs/eval.yaml and configs/task/."""
 
-from __future__ import annotations
-
 import sys
 
-from zoo.cli import choose_device, friendly_errors
-
-
-def main(arguments: list[str]) -> None:
-    """One task, or a suite of tasks, on one checkpoint of each run."""
-    with friendly_errors():
-        from zoo.evaluation.program import evaluate_runs
-        from zoo.evaluation.tasks.base import build_task, task_help
-        from zoo.options.programs import Evaluation, read_program
-
-        options = read_program("eval", Evaluation, arguments, __doc__, task_help)
-        task = build_task(options.task)
-        device = choose_device(options.device)
-        evaluate_runs(
-            options.run,
-            task,
-            options.checkpoint,
-            device,
-            options.seed,
-            options.out,
-            data_path=options.data.path,
-            cache_dir=options.data.cache_dir,
-        )
-
+from zoo.commands import run
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run("eval", sys.argv[1:])

@@ -6,8 +6,8 @@
 kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
 bits, or if no call of kernels/zoo_kernels/tools/calls.py launches a row of the tables.
 
-The table has a line for each row of kernels/zoo_kernels/*/configs.py with the highest figures of its binaries; FILE.json has all.
-Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
+The table has a line for each row of kernels/zoo_kernels/*/triton/configs.py with the highest figures of its binaries;
+FILE.json has all. Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 import torch
-from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
-from zoo_kernels.tools.aot import Cost, Job, compile_all, job
-from zoo_kernels.tools.calls import CALLS, Call, Size
-from zoo_kernels.tools.tuner import Row
 
 from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
+from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
+from zoo_kernels.tools.aot import Cost, Job, compile_all, job
+from zoo_kernels.tools.calls import CALLS, Call, Size
+from zoo_kernels.tools.tuner import Row
 
 FAMILIES = ("linear", "softmax")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -75,8 +75,8 @@ class Options(Arguments):
     width: list[Positive] = option("widths of heads; empty: all", default=[])
     dtype: list[Literal["bf16", "fp16", "fp32"]] = option("types of the inputs", default=["bf16", "fp32"], min_length=1)
     calls: Literal["all", "main"] = option(
-        "calls of kernels/zoo_kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; main: leaves "
-        "out calls that differ from others in a flag or two",
+        "calls of kernels/zoo_kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; "
+        "main: leaves out calls that differ from others in a flag or two",
         default="all",
     )
     jobs: Positive = option("processes", default=os.cpu_count() or 2)
@@ -130,7 +130,7 @@ def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str,
     found = []
     for row, members in sorted(of_row.items()):
         top, cost, calls = max(members, key=lambda m: (m[1].stack, m[1].registers, m[1].shared))
-        config = import_module(f"zoo_kernels.{row.family}.configs").TABLE[row.kernel][row.architecture][
+        config = import_module(f"zoo_kernels.{row.family}.triton.configs").TABLE[row.kernel][row.architecture][
             row.size, row.width
         ]
         line: dict[str, Any] = {"kernel": f"{row.family}.{row.kernel}", "arch": row.architecture, "bytes": row.size}
@@ -176,7 +176,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
 def choose_rows(chosen: Options) -> list[Row]:
     """The rows that the options ask for; every configuration is marked with its row."""
     families = dict.fromkeys(chosen.family)  # each once: a row is marked in place
-    rows = [row for f in families for row in mark(f, import_module(f"zoo_kernels.{f}.configs").TABLE)]
+    rows = [row for f in families for row in mark(f, import_module(f"zoo_kernels.{f}.triton.configs").TABLE)]
     if unknown := set(chosen.kernel) - {f"{r.family}.{r.kernel}" for r in rows}:
         names = sorted({f"{r.family}.{r.kernel}" for r in rows})
         raise ValueError(f"kernel={','.join(sorted(unknown))}: expected some of {', '.join(names)}.")

@@ -1,94 +1,11 @@
-"""Draw every attention: the weights that it gives, and its costs over the context.
-
-    python scripts/gallery.py [OPTION=VALUE ...]
-
-Writes OUT/gallery.md and the PNGs that it shows, in OUT/gallery. A mixer is drawn by being registered; its weights come
-from its own code, with random weights and inputs from a seed, so that a second run writes the same pictures.
-"""
-
-from __future__ import annotations
+"""Draw every attention: ``python scripts/gallery.py --help``."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zoo.cli import answer_ctrl_c, friendly_errors
-
-if __name__ == "__main__":
-    answer_ctrl_c()
-
-from zoo import mixers
-from zoo.costs.gallery.costs import HEADS, WIDTH, draw_costs, layer_costs
-from zoo.costs.gallery.pictures import draw_mixer, draw_overview
-from zoo.costs.gallery.weights import LENGTH, attention_weights, build_sample, gallery_options
-from zoo.files import replace_text
-from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
-from zoo.schema.base import option
-
-
-class Options(Arguments):
-    """Options of the gallery."""
-
-    out: OutputFolder = option("folder of the page; pictures go into its folder gallery", default=str(ROOT / "docs"))
-
-
-INTRODUCTION = f"""\
-# Gallery
-
-Written by `python scripts/gallery.py`: what each attention reads, and what that costs. {{contents}}
-
-## All of them
-
-Weights of {LENGTH} queries (downwards) for {LENGTH} keys (to the right), two heads each, with random weights and small
-windows and blocks, so that the patterns can be seen. They are read off the mixers' own code. Grey is the future. White
-is not read. Weights that are not normalised are divided by the largest; signed ones are red (positive) and blue.
-
-![Attention weights of every mixer](gallery/weights.png)
-
-Costs of one layer of width {WIDTH:,} with {HEADS} heads and default options, causal, counted in closed form by
-`mixer.cost(context)`; projections are part of the FLOPs; caches in bf16, states in fp32.
-
-![Cost curves of every mixer](gallery/costs.png)
-"""
-
-
-def describe(name: str) -> str:
-    """First paragraph of the mixer's module."""
-    text = sys.modules[mixers.get(name).__module__].__doc__ or ""
-    return " ".join(text.split("\n\n")[0].split())
-
-
-def page(names: list[str]) -> str:
-    """The Markdown page."""
-    contents = " ".join(f"[{name}](#{name})" for name in names)
-    parts = [INTRODUCTION.format(contents=contents)]
-    for name in names:
-        options = gallery_options(name)
-        drawn = ", ".join(f"`{key}={value}`" for key, value in options.items())
-        note = f" Drawn with {drawn}." if drawn else ""
-        parts.append(
-            f"## {name}\n\n{describe(name)}{note}\n\n![Weights of {name}, and its costs](gallery/{name}.png)\n"
-        )
-    return "\n".join(parts)
-
-
-def main() -> None:
-    """Draw and write."""
-    chosen, _ = read_arguments(Options, sys.argv[1:], __doc__)
-    folder, names = Path(chosen.out), mixers.names()
-    weights = {name: attention_weights(*build_sample(name)) for name in names}
-    costs = {name: layer_costs(name) for name in names}
-    draw_overview(folder / "gallery" / "weights.png", weights)
-    draw_costs(folder / "gallery" / "costs.png", costs)
-    for name in names:
-        draw_mixer(folder / "gallery" / f"{name}.png", name, weights[name], costs)
-        print(f"{name:16} {folder / 'gallery' / name}.png", flush=True)
-    replace_text(folder / "gallery.md", page(names))
-    print(f"written: {folder / 'gallery.md'}")
-
+from zoo.commands import run
 
 if __name__ == "__main__":
-    with friendly_errors():
-        main()
+    run("gallery", sys.argv[1:])

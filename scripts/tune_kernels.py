@@ -4,8 +4,8 @@
     ATTENTION_ZOO_CONFIGS=configs.json python train.py ...
 
 Candidates are checked on short inputs against the reference, then timed on (batch, length, heads, width) through all
-calls of kernels/zoo_kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of earlier searches.
-The status is 2 where there is no GPU.
+calls of kernels/zoo_kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of
+earlier searches. The status is 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if __name__ == "__main__":
     answer_ctrl_c()
 
 import torch
-from zoo_kernels.tools.calls import Size
-from zoo_kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
 
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
+from zoo_kernels.tools.calls import Size
+from zoo_kernels.tools.tuner import Trial, as_record, find_row, save, tune, winner
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHECKED_LENGTH = 600 + 1  # odd, and long enough for every kernel to be launched
@@ -36,7 +36,7 @@ CHECKED_LENGTH = 600 + 1  # odd, and long enough for every kernel to be launched
 class Options(Arguments):
     """Options of the search."""
 
-    kernel: str = option("kernel to tune, FAMILY.NAME as in kernels/FAMILY/configs.py", default="")
+    kernel: str = option("kernel to tune, FAMILY.NAME as in kernels/zoo_kernels/FAMILY/triton/configs.py", default="")
     width: Positive = option("numbers of a head", default=128)
     dtype: Literal["bf16", "fp16", "fp32"] = option("type of the inputs", default="bf16")
     out: OutputFile = option("file that keeps the winners", default="configs.json")

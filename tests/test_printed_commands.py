@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+from zoo.training.program import tell_interrupted
 
 from tests.training.conftest import write_text
 from zoo.cli import friendly_errors
@@ -15,7 +16,6 @@ from zoo.sweeps.compose import read_plan
 from zoo.sweeps.driver import Driver
 from zoo.sweeps.page.arm_tables import commands
 from zoo.sweeps.status import show_summary
-from zoo.training.program import tell_interrupted
 from zoo.training.signals import Interrupted
 
 NASTY = "it's  ü [1] #${x} $HOME, {y}=~"

@@ -20,6 +20,7 @@ from zoo.ranks import leave_word, this_launch, word_was_left
 if TYPE_CHECKING:
     import torch
 
+COMMAND: list[str] = []  # words of the command line before the arguments, as train in attention-zoo train
 USAGE = 2
 INTERRUPTED = 130
 NO_READER = (errno.EPIPE, errno.EIO)
@@ -48,6 +49,13 @@ def friendly_errors() -> Iterator[None]:
         if not _is_users(error) or os.environ.get("ZOO_DEBUG", "0") not in ("", "0"):
             raise
         refuse(_out_of_memory(error) or _of_file(error) or _one_line(str(error)) or type(error).__name__)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "zoo":
+            raise
+        refuse(
+            f"{error.name} is missing: install this project and what it needs with pip install -c constraints.txt -e . "
+            "in its folder."
+        )
     except KeyboardInterrupt:
         if this_launch().speaks:
             print("interrupted", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.paths import expand, literal
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOM = Path(__file__).resolve().parent
+CONFIGS = ROOM / "configs" if (ROOM / "configs").is_dir() else ROOM.parent / "configs"  # of a wheel, or a checkout
 NAMESPACE = "zoo."
 LABEL = 80  # characters of a run's name that tell its layers
 

@@ -176,6 +176,8 @@ def command(*words: str | Path) -> str:
 
 def program_command(program: str, *words: str) -> str:
     """A command that starts a program of this project, as ``eval.py``, from the folder that this process is in."""
+    if not (ROOT / program).is_file():
+        return command("attention-zoo", Path(program).stem, *words)
     here = os.path.samefile(ROOT, os.curdir)
     return command("python", program if here else ROOT / program, *words)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from zoo_kernels import BackendError
 
 from kernel_bench.machine import environment
 from kernel_bench.options import Options
 from kernel_bench.pace import OutOfTime, Pace
 from kernel_bench.timing import Run, Timing, timer_for
 from zoo.files import replace_text
+from zoo_kernels import BackendError
 
 Item = TypeVar("Item")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zoo_kernels
-
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import matrix_rate
 from kernel_bench.forms import Timings, add_rates, flops, time_forms

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 import torch
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import REPEATS, Bench, Row, Shape
 from kernel_bench.inputs import slopes
 from kernel_bench.linear_cases import check_linear, linear_cases

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.inputs import BOTH, FORWARD, Attention, draw_inputs, slopes, timed
 from kernel_bench.patterns import bigbird_blocks, layout_of, longformer_blocks, window_blocks

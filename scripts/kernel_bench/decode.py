@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import zoo_kernels
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
 from kernel_bench.forms import add_peaks

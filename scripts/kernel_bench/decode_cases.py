@@ -9,15 +9,15 @@ from functools import partial
 from itertools import product
 
 import torch
-import zoo_kernels
 from torch import Tensor
-from zoo_kernels import NormalizedState
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.correctness import dtypes, label
 from kernel_bench.judge import judge
 from kernel_bench.linear_cases import decays_of
 from kernel_bench.plain import plain_softmax
+from zoo_kernels import NormalizedState
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import zoo_kernels
-
 from kernel_bench.bench import Bench, Record, write
 from kernel_bench.machine import environment
 from kernel_bench.options import Options

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.correctness import dtypes, label, leaves
 from kernel_bench.judge import Found, judge

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import zoo_kernels
 
+import zoo_kernels
 from kernel_bench.bench import FLA, Bench, Row, Shape
 from kernel_bench.ceilings import bandwidth
 from kernel_bench.forms import time_forms

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import zoo_kernels
 from torch import Tensor
-from zoo_kernels import NormalizedState
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.judge import Found, batch_of, judge
 from kernel_bench.plain import plain_linear
+from zoo_kernels import NormalizedState
 
 LENGTHS = (1, 2, 15, 63, 64, 65, 100, 127, 129, 1000)
 DECAYS = ("none", "slopes", "paper", "strong", "token")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from zoo_kernels.launch import interpreting
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import zoo_kernels
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.inputs import BOTH, FORWARD, draw_inputs, low_precision, slopes, timed
 from kernel_bench.peers import fla_linear, sdpa

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import matrix_rate
 from kernel_bench.forms import DIRECTIONS, Timings, add_rates, against, flops, time_forms

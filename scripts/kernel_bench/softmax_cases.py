@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Shape
 from kernel_bench.judge import Found, batch_of, judge
 from kernel_bench.linear_cases import LENGTHS, documents_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import zoo_kernels
 from torch import Tensor
 
+import zoo_kernels
 from kernel_bench.bench import Bench, Row, Shape
 from kernel_bench.ceilings import matrix_rate
 from kernel_bench.forms import DIRECTIONS, Timings, time_forms

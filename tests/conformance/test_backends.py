@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from zoo_kernels import BackendError, use_backend
 
 from tests.conformance.cases import draw, every_name, make, variants, with_slow_variants
+from zoo_kernels import BackendError, use_backend
 
 TOO_WIDE = "wide, and the kernels take up to"
 LIMITS = f"{TOO_WIDE}|block_bias over packed documents|are of different types"

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_kernels.layout import BlockLayout
-from zoo_kernels.softmax.mask import KeyRule
-from zoo_kernels.softmax.reference import reference_softmax_attention
 
 from tests.conformance.cases import CASES, WIDTH, draw, every_mixer, label, make, states, tensors
 from zoo.mixers import longformer, topk
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts import selection
 from zoo.mixers.parts.costs import CHUNK
+from zoo_kernels.layout import BlockLayout
+from zoo_kernels.softmax.mask import KeyRule
+from zoo_kernels.softmax.reference import reference_softmax_attention
 
 CONTEXTS = (1, 7, 64, 100, 128, 192)
 LEARNED = [options for name, options in CASES if name == "learned_sparse"]

@@ -5,6 +5,7 @@ import os
 import torch
 import triton
 import triton.language as tl
+
 from zoo_kernels.launch import Config, launch
 
 

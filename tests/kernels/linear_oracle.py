@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from zoo_kernels import NormalizedState, linear_attention
 
 GRADIENTS = ("q", "k", "v", "log_decay", "state")

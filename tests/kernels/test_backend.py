@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+
 from zoo_kernels import BackendError, backend, launch, linear_attention, softmax_attention
 
 X = torch.randn(1, 3, 2, 4)

@@ -13,12 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from tests.kernels import dummy_kernels
 from zoo_kernels.launch import ARCHITECTURES, record
 from zoo_kernels.tools.aot import compile_keys
 from zoo_kernels.tools.calls import CALLS, Size
 from zoo_kernels.tools.offsets import Offsets, count_offsets
-
-from tests.kernels import dummy_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((1, 1), (3, 1), (1, 64), (3, 100), (1, 129), (3, 333), (1, 1003), (3, 1024), (1, 4096))  # batch, length

@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from zoo_kernels import BlockLayout, linear_attention, softmax_attention
 
 from tests.kernels.linear_oracle import make_documents
+from zoo_kernels import BlockLayout, linear_attention, softmax_attention
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-4, torch.float16: 3e-2}
 

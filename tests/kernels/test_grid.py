@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from zoo_kernels import softmax_attention
-from zoo_kernels.backend import WIDEST
 
 from tests.kernels.linear_oracle import assert_all_close, assert_contract, solved
 from tests.kernels.softmax_oracle import dense
+from zoo_kernels import softmax_attention
+from zoo_kernels.backend import WIDEST
 
 pytest.importorskip("triton")
 

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from zoo_kernels import BlockLayout
 
 from tests.kernels.softmax_oracle import Pattern, pack_bits
+from zoo_kernels import BlockLayout
 
 
 def decode(layout, length, by_key=False):

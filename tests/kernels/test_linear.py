@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from zoo_kernels import NormalizedState, linear_attention, linear_attention_step
-from zoo_kernels.linear import chunked
 
 from tests.kernels.linear_oracle import DECAYS, Case, assert_all_close, decay, make_case, make_documents, recurrence
+from zoo_kernels import NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels.linear import chunked
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
 
 from tests.kernels.linear_oracle import assert_contract, make_case
+from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FORMS = [("torch", "parallel"), ("torch", "chunk"), ("torch", "scan"), ("reference", "auto")]

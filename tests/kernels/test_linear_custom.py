@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
 from zoo_kernels import linear_attention, linear_attention_step
 from zoo_kernels.linear import torch_ops as custom
 

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+
 from zoo_kernels import linear_attention
 from zoo_kernels.launch import Launch, record
 

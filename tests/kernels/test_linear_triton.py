@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
-from zoo_kernels.backend import WIDEST
-from zoo_kernels.launch import ARCHITECTURES, record
-from zoo_kernels.linear import torch_ops as custom
-from zoo_kernels.tools.aot import compile_keys
 
 from tests.kernels.linear_oracle import (
     DECAYS,
@@ -21,6 +16,11 @@ from tests.kernels.linear_oracle import (
     make_documents,
     recurrence,
 )
+from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels.backend import WIDEST
+from zoo_kernels.launch import ARCHITECTURES, record
+from zoo_kernels.linear import torch_ops as custom
+from zoo_kernels.tools.aot import compile_keys
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("poisoned", "short_segments")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
 
 from tests.kernels.linear_oracle import make_documents
+from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
 
 FILLS = (torch.nan, torch.inf, -torch.inf, 3e38)
 RULES = {"all": {}, "window": {"window": 4}, "sinks": {"window": 3, "sinks": 2}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+
 from zoo_kernels import (
     NormalizedState,
     linear_attention,

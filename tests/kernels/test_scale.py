@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
-from zoo_kernels.linear import torch_ops as custom
 
 from tests.kernels.linear_oracle import make_documents
+from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
+from zoo_kernels.linear import torch_ops as custom
 
 BLOCKS = torch.tensor([[[[0, -1, -1], [0, 1, -1], [0, 2, -1]]]])
 FORMS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.softmax.cpu import blocked
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.softmax.cpu import blocked
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 both = pytest.mark.parametrize("backend", ["torch", "reference"])

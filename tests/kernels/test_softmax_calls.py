@@ -7,10 +7,10 @@ from functools import cache, partial
 
 import pytest
 import torch
-from zoo_kernels import BackendError, backend, softmax_attention, softmax_attention_step
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense
+from zoo_kernels import BackendError, backend, softmax_attention, softmax_attention_step
 
 both = pytest.mark.parametrize("backend_name", ["torch", "reference"])
 RULES = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
-from zoo_kernels.softmax import ring_slots
-from zoo_kernels.softmax.torch_ops import softmax_backward, softmax_forward, softmax_step
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense, visible
+from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
+from zoo_kernels.softmax import ring_slots
+from zoo_kernels.softmax.torch_ops import softmax_backward, softmax_forward, softmax_step
 
 DOCUMENTS = make_documents([[1, 20, 24], [45]])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BlockLayout, softmax_attention
-from zoo_kernels.softmax.cpu import fused, tiles
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import Pattern, sparse
+from zoo_kernels import BlockLayout, softmax_attention
+from zoo_kernels.softmax.cpu import fused, tiles
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 both = pytest.mark.parametrize("backend", ["torch", "reference"])

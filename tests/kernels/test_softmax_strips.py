@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo_kernels import BlockLayout, softmax_attention
-from zoo_kernels.softmax.cpu import strip_plan, strips
 
 from tests.kernels.softmax_oracle import Pattern, dense, sparse
+from zoo_kernels import BlockLayout, softmax_attention
+from zoo_kernels.softmax.cpu import strip_plan, strips
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

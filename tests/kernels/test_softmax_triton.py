@@ -9,14 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from tests.kernels.linear_oracle import make_documents
+from tests.kernels.softmax_oracle import dense, visible
 from zoo_kernels import BlockLayout, softmax_attention
 from zoo_kernels.launch import record
 from zoo_kernels.softmax.mask import KeyRule
 from zoo_kernels.softmax.triton.host import document_bounds, triton_backward, triton_forward, triton_step
 from zoo_kernels.tools.aot import compile_keys
-
-from tests.kernels.linear_oracle import make_documents
-from tests.kernels.softmax_oracle import dense, visible
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from zoo_kernels.linear.api import ALGORITHMS
 
 import zoo
+from zoo_kernels.linear.api import ALGORITHMS
 
 WIDTH, BATCH, LENGTH = 32, 2, 3
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())

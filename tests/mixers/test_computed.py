@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_kernels.softmax import torch_ops as custom
 
 from zoo.mixers import build
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts.heads import Call
+from zoo_kernels.softmax import torch_ops as custom
 
 TOKENS, WIDTH, HEADS = 2048, 32, 4
 PACKED = 1000, 1000, 48  # tokens of documents

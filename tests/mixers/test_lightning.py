@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_kernels import linear_attention
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.lightning import alibi_slopes, lightning_slopes
 from zoo.mixers.parts.costs import CHUNK
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
+from zoo_kernels import linear_attention
 
 ALIBI = {
     1: [1 / 256],

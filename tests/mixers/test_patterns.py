@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from zoo_kernels import softmax_attention
 
 from zoo.mixers.parts.patterns import KEPT, BlockPattern, hashed
+from zoo_kernels import softmax_attention
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

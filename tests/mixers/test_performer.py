@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo_kernels.softmax.mask import document_positions
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate
+from zoo_kernels.softmax.mask import document_positions
 
 OUTPUTS = {  # by feature map, of 6 features
     "exp": [

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo_kernels import linear_attention
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.positions import rotate
+from zoo_kernels import linear_attention
 
 OUTPUTS = {  # by decay, of 6 features at a temperature of 1.5
     "none": [

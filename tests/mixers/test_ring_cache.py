@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 from zoo.mixers.parts.ring_cache import RingCache
+from zoo_kernels import softmax_attention, softmax_attention_step
 
 HEADS, GROUPS, WIDTH = 4, 2, 6
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo_kernels import linear_attention
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
 from zoo.mixers.parts.decays import StepDecay
+from zoo_kernels import linear_attention
 
 RATES = [2.875, 6.625, 10.375, 14.125]
 STEPS = [0.005623413251903491, 0.05623413251903491, 0.01778279410038923, 0.0017782794100389228]  # of four heads

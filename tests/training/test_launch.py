@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from zoo.training.program import choose_folder
 
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.ranks import Launch, job_id, this_launch
-from zoo.training.program import choose_folder
 from zoo.training.strategies import launched_devices
 
 ROOT = Path(__file__).resolve().parents[2]

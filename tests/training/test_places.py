@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from zoo.training.program import main
 
 from zoo.cli import friendly_errors
 from zoo.config import ConfigError, load_run_config
@@ -13,7 +14,6 @@ from zoo.files import WriteError, read_metrics, replace_file, replace_text
 from zoo.model import CheckpointError
 from zoo.training.configuration import resumed_config
 from zoo.training.monitoring.loggers import LocalLogger, build_loggers, wandb_mode
-from zoo.training.program import main
 from zoo.training.run import train
 
 NASTY = "it's ${a} [1], {b} = #ü \udce9"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from zoo_kernels.softmax.mask import document_positions
 
 

@@ -16,8 +16,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.documents import document_positions
 
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
@@ -26,6 +24,8 @@ from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.documents import document_positions
 
 ROWS = ("sparse", "full")
 ALL = 1 << 62  # tokens: more than there are

@@ -12,11 +12,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.registry import register
+from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("softmax")

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo_kernels.backend import without_autocast
-from zoo_kernels.layout.block_layout import BLOCKS
 
 from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
 from zoo.mixers.registry import register
+from zoo_kernels.backend import without_autocast
+from zoo_kernels.layout.block_layout import BLOCKS
 
 
 class BlockCache(KeyValueCache):

@@ -14,13 +14,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
+from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("window")

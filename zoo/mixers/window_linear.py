@@ -19,8 +19,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.softmax import ring_slots
 
 from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
 from zoo.mixers.parts.cache import StateCache
@@ -31,6 +29,8 @@ from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.softmax import ring_slots
 
 
 @register("window_linear")

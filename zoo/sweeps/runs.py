@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from zoo.sweeps.ledger import Entry, Ledger
 from zoo.sweeps.compose import EvalTask, Run
-from zoo.config import CONFIGS
+from zoo.paths import ROOT
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 
-PROGRAMS = CONFIGS.parent
+PROGRAMS = ROOT
 
 
 def is_busy(folder: Path) -> bool:
@@ -94,7 +94,7 @@ def _free_name(folder: Path, key: str) -> Path:
 
 def train_command(folder: Path, run: Run) -> list[str]:
     """Train from the beginning, or go on from the checkpoint in ``folder``."""
-    program = [sys.executable, str(PROGRAMS / "train.py")]
+    program = _program("train")
     if _has_checkpoint(folder):
         return [*program, f"resume={folder}"]
     return [*program, *run.overrides, f"hydra.run.dir={folder}"]
@@ -103,5 +103,11 @@ def train_command(folder: Path, run: Run) -> list[str]:
 def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:
     """Evaluate the run on a task, on the kind of device it was trained on."""
     device = ["device=cpu"] if run.config.trainer.accelerator == "cpu" else []
-    program = [sys.executable, str(PROGRAMS / "eval.py")]
+    program = _program("eval")
     return [*program, f"run={folder}", f"task={task.name}", *device, *task.overrides]
+
+
+def _program(name: str) -> list[str]:
+    """How to start train.py or eval.py; without a checkout the command of the same name."""
+    file = PROGRAMS / f"{name}.py"
+    return [sys.executable, str(file)] if file.is_file() else [sys.executable, "-m", "zoo.commands", name]

@@ -2,7 +2,7 @@
 
 Over ``steps`` optimizer steps alpha goes from 0 to 1, and the keys and values of a layer are those of the projections
 
-    W_i(alpha) = (1 - alpha) W_i + alpha B_i W,        W, B_i of zoo.conversion.head_merging from the weights of that moment.
+    W_i(alpha) = (1 - alpha) W_i + alpha B_i W,    W, B_i of zoo.conversion.head_merging at that moment.
 
 After every optimizer step the part of W_i that is not shared is scaled by (1 - alpha_t) / (1 - alpha_(t-1)): with no
 gradient that is the line above, with one both parts train. The model keeps its architecture, so that every checkpoint

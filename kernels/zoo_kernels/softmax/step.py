@@ -33,7 +33,7 @@ def step(
     ring: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output ``(B, H, E)`` in the dtype of q and log-sum-exp ``(B, H)``; see :func:`zoo_kernels.softmax_attention_step`."""
+    """Output ``(B, H, E)`` in q's dtype and log-sum-exp ``(B, H)`` of :func:`zoo_kernels.softmax_attention_step`."""
     batch, heads, width = q.shape
     groups, capacity = k_cache.shape[2], k_cache.shape[1]
     dtype = torch.promote_types(q.dtype, torch.float32)

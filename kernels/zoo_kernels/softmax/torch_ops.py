@@ -42,7 +42,7 @@ def softmax_forward(
     """Output ``(B, Tq, H, E)`` in the dtype of q and log-sum-exp ``(B, Tq, H)`` in fp32 or better.
 
     Args:
-        documents: as in :func:`zoo_kernels.softmax_attention`; with a layout, which is packed already, only for the bias.
+        documents: as in :func:`zoo_kernels.softmax_attention`; with a layout, packed already, only for the bias.
         layout: tensors of a BlockLayout with blocks of ``block`` tokens; empty for none.
         window: -1 for none.
         backend: ``torch`` or ``triton``.

@@ -44,7 +44,7 @@ class Row(NamedTuple):
     @property
     def table(self) -> Table:
         """The family's table."""
-        found: Table = import_module(f"zoo_kernels.{self.family}.configs").TABLE
+        found: Table = import_module(f"zoo_kernels.{self.family}.triton.configs").TABLE
         return found
 
     @property
@@ -69,7 +69,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
     """
     family, _, name = kernel.partition(".")
     families = sorted({call.family for call in CALLS})
-    names = [f"{f}.{k}" for f in families for k in import_module(f"zoo_kernels.{f}.configs").TABLE]
+    names = [f"{f}.{k}" for f in families for k in import_module(f"zoo_kernels.{f}.triton.configs").TABLE]
     if kernel not in names:
         raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(names)}.")
     row = Row(family, name, architecture(device), dtype.itemsize, width)

@@ -29,7 +29,7 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     room = Path(__file__).resolve().parent
     for folder in (room, room.parent / "qa"):
-        for file in sorted(folder.glob("*.py")):
+        for file in sorted(folder.rglob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -15,14 +15,19 @@ from typing import Any
 
 import torch
 
+import zoo.evaluation
+import zoo.generation
+import zoo.mixers
+import zoo.model
+import zoo.runs
+import zoo_kernels
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import SCHEMA
 from zoo.files import replace_file
 from zoo.runs.loaded_run import OpenedRun
 
 FOLDER = "cells"
-ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("kernels", "zoo/mixers", "zoo/model", "zoo/generation", "zoo/evaluation", "zoo/conversion")
+ROOMS = (zoo_kernels, zoo.mixers, zoo.model, zoo.generation, zoo.runs, zoo.evaluation)
 
 
 @cache
@@ -30,8 +35,9 @@ def code_fingerprint() -> str:
     """SHA-256 over PyTorch's version and all code that a score depends on: older code's scores are never read."""
     digest = hashlib.sha256(torch.__version__.encode())
     for room in ROOMS:
-        for file in sorted((ROOT / room).rglob("*.py")):
-            digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+        folder = Path(str(room.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{room.__name__}/{file.relative_to(folder).as_posix()}".encode() + file.read_bytes())
     return digest.hexdigest()
 
 

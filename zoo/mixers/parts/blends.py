@@ -16,7 +16,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 from zoo.mixers.parts.cache import KeyValueCache, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
@@ -25,6 +24,7 @@ from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
+from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 class Part(nn.Module, ABC):

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
 from zoo_kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
 from zoo_kernels.linear import NormalizedState
 

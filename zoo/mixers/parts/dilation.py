@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.documents import document_starts
 
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.merge import merge
+from zoo_kernels import softmax_attention, softmax_attention_step
+from zoo_kernels.documents import document_starts
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo_kernels.softmax import ring_slots
 
 from zoo.mixers.parts.global_tokens import GlobalTokens, flagged, gather_tokens
+from zoo_kernels.softmax import ring_slots
 
 Whole = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v, flags (B, Tk), documents (B, Tk)
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, D), and keys and values of the slots in use

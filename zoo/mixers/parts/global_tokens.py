@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from zoo_kernels import BlockLayout, softmax_attention
-from zoo_kernels.documents import document_starts
 
 from zoo.mixers.parts.dilation import Dilation
+from zoo_kernels import BlockLayout, softmax_attention
+from zoo_kernels.documents import document_starts
 
 BLOCK = 64  # of the layouts
 WORD = 0xFFFFFFFF

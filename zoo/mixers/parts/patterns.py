@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
-from zoo_kernels.layout.block_layout import BLOCKS
 
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
+from zoo_kernels.layout.block_layout import BLOCKS
 
 KEPT = 8  # layouts that a pattern remembers
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zoo_kernels.backend import without_autocast
 
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
+from zoo_kernels.backend import without_autocast
 
 
 def orthogonal_rows(heads: int, rows: int, width: int, generator: torch.Generator) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from zoo_kernels import linear_attention
-from zoo_kernels.linear.api import ALGORITHMS
 
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo_kernels import linear_attention
+from zoo_kernels.linear.api import ALGORITHMS
 
 
 def attend_linear(

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo_kernels.softmax import ring_slots
 
 from zoo.mixers.parts.cache import KeyValueCache
+from zoo_kernels.softmax import ring_slots
 
 
 class RingCache(KeyValueCache):

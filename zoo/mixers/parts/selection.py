@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.backend import without_autocast
 from zoo_kernels.documents import document_positions

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from zoo.cli import COMMAND
 from zoo.config import ConfigError, load_run_config, register_mixers, run_dir, run_label
 from zoo.entry import Job, start
 from zoo.options.command import check_command
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen is None:
         return 0
     check_command(take_paths(chosen))
-    sys.argv[1:] = chosen  # what processes that Lightning starts repeat
+    sys.argv[1:] = [*COMMAND, *chosen]  # what processes that Lightning starts repeat
     start("train", _run, chosen)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: no traceback from the interpreter's end
     return 0
