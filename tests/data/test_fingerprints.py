@@ -205,3 +205,12 @@ def test_opening_ten_million_documents_reads_little_and_holds_little(tmp_path):
     read, opened, used, documents, tokens, found = json.loads(output.stdout)
     assert (documents, tokens, found) == (count, 3 * count, [str(count // 2)])
     assert read < 1e6 and opened < 50 * 2**20 and used < 50 * 2**20
+
+
+def test_a_source_that_is_refused_leaves_no_cache(write, tmp_path):
+    source = TextSource(str(write(lines_DOT_jsonl='{"text": 1}\n') / "lines.jsonl"))
+    (tmp_path / "used").mkdir()
+    for cache in (tmp_path / "a" / "b", tmp_path / "used"):
+        with pytest.raises(DataError, match="expected a string"):
+            known_fingerprint(source, "train", cache)
+    assert not (tmp_path / "a").exists() and not list((tmp_path / "used").iterdir())

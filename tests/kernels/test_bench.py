@@ -176,7 +176,11 @@ def test_pieces_by_the_first_word_of_their_name():
     assert parse(["device=cpu", "dry=true", "piece=correctness"]).pieces == group
     assert parse(["device=cpu", "dry=true", "piece=sparse,ceilings"]).pieces == ("sparse", "ceilings")
     assert tuple(run.CUDA) == CUDA_PIECES and tuple(run.CPU) == CPU_PIECES
-    assert all(f"{key}=" in SCRIPT.read_text(encoding="utf-8") for key in options.DEFAULTS)
+
+
+def test_help_names_every_option():
+    done = run_script("--help")
+    assert done.returncode == 0 and all(f"\n    {key}=" in done.stdout for key in options.Given.model_fields)
 
 
 def piece_that(action):
@@ -220,7 +224,7 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(monkeypatch, capsys):
         return SimpleNamespace(returncode=int("piece=gqa" in command))
 
     asked = replace(parse(["device=cpu", "dry=true", "piece=gqa,widths,decode", "minutes=3"]), scale="full")
-    monkeypatch.setattr(run, "parse", lambda arguments: asked)
+    monkeypatch.setattr(run, "parse", lambda arguments, usage: asked)
     monkeypatch.setattr(run.subprocess, "run", start)
     with pytest.raises(SystemExit, match="1"):
         run.main([])

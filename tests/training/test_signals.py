@@ -127,14 +127,14 @@ def test_a_run_stopped_before_its_first_step_starts_again_in_its_folder(small, t
 
 
 STUCK = """
-import ctypes, signal, sys
+import ctypes, signal, sys, threading
 import zoo.training.signals as signals
 signals.PATIENCE = signals.AGAIN = 0.3
 with signals.StopSignals() as stop:
     if sys.argv[1] == "deferred":
         stop.defer()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # so that it does not wake the call below
-    print("ready", flush=True)
+    threading.Timer(1.0, print, ("ready",), {"flush": True}).start()  # when the call below has begun
     ctypes.CDLL(None).sleep(60)
 """
 

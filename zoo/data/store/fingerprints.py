@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from zoo.data.documents import Source, expand
+from zoo.data.documents import DataError, Source, expand
 from zoo.files import replace_text
 
 SETTLED = 2 * 10**9  # ns: file systems keep times to 2 s at worst, so that a younger file may change unseen
@@ -75,13 +76,13 @@ def remember(
     kept = expand(cache_dir) / "fingerprints" / f"{key}.json"
     if (found := _read(kept, before.newest, begun)) is not None:
         return found
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
         lock = FileLock(kept.with_suffix(".lock"))
-        lock.acquire()
-    except OSError:
-        return compute()
-    try:
+        try:
+            stack.enter_context(_nothing_left(kept.with_suffix(".lock")))
+            stack.enter_context(lock)
+        except OSError:
+            return compute()
         if (found := _read(kept, before.newest, begun)) is not None:
             return found
         started = time.time_ns()
@@ -89,8 +90,24 @@ def remember(
         if stamp() == before:
             replace_text(kept, json.dumps({"fingerprint": result, "started": started, "finished": time.time_ns()}))
         return result
-    finally:
-        lock.release()
+
+
+@contextmanager
+def _nothing_left(lock: Path) -> Iterator[None]:
+    """Make the folder of a lock file; if the block ends in a DataError, remove both, and folders above that it made.
+
+    What others have put there stays. A lock that is removed under those who wait for it lets two of them compute.
+    """
+    made = [folder for folder in lock.parents if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except DataError:
+        with suppress(OSError):
+            lock.unlink()
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _read(kept: Path, changed: int, begun: int) -> str | None:
