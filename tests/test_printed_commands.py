@@ -6,10 +6,10 @@ import shlex
 import sys
 
 import pytest
-from zoo.training.program import tell_interrupted
 
 from tests.training.conftest import write_text
 from zoo.cli import friendly_errors
+from zoo.commands.train import tell_interrupted
 from zoo.evaluation.results.records import read_held_out
 from zoo.paths import ROOT, split_command
 from zoo.sweeps.compose import read_plan

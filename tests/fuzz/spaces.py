@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from tests.fuzz import values
 from tests.fuzz.forked import ROOT, Case
+from zoo.commands import COMMANDS
 from zoo.config import CONFIGS, register_mixers
 
 NO_CASE = ("trainer.compile", "hydra", "trainer.num_nodes")  # minutes of compiling; waits for other machines
@@ -184,7 +186,8 @@ def script_space(name: str) -> Space:
     program = f"scripts/{name}.py"
     if name in COMPOSED:
         return Space(program, COMPOSED[name], composed(name))
-    own = runpy.run_path(str(ROOT / program))["Options"].model_fields
+    source = import_module(f"zoo.commands.{name}").__dict__ if name in COMMANDS else runpy.run_path(str(ROOT / program))
+    own = source["Options"].model_fields
     defaults = {key: field.default for key, field in own.items()}
     groups = group_names("attention", "model", "tokenizer") if name in TAKES_TRAIN_OPTIONS else {}
     return Space(program, SCRIPTS[name], defaults, groups, PATHS, overrides=False)

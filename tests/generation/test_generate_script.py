@@ -1,6 +1,5 @@
 """scripts/generate.py as it is typed."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+from zoo.cli import friendly_errors
+from zoo.commands import generate
 from zoo.config import ConfigError
 from zoo.runs.loaded_run import open_run
 
@@ -24,14 +25,6 @@ def run_folder(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def options(run_folder, **changes):
     config = OmegaConf.load(ROOT / "configs" / "generate.yaml")
     return OmegaConf.merge(config, {"run": str(run_folder), "device": "cpu", "max_new_tokens": 12}, changes)
@@ -43,17 +36,17 @@ def run_script(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, timeout=120, env=environment)
 
 
-def test_any_prompt_is_printed_and_continued(run_folder, script, tmp_path):
+def test_any_prompt_is_printed_and_continued(run_folder, tmp_path):
     done = run_script(tmp_path, f"run={run_folder}", f"prompt={NASTY}", "max_new_tokens=12")
     assert done.returncode == 0, done.stderr.decode()
-    expected = "".join(script.continuation(options(run_folder), NASTY)) + "\n"
+    expected = "".join(generate.continuation(options(run_folder), NASTY)) + "\n"
     assert done.stdout.decode("utf-8") == expected
     assert expected.startswith(NASTY)
     assert len(expected) > len(NASTY) + 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_are_one_line_and_exit_code_2(script, tmp_path, monkeypatch, capsys):
+def test_errors_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for argument, message in (
         ("seed=1", "run is not set"),
@@ -65,29 +58,29 @@ def test_errors_are_one_line_and_exit_code_2(script, tmp_path, monkeypatch, caps
         ("checkpoint=newest", "checkpoint=newest: expected"),
         ("-m", "-m: expected KEY=VALUE"),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            script.main(["device=cpu", argument])
+        with pytest.raises(SystemExit, match="2"), friendly_errors():
+            generate.main(["device=cpu", argument])
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ")
         assert message in printed.err
         assert (printed.err.count("\n"), printed.out) == (1, "")
 
 
-def test_the_continuation_is_that_of_the_model(run_folder, script):
+def test_the_continuation_is_that_of_the_model(run_folder):
     run = open_run(run_folder)
     ids = [256, *"水 a".encode()]
     tokens = run.decoder.generate([ids], 12, temperature=0.8, seed=3, stop_token=256)[0]
-    text = "".join(script.continuation(options(run_folder, seed=3), "水 a"))
+    text = "".join(generate.continuation(options(run_folder, seed=3), "水 a"))
     assert text == "水 a" + bytes(tokens).decode("utf-8", "replace")
 
 
-def test_an_empty_prompt_starts_from_the_document_token(run_folder, script):
+def test_an_empty_prompt_starts_from_the_document_token(run_folder):
     greedy = options(run_folder, temperature=0)
-    assert len("".join(script.continuation(greedy, ""))) > 0
-    assert "".join(script.continuation(options(run_folder, max_new_tokens=0), "")) == ""
+    assert len("".join(generate.continuation(greedy, ""))) > 0
+    assert "".join(generate.continuation(options(run_folder, max_new_tokens=0), "")) == ""
 
 
-def test_it_stops_at_the_document_token(tmp_path, script):
+def test_it_stops_at_the_document_token(tmp_path):
     run = make_run(tmp_path)
     decoder = small_decoder()
     decoder.head.weight = torch.nn.Parameter(torch.zeros(257, 16))
@@ -97,19 +90,19 @@ def test_it_stops_at_the_document_token(tmp_path, script):
         hidden = decoder.hidden(torch.tensor([[256, 97]]))[0, -1]
         decoder.head.weight[256] = 9 * hidden
     save_checkpoint(run / "checkpoints" / "last.ckpt", decoder, tokenizer=tokenizer)
-    assert "".join(script.continuation(options(run, temperature=0, max_new_tokens=50), "a")) == "a"
+    assert "".join(generate.continuation(options(run, temperature=0, max_new_tokens=50), "a")) == "a"
 
 
-def test_prompt_from_a_file(script, tmp_path):
+def test_prompt_from_a_file(tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_bytes(NASTY.encode())
-    assert script.read_prompt(None, str(file)) == NASTY
-    assert script.read_prompt("${x}", None) == "${x}"
-    assert script.read_prompt(None, None) == ""
+    assert generate.read_prompt(None, str(file)) == NASTY
+    assert generate.read_prompt("${x}", None) == "${x}"
+    assert generate.read_prompt(None, None) == ""
     with pytest.raises(ConfigError, match="both given"):
-        script.read_prompt("a", str(file))
+        generate.read_prompt("a", str(file))
     file.write_bytes(b"ab\xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
-        script.read_prompt(None, str(file))
+        generate.read_prompt(None, str(file))
     with pytest.raises(ConfigError, match="not UTF-8"):
-        script.read_prompt("ab\udcff", None)
+        generate.read_prompt("ab\udcff", None)

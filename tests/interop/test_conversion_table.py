@@ -1,13 +1,13 @@
 """The table of a run and its conversions, from real evaluations of tiny runs."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.tiny_run import make_run, small_decoder
+from zoo.cli import friendly_errors
+from zoo.commands import conversion_table
 from zoo.conversion.convert_run import convert_run
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.results.records import read_held_out
@@ -18,17 +18,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "conversion_table.py"
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """The script's main with the arguments given; what it prints."""
-    spec = importlib.util.spec_from_file_location("conversion_table_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # where pydantic looks for what annotations name
-    spec.loader.exec_module(script)
+def call(capsys):
+    """The command with the arguments given; what it prints."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["conversion_table.py", *map(str, arguments)])
-        with script.friendly_errors():
-            script.main()
+        with friendly_errors():
+            conversion_table.main(list(map(str, arguments)))
         return capsys.readouterr().out
 
     return run

@@ -1,6 +1,5 @@
 """Whole runs with fewer key heads: identities in fp64, the folder that is written, and what is refused."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from omegaconf import OmegaConf
 
 import zoo
 from tests.evaluation.tiny_run import make_run, save_checkpoint
+from zoo.cli import friendly_errors
+from zoo.commands import convert
 from zoo.config import ConfigError
 from zoo.conversion.conversion_plan import plan_conversion
 from zoo.conversion.convert_run import calibration_tokens, convert_decoder, convert_run, second_moments
@@ -242,13 +243,11 @@ def test_what_cannot_be_converted_says_why(run, tmp_path):
 
 
 def test_the_script_prints_errors_by_method_and_user_errors_in_one_line(run, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("convert_script", ROOT / "scripts" / "convert.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        script.main(["device=cpu", *arguments])
+        with friendly_errors():
+            convert.main(["device=cpu", *arguments])
         return capsys.readouterr()
 
     out = tmp_path / "new, with=signs"

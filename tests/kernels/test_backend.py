@@ -57,7 +57,7 @@ def test_more_rows_than_a_grid_holds_are_named():
 
 
 def test_auto_says_once_what_it_takes_and_why(caplog):
-    with caplog.at_level(logging.INFO, "kernels"):
+    with caplog.at_level(logging.INFO, "zoo_kernels"):
         for _ in range(3):
             linear_attention(X, X, X)
             softmax_attention(X, X, X)

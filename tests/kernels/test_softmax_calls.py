@@ -146,7 +146,7 @@ def test_an_unknown_backend_is_a_backend_error():
 
 def test_auto_says_once_which_backend_it_took_and_why(caplog):
     backend._announce_once.cache_clear()
-    with caplog.at_level(logging.INFO, logger="kernels"):
+    with caplog.at_level(logging.INFO, logger="zoo_kernels"):
         for _ in range(3):
             softmax_attention(Q, K, K)
         softmax_attention(Q, K, K, backend="torch")

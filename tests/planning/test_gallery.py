@@ -1,7 +1,5 @@
 """The weights that the gallery draws are those of the mixers."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
+from zoo.commands import gallery
 from zoo.costs.gallery.costs import layer_costs
 from zoo.costs.gallery.pictures import draw_mixer, draw_overview
 from zoo.costs.gallery.weights import LENGTH, attention_weights, build_sample, influence
@@ -88,11 +87,7 @@ def test_pictures_and_page_are_written(tmp_path):
     draw_mixer(tmp_path / "one.png", "lightning", weights["lightning"], costs)
     for file in ("all.png", "one.png"):
         assert 5_000 < (tmp_path / file).stat().st_size < 300_000
-    spec = importlib.util.spec_from_file_location("gallery_script", ROOT / "scripts" / "gallery.py")
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # where pydantic looks for what annotations name
-    spec.loader.exec_module(script)
-    text = script.page(names)
+    text = gallery.page(names)
     assert all(f"gallery/{name}.png" in text and f"## {name}" in text for name in names)
     assert "`window=24`" in text and "(TransNormerLLM" in text
 

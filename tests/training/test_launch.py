@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from zoo.training.program import choose_folder
 
+from zoo.commands.train import choose_folder
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.ranks import Launch, job_id, this_launch

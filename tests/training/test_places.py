@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from zoo.training.program import main
 
 from zoo.cli import friendly_errors
+from zoo.commands.train import main
 from zoo.config import ConfigError, load_run_config
 from zoo.files import WriteError, read_metrics, replace_file, replace_text
 from zoo.model import CheckpointError

@@ -124,14 +124,15 @@ def picture(file: Path, runs: list[dict[str, Any]], speed: list[Speed]) -> None:
     sets = list(dict.fromkeys(run["data"] for run in runs))
     names = list(dict.fromkeys(run["attention"] for run in runs))
     color = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(names)}
-    style = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(
+        {
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+        }
+    ):
         count = len(sets) + bool(speed)
         figure, grid = plt.subplots(1, count, figsize=(4.4 * count, 3.7), dpi=150, squeeze=False)
         panels = grid[0]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoo.cli import choose_device
-from zoo.options.programs import Conversion, read_program
+from zoo.options.programs import Conversion as Options
+from zoo.options.programs import read_program
 from zoo.paths import program_command
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ COLUMNS = ("keys", "values", "scores", "outputs")
 
 def main(arguments: list[str]) -> None:
     """One conversion."""
-    config = read_program("convert", Conversion, arguments, __doc__)
+    config = read_program("convert", Options, arguments, __doc__)
     from zoo.conversion.convert_run import convert_run
     from zoo.runs.loaded_run import open_run
 

@@ -125,7 +125,8 @@ class TextSource:
     Text and JSON lines may be compressed (.gz, .bz2, .xz, .zst). Official splits are kept, by the names of files or of
     the folders above them: see :func:`zoo.data.sources.splits.recognize_splits`; validation is cut from train if there
     is none. Otherwise documents are divided by the hash of their text, and one or two documents are cut at paragraph
-    ends, both by `split_fractions` (train, validation, test). Errors in the files are raised when documents are first asked for.
+    ends, both by `split_fractions` (train, validation, test). Errors in the files are raised when documents are first
+    asked for.
     """
 
     def __init__(

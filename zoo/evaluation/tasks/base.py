@@ -100,17 +100,17 @@ class Task(Protocol):
 
 
 TASKS = {
-    "offline": "suite:Suite",
-    "perplexity": "perplexity_task:PerplexityTask",
-    "perplexity_position": "perplexity_position:PerplexityPositionTask",
-    "perplexity_context": "perplexity_context:PerplexityContextTask",
+    "offline": "tasks.suite:Suite",
+    "perplexity": "tasks.perplexity:PerplexityTask",
+    "perplexity_position": "tasks.perplexity_position:PerplexityPositionTask",
+    "perplexity_context": "tasks.perplexity_context:PerplexityContextTask",
     **dict.fromkeys(
         ("mqar", "passkey", "kv", "niah", "vt", "cwe", "fwe", "babi"),
-        "recall_task:RecallEvaluation",
+        "tasks.recall:RecallEvaluation",
     ),
-    "qa": "qa_task:QAEvaluation",
-    "hub": "qa_task:HubSuite",
-    "lm_eval": "lm_eval_task:LmEvalTask",
+    "qa": "tasks.question_answering:QAEvaluation",
+    "hub": "tasks.question_answering:HubSuite",
+    "lm_eval": "lm_eval.task:LmEvalTask",
 }
 
 
