@@ -28,11 +28,11 @@ import torch
 
 from zoo.files import replace_text
 from zoo.model import Decoder, DecoderConfig
+from zoo.model.from_config import decoder_config
 from zoo.model.loss import next_token_loss
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
-from zoo.training.configuration import decoder_config
 from zoo.training.optimizers.build import adamw
 
 ARMS = ["softmax", "gqa", "mqa", "lightning", "3xlightning+softmax"]

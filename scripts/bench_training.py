@@ -31,11 +31,11 @@ from zoo.config import instantiate, to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
+from zoo.model.from_config import decoder_config
 from zoo.model.loss import next_token_loss
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, read_arguments
 from zoo.schema.base import Positive, Whole, option
-from zoo.training.configuration import decoder_config
 from zoo.training.module import SCHEDULE_KEYS
 from zoo.training.optimizers.build import build_optimizer
 from zoo.training.run import train

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, register_mixers
 from zoo.model import Decoder
-from zoo.training.configuration import decoder_config, step_budget
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
 from zoo.training.optimizers.build import OPTIMIZERS, rate_factor
 from zoo.training.strategies import build_strategy
 

@@ -15,7 +15,8 @@ from tests.evaluation.tiny_run import write_texts
 from zoo.config import CONFIGS, ConfigError, load_run_config, register_mixers
 from zoo.costs.matching import MLP, match_config
 from zoo.model import Decoder
-from zoo.training.configuration import decoder_config, resumed_config
+from zoo.model.from_config import decoder_config
+from zoo.options.continued import resumed_config
 from zoo.training.run import train
 
 VOCABULARY = 2048

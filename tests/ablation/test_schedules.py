@@ -12,8 +12,8 @@ from zoo.mixers.softmax import SoftmaxAttention
 from zoo.mixers.window import WindowAttention
 from zoo.mixers.window_linear import WindowLinearAttention
 from zoo.model import Decoder, DecoderConfig
+from zoo.model.from_config import decoder_config
 from zoo.model.schedule import ScheduleError, expand_schedule
-from zoo.training.configuration import decoder_config
 
 SIZES = ("model.width=32", "model.heads=4")
 A, S = "lightning", "softmax"

@@ -19,11 +19,11 @@ from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.lm_eval import completion
 from zoo.evaluation.lm_eval import model as lm_eval
 from zoo.evaluation.lm_eval.task import LmEvalTask
-from zoo.evaluation.results.file_names import path_part
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.scoring.documents import documents as scoring
 from zoo.evaluation.tasks.perplexity import PerplexityTask
 from zoo.runs import corpus
+from zoo.runs.file_names import path_part
 from zoo.runs.loaded_run import open_run
 
 EOT, LENGTH = 256, 48

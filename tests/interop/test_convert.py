@@ -17,8 +17,8 @@ from zoo.conversion.convert_run import calibration_tokens, convert_decoder, conv
 from zoo.conversion.head_merging import METHODS
 from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity
 from zoo.model.decoder import Decoder, DecoderConfig
+from zoo.model.from_config import decoder_config
 from zoo.runs.loaded_run import open_run
-from zoo.training.configuration import decoder_config
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [

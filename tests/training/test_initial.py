@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.model import CheckpointError, Decoder
-from zoo.training.initial import initial_config, initial_weights, load_initial
+from zoo.options.continued import initial_config
+from zoo.training.initial import initial_weights, load_initial
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from zoo.model import Decoder, DecoderConfig
-from zoo.training.optimizers.build import build_optimizer, rate_factor, split_parameters
+from zoo.model.parameters import split_parameters
+from zoo.training.optimizers.build import build_optimizer, rate_factor
 from zoo.training.optimizers.muon import Muon, orthogonalize
 
 

@@ -12,7 +12,7 @@ from zoo.commands.train import main
 from zoo.config import ConfigError, load_run_config
 from zoo.files import WriteError, read_metrics, replace_file, replace_text
 from zoo.model import CheckpointError
-from zoo.training.configuration import resumed_config
+from zoo.options.continued import resumed_config
 from zoo.training.monitoring.loggers import LocalLogger, build_loggers, wandb_mode
 from zoo.training.run import train
 

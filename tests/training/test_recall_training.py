@@ -13,9 +13,9 @@ from zoo.data.datamodule import LanguageData
 from zoo.data.recall.samples import RecallError
 from zoo.files import read_metrics
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
+from zoo.options.continued import resumed_config
 from zoo.runs.run_folder import RunFolder
 from zoo.training.callbacks import Interrupted, NonFiniteLoss
-from zoo.training.configuration import resumed_config
 from zoo.training.module import LanguageModule
 from zoo.training.monitoring.meter import AnswerMeter, Meter, metrics_of
 from zoo.training.monitoring.monitor import describe

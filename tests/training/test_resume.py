@@ -13,7 +13,8 @@ import torch
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.model import CheckpointError
-from zoo.training.configuration import resumed_config, step_budget
+from zoo.options.budget import step_budget
+from zoo.options.continued import resumed_config
 from zoo.training.module import LanguageModule
 from zoo.training.run import train
 from zoo.training.signals import Interrupted

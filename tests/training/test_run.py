@@ -19,9 +19,10 @@ import zoo
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.model import CheckpointError
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
 from zoo.training.callbacks import NonFiniteLoss
 from zoo.training.checkpointing import AtomicCheckpointIO
-from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]

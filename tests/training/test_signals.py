@@ -12,9 +12,9 @@ import torch
 
 from tests.training.test_resume import assert_same_run
 from zoo.files import read_metrics
+from zoo.options.continued import resumed_config
 from zoo.training.callbacks import StopOnNonFinite
 from zoo.training.checkpointing import AtomicCheckpointIO
-from zoo.training.configuration import resumed_config
 from zoo.training.module import LanguageModule
 from zoo.training.run import train
 from zoo.training.signals import Interrupted, StopSignals

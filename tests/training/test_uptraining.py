@@ -7,10 +7,9 @@ from tests.training.test_resume import assert_same_run, stop_at, weights
 from zoo.config import ConfigError
 from zoo.conversion.convert_run import convert_run
 from zoo.files import read_metrics
+from zoo.options.continued import initial_config, resumed_config
 from zoo.runs.loaded_run import open_run
 from zoo.training.callbacks import Interrupted
-from zoo.training.configuration import resumed_config
-from zoo.training.initial import initial_config
 from zoo.training.run import train
 
 MODEL = ["attention=softmax", "model.heads=4", "schedule.pattern=softmax+lightning"]

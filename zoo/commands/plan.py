@@ -30,10 +30,10 @@ from zoo.costs.roofline import decoding, floor, share_costs
 from zoo.costs.textbook import textbook
 from zoo.files import replace_text
 from zoo.model import Decoder
+from zoo.model.from_config import decoder_config
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
 from zoo.schema.base import Flag, Positive, option
-from zoo.training.configuration import decoder_config
 
 VOCABULARIES = {"bytes": 257}
 

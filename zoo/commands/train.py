@@ -94,8 +94,8 @@ def _existing(folder: str, others: Sequence[str]) -> tuple[str | None, str | Non
 
 def is_finished(run: Path, overrides: Sequence[str]) -> bool:
     """Whether a run has the budget that it was given, or that ``overrides`` give it."""
+    from zoo.options.budget import step_budget
     from zoo.training.checkpointing import resume_checkpoint
-    from zoo.training.configuration import step_budget
     from zoo.training.run import resumed_facts
 
     checkpoint = resume_checkpoint(run)
@@ -110,8 +110,7 @@ def is_finished(run: Path, overrides: Sequence[str]) -> bool:
 
 
 def _run(config: DictConfig, job: Job) -> None:
-    from zoo.training.configuration import resumed_config
-    from zoo.training.initial import initial_config
+    from zoo.options.continued import initial_config, resumed_config
     from zoo.training.run import train
     from zoo.training.signals import Interrupted
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from zoo.config import ConfigError
 from zoo.conversion.conversion_plan import Plan, plan_conversion
 from zoo.conversion.head_merging import METHODS, HeadErrors, refusal, share_heads
-from zoo.model.checkpoint import PREFIX
+from zoo.model.checkpoint import PREFIX, write_checkpoint
 from zoo.model.decoder import Decoder
 from zoo.paths import expand
 from zoo.runs.corpus import open_corpus
 from zoo.runs.loaded_run import OpenedRun
 from zoo.runs.provenance import layer_pattern
 from zoo.runs.run_folder import RunFolder, write_json
-from zoo.training.checkpointing import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _write_run(
             "global_step": run.step,
             "zoo": {**run.trained, "converted": facts},
         }
-        AtomicCheckpointIO().save_checkpoint(content, new.checkpoints / "last.ckpt")
+        write_checkpoint(content, new.checkpoints / "last.ckpt")
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -18,7 +18,7 @@ from zoo.config import ConfigError
 from zoo.costs.search import IntegerSearch
 from zoo.mixers.base import Cost
 from zoo.model import Decoder
-from zoo.training.configuration import decoder_config
+from zoo.model.from_config import decoder_config
 
 MLP = "model.mlp_width"
 MLP_STEP = 8  # widths that are multiples of it fill matrix units

@@ -25,7 +25,7 @@ from zoo.mixers import Mixer
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import HeadMixer
 from zoo.model import Decoder
-from zoo.training.optimizers.build import split_parameters
+from zoo.model.parameters import split_parameters
 
 FULL = 4  # bytes of fp32
 SHORT = 256  # tokens

@@ -15,13 +15,13 @@ from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.display.tables import show
 from zoo.evaluation.evaluate import LeftOut, evaluate
-from zoo.evaluation.results.records import FOLDER
 from zoo.evaluation.tasks.base import Task
 from zoo.evaluation.tasks.question_answering import HubSuite
 from zoo.evaluation.tasks.suite import Suite
 from zoo.files import is_writable
 from zoo.paths import expand, split_paths
 from zoo.runs.loaded_run import OpenedRun, open_run
+from zoo.runs.run_folder import RESULTS
 
 
 def evaluate_runs(
@@ -94,7 +94,7 @@ def result_folders(folders: Sequence[str], out: str | None) -> list[Path | None]
         return [expand(out)]
     places: list[Path | None] = []
     for number, folder in enumerate(folders):
-        if not expand(folder).is_dir() or is_writable(expand(folder) / FOLDER):
+        if not expand(folder).is_dir() or is_writable(expand(folder) / RESULTS):
             places.append(None)  # open_run says what is no run
         elif out:
             places.append(expand(out) / f"run-{number + 1}")

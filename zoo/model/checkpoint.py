@@ -1,7 +1,9 @@
-"""Reading a decoder back from a run folder or a checkpoint file; never runs code from it."""
+"""Checkpoint files: written whole or not at all, and read without running code from them."""
 
 from __future__ import annotations
 
+import errno
+import io
 import pickle
 import zipfile
 import zlib
@@ -10,9 +12,11 @@ from typing import Any
 
 import torch
 
+from zoo.files import replace_file
 from zoo.model.decoder import Decoder, DecoderConfig
 
 CHECKPOINTS = "checkpoints"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PREFIX = "decoder."
 DAMAGE = (
     RuntimeError,
@@ -99,3 +103,45 @@ def load(path: str | Path, checkpoint: str = "last", device: str | torch.device 
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
     return decoder.to(device).eval()
+
+
+class _Reporting(io.FileIO):
+    """A file that keeps the error of a write: torch.save turns it into a RuntimeError about its own archive."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return size
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint beside ``path``, wait for the disk, then rename: a reader sees the old file or the new one.
+
+    Raises:
+        CheckpointError: if the disk is full or not writable; the previous file stays.
+    """
+    files: list[_Reporting] = []
+
+    def write(unfinished: Path) -> None:
+        with _Reporting(unfinished, "wb") as file:
+            files.append(file)
+            torch.save(content, file)
+
+    try:
+        replace_file(path, write, durable=True)
+    except (OSError, RuntimeError) as error:
+        cause = files[0].error if files and files[0].error else error
+        if not isinstance(cause, OSError):
+            raise
+        kept = f"the previous {path.name} is untouched" if path.is_file() else "no earlier one exists"
+        todo = "Free some space, then continue" if cause.errno in FULL else "Mend that, then continue"
+        raise CheckpointError(f"{path} could not be written ({cause}); {kept}. {todo} with resume=.") from error

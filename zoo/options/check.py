@@ -13,13 +13,14 @@ import torch
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError, instantiate
+from zoo.costs.machine import choose_accelerator, device_memory
 from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
 from zoo.model import Decoder
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
+from zoo.options.continued import initial_config, resumed_config
 from zoo.options.train import TrainConfig, normalize, read_config
-from zoo.training.configuration import decoder_config, resumed_config, step_budget
-from zoo.training.initial import initial_config
-from zoo.training.monitoring.hardware import choose_accelerator, device_memory
 
 DTYPES = {"bf16-mixed": "bf16", "bf16-true": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 UNKNOWN_VOCABULARY = 1  # of a tokenizer that is not read yet: sizes are counted without its embeddings

@@ -16,7 +16,7 @@ from zoo.options.composing import Command, compose_config, read_command
 from zoo.options.data import source_model
 from zoo.options.train import TrainConfig
 from zoo.options.unread import notes
-from zoo.schema.usage import Row, group_rows, option_rows, render, signature_rows
+from zoo.options.usage import Row, group_rows, option_rows, render, signature_rows
 
 ALONE = ("seed", "resume", "init")  # options of no group
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from zoo.mixers.window import WindowAttention
 from zoo.model.decoder import DecoderConfig
-from zoo.training.configuration import decoder_config, step_budget
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
 
 
 def notes(config: DictConfig, overrides: Sequence[str]) -> list[str]:

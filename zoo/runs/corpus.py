@@ -16,7 +16,7 @@ from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL as WHOLE
 from zoo.data.sources.text_files import find_files
 from zoo.data.store.fingerprints import Stamp
-from zoo.evaluation.results.file_names import changed_options, join_name, path_part, plain
+from zoo.runs.file_names import changed_options, join_name, path_part, plain
 from zoo.runs.loaded_run import OpenedRun
 
 FEW = 10  # documents below which a bootstrap interval is rough

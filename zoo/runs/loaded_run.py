@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from zoo.config import ConfigError, instantiate, load_run_config, move_data
 from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from zoo.data.sources.moved import check_moved
-from zoo.evaluation.results.records import FOLDER
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
 from zoo.model.decoder import Decoder
 from zoo.paths import expand
+from zoo.runs.run_folder import RESULTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +46,7 @@ class OpenedRun:
     @property
     def results(self) -> Path:
         """Folder of result files, pictures and finished cells."""
-        return self.out or self.folder / FOLDER
+        return self.out or self.folder / RESULTS
 
     @property
     def document_token(self) -> int:

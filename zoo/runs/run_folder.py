@@ -34,6 +34,7 @@ PACKAGES = (
     "numpy",
     "attention-zoo",
 )
+RESULTS = "eval"  # of evaluations, in a run folder
 RUNS = "runs"  # where a run is put that is given no folder
 
 

@@ -32,7 +32,8 @@ from zoo.runs.loaded_run import OpenedRun
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
 from zoo.options.train import read_config
-from zoo.training.configuration import decoder_config, step_budget
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -36,7 +36,7 @@ def is_trained(folder: Path, config: DictConfig) -> bool:
         content = read_checkpoint(find_checkpoint(folder))
     except CheckpointError:
         return False
-    from zoo.training.configuration import step_budget
+    from zoo.options.budget import step_budget
 
     return int(content.get("global_step", 0)) >= step_budget(config)
 

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import io
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from zoo.files import replace_file
-from zoo.model.checkpoint import CHECKPOINTS, CheckpointError, read_checkpoint
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Reporting(io.FileIO):
-    """A file that keeps the error of a write: torch.save turns it into a RuntimeError about its own archive."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of ``data``."""
-        left = memoryview(data).cast("B")
-        size = left.nbytes
-        try:
-            while left:
-                left = left[super().write(left) :]
-        except OSError as error:
-            self.error = error
-            raise
-        return size
+from zoo.model.checkpoint import CHECKPOINTS, read_checkpoint, write_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,23 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: if the disk is full or not writable; the previous file stays.
         """
-        path = Path(path)
-        files: list[_Reporting] = []
-
-        def write(unfinished: Path) -> None:
-            with _Reporting(unfinished, "wb") as file:
-                files.append(file)
-                torch.save(checkpoint, file)
-
-        try:
-            replace_file(path, write, durable=True)
-        except (OSError, RuntimeError) as error:
-            cause = files[0].error if files and files[0].error else error
-            if not isinstance(cause, OSError):
-                raise
-            kept = f"the previous {path.name} is untouched" if path.is_file() else "no earlier one exists"
-            todo = "Free some space, then continue" if cause.errno in FULL else "Mend that, then continue"
-            raise CheckpointError(f"{path} could not be written ({cause}); {kept}. {todo} with resume=.") from error
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read plain data and tensors only; CheckpointError if the file is damaged."""

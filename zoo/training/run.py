@@ -11,23 +11,24 @@ import lightning
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError, absolute, instantiate, to_dict
+from zoo.costs.machine import choose_accelerator, choose_precision
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
 from zoo.data.sources.moved import ChangedData, check_moved
 from zoo.model import CheckpointError
 from zoo.model.checkpoint import read_checkpoint
+from zoo.model.from_config import decoder_config
+from zoo.options.budget import step_budget
 from zoo.options.check import check_config
 from zoo.paths import expand, literal
 from zoo.ranks import this_launch
 from zoo.runs.run_folder import RunFolder, write_json
 from zoo.training.callbacks import StopOnNonFinite, StopOnSignal, ValidateAtEnd, ValidateFirst
 from zoo.training.checkpointing import AtomicCheckpointIO, Checkpoints, remove_leftovers, resume_checkpoint
-from zoo.training.configuration import decoder_config, step_budget
 from zoo.training.head_sharing import sharing_callbacks
 from zoo.training.initial import initial_recall, load_initial
 from zoo.training.module import LanguageModule
-from zoo.training.monitoring.hardware import choose_accelerator, choose_precision
 from zoo.training.monitoring.loggers import build_loggers
 from zoo.training.monitoring.monitor import Monitor, ProgressDisplay
 from zoo.training.signals import StopSignals

@@ -16,9 +16,9 @@ from zoo.config import ConfigError
 from zoo.data import DataError
 from zoo.evaluation.lm_eval.records import as_json, make_records, make_samples
 from zoo.evaluation.results.cell_store import open_cells
-from zoo.evaluation.results.file_names import join_name, path_part
 from zoo.evaluation.tasks.base import Folders, Outcome, TaskOptions, Words
 from zoo.paths import expand
+from zoo.runs.file_names import join_name, path_part
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import Count, Flag, Positive, option
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from zoo.files import replace_file
 from zoo.paths import program_command, shown
+from zoo.runs.run_folder import RESULTS
 
 SCHEMA = "zoo-eval/1"
 SCHEMA_FILE = Path(__file__).with_name("zoo-eval-1.schema.json")
 METRICS: tuple[str, ...] = tuple(
     json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]["record"]["properties"]["metric"]["enum"]
 )
-FOLDER = "eval"  # of a run folder
 FAULTS = 5  # that a message lists
 
 
@@ -106,7 +106,7 @@ def read_held_out(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ResultError: if the run has not been evaluated so, or the number is not finite.
     """
-    files = sorted((run / FOLDER).glob("perplexity-*.json"), key=lambda file: (len(file.name), file.name))
+    files = sorted((run / RESULTS).glob("perplexity-*.json"), key=lambda file: (len(file.name), file.name))
     for file in files:  # that of the last checkpoint has the shorter name
         result = read_results(file)
         record = next((r for r in result["results"] if r["metric"] == "bits_per_byte"), None)

@@ -21,11 +21,11 @@ from zoo.data.recall.samples import RecallError, Sample
 from zoo.evaluation.display.progress import progress_bar
 from zoo.evaluation.results.answer_records import describe_sample, make_records
 from zoo.evaluation.results.cell_store import CellStore, open_cells
-from zoo.evaluation.results.file_names import changed_options, join_name, path_part, plain, task_defaults
 from zoo.evaluation.results.records import Record
 from zoo.evaluation.scoring.answers import score_samples
 from zoo.evaluation.tasks.base import Lengths, Outcome, TaskOptions, listed
 from zoo.runs.corpus import open_corpus
+from zoo.runs.file_names import changed_options, join_name, path_part, plain, task_defaults
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import Count, Flag, PathText, Positive, Whole, option
 

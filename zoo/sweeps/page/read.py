@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from zoo.sweeps.ledger import Entry, read_ledger
 from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.evaluate import Written
-from zoo.evaluation.results.records import FOLDER, Record, ResultError, read_results, read_samples
+from zoo.runs.run_folder import RESULTS
+from zoo.evaluation.results.records import Record, ResultError, read_results, read_samples
 from zoo.evaluation.tasks.base import Outcome
 from zoo.files import read_metrics
 
@@ -122,7 +123,7 @@ def _read_run(sweep: Path, arm: str, seed: int, entry: Entry | None, overrides: 
 def _with_contents(run: RunData, folder: Path) -> RunData:
     notes: list[str] = []
     evaluations = {}
-    for file in sorted((folder / FOLDER).glob("*.json")):
+    for file in sorted((folder / RESULTS).glob("*.json")):
         try:
             evaluations[file.stem] = read_evaluation(file)
         except (ResultError, OSError, TypeError) as error:

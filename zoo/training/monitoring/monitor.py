@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from zoo.costs.machine import peak_flops
 from zoo.files import read_metrics
-from zoo.training.monitoring.hardware import peak_flops
 from zoo.training.monitoring.meter import metrics_of
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.model import Decoder
+from zoo.model.parameters import split_parameters
 from zoo.training.optimizers.muon import Muon
 
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -46,13 +47,6 @@ def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name={name!r}: expected one of {', '.join(OPTIMIZERS)}.")
     return OPTIMIZERS[name](decoder, **options)
-
-
-def split_parameters(decoder: Decoder) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices of the blocks' linear layers, and everything else."""
-    chosen = {id(m.weight) for m in decoder.blocks.modules() if isinstance(m, nn.Linear)}
-    parameters = list(decoder.parameters())
-    return [p for p in parameters if id(p) in chosen], [p for p in parameters if id(p) not in chosen]
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

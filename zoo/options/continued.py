@@ -1,16 +1,10 @@
-"""What a configuration comes to: its decoder, its budget, and that of a run that is continued."""
+"""The configuration of a run that continues another: with ``resume=`` its training, with ``init=`` from its weights."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 from omegaconf import DictConfig, OmegaConf
 
-from zoo import mixers
-from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data, to_dict
-from zoo.model import DecoderConfig, expand_schedule
+from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data
 from zoo.paths import literal
 
 MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked
@@ -23,6 +17,9 @@ RESUMABLE = (
     "data.verify",
     *MOVABLE,
 )
+
+
+FIXED = ("model", "attention", "mixers", "schedule", "tokenizer", "match", "experiment", "resume")  # of init=
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -66,39 +63,29 @@ def _refuse_change(key: str, config: DictConfig, saved: DictConfig) -> None:
         )
 
 
-def decoder_config(config: DictConfig, vocab_size: int, separator_tokens: Sequence[int] = ()) -> DecoderConfig:
-    """The decoder that a configuration asks for; ``separator_tokens`` are those of ``model.separators``.
+def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """Configuration of the run in ``config.init`` with every override of the command line but those of its weights.
 
     Raises:
-        ValueError: on an unknown attention, or on sizes that do not fit together.
+        ConfigError: on an override of the model or the tokenizer, or of an experiment, which may set both.
     """
-    entries: dict[str, dict[str, Any]] = to_dict(config.mixers)
-    known = {*mixers.names(), *entries}
-    schedule = config.schedule
-    layers = expand_schedule(schedule.pattern, config.model.depth, config.attention, known, schedule.patch)
-    used = {name: entries[name] for name in dict.fromkeys(layers) if name in entries}
-    model = to_dict(config.model)
-    for key in ("name", "separators"):
-        model.pop(key)
-    return DecoderConfig(
-        vocab_size=vocab_size, layer_types=layers, mixers=used, separator_tokens=list(separator_tokens), **model
-    )
-
-
-def step_budget(config: DictConfig) -> int:
-    """Optimizer steps of the budget, which is given in tokens, or else in steps.
-
-    Raises:
-        ConfigError: if neither is given, or if it is not positive.
-    """
-    trainer = config.trainer
-    tokens_per_step = trainer.batch_size * config.data.length
-    if trainer.max_tokens is not None:
-        steps = math.ceil(trainer.max_tokens / tokens_per_step)
-    elif trainer.max_steps is not None:
-        steps = trainer.max_steps
-    else:
-        raise ConfigError("no budget: set trainer.max_steps or trainer.max_tokens.")
-    if steps < 1:
-        raise ConfigError(f"the budget is {steps} steps: expected at least 1.")
-    return steps
+    saved = load_run_config(config.init)
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    for key in sorted(given):
+        if key == "init" or key.startswith("hydra."):
+            continue
+        group = key.partition("@")[0].replace("/", ".")
+        if group.partition(".")[0] in FIXED:
+            raise ConfigError(
+                f"{key} cannot be changed by a run that starts from the weights of {config.init}: these fix the model "
+                "and the tokenizer."
+            )
+        copy_option(config, saved, group)
+    if "trainer.max_steps" in given and "trainer.max_tokens" not in given:
+        OmegaConf.update(saved, "trainer.max_tokens", None, force_add=True)
+    if "match" in saved:
+        saved.match.quantity = None  # the sizes are those of the weights
+    if not given & {"data", "data.source", "data.source.path"}:  # whose source has these places already
+        move_data(saved, *(OmegaConf.select(saved, n) if n in given else None for n in ("data.path", "data.cache_dir")))
+    saved.init, saved.resume = literal(config.init), None
+    return saved
