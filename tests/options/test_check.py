@@ -7,7 +7,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from tests.schema.composing import composed
+from tests.options.composing import composed
 from zoo.cli import friendly_errors
 from zoo.config import ConfigError
 from zoo.options import check

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.schema.composing import base
+from tests.options.composing import base
 from zoo import mixers
 from zoo.config import CONFIGS, ConfigError, to_dict
 from zoo.options.command import check_command, train_help

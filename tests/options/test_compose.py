@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.schema.composing import base
+from tests.options.composing import base
 from zoo.config import ConfigError
 from zoo.options.composing import compose_config, read_command
 

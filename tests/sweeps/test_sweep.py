@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.ablation.fake_programs import driver_command, read_calls, write_programs
+from tests.sweeps.fake_programs import driver_command, read_calls, write_programs
 from tests.training.conftest import write_text
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_results

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ablation import sweep_folder
-from tests.ablation.sweep_folder import ARMS, write_sweep
+from tests.sweeps import sweep_folder
+from tests.sweeps.sweep_folder import ARMS, write_sweep
 from zoo.config import ConfigError
 from zoo.evaluation.display.training_plots import plt
 from zoo.sweeps.page.analysis import analyse

@@ -8,8 +8,8 @@ import statistics
 
 import pytest
 
-from tests.ablation import sweep_folder
-from tests.ablation.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
+from tests.sweeps import sweep_folder
+from tests.sweeps.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_samples
 from zoo.evaluation.results.statistics import student_interval

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from tests.schema.composing import composed
+from tests.options.composing import composed
 from zoo.config import CONFIGS, ConfigError, to_dict
 from zoo.options.train import TrainConfig, normalize, read_config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from tests.interop.test_convert import decoder_of, ids
+from tests.conversion.test_convert import decoder_of, ids
 from zoo.config import ConfigError
 from zoo.conversion.conversion_plan import plan_conversion
 from zoo.conversion.convert_run import convert_decoder

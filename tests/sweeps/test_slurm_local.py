@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from tests.ablation.test_sweep import arguments, names, programs, results, statuses, wait_for
+from tests.sweeps.test_sweep import arguments, names, programs, results, statuses, wait_for
 from zoo.config import ConfigError
 from zoo.sweeps.driver import run_sweep
 from zoo.sweeps.slurm import SlurmLauncher

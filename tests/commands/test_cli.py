@@ -10,7 +10,7 @@ import pytest
 from zoo.cli import friendly_errors
 from zoo.config import LABEL, run_label
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTED = """
 import builtins, runpy, sys
 inner = builtins.__import__

@@ -1,0 +1,102 @@
+"""Who may import whom: rooms import only what is below them, and what is heavy stays in the rooms that use it."""
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEIGHTS = (  # from below; rooms of one line do not import each other
+    ("zoo_kernels",),
+    ("paths", "ranks", "files", "config", "cli", "entry", "schema"),
+    ("mixers",),
+    ("generation", "data"),
+    ("model",),
+    ("runs",),
+    ("costs",),
+    ("conversion",),
+    ("options",),
+    ("training", "evaluation"),
+    ("sweeps",),
+    ("commands",),
+)
+BASE = HEIGHTS[1]  # modules that every program shares, and the types of options: they import each other
+HEIGHT = {room: number for number, rooms in enumerate(HEIGHTS) for room in rooms}
+USERS = {  # who imports what is heavy, or what not every machine has
+    "lightning": {"data", "training"},
+    "hydra": {"paths", "config", "entry", "options", "sweeps"},
+    "datasets": {"data"},
+    "wandb": {"training"},
+    "transformers": {"data", "generation", "runs", "evaluation", "sweeps"},
+    "tokenizers": {"data"},
+    "lm_eval": {"evaluation"},
+    "submitit": {"sweeps"},
+    "matplotlib": {"costs", "evaluation", "sweeps", "commands"},
+}
+LOW = {"zoo_kernels", "mixers"}  # these import torch, and triton lazily
+
+
+def sources():
+    """Room and file of every module; what lies in zoo itself is a room of its own."""
+    for file in sorted((ROOT / "zoo").rglob("*.py")):
+        parts = file.relative_to(ROOT / "zoo").with_suffix("").parts
+        yield parts[0], file
+    for file in sorted((ROOT / "kernels" / "zoo_kernels").rglob("*.py")):
+        yield "zoo_kernels", file
+
+
+def imported(file):
+    """Every module that a file imports, wherever the import stands; members of zoo by their room."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield from (f"zoo.{alias.name}" for alias in node.names) if node.module == "zoo" else (node.module,)
+
+
+def room_of(module):
+    """Room of a module of this project, None for another's."""
+    package, _, rest = module.partition(".")
+    if package == "zoo_kernels":
+        return package
+    return rest.partition(".")[0] if package == "zoo" and rest else None
+
+
+def edges():
+    found = defaultdict(list)
+    for room, file in sources():
+        for module in imported(file):
+            if room != "__init__" and (other := room_of(module)) not in (None, room):
+                found[room, other].append(f"{file.relative_to(ROOT)} imports {module}")
+    return found
+
+
+def test_rooms_import_only_what_is_below_them():
+    assert {room for room, _ in sources()} - {"__init__"} == set(HEIGHT)
+    upward = {pair: where for pair, where in edges().items() if not (pair[0] in BASE and pair[1] in BASE)}
+    assert [where for (room, other), where in upward.items() if HEIGHT[other] >= HEIGHT[room]] == []
+
+
+@pytest.mark.parametrize("library", USERS)
+def test_what_is_heavy_stays_in_the_rooms_that_use_it(library):
+    users = {room for room, file in sources() if any(m.split(".")[0] == library for m in imported(file))}
+    assert users == USERS[library]
+
+
+def test_kernels_and_mixers_need_only_torch():
+    others = {
+        f"{file.relative_to(ROOT)} imports {module}"
+        for room, file in sources()
+        if room in LOW
+        for module in imported(file)
+        if module.split(".")[0] not in {*sys.stdlib_module_names, "torch", "triton", "zoo_kernels", "zoo"}
+    }
+    assert others == set()
+
+
+def test_the_folder_of_the_kernels_is_no_package():
+    """Hugging Face's package is called kernels; a package of that name here would hide it, or be hidden by it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not any(m.split(".")[0] == "kernels" for _, file in sources() for m in imported(file))
