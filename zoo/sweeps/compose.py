@@ -17,11 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
+from zoo.paths import command, take_paths
 from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
 from zoo.sweeps.evaluations import EvalTask, give_options
 from zoo.sweeps.ledger import config_key, now
-from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
-from zoo.paths import command, take_paths
 
 FLAGS = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from zoo.sweeps.launch import LOG, Job, Launcher, LocalLauncher, visible_devices
-from zoo.sweeps.ledger import Entry, Ledger, Status
-from zoo.sweeps.compose import EvalTask, Plan, Run, read_plan
-from zoo.sweeps.preflight import prepare
-from zoo.sweeps.status import Progress, duration, show_summary
-from zoo.sweeps.runs import eval_command, find_finished, is_busy, is_trained, make_room, train_command
 from zoo.config import ConfigError
 from zoo.paths import program_command, split_command
 from zoo.runs.run_folder import RunFolder, write_json
+from zoo.sweeps.compose import EvalTask, Plan, Run, read_plan
+from zoo.sweeps.launch import LOG, Job, Launcher, LocalLauncher, visible_devices
+from zoo.sweeps.ledger import Entry, Ledger, Status
+from zoo.sweeps.preflight import prepare
+from zoo.sweeps.runs import eval_command, find_finished, is_busy, is_trained, make_room, train_command
+from zoo.sweeps.status import Progress, duration, show_summary
 
 PAUSE = 0.2  # seconds between looks at the processes
 FAILED = 1

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zoo.sweeps.arms import merge
 from zoo.config import ConfigError
+from zoo.sweeps.arms import merge
 
 
 @dataclass(frozen=True)

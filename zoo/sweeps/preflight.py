@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.sweeps.arms import merge, override_name
-from zoo.sweeps.ledger import config_key
-from zoo.costs.matching import match_config
-from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
 from zoo.config import ConfigError, instantiate, to_dict
+from zoo.costs.matching import match_config
 from zoo.data import build_tokenizer, tokens_with, vocabulary_size
 from zoo.data.documents import DataError, Source
 from zoo.data.recall.encoder import Encoder
@@ -28,12 +25,15 @@ from zoo.data.recall.options import RecallOptions
 from zoo.data.recall.samples import RecallError
 from zoo.data.recall_data import check_fit
 from zoo.evaluation.evaluate import check_task
-from zoo.runs.loaded_run import OpenedRun
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
-from zoo.options.train import read_config
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
+from zoo.options.train import read_config
+from zoo.runs.loaded_run import OpenedRun
+from zoo.sweeps.arms import merge, override_name
+from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
+from zoo.sweeps.ledger import config_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

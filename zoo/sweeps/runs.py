@@ -11,10 +11,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from zoo.sweeps.ledger import Entry, Ledger
-from zoo.sweeps.compose import EvalTask, Run
-from zoo.paths import ROOT
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from zoo.paths import ROOT
+from zoo.sweeps.compose import EvalTask, Run
+from zoo.sweeps.ledger import Entry, Ledger
 
 PROGRAMS = ROOT
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.sweeps.launch import failure_reason, start_process
 from zoo.config import ConfigError
+from zoo.sweeps.launch import failure_reason, start_process
 
 
 def run_commands(commands: Sequence[Sequence[str]], folder: str, log: str) -> list[int]:

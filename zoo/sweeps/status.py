@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from zoo.sweeps.compose import Plan, Run
 from zoo.files import read_metrics
 from zoo.paths import program_command
+from zoo.sweeps.compose import Plan, Run
 
 
 class Progress:

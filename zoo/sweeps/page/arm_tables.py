@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from zoo.costs.plan_text import binary, unit
+from zoo.paths import command, split_command
+from zoo.runs.provenance import layer_pattern
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, Point, number
 from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.read import FINISHED, WAITING
 from zoo.sweeps.page.summary import DOMINATED, FRONT, NOT_RESOLVED, Comparison, Summary
-from zoo.runs.provenance import layer_pattern
-from zoo.paths import command, split_command
-from zoo.costs.plan_text import binary, unit
 
 COSTS = {CACHE: "cache", FLOPS: "FLOPs per token", SPEED: "training tokens/s"}
 STANDINGS = (FRONT, DOMINATED, NOT_RESOLVED)

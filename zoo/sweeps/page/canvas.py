@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
+from zoo.costs.cost_curves import palette
+from zoo.evaluation.display.training_plots import STYLE, plt  # plots selects the backend first
 from zoo.sweeps.page.analysis import Analysis
 from zoo.sweeps.page.summary import DOMINATED, FRONT
-from zoo.evaluation.display.training_plots import STYLE, plt  # plots selects the backend first
-from zoo.costs.cost_curves import palette
 
 INK = "#1f2328"  # in the SVG: currentColor
 SIZE = (4.9, 3.3)  # inches, without the legend

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.sweeps.page.read import RunData, SweepData
-from zoo.model import Decoder
 from zoo.costs.roofline import share_costs
+from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
+from zoo.sweeps.page.read import RunData, SweepData
 
 FULL_SOFTMAX = ("softmax", "gqa", "mqa")  # mixers that read every key; the rest keep a state, a window or a choice
 RATE = "train/tokens_per_second"

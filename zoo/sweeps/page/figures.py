@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from zoo.costs.cost_curves import save_png
+from zoo.evaluation.display.training_plots import plt
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis
 from zoo.sweeps.page.canvas import (
     INK,
@@ -35,8 +37,6 @@ from zoo.sweeps.page.canvas import (
 )
 from zoo.sweeps.page.measures import PERPLEXITY, Measure
 from zoo.sweeps.page.scatter import MARKS, cost_label, pareto
-from zoo.evaluation.display.training_plots import plt
-from zoo.costs.cost_curves import save_png
 
 CURVES = {"val": "validation", "train": "training"}
 KEYS = (("bits_per_byte", "bits per byte"), ("loss", "nats per token"), ("recall_nll", "nats per answer"))

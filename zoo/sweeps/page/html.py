@@ -6,10 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, findings, interval_notes
-from zoo.sweeps.page.canvas import layer_colours
-from zoo.sweeps.page.figures import Picture
-from zoo.sweeps.page.style import STYLE
-from zoo.sweeps.page.summary import BETTER, WORSE
 from zoo.sweeps.page.arm_tables import (
     Cell,
     Table,
@@ -23,6 +19,10 @@ from zoo.sweeps.page.arm_tables import (
     headline_table,
     speed_table,
 )
+from zoo.sweeps.page.canvas import layer_colours
+from zoo.sweeps.page.figures import Picture
+from zoo.sweeps.page.style import STYLE
+from zoo.sweeps.page.summary import BETTER, WORSE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser would refuse to load anything
 MEASURED = "<!-- measured -->", "<!-- /measured -->"  # around what the clock decides, in HTML and in Markdown

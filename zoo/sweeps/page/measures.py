@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from zoo.sweeps.page.read import RunData, SweepData
-from zoo.sweeps.page.summary import NOT_TESTED, Difference, Interval, compare
-from zoo.evaluation.tasks.cell_task import NO_CONTEXT, ZERO_LENGTH
 from zoo.evaluation.compare import compare_runs, comparison_notes
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results.records import Record
 from zoo.evaluation.tasks.base import TASKS
+from zoo.evaluation.tasks.cell_task import NO_CONTEXT, ZERO_LENGTH
+from zoo.sweeps.page.read import RunData, SweepData
+from zoo.sweeps.page.summary import NOT_TESTED, Difference, Interval, compare
 
 PERPLEXITY = ("perplexity", "perplexity_context", "perplexity_position")
 PARTS = ("recall", "other")  # of the tokens of the task perplexity

@@ -10,13 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from zoo.sweeps.ledger import Entry, read_ledger
 from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.evaluate import Written
-from zoo.runs.run_folder import RESULTS
 from zoo.evaluation.results.records import Record, ResultError, read_results, read_samples
 from zoo.evaluation.tasks.base import Outcome
 from zoo.files import read_metrics
+from zoo.runs.run_folder import RESULTS
+from zoo.sweeps.ledger import Entry, read_ledger
 
 SCHEMA = "zoo-sweep/1"
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"  # the last is for runs without a line in the ledger

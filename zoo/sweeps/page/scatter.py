@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from zoo.costs.plan_text import binary, unit
+from zoo.evaluation.display.training_plots import plt
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, Point
 from zoo.sweeps.page.canvas import INK, LOOK, Key, colours, legend, mark, mark_face, panel, rows
 from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.summary import FRONT
-from zoo.evaluation.display.training_plots import plt
-from zoo.costs.plan_text import binary, unit
 
 LOSS = "bits per byte"
 MARKS = "full: on the Pareto front, which the line joins; empty: dominated; pale: not resolved."

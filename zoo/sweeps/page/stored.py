@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from zoo.config import ConfigError
 from zoo.sweeps.page.analysis import Analysis
 from zoo.sweeps.page.facts import ArmFacts
 from zoo.sweeps.page.figures import CURVES, KEYS
 from zoo.sweeps.page.measures import Measure, Measures
 from zoo.sweeps.page.read import RunData, SweepData
 from zoo.sweeps.page.summary import SEEDS, Comparison, Summary
-from zoo.config import ConfigError
 
 FILE, SPEED_FILE = "report.json", "speed.csv"
 ABOUT = ("name", "question", "command", "axis", "reference")

@@ -9,10 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, findings, interval_notes
-from zoo.sweeps.page.figures import Picture
-from zoo.sweeps.page.measures import Measure
-from zoo.sweeps.page.html import MEASURED
-from zoo.sweeps.page.read import FAILED, FINISHED
 from zoo.sweeps.page.arm_tables import (
     Cell,
     Table,
@@ -25,6 +21,10 @@ from zoo.sweeps.page.arm_tables import (
     headline_table,
     speed_table,
 )
+from zoo.sweeps.page.figures import Picture
+from zoo.sweeps.page.html import MEASURED
+from zoo.sweeps.page.measures import Measure
+from zoo.sweeps.page.read import FAILED, FINISHED
 
 NUMBERS = ("mean", "low", "high", "n", "over", "difference", "difference_low", "difference_high", "pairs", "verdict")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zoo.files import replace_text
 from zoo.sweeps.page.analysis import analyse
 from zoo.sweeps.page.figures import draw_all
 from zoo.sweeps.page.html import html_page
 from zoo.sweeps.page.read import read_sweep
 from zoo.sweeps.page.stored import FILE, SPEED_FILE, read_report, report_json
 from zoo.sweeps.page.text import arms_csv, markdown_page, measures_csv, speed_csv
-from zoo.files import replace_text
 
 FOLDER = "report"
 
