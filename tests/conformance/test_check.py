@@ -152,6 +152,12 @@ def test_a_module_that_rounds_inside_is_compared_by_its_own_rounding():
     assert 1e-6 < share < 1e-3
 
 
+def with_a_graph():
+    module = nn.Identity()
+    module.kept = torch.ones(2, requires_grad=True) * 2
+    return module
+
+
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
@@ -166,6 +172,11 @@ def test_a_module_that_rounds_inside_is_compared_by_its_own_rounding():
         (lambda dim: nn.Linear(dim, None), {}, "raises TypeError: "),
         (nn.Identity(), {"depth": 3}, "depth: Identity is a module and takes no options"),
         (3, {}, "3 is a int: expected a module, or what makes one"),
+        (
+            with_a_graph(),
+            {},
+            "the module cannot be copied, give its class or a function that makes one that can: RuntimeError: ",
+        ),
         ("softmax", {"longest": 1}, "longest=1, width=16: expected at least 2 tokens"),
     ],
 )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.conformance.target import one_line
+
 SEED = 0
 DRAWS = 3  # of directions, for the estimate of rounding
 SAFETY = 100  # times the estimated rounding: other lengths and splits sum in another order
@@ -32,11 +34,19 @@ class Subject:
         module: never changed itself.
         width: of its inputs, C.
         longest: tokens of the longest input.
+
+    Raises:
+        ValueError: if the module cannot be copied.
     """
 
     def __init__(self, module: nn.Module, width: int, longest: int) -> None:
         self.width, self.longest = width, longest
-        self.original = copy.deepcopy(module).eval()
+        try:
+            self.original = copy.deepcopy(module).eval()
+        except Exception as error:
+            raise ValueError(
+                f"the module cannot be copied, give its class or a function that makes one that can: {one_line(error)}"
+            ) from error
         self.drawn = draw_zeros(self.original)
         first = next(iter([*self.original.parameters(), *self.original.buffers()]), torch.empty(0))
         self.device = first.device
