@@ -15,7 +15,7 @@ HEIGHTS = (  # from below; rooms of one line do not import each other
     ("generation", "data"),
     ("model",),
     ("runs",),
-    ("costs",),
+    ("costs", "conformance"),
     ("conversion",),
     ("options",),
     ("training", "evaluation"),

@@ -159,6 +159,7 @@ SMALL_MODEL = ("model.width=32", "model.depth=1", "model.heads=2")
 SCRIPTS: dict[str, tuple[str, ...]] = {  # arguments that make each one small
     "plan": ("attentions=softmax",),
     "report": (),
+    "check": ("softmax", "longest=3", "compile=false"),
     "compare": ("run",),
     "gallery": ("--help",),  # draws for minutes
     "bench_layers": ("length=64", "width=32", "heads=2", "rounds=1", "attentions=window"),
