@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, instantiate
+from zoo.config import ConfigError, to_dict
 from zoo.costs.machine import choose_accelerator, device_memory
 from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
+from zoo.data.sources.build import build_source
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.continued import initial_config, resumed_config
 from zoo.options.train import TrainConfig, normalize, read_config
+from zoo.registry import imported_entry_points, nothing_imported
 
 DTYPES = {"bf16-mixed": "bf16", "bf16-true": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 UNKNOWN_VOCABULARY = 1  # of a tokenizer that is not read yet: sizes are counted without its embeddings
@@ -45,7 +48,8 @@ def check_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     elif config.init:
         config = initial_config(config, list(overrides))
     try:
-        return check_config(config)
+        with nothing_imported() if config.resume or config.init else nullcontext():
+            return check_config(config)
     except ConfigError as error:
         if folder := config.resume or config.init:
             raise ConfigError(f"{folder}/config.yaml: {error}") from error
@@ -73,7 +77,8 @@ def check_config(config: DictConfig, here: bool = True) -> DictConfig:
         )
     if here:
         _check_devices(read)
-    source = instantiate(settled.data.source)
+    settled.plugins = list(dict.fromkeys([*read.plugins, *imported_entry_points()]))
+    source = build_source(to_dict(settled.data.source))
     if hasattr(source, "check"):
         source.check()
     with torch.device("meta"):
