@@ -86,7 +86,7 @@ def load_run_config(run: str | Path) -> DictConfig:
         raise ConfigError(f"{file} is damaged: {error}. Restore it, or start the run again elsewhere.") from error
     if not isinstance(config, DictConfig) or "model" not in config or "data" not in config:
         raise ConfigError(f"{file} is not the configuration of a run: it has no model or no data.")
-    require_plugins(map(str, config.get("plugins") or ()))
+    require_plugins(config.get("plugins") or ())
     return config
 
 

@@ -1,4 +1,4 @@
-"""A package from outside: one attention, data source, evaluation task, optimizer and logger, as a user would write it."""
+"""A package from outside as a user would write it: an attention, a source, a task, an optimizer and a logger."""
 
 from pathlib import Path
 
@@ -65,8 +65,9 @@ class Copy(TaskOptions):
         ids = torch.arange(self.tokens, device=run.device)[None] % 50
         with torch.no_grad():
             right = (run.decoder(ids).argmax(-1) == ids).float().mean().item()
-        record = Record("outside_copy", "default", self.tokens, None, "exact_match", right, None, self.tokens, "sample", 0.0, True)
-        return Outcome("outside_copy", "copies", {"task": "outside_copy", "tokens": self.tokens}, [record])
+        plain = ("outside_copy", "default", self.tokens, None, "exact_match")
+        record = Record(*plain, right, None, self.tokens, "sample", 0.0, True)
+        return Outcome("outside_copy", "copies", {"tokens": self.tokens}, [record])
 ''',
     "optimizer.py": """
 from __future__ import annotations

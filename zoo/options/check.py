@@ -48,8 +48,7 @@ def check_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     elif config.init:
         config = initial_config(config, list(overrides))
     try:
-        with nothing_imported() if config.resume or config.init else nullcontext():
-            return check_config(config)
+        return check_config(config)
     except ConfigError as error:
         if folder := config.resume or config.init:
             raise ConfigError(f"{folder}/config.yaml: {error}") from error
@@ -67,6 +66,12 @@ def check_config(config: DictConfig, here: bool = True) -> DictConfig:
         ValueError: one line about what is wrong: options, sizes that do not fit together, a path that does not exist,
             devices that are not here, or more memory than there is.
     """
+    from_folder = config.get("resume") or config.get("init")
+    with nothing_imported() if from_folder else nullcontext():
+        return _check_config(config, here)
+
+
+def _check_config(config: DictConfig, here: bool) -> DictConfig:
     read = read_config(config)
     settled = normalize(config, read)
     steps = step_budget(settled)

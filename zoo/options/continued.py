@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data
+from zoo.options.plugins import listed
 from zoo.paths import literal
 
 MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked
@@ -54,7 +55,7 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 def _add_plugins(config: DictConfig, saved: DictConfig) -> None:
     """Record what a run has from outside, and what it is continued with."""
-    names = [*(saved.get("plugins") or ()), *(config.get("plugins") or ())]
+    names = [name for part in (saved, config) for name in listed(part.get("plugins"))]
     OmegaConf.update(saved, "plugins", list(dict.fromkeys(names)), force_add=True)
 
 

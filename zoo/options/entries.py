@@ -32,8 +32,10 @@ def entry_model(
     """
     if name not in registry:
         raise ConfigError(f"{path}={show(name)}: unknown {registry.kind}; {sentence(suggest(str(name), registry))}")
-    model: type[OptionsType] | None = registry.options(name)
-    return model if model is not None else _model(registry.get(name), name, registry.shared, base)
+    entry, model = registry.get(name), registry.options(name)
+    if model is None and isinstance(entry, type) and issubclass(entry, Options):
+        model = entry  # it has its options as its fields
+    return model if model is not None else _model(entry, name, registry.shared, base)
 
 
 @cache

@@ -13,7 +13,8 @@ PLUGINS = (
 )
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """A name alone is a list of one."""
     return [value] if isinstance(value, str) else [] if value is None else value
 
 
@@ -22,4 +23,4 @@ def _imported(names: list[str]) -> list[str]:
     return names
 
 
-PluginNames = Annotated[list[str], BeforeValidator(_listed), AfterValidator(_imported)]
+PluginNames = Annotated[list[str], BeforeValidator(listed), AfterValidator(_imported)]
