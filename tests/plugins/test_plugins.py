@@ -13,6 +13,7 @@ from tests.training.conftest import write_text
 from zoo import plugins
 from zoo.config import ConfigError, load_run_config, to_dict
 from zoo.evaluation.tasks.base import build_task
+from zoo.model import CheckpointError
 from zoo.options.check import check_job
 from zoo.options.command import check_command, train_help
 from zoo.options.composing import compose_config
@@ -91,6 +92,12 @@ def test_a_run_folder_that_hides_its_plugins_imports_nothing_either(trained, tmp
     typed = [f"resume={trained}"]
     with pytest.raises(ConfigError, match="unknown data source"):
         check_job(compose_config("train", typed), typed)
+    file = trained / "checkpoints" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["decoder"]["layer_types"], content["zoo"]["plugins"] = ["late"] * 2, []
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match="unknown attention 'late'"):
+        zoo.load(trained, plugins=["zoo_outside"])
     assert "zoo_late" not in sys.modules
 
 

@@ -1,6 +1,7 @@
 """The programs as they are typed, beside a package that lies in the current folder."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -17,7 +18,8 @@ PLUGINS = "plugins=[zoo_outside]"
 def typed(folder, program, *words):
     """What a program says, and its exit status; it knows this project by its own place alone."""
     command = [sys.executable, str(ROOT / program), *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    known = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": known}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
