@@ -57,7 +57,7 @@ def test_a_run_is_trained_from_a_console_script_and_read_by_every_program(beside
     assert done.returncode == 0, done.stderr
     assert "'plugins=[zoo_outside]'" in done.stdout.splitlines()[-1]  # the command that evaluates it can be pasted
     for program, words in {
-        "eval.py": ("run=run", "task=outside_copy", "device=cpu"),
+        "eval.py": ("run=run", "task=perplexity", "task.max_documents=1", "device=cpu"),
         "scripts/generate.py": ("run=run", "prompt=one", "max_new_tokens=1", "device=cpu"),
         "train.py": ("resume=run", "trainer.max_steps=2"),
     }.items():
