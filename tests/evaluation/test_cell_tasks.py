@@ -17,7 +17,8 @@ from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
-from zoo.evaluation.tasks.base import build_task, cell_task
+from zoo.evaluation.tasks import cell_task
+from zoo.evaluation.tasks.base import build_task
 from zoo.evaluation.tasks.suite import Suite
 from zoo.registry import RECALL_TASKS, TASKS
 from zoo.runs.loaded_run import open_run
@@ -293,7 +294,7 @@ def test_a_question_asked_at_several_depths_is_one_unit(run_folder):
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_is_refused(run_folder, monkeypatch):
-    from zoo.evaluation import run as module
+    from zoo.runs import loaded_run as module
     from zoo.model.checkpoint import CheckpointError
 
     real = module.load
