@@ -81,12 +81,18 @@ def model_below(hint: Any, value: Any = None) -> type[BaseModel] | None:
     """The model that an annotation holds; of several, the one whose ``Literal`` fields have the values of ``value``."""
     found = list(models_below(hint))
     if len(found) < 2 or not isinstance(value, Mapping):
-        return found[0] if found else None
+        return _chosen(found[0], value) if found else None
     for model in found:
         tags = {n: get_args(f.annotation) for n, f in model.model_fields.items() if get_origin(f.annotation) is Literal}
         if any(value.get(name) in choices for name, choices in tags.items() if len(choices) == 1):
             return model
     return found[0]
+
+
+def _chosen(model: type[BaseModel], value: Any) -> type[BaseModel]:
+    """The model, or the one that its value names where there is one for each name."""
+    chosen = getattr(model, "chosen", None)
+    return chosen(value) if chosen is not None and isinstance(value, Mapping) else model
 
 
 def models_below(hint: Any) -> Iterable[type[BaseModel]]:
