@@ -18,8 +18,9 @@ from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
+from zoo.evaluation.tasks import cell_task
 from zoo.evaluation.tasks.base import TASKS as NAMES
-from zoo.evaluation.tasks.base import build_task, cell_task
+from zoo.evaluation.tasks.base import build_task
 from zoo.evaluation.tasks.suite import Suite
 from zoo.runs.loaded_run import open_run
 
