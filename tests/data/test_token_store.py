@@ -15,8 +15,8 @@ import pytest
 from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_batch
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import digest_documents
-from zoo.data.store.token_store import store_files, store_writer
-from zoo.data.store.token_store import token_store as store
+from zoo.data.store import store_files, store_writer
+from zoo.data.store import token_store as store
 from zoo.data.tokenizers import tokenizer_fingerprint
 from zoo.files import WriteError
 

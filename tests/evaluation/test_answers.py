@@ -20,8 +20,8 @@ from tests.evaluation.answer_samples import (
 )
 from zoo.data import build_tokenizer
 from zoo.data.recall.samples import Answer, Sample
+from zoo.evaluation.scoring import answer_passes
 from zoo.evaluation.scoring.answers import score_samples
-from zoo.evaluation.scoring.documents import answer_passes
 from zoo.generation.prompts import read_in_pieces
 
 SCHEDULES = {"softmax": ["softmax"] * 2, "lightning": ["lightning"] * 2, "hybrid": ["lightning", "window", "softmax"]}

@@ -258,7 +258,9 @@ def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path,
     folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"]}, seeds=(0,))
     script = str(ROOT / "scripts" / "report.py")
     monkeypatch.setattr(sys, "argv", [script, str(folder), f"out={tmp_path / 'a=b, c'}"])
-    runpy.run_path(script, run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert not ended.value.code
     assert (tmp_path / "a=b, c" / "report.html").is_file() and not (folder / "report").exists()
     assert "report.html" in capsys.readouterr().out
     for arguments, message in (([str(tmp_path)], "has no sweep.json"), ([], "0 folders given: expected one SWEEP_DIR")):
