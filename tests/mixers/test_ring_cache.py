@@ -28,7 +28,7 @@ def draw(batch, length):
 
 def attend(cache, q, k, v, lengths=None):
     """A piece of window attention with sinks through the cache."""
-    rule = {"window": cache.window, "sinks": cache.sinks}
+    rule = {"window": cache.window, "sink_tokens": cache.sinks}
     step = partial(softmax_attention_step, ring=cache.wrapped, **rule)
     return cache.attend(q, k, v, lengths, partial(softmax_attention, **rule), step)
 

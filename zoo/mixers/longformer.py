@@ -99,10 +99,10 @@ class LongformerAttention(HeadMixer):
         """Window, global tokens that it does not read, and rows of global tokens."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
-            whole = partial(softmax_attention, window=self.window, sinks=first)
+            whole = partial(softmax_attention, window=self.window, sink_tokens=first)
             if cache is None:
                 return whole(q, k, v, documents=call.documents)
-            step = partial(softmax_attention_step, window=self.window, sinks=first, ring=cache.wrapped)
+            step = partial(softmax_attention_step, window=self.window, sink_tokens=first, ring=cache.wrapped)
             return cache.attend(q, k, v, call.lengths, whole, step)
         flags = self.tokens.flags(call.positions, call.marks)
         marked = self.tokens.separators and call.marks is not None
@@ -128,7 +128,9 @@ class LongformerAttention(HeadMixer):
         length, start, stop = k.shape[1], 0, k.shape[1] - 1
         if near.rate == 1:  # the kernel reads the first tokens beside the window; nothing in the last window is far
             start, stop = self.tokens.first, length - self.window
-            part = softmax_attention(q, k, v, window=self.window, sinks=start, documents=documents, return_lse=True)
+            part = softmax_attention(
+                q, k, v, window=self.window, sink_tokens=start, documents=documents, return_lse=True
+            )
             flags = flags & (_positions(k, documents) >= start) & (torch.arange(length, device=k.device) < stop)
         else:
             part = attend_residues(q, k, v, near.rate, near.taps, documents)

@@ -61,11 +61,11 @@ class WindowAttention(SoftmaxAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(softmax_attention, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits)
+        whole = partial(softmax_attention, window=self.window, sink_tokens=self.sinks, sink_logits=self.sink_logits)
         if call.cache is None:
             return whole(q, k, v, documents=call.documents)
         step = partial(
-            softmax_attention_step, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits,
+            softmax_attention_step, window=self.window, sink_tokens=self.sinks, sink_logits=self.sink_logits,
             ring=call.cache.wrapped,
         )  # fmt: skip
         return call.cache.attend(q, k, v, call.lengths, whole, step)
