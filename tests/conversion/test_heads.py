@@ -134,10 +134,10 @@ def test_zero_heads_give_zero_heads():
     [
         ({}, 2),
         ({}, 1),
-        ({"rope": None}, 2),
+        ({"rope_theta": None}, 2),
         ({"rope_fraction": 0.5}, 2),
         ({"gate": "silu"}, 2),
-        ({"gate": "linear", "sinks": True, "rope_fraction": 0.5}, 1),
+        ({"gate": "linear", "sink_logits": True, "rope_fraction": 0.5}, 1),
         ({"kv_heads": 4}, 2),
     ],
 )

@@ -25,7 +25,7 @@ from zoo.evaluation.scoring.documents import answer_passes
 from zoo.generation.prompts import read_in_pieces
 
 SCHEDULES = {"softmax": ["softmax"] * 2, "lightning": ["lightning"] * 2, "hybrid": ["lightning", "window", "softmax"]}
-OPTIONS = {"window": {"window": 9, "sinks": 1}}
+OPTIONS = {"window": {"window": 9, "sink_tokens": 1}}
 every_schedule = pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES)
 
 
@@ -166,7 +166,7 @@ def test_right_answers_are_generated(tokenizer):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_decoder_stays_as_it_was(training):
-    noisy = {"block": 16, "k": 1, "estimator": "gumbel"}  # while it is trained
+    noisy = {"block": 16, "top_k": 1, "estimator": "gumbel"}  # while it is trained
     decoder = build(["learned_sparse", "softmax"], {"learned_sparse": noisy}).train(training)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
     scores = score_samples(decoder, some_samples())

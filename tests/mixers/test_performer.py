@@ -63,20 +63,21 @@ def naive(q, k, v, weight, relu=False):
 
 @pytest.mark.parametrize("feature_map", ["exp", "relu"])
 @pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize("rope", [None, 100.0])
-def test_the_layer_is_its_formula(feature_map, qk_norm, rope):
-    mixer, x = build(feature_map=feature_map, qk_norm=qk_norm, rope=rope, features=20), torch.randn(2, 70, 32).double()
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
+def test_the_layer_is_its_formula(feature_map, qk_norm, rope_theta):
+    mixer = build(feature_map=feature_map, qk_norm=qk_norm, rope_theta=rope_theta, features=20)
+    x = torch.randn(2, 70, 32).double()
     q, k, v = (heads_of(x, p) for p in (mixer.query, mixer.key, mixer.value))
     if qk_norm:
         q, k = (y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.query_norm.weight for y in (q, k))
-    if rope:
-        q, k = (rotate(y, torch.arange(70)[None], rope) for y in (q, k))
+    if rope_theta:
+        q, k = (rotate(y, torch.arange(70)[None], rope_theta) for y in (q, k))
     y = naive(q, k, v, mixer.projection.weight(), relu=feature_map == "relu")
     torch.testing.assert_close(mixer(x), F.linear(y.flatten(-2), mixer.out.weight), rtol=1e-9, atol=1e-10)
 
 
 def relative_error(q, k, v, features):
-    mixer = build(width=8 * 64, heads=8, features=features, qk_norm=False, rope=None)
+    mixer = build(width=8 * 64, heads=8, features=features, qk_norm=False, rope_theta=None)
     with torch.no_grad():
         got = mixer.mix(q, k, v, call(q))
         want = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)

@@ -67,16 +67,16 @@ def naive(mixer, q, k, v, decay=None):
     return torch.einsum("bhij,bjhd->bihd", kernel / den, v)
 
 
-@pytest.mark.parametrize("rope", [None, 100.0])
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
 @pytest.mark.parametrize("decay", ["none", "gate"])
 @pytest.mark.parametrize("tau", [1.0, 1.7])
-def test_the_layer_is_its_formula(rope, decay, tau):
-    mixer, x = build(rope=rope, decay=decay, tau=tau, features=12), torch.randn(2, 50, 32).double()
+def test_the_layer_is_its_formula(rope_theta, decay, tau):
+    mixer, x = build(rope_theta=rope_theta, decay=decay, tau=tau, features=12), torch.randn(2, 50, 32).double()
     with torch.no_grad():
         mixer.sigma.uniform_(0.5, 1.5)
         q, k, v = (p(x).unflatten(-1, (4, 8)) for p in (mixer.query, mixer.key, mixer.value))
-        if rope:
-            q, k = (rotate(y, torch.arange(50)[None], rope) for y in (q, k))
+        if rope_theta:
+            q, k = (rotate(y, torch.arange(50)[None], rope_theta) for y in (q, k))
         gate = None
         if decay == "gate":
             gate = torch.sigmoid(x @ mixer.forget.projection.weight.T + mixer.forget.bias)

@@ -39,7 +39,7 @@ class Performer(StateMixer):
             so that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
             practical number of features is enough.
         seed: of the features, with the layer and the number of the draw.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -58,9 +58,9 @@ class Performer(StateMixer):
         redraw: int | None = 1000,
         qk_norm: bool = True,
         seed: int = 0,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, rope=rope)
+        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, rope_theta=rope_theta)
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         self.features, self.stabilized = features, feature_map == "exp"

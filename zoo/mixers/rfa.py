@@ -55,7 +55,7 @@ class RandomFeatureAttention(StateMixer):
         decay: ``none`` or ``gate``.
         redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
         seed: of W, with the layer and the number of the draw.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -74,9 +74,9 @@ class RandomFeatureAttention(StateMixer):
         decay: str = "none",
         redraw: int | None = 1000,
         seed: int = 0,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, rope=rope)
+        super().__init__(width, heads, depth, layer, rope_theta=rope_theta)
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if not tau > 0:

@@ -46,7 +46,7 @@ class WindowLinearAttention(BlendMixer):
         local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies, for both parts; None for no positions.
+        rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -67,11 +67,12 @@ class WindowLinearAttention(BlendMixer):
         local_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
-        )
+            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate,
+            rope_theta=rope_theta,
+        )  # fmt: skip
         if mode == "shared":
             chosen = "taylor" if feature_map is None else feature_map
             self.take([SharedPart(heads, self.head_width, window, chosen, features)])

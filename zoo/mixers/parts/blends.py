@@ -219,7 +219,7 @@ class BlendMixer(HeadMixer):
     Args:
         mode: how they are blended, a key of ``modes``.
         local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
-        qk_norm, gate, rope: of :class:`HeadMixer`.
+        qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a mode or a number of heads that cannot be.
@@ -239,9 +239,9 @@ class BlendMixer(HeadMixer):
         local_heads: int | None,
         qk_norm: bool,
         gate: str,
-        rope: float | None,
+        rope_theta: float | None,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope=rope)
+        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope_theta=rope_theta)
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes)}.")
         if local_heads is not None and mode != "heads":
