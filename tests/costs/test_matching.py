@@ -71,8 +71,8 @@ def test_every_attention_is_matched_to_softmax(nano, name, quantity):
     assert (result.changed == {}) == (config.model.mlp_width is None)
     width = decoder_config(config, 10).hidden_width()
     assert width % 8 == 0
-    for neighbour in (width - 8, width + 8):
-        config.model.mlp_width = neighbour
+    for neighbor in (width - 8, width + 8):
+        config.model.mlp_width = neighbor
         assert abs(counted(config, quantity) - target) >= abs(after - target)
 
 

@@ -122,7 +122,7 @@ def test_others_are_the_first_that_differ():
     assert (only_itself[0].rank, only_itself[0].choices) == (None, 1)
 
 
-def relabelled(decoder, samples, wanted):
+def relabeled(decoder, samples, wanted):
     """The same decoder of the same samples, but for the names of tokens: what it says often is called ``wanted``."""
     prompts = [sample.tokens[: answer.start].tolist() for sample in samples for answer in sample.answers]
     names = np.arange(VOCABULARY)
@@ -139,7 +139,7 @@ def relabelled(decoder, samples, wanted):
 @every_schedule
 def test_text_ends_with_its_line_or_document(layers, tokenizer):
     decoder = build(layers, OPTIONS)
-    samples = relabelled(decoder, some_samples(2), [NEWLINE, DOCUMENT])
+    samples = relabeled(decoder, some_samples(2), [NEWLINE, DOCUMENT])
     ends = set()
     for generate in (1, 12):
         scores = score_samples(decoder, samples, generate=generate, tokenizer=tokenizer)

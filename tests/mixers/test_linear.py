@@ -1,4 +1,4 @@
-"""Linear attention: feature maps, normalisers and the quadratic form of each of their combinations."""
+"""Linear attention: feature maps, normalizers and the quadratic form of each of their combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUTS = [
     [0.990343554287, -1.323291525318, 1.281599602153, -0.388912554532,
      -0.42262583909, -1.5780773761, -0.144763825876, 1.482328011531],
 ]  # fmt: skip
-MAPS = {  # map, and normaliser where it is not the sum; taylor of 6 features
+MAPS = {  # map, and normalizer where it is not the sum; taylor of 6 features
     "exp": [
         [1.80994474003, -2.04383286763, 2.05754463484, -0.0139345329435,
          -0.816934400221, -3.02016632106, -0.669310618171, 2.50690165835],
@@ -102,7 +102,7 @@ def test_maps_and_normalizers_equal_those_computed_elsewhere(name):
 @pytest.mark.parametrize("normalizer", ["sum", "l2", "none"])
 @pytest.mark.parametrize("feature_map", SCORES)
 def test_equals_the_quadratic_form(feature_map, normalizer, rope_theta):
-    """The sum of the normaliser runs over time, and each head has its own."""
+    """The sum of the normalizer runs over time, and each head has its own."""
     mixer, x = build(feature_map=feature_map, normalizer=normalizer, rope_theta=rope_theta), draw(2, 70, 32)
     q, k = (y.unflatten(-1, (4, -1)) for y in queries_and_keys(mixer, x))
     if rope_theta is not None:

@@ -1,4 +1,4 @@
-"""Performer: the formula, its limit, its stabilisers and its draws."""
+"""Performer: the formula, its limit, its stabilizers and its draws."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def call(q, documents=None):
 
 
 def naive(q, k, v, weight, relu=False):
-    """Weights of all pairs ``(B, H, T, T)`` from one feature after the other, without any stabiliser, in fp64."""
+    """Weights of all pairs ``(B, H, T, T)`` from one feature after the other, without any stabilizer, in fp64."""
     q, k = (x.double() * x.shape[-1] ** -0.25 for x in (q, k))
     kernel = torch.zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[1]).double()
     for f in range(weight.shape[1]):
@@ -94,7 +94,7 @@ def test_the_error_to_softmax_attention_falls_as_the_root_of_the_features():
     assert errors[-1] < 0.02
 
 
-def test_normalised_queries_and_keys_start_where_the_default_features_are_enough():
+def test_normalized_queries_and_keys_start_where_the_default_features_are_enough():
     """At weights of 1 as in other layers the estimate would be useless."""
     mixer = build(width=8 * 64, heads=8)
     x = torch.randn(1, 128, 512).double()
@@ -126,7 +126,7 @@ def test_an_outlier_key_changes_only_what_comes_after_it(place, factor):
             after = mixer.mix(q, k, v, call(q))
         assert torch.equal(before[:, :place], after[:, :place])
         want = naive(q, k, v, weight)
-        rows = ~want.isnan()  # exp(-|k|^2 / 2) is 0 without a stabiliser: a row that sees nothing else
+        rows = ~want.isnan()  # exp(-|k|^2 / 2) is 0 without a stabilizer: a row that sees nothing else
         assert torch.isfinite(after).all()
         torch.testing.assert_close(after.double()[rows], want[rows], rtol=tolerance, atol=tolerance)
 

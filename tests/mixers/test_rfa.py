@@ -87,7 +87,7 @@ def test_the_layer_is_its_formula(rope_theta, decay, tau):
 @pytest.mark.parametrize("decay", ["none", "gate"])
 @pytest.mark.parametrize("tau", [0.3, 1.0])
 def test_the_first_token_gets_its_value(decay, tau):
-    """Whatever the sign and size of its normaliser; a bound of 1, as in the published code, would shrink it."""
+    """Whatever the sign and size of its normalizer; a bound of 1, as in the published code, would shrink it."""
     mixer, (q, k, v) = build(decay=decay, tau=tau), qkv(1, dtype=torch.float64)
     torch.testing.assert_close(mix(mixer, q, k, v), v, rtol=1e-12, atol=1e-12)
     single, (q, k, v) = build(torch.float32, decay=decay, tau=tau), qkv(1, dtype=torch.float32)
@@ -106,7 +106,7 @@ def test_a_high_temperature_gives_the_running_mean():
     torch.testing.assert_close(mix(mixer, q, k, v), want, rtol=1e-9, atol=1e-9)
 
 
-def test_negative_weights_and_normalisers_keep_their_sign():
+def test_negative_weights_and_normalizers_keep_their_sign():
     mixer, (q, k, v) = build(tau=0.2, features=8), qkv()
     weight = mixer.projection.weight().double() / 0.2
     kernel = torch.einsum("bijhd,hfd->bhijf", unit(q)[:, :, None] - unit(k)[:, None], weight).cos().mean(-1).tril()

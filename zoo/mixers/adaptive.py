@@ -35,7 +35,7 @@ class AdaptiveAttention(BlockSparseMixer):
         global_blocks: first blocks of the document, read from ``window_below`` on.
         seed: of the draw.
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.

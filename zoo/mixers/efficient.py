@@ -58,7 +58,7 @@ class EfficientAttention(StateMixer):
     """Efficient attention.
 
     Args:
-        form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
+        form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
         rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.

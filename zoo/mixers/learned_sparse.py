@@ -48,7 +48,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         frozen: the logits are not trained, as after :meth:`freeze`.
         seed: of the noise.
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.

@@ -1,4 +1,4 @@
-"""Linear attention with a choice of feature map and normaliser.
+"""Linear attention with a choice of feature map and normalizer.
 
     S_t = S_{t-1} + phi(k_t) v_t^T,   z_t = z_{t-1} + phi(k_t),
     sum    o_t = phi(q_t) S_t / (phi(q_t) . z_t)      weights of a row sum to one

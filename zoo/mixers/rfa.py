@@ -6,7 +6,7 @@
     gate   S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T,         z_t alike,   g_t = sigmoid(w . x_t + b)
 
 On the unit sphere the Gaussian kernel is that of softmax attention, exp(q . k / tau^2), but for a factor that cancels.
-sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normaliser
+sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normalizer
 with them: its sign is kept and its absolute value bounded below, so that the first token gets exactly its value.
 """
 

@@ -32,7 +32,7 @@ class SparseLinearAttention(BlendMixer):
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 

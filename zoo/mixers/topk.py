@@ -206,7 +206,7 @@ class TopKAttention(HeadMixer):
         score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.

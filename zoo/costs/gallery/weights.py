@@ -47,7 +47,7 @@ def gallery_options(name: str) -> dict[str, Any]:
 
 
 def build_sample(name: str, seed: int = 0) -> tuple[Mixer, Tensor]:
-    """A mixer of fp64 with random weights, and an input ``(1, T, C)`` in which neighbours resemble each other."""
+    """A mixer of fp64 with random weights, and an input ``(1, T, C)`` in which neighbors resemble each other."""
     torch.manual_seed(seed)
     mixer = mixers.build(name, width=WIDTH, heads=HEADS, depth=DEPTH, layer=1, **gallery_options(name))
     mixer = mixer.double().eval()

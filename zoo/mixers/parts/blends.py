@@ -131,7 +131,7 @@ class PatternPart(Part):
 
 
 class LinearPart(Part):
-    """Normalised linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
+    """Normalized linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
 
     Args:
         feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
@@ -148,7 +148,7 @@ class LinearPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normaliser, in fp32 or wider."""
+        """The state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.width), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:

@@ -43,7 +43,7 @@ class HeadMixer(Mixer):
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
