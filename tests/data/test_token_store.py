@@ -107,7 +107,7 @@ def test_pickling_carries_the_place_not_the_tokens(list_source, tokenizer, cache
 def test_progress_without_a_terminal_is_two_lines(list_source, tokenizer, cache, capfd):
     TokenStore.open_or_build(list_source(*TEXTS), "train", tokenizer, cache)
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[1].startswith("tokenising list (train): 5 documents, 550 bytes, 555 tokens in")
+    assert len(lines) == 2 and lines[1].startswith("tokenizing list (train): 5 documents, 550 bytes, 555 tokens in")
     TokenStore.open_or_build(list_source(*TEXTS), "train", tokenizer, cache)
     assert capfd.readouterr().err == ""
 

@@ -220,7 +220,7 @@ def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
         ({"lengths": [0]}, r"task\.lengths=\[0\]: expected .*a whole number >= 1"),
         ({"depths": [2]}, r"task\.depths=\[2\]: expected .*from 0 to 1"),
         ({"variants": ["double"]}, "niah has no variant 'double': expected one of single"),
-        ({"options": {"colour": 3}}, "colour is not an option of niah: expected one of keys"),
+        ({"options": {"color": 3}}, "color is not an option of niah: expected one of keys"),
         ({"haystack": "nowhere.txt"}, r"task\.haystack=nowhere\.txt"),
         ({"lengths": [300.5]}, r"task\.lengths=\[300\.5\]"),
         ({"lengths": True}, r"task\.lengths=true"),

@@ -75,6 +75,8 @@ WRONG = {
     "match.tolerance=-1": "match.tolerance=-1: expected a number > 0",
     "mixers.window.window=x": "mixers.window.window=x: expected a whole number",
     "mixers.window.windows=3": "mixers.window.windows: unknown option; did you mean mixers.window.window?",
+    "mixers.window.rope=1": "did you mean mixers.window.rope_theta or mixers.window.rope_fraction?",
+    "mixers.window.sinks=1": "did you mean mixers.window.sink_tokens or mixers.window.sink_logits?",
     "mixers.window.width=64": "mixers.window.width: unknown option",
     "mixers.mine.name=windo": "mixers.mine.name=windo: unknown attention; did you mean window?",
     "mixers.window=3": "mixers.window=3: expected options below it",

@@ -14,7 +14,7 @@ from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_samples
 from zoo.evaluation.results.statistics import student_interval
 from zoo.model import Decoder, DecoderConfig
-from zoo.sweeps.page.analysis import analyse, findings
+from zoo.sweeps.page.analysis import analyze, findings
 from zoo.sweeps.page.analysis import number as shown
 from zoo.sweeps.page.arm_tables import commands, detail_tables, front_table, group_tables, signed
 from zoo.sweeps.page.figures import draw_all
@@ -27,7 +27,7 @@ T2 = 4.302652729911275  # Student's 0.975 quantile for two degrees of freedom
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
     """Analysis of three arms with three seeds."""
-    return analyse(read_sweep(write_sweep(tmp_path_factory.mktemp("sweep"))))
+    return analyze(read_sweep(write_sweep(tmp_path_factory.mktemp("sweep"))))
 
 
 def half(values):
@@ -81,7 +81,7 @@ def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
             run = folder / "arms" / arm / f"seed-{seed}"
             right = RIGHT[arm][seed] - 1
             write_mqar(run, ARMS[arm], (RIGHT[arm][seed], right), variants=("pairs4", "pairs8"))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     _, by_variant = group_tables(analysis)
     assert [row[0].text for row in by_variant.rows] == [f"mqar, pairs{n}: answers right" for n in (4, 8)]
     for number, row in enumerate(by_variant.rows):
@@ -96,7 +96,7 @@ def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
 def test_the_command_does_not_say_where_the_folder_was(tmp_path):
     command = "python train.py -m sweep=ratio 'hydra.sweep.dir=/some where/else' seed=0,1"
     folder = write_sweep(tmp_path / "s", command=command)
-    assert commands(analyse(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
+    assert commands(analyze(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
 
 
 def test_arms_that_were_never_started_have_no_command(tmp_path):
@@ -104,7 +104,7 @@ def test_arms_that_were_never_started_have_no_command(tmp_path):
     facts = json.loads((folder / "sweep.json").read_text())
     facts["arms"].insert(0, {"name": "later", "overrides": ["attention=bigbird"]})
     (folder / "sweep.json").write_text(json.dumps(facts))
-    found = commands(analyse(read_sweep(folder)))[1:]
+    found = commands(analyze(read_sweep(folder)))[1:]
     assert len(found) == len(ARMS) and not any("bigbird" in command for command in found)
 
 
@@ -117,7 +117,7 @@ def test_answers_told_in_another_way_are_shown_and_no_part_of_the_mean(tmp_path)
         first = next(r for r in content["results"] if r["metric"] == "exact_match")
         content["results"].append(first | {"variant": "pairs4/generated", "value": 0.125})
         file.write_text(json.dumps(content))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     shown = [m for m in analysis.measures.all if m.variant == "pairs4/generated"]
     assert [analysis.summaries["exact", m].mean for m in shown] == [0.125]
     assert {part.variant for part in analysis.measures.recall.parts} == {"pairs4"}
@@ -154,7 +154,7 @@ def test_differences_are_paired_by_seed(standard):
 def test_pairing_resolves_what_overlapping_intervals_hide(tmp_path, monkeypatch):
     monkeypatch.setitem(sweep_folder.BITS, "linear", tuple(bits + 0.1 + 0.001 * n for n, bits in enumerate((1, 2, 3))))
     monkeypatch.setitem(sweep_folder.BITS, "exact", (1.0, 2.0, 3.0))
-    analysis = analyse(read_sweep(write_sweep(tmp_path, {arm: ARMS[arm] for arm in ("linear", "exact")})))
+    analysis = analyze(read_sweep(write_sweep(tmp_path, {arm: ARMS[arm] for arm in ("linear", "exact")})))
     loss = analysis.measures.loss
     (_, high), (low, _) = (analysis.summaries[arm, loss].ci95 for arm in ("exact", "linear"))
     assert low < high
@@ -192,7 +192,7 @@ def test_seeds_that_agree_exactly_do_not_make_an_interval_of_no_width():
 
 
 def test_a_sweep_of_one_seed_says_so(tmp_path):
-    analysis = analyse(read_sweep(write_sweep(tmp_path, seeds=(0,))))
+    analysis = analyze(read_sweep(write_sweep(tmp_path, seeds=(0,))))
     loss, recall = analysis.measures.loss, analysis.measures.recall
     found = analysis.summaries["linear", loss]
     assert (found.ci95, found.n, found.over) == ((1.5, 2.5), 1, "samples")  # the record's own
@@ -272,7 +272,7 @@ def test_equal_arms_are_named_equal(tmp_path):
     folder = write_sweep(tmp_path, {"first": ARMS["hybrid"], "second": ARMS["hybrid"]}, reference="first")
     for seed, bits in enumerate((1.76, 2.12, 2.24)):
         write_perplexity(folder / f"arms/second/seed-{seed}", ARMS["hybrid"], bits)
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     for kind in ("cache", "flops", "speed"):
         states = {p.arm: (p.standing.state, p.standing.others) for p in analysis.points(analysis.measures.loss, kind)}
         assert states == {"first": ("not resolved", ("second",)), "second": ("not resolved", ("first",))}
@@ -294,7 +294,7 @@ def test_the_faster_is_the_cheaper(tmp_path):
             sweep_folder.write_run(
                 folder / f"arms/{arm}/seed-{seed}", ARMS[arm], seed, BITS[arm][seed], RIGHT[arm][seed], rate + seed
             )
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.recall, "speed")}
     assert states == {"linear": "on the front", "exact": "on the front"}  # one is faster, the other recalls more
     states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.loss, "speed")}
@@ -305,7 +305,7 @@ def test_intervals_of_speed_stay_above_zero(tmp_path, monkeypatch):
     folder = write_sweep(tmp_path, {"exact": ARMS["exact"]})
     for seed, rate in enumerate((10.0, 100.0, 1000.0)):
         sweep_folder.write_run(folder / f"arms/exact/seed-{seed}", ARMS["exact"], seed, 2.0, 8, rate)
-    found = analyse(read_sweep(folder)).speed["exact"]
+    found = analyze(read_sweep(folder)).speed["exact"]
     assert 0 < found.ci95[0] < found.mean < found.ci95[1]
 
 
@@ -338,7 +338,7 @@ def test_named_instances_count_as_the_mixers_they_are(tmp_path):
     folder = write_sweep(tmp_path, {"exact": ["lightning", "wide", "wide", "lightning"]}, seeds=(0,))
     config = folder / "arms/exact/seed-0/config.yaml"
     config.write_text(config.read_text().replace("  softmax: {}", "  wide: {name: gqa, kv_heads: 1}"))
-    facts = analyse(read_sweep(folder)).facts["exact"]
+    facts = analyze(read_sweep(folder)).facts["exact"]
     assert facts.share == 0.5 and facts.flops is not None
 
 
@@ -350,7 +350,7 @@ def test_unfinished_and_failed_runs_are_said_and_not_counted(tmp_path):
     (folder / "sweep.json").write_text(
         (folder / "sweep.json").read_text().replace('"seeds": [0, 1]', '"seeds": [0, 1, 2]')
     )
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.progress == "4 of 9 runs finished, 1 failed, 4 not finished yet" and not analysis.complete
     (failed,) = analysis.failures
     assert (failed.arm, failed.seed, failed.reason) == ("hybrid", 1, "loss is NaN at step 7")
@@ -377,7 +377,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (runs["hybrid"] / "config.yaml").unlink()
     (runs["exact"] / "eval" / "perplexity-text-test.samples.jsonl.gz").write_bytes(b"\x1f\x8b broken")
     (runs["exact"] / "metrics.jsonl").unlink()
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     notes = "\n".join(analysis.notes)
     assert "linear, seed 0: no result of mqar" in notes
     assert "hybrid, seed 0: eval/mqar.json cannot be read" in notes
@@ -393,7 +393,7 @@ def test_other_questions_are_not_compared(tmp_path):
     folder = write_sweep(tmp_path, seeds=(0,))
     file = folder / "arms/linear/seed-0/eval/perplexity-text-test.json"
     file.write_text(file.read_text().replace('"f00"', '"other text"'))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert ("linear", analysis.measures.loss) in analysis.summaries
     assert ("linear", analysis.measures.loss) not in analysis.comparisons
     assert ("hybrid", analysis.measures.loss) in analysis.comparisons
@@ -405,7 +405,7 @@ def test_values_of_other_samples_are_not_compared_either(tmp_path):
     file = folder / "arms/linear/seed-0/eval/perplexity-text-test.samples.jsonl.gz"
     lines = gzip.decompress(file.read_bytes()).decode()
     file.write_bytes(gzip.compress(lines.replace('"d0"', '"another"').encode()))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.measures.loss and not [
         m for arm, m in analysis.comparisons if (arm, m.task) == ("linear", "perplexity")
     ]
@@ -416,7 +416,7 @@ def test_values_of_other_samples_are_not_compared_either(tmp_path):
 def test_a_reference_that_has_nothing_is_said(tmp_path, reference):
     folder = write_sweep(tmp_path, seeds=(0,), reference=reference)
     sweep_folder.log(folder, "exact", 0, "failed", "out of memory")
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.comparisons == {}
     assert any(note.startswith(f"the reference {reference!r}") for note in analysis.notes)
 
@@ -428,7 +428,7 @@ def test_a_mean_over_tasks_needs_all_of_them(tmp_path):
         write_mqar(run, ARMS[arm], 4, lengths=(256,), samples=4)
         (run / "eval" / "mqar.json").rename(run / "eval" / "mqar-other.json")
         write_mqar(run, ARMS[arm], RIGHT[arm][0])
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     recall = analysis.measures.recall
     assert recall.label == "mean of 2 recall tasks: answers right"
     assert analysis.summaries["linear", recall].mean == pytest.approx((3 / 16 + 1) / 2)
@@ -447,7 +447,7 @@ def test_the_sum_over_samples_is_the_difference_that_is_shown(tmp_path):
         for arm in ("linear", "exact")
     ]
     want = sum(lines[0][key] - lines[1][key] for key in lines[0]) / (8 * 1000 * math.log(2))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     found = analysis.comparisons["linear", analysis.measures.loss].difference
     assert found.mean == pytest.approx(want) == pytest.approx(1.25)
 
@@ -472,6 +472,6 @@ def test_what_is_no_sweep_is_refused(tmp_path, content, message):
 def test_a_sweep_that_has_just_begun(tmp_path):
     folder = write_sweep(tmp_path)
     (folder / "ledger.jsonl").unlink()
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.progress == "0 of 9 runs finished, 9 not finished yet"
     assert analysis.summaries == {} and analysis.measures.loss is None

@@ -161,15 +161,15 @@ def suggest(given: str, known: Iterable[str], others: Iterable[str] = ()) -> str
     for names in (near, list(others)):
         ends = {name.rpartition(".")[2]: name for name in reversed(names)}
         wanted = given.rpartition(".")[2]
-        if close := difflib.get_close_matches(wanted, list(ends), 1, 0.7) or _longer(wanted, ends):
-            return f"did you mean {ends[close[0]]}?"
+        if close := difflib.get_close_matches(wanted, list(ends), 1, 0.7) or _longer(wanted, reversed(ends)):
+            return f"did you mean {' or '.join(ends[name] for name in close)}?"
     return f"expected one of {', '.join(near)}"
 
 
 def _longer(wanted: str, names: Iterable[str]) -> list[str]:
-    """The one name that begins with ``wanted``."""
-    found = [name for name in names if len(wanted) > 2 and name.startswith(wanted)]
-    return found if len(found) == 1 else []
+    """The names that begin with ``wanted``, or with its singular, if they are few."""
+    found = [name for name in names if len(wanted) > 2 and name.startswith(wanted.removesuffix("s"))]
+    return found if len(found) <= SHOWN else []
 
 
 def show(value: Any) -> str:
