@@ -63,7 +63,7 @@ def test_options_mean_what_they_mean_in_training(capsys):
         (["batch=many"], "batch=many"),
         (["dtype=int4"], "dtype=int4: expected one of auto, fp32"),
         (["attention=nope"], "nope[\\s\\S]*softmax"),
-        (["bogus=1"], "bogus: unknown option; expected one of context, .*hardware.*trainer"),
+        (["bogus=1"], "bogus: unknown option; expected one of plugins, context, .*hardware.*trainer"),
         (["contxt=1"], r"contxt: unknown option; did you mean context\?"),
         (["model.widht=64"], r"model\.widht: unknown option; did you mean model\.width\?"),
         (["model.width=0"], "model.width=0: expected"),

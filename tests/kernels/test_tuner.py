@@ -124,7 +124,7 @@ import torch
 from zoo_kernels.tools import tuner
 from zoo_kernels.tools.calls import CALLS, Size
 from zoo_kernels.launch import INTERPRETER, Config, choose
-from zoo_kernels.linear.triton.chunk import host as triton_host
+from zoo_kernels.linear.triton import host as triton_host
 
 CPU = torch.device("cpu")
 row = tuner.find_row("linear.mix", torch.float32, 16, CPU)

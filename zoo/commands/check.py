@@ -60,6 +60,6 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{len(names)} modules: expected one, as my_package:MyAttention, or a registered attention.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    report = check(names[0], **chosen.model_dump(), **keywords)
+    report = check(names[0], **chosen.model_dump(exclude={"plugins"}), **keywords)
     print(report)
     return 0 if report.passed else 1
