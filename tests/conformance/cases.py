@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,21 @@ WIDTH, HEADS, DEPTH = 32, 4, 3
 VARIANTS = Path(__file__).parent / "variants"
 
 
-def variants(name: str) -> list[dict[str, Any]]:
-    """Options that a mixer is tested with beside its defaults: a YAML list, if there is one."""
+def variants(name: str, kind: str) -> list[dict[str, Any]]:
+    """Sets of options that a mixer is tested with beside its defaults, from ``variants/NAME.yaml`` if there is one.
+
+    Those of the kind ``shapes`` make it compute in another way and are always tested; those of the kind ``options``
+    change numbers and are tested by CI alone.
+    """
     file = VARIANTS / f"{name}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []
+    kinds = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    assert set(kinds) <= {"shapes", "options"}, f"{file} has {sorted(kinds)}"
+    return kinds.get(kind, [])
 
 
-CASES = [(name, options) for name in zoo.mixers.names() for options in [{}, *variants(name)]]
+SHAPES = [(name, options) for name in zoo.mixers.names() for options in [{}, *variants(name, "shapes")]]
+OPTIONS = [(name, options) for name in zoo.mixers.names() for options in variants(name, "options")]
+CASES = SHAPES + OPTIONS
 
 
 def label(case: tuple[str, dict[str, Any]]) -> str:
@@ -32,11 +41,15 @@ def label(case: tuple[str, dict[str, Any]]) -> str:
     return "-".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
 
 
-every_mixer = pytest.mark.parametrize(("name", "options"), CASES, ids=map(label, CASES))
-with_slow_variants = pytest.mark.parametrize(
-    ("name", "options"),
-    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] else [], id=label(case)) for case in CASES],
-)
+def parametrized(always: list[Any], in_ci: Sequence[Any] = ()) -> pytest.MarkDecorator:
+    """A test of the cases ``always``, and, in CI, of those of ``in_ci`` too."""
+    slow = [pytest.param(*case, marks=pytest.mark.slow, id=label(case)) for case in in_ci]
+    return pytest.mark.parametrize(("name", "options"), [pytest.param(*c, id=label(c)) for c in always] + slow)
+
+
+DEFAULTS = [case for case in SHAPES if not case[1]]
+every_mixer = parametrized(SHAPES, OPTIONS)
+with_slow_shapes = parametrized(DEFAULTS, [case for case in CASES if case[1]])
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from tests.conformance.cases import draw, every_name, make, variants, with_slow_variants
+from tests.conformance.cases import CASES, draw, every_name, make, with_slow_shapes
 from zoo_kernels import BackendError, use_backend
 
 TOO_WIDE = "wide, and the kernels take up to"
@@ -48,7 +48,7 @@ def decoded(name, options, backend, _, dtype=torch.float32):
         return [first, *(mixer(piece, cache=cache) for piece in x[:, length:].split([1, 3, 1], 1))]
 
 
-@with_slow_variants
+@with_slow_shapes
 @pytest.mark.parametrize("how", ["plain", "packed", "cached"])
 def test_every_backend_gives_the_same(name, options, how):
     run = decoded if how == "cached" else results
@@ -76,7 +76,7 @@ def test_every_backend_gives_the_same(name, options, how):
 def test_triton_takes_some_options_of_every_mixer(name):
     """So that the test above compares something with it."""
     taken, x = 0, draw(1, 20, torch.float32)
-    for options in [{}, *variants(name)]:
+    for options in (options for other, options in CASES if other == name):
         with use_backend("triton"), torch.no_grad(), suppress(BackendError):
             taken += make(name, options).float()(x).shape == x.shape
         if taken:

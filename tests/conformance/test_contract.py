@@ -19,7 +19,7 @@ from tests.conformance.cases import (
     make,
     new_cache,
     tensors,
-    with_slow_variants,
+    with_slow_shapes,
 )
 
 
@@ -152,7 +152,7 @@ def test_a_mixer_in_bf16_stays_close_to_fp64_over_a_long_sequence(name, options)
     assert error[:, -100:].mean() < 3 * error[:, 100:200].mean() + 2**-7
 
 
-@with_slow_variants
+@with_slow_shapes
 def test_compiled_in_one_graph_equals_eager(name, options):
     torch._dynamo.reset()  # mixers share code: one after the other they would use up its budget of recompilations
     mixer, x = make(name, options), draw(1, 70).requires_grad_()
