@@ -23,7 +23,7 @@ def run(capsys, *arguments):
 def test_a_plan_is_printed_written_and_drawn(tmp_path):
     arguments = ["attention=gqa", "context=32768", "batch=8", "hardware=h200", "attentions=gqa,3xlightning+softmax"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments, f"out={tmp_path / 'made'}"],
+        [sys.executable, str(SCRIPT), *arguments, f"out={tmp_path / 'made'}", "formats=[svg,png]"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -38,6 +38,8 @@ def test_a_plan_is_printed_written_and_drawn(tmp_path):
     for word in ("train", "prefill", "decode", "ridge 206 FLOP/B", "tiles", "compute", "memory", "causal"):
         assert word in done.stdout
     assert (tmp_path / "made" / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert "each attention in all layers" in (tmp_path / "made" / "plan.svg").read_text()
+    assert done.stdout.rstrip().endswith("plan.svg, " + str(tmp_path / "made" / "plan.png"))
 
 
 def test_options_mean_what_they_mean_in_training(capsys):
@@ -61,9 +63,10 @@ def test_options_mean_what_they_mean_in_training(capsys):
         (["hardware=abacus"], "hardware=abacus: expected one of .*h200"),
         (["context=0"], "context=0: expected a whole number >= 1"),
         (["batch=many"], "batch=many"),
+        (["formats="], "formats=.*expected"),
         (["dtype=int4"], "dtype=int4: expected one of auto, fp32"),
         (["attention=nope"], "nope[\\s\\S]*softmax"),
-        (["bogus=1"], "bogus: unknown option; expected one of context, .*hardware.*trainer"),
+        (["bogus=1"], "bogus: unknown option; expected one of .*context, .*hardware.*trainer"),
         (["contxt=1"], r"contxt: unknown option; did you mean context\?"),
         (["model.widht=64"], r"model\.widht: unknown option; did you mean model\.width\?"),
         (["model.width=0"], "model.width=0: expected"),
