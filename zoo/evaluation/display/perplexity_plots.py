@@ -140,7 +140,7 @@ def _with_gains(
 
 
 def _legend(figure: Any, axes: Any, columns: int) -> None:
-    legend_below(figure, list(zip(*axes.get_legend_handles_labels())), columns, width=60 * columns)
+    legend_below(figure, list(zip(*axes.get_legend_handles_labels())), columns, width=100 * columns)
 
 
 def _shortest(curves: list[tuple[str, np.ndarray]]) -> str:
