@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from zoo.costs.cost_curves import CONTEXTS, draw_panel
@@ -91,10 +92,17 @@ def _color_bars(figure: Any) -> None:
         _color_bar(figure, axes, scale, "horizontal")
 
 
+def _plain(value: float, place: float) -> str:
+    """A tick as 0.01: powers of ten would be mathematics, which the style prints as it is written."""
+    return f"{value:g}"
+
+
 def _color_bar(figure: Any, axes: Axes, scale: tuple[str, Normalize, str], orientation: str) -> None:
     colors, norm, label = scale
     axes.set_axis_off()
     aspect = 30 if orientation == "horizontal" else 14
     mappable = ScalarMappable(norm, colormaps[colors].resampled(LEVELS))
-    bar = figure.colorbar(mappable, ax=axes, orientation=orientation, fraction=0.9, aspect=aspect)
+    bar = figure.colorbar(
+        mappable, ax=axes, orientation=orientation, fraction=0.9, aspect=aspect, format=FuncFormatter(_plain)
+    )
     bar.set_label(label)
