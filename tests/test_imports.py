@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEIGHTS = (  # from below; rooms of one line do not import each other
     ("zoo_kernels",),
     ("paths", "ranks", "files", "registry", "plugins", "config", "cli", "entry", "schema"),
-    ("mixers",),
+    ("mixers", "plotting", "tables"),
     ("generation", "data"),
     ("model",),
     ("runs",),
@@ -33,7 +33,8 @@ USERS = {  # who imports what is heavy, or what not every machine has
     "tokenizers": {"data"},
     "lm_eval": {"evaluation"},
     "submitit": {"sweeps"},
-    "matplotlib": {"costs", "evaluation", "sweeps", "commands"},
+    "matplotlib": {"plotting", "costs", "evaluation", "sweeps", "commands"},
+    "jinja2": {"tables", "sweeps"},
 }
 LOW = {"zoo_kernels", "mixers"}  # these import torch, and triton lazily
 

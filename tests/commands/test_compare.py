@@ -19,17 +19,42 @@ def test_a_picture_has_a_panel_per_data_set_and_one_of_speeds(tmp_path, monkeypa
     runs = [run(name, "softmax", [(100, 3.0), (200, 2.5)]) for name in sets] + [run(sets[0], "gqa", [])]
     speed = [compare.Speed(attention="softmax", context=context, tokens_per_second=5.0) for context in contexts]
     drawn = []
-    monkeypatch.setattr(compare, "replace_file", lambda file, save: (save(file), drawn.append(compare.plt.gcf())))
-    compare.picture(tmp_path / "x.png", runs, speed)
+    save = compare.save_figure
+    monkeypatch.setattr(compare, "save_figure", lambda file, figure: drawn.append(figure) or save(file, figure))
+    assert compare.picture(tmp_path / "x.png", runs, speed) == [tmp_path / "x.png"]
     titles = [axes.get_title() for axes in drawn[0].axes]
     assert titles == [f"{name}: validation" for name in sets] + ["training speed"] * bool(contexts)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_was_not_measured_is_a_dash():
-    assert "| `softmax` | 9 | 2.000 (one document) | 0.00 MiB | 0.00 MiB | - |" in compare.table(
-        [run("wiki", "softmax", [])], []
-    )
+    (table,) = compare.tables([run("wiki", "softmax", [])], [])
+    assert table.title == "wiki, 100 training tokens"
+    assert "| `softmax` | 9 | 2.000 (one document) | 0.00 MiB | 0.00 MiB | - |" in table.to_markdown()
+
+
+def test_tables_are_written_in_latex_too_and_pictures_in_every_format(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "describe", lambda folder: run("wiki", folder.name, [(100, 3.0), (200, 2.5)]))
+    files = [f"out={tmp_path / 'x.md'}", f"picture={tmp_path / 'x.svg'}", "formats=[pdf,svg]"]
+    compare.main([str(tmp_path / "softmax"), str(tmp_path / "gqa"), *files])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.md", "x.pdf", "x.svg", "x.tex"]
+    page = (tmp_path / "x.md").read_text()
+    assert page.startswith("### wiki, 100 training tokens\n\n| attention | ") and page in capsys.readouterr().out
+    assert r"\texttt{gqa} & 9 & " in (tmp_path / "x.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["picture=x.jpg"], r"picture=x\.jpg: expected a name that ends in \.png, \.svg, \.pdf\."),
+        (["formats=jpg"], r"formats.*jpg.*expected.*png"),
+    ],
+)
+def test_other_formats_are_refused_before_any_work(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(compare, "describe", lambda folder: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        compare.main(["run", *arguments])
 
 
 def test_another_file_of_speeds_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from zoo.costs.gallery.weights import LENGTH, attention_weights, build_sample, i
 from zoo.mixers.lightning import lightning_slopes
 from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.positions import rotate
+from zoo.plotting import picture_formats
 
 ROOT = Path(__file__).resolve().parents[2]
 TIME = torch.arange(LENGTH)
@@ -83,8 +84,11 @@ def test_pictures_and_page_are_written(tmp_path):
     names = ["softmax", "lightning", "window"]
     weights = {name: attention_weights(*build_sample(name)) for name in names}
     costs = {name: layer_costs(name) for name in names}
-    draw_overview(tmp_path / "all.png", weights)
-    draw_mixer(tmp_path / "one.png", "lightning", weights["lightning"], costs)
+    with picture_formats(["png", "svg"]):
+        draw_overview(tmp_path / "all.png", weights)
+        draw_mixer(tmp_path / "one.png", "lightning", weights["lightning"], costs)
+    for file in ("all.svg", "one.svg"):
+        assert ">0.01<" in (tmp_path / file).read_text() and "mathdefault" not in (tmp_path / file).read_text()
     for file in ("all.png", "one.png"):
         assert 5_000 < (tmp_path / file).stat().st_size < 300_000
     text = gallery.page(names)

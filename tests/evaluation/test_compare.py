@@ -84,11 +84,11 @@ def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
     rows = compare_runs(runs)
     files = write_comparison(tmp_path / "out", runs, rows)
     picture = "kv-default-lengths500-depths0_1-samples4.png"
-    assert [file.name for file in files] == ["comparison.json", "comparison.md", picture]
+    assert [file.name for file in files] == ["comparison.json", "comparison.md", "comparison.tex", picture]
     assert json.loads(files[0].read_text())["rows"] == json.loads(json.dumps(rows))
     console = Console(record=True, width=160)
     show_comparison(rows, files, console)
-    screen, page = console.export_text(), files[1].read_text()
+    screen, page = console.export_text(), files[1].read_text().replace("\\_", "_")
     body = [line for line in page.splitlines() if line.startswith("| kv")]
     assert body and all(line.count("|") == 7 for line in body)
     assert all(cell.strip() in screen for line in body for cell in line.strip("| ").split("|"))

@@ -9,7 +9,7 @@ from zoo.evaluation.display import recall_plots as grids
 @pytest.fixture
 def figures(monkeypatch):
     kept = []
-    monkeypatch.setattr(grids, "save_figure", lambda file, figure: kept.append(figure))
+    monkeypatch.setattr(grids, "save_figure", lambda file, figure: kept.append(figure) or [file])
     return kept
 
 

@@ -13,7 +13,7 @@ from tests.fuzz.forked import Case, Ended, run_cases
 from tests.fuzz.judge import REFUSAL, SUCCESS, verdict
 from tests.fuzz.spaces import Space
 
-LOADED = ("matplotlib.pyplot", "zoo.training.run", "zoo.training.callbacks", "zoo.training.initial", "zoo.generation")
+LOADED = ("matplotlib.figure", "zoo.training.run", "zoo.training.callbacks", "zoo.training.initial", "zoo.generation")
 LOADED += ("zoo.evaluation.program", "zoo.conversion.convert_run", "zoo.sweeps.driver", "zoo.sweeps.page.write")
 EVERY = 100  # cases between two lines of progress
 

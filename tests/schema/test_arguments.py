@@ -31,7 +31,7 @@ def test_values_are_typed():
     assert rest == [] and made.model_dump(exclude_unset=True) == {
         "length": 1000, "widths": [3], "name": "007", "limit": None, "rate": 2.0, "quick": True
     }  # fmt: skip
-    assert read("widths=1,2,1_000")[0].widths == [1, 2, 1000]
+    assert read("widths=1,2,1_000")[0].widths == read("widths=[1,2,1_000]")[0].widths == [1, 2, 1000]
     assert read("length=1", "length=2")[0].length == 2
 
 

@@ -1,5 +1,6 @@
 """Pages, pictures and tables of a sweep's report: whole, escaped, the same each time, and fit for a phone."""
 
+import base64
 import csv
 import json
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,15 @@ import pytest
 from tests.sweeps import sweep_folder
 from tests.sweeps.sweep_folder import ARMS, write_sweep
 from zoo.config import ConfigError
-from zoo.evaluation.display.training_plots import plt
+from zoo.plotting import palette, panels, picture_formats
 from zoo.sweeps.page.analysis import analyze
 from zoo.sweeps.page.arm_tables import front_table
-from zoo.sweeps.page.canvas import layer_colors
+from zoo.sweeps.page.csv_files import arms_csv, measures_csv
 from zoo.sweeps.page.figures import draw_all
-from zoo.sweeps.page.html import html_page, without_measured
+from zoo.sweeps.page.pages import html_page, markdown_page, without_measured
 from zoo.sweeps.page.read import read_sweep
 from zoo.sweeps.page.scatter import cache_axis
 from zoo.sweeps.page.stored import read_report
-from zoo.sweeps.page.text import arms_csv, markdown_page, measures_csv, table_text
 from zoo.sweeps.page.write import write_report
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
@@ -62,6 +63,13 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+def pictures_of(page):
+    """The SVG documents in a page."""
+    found = [attributes["src"].partition(";base64,") for tag, attributes in page.tags if tag == "img"]
+    assert {kind for kind, _, _ in found} == {"data:image/svg+xml"}
+    return [Page(base64.b64decode(content).decode()) for _, _, content in found]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A sweep with its report."""
@@ -79,24 +87,25 @@ def text(folder):
 def test_the_page_needs_nothing_but_itself(text):
     page = Page(text)
     names = [tag for tag, _ in page.tags]
-    assert names.count("svg") == 10 == names.count("figure")
-    assert not {"script", "img", "iframe", "object", "image"} & set(names)
+    assert names.count("img") == 10 == names.count("figure")
+    assert not {"script", "iframe", "object", "svg"} & set(names)
     for tag, attributes in page.tags:
-        assert not {"src", "srcset", "data", "action"} & attributes.keys(), tag
+        assert not {"srcset", "data", "action"} & attributes.keys(), tag
+        assert attributes.get("src", "data:").startswith("data:"), tag
         assert attributes.get("href", "#").startswith(("#", "data:,")), tag
     assert "http:" not in text and "https:" not in text and "@import" not in text
 
 
-def test_ids_are_unique_and_every_reference_has_one(text):
+def test_every_picture_is_whole_and_has_its_caption_for_those_who_cannot_see_it(text):
     page = Page(text)
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)) > 100
-    used = set(re.findall(r'(?:href="|url\()#([^")]*)', text))
-    assert used and used <= set(ids)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert all("training tokens" in part.texts for part in pictures_of(page)[:2])
+    assert len({attributes["src"] for attributes in images}) == len(images)
+    assert all(attributes["alt"] in page.texts for attributes in images)
 
 
 def test_layers_are_drawn_as_strips_in_the_colors_of_the_key(folder, text):
-    colors = layer_colors(analyze(read_sweep(folder)))
+    colors = palette(analyze(read_sweep(folder)).layers)
     assert len(set(colors.values())) == len(colors) == 2
     assert Page(text).strips == [[(layer, colors[layer]) for layer in layers] for layers in ARMS.values()]
 
@@ -135,13 +144,15 @@ def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path
     environment = again / "arms/linear/seed-0/environment.json"
     environment.write_text(json.dumps(json.loads(environment.read_text()) | {"time": "later", "command": ["resume=x"]}))
     write_report(again)
+    different = set()
     for file in sorted((folder / "report").iterdir()):
         first, second = file.read_bytes(), (again / "report" / file.name).read_bytes()
-        measured = "speed" in file.name
         if file.suffix in (".html", ".md"):
             assert first != second
             first, second = (without_measured(content.decode()) for content in (first, second))
-        assert (first != second) if measured else (first == second), file.name
+        different |= {file.name} if first != second else set()
+    measured = {file.name for file in (folder / "report").iterdir() if "speed" in file.name}
+    assert different == measured - {"pareto-fronts-with-speed.tex"}, "who is on them has not changed"
     page = (again / "report" / "report.html").read_text()
     assert "76,548" in page and "76,548" not in without_measured(page)
 
@@ -167,7 +178,7 @@ def test_the_committed_study_is_what_its_data_give(tmp_path):
     for name, text in (("arms.csv", arms_csv(analysis)), ("measures.csv", measures_csv(analysis))):
         assert (study / name).read_text() == text, name
     page = (study / "report.md").read_text()
-    assert table_text(front_table(analysis, "Pareto fronts", ("cache", "flops"))) in page
+    assert front_table(analysis, "Pareto fronts", ("cache", "flops")).to_markdown() in page
     states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.recall, "cache")}
     assert states["softmax"] == "not resolved", "an interval of nearly the whole range says nothing"
 
@@ -203,11 +214,10 @@ def test_arms_without_an_axis_of_numbers_are_drawn_by_name(tmp_path):
     ],
 )
 def test_caches_have_ticks_at_round_numbers_of_bytes(costs, ticks):
-    figure, axes = plt.subplots()
+    _, ((axes,),) = panels()
     axes.plot(costs, [0, 1])
     cache_axis(axes, costs)
     assert [axes.xaxis.get_major_formatter()(place, 0) for place in axes.get_xticks()] == ticks
-    plt.close(figure)
 
 
 def test_names_are_text_and_not_markup(tmp_path):
@@ -225,8 +235,9 @@ def test_names_are_text_and_not_markup(tmp_path):
     assert "x" not in [attributes.get("id") for _, attributes in page.tags]
     texts = [part for part in page.texts if part]
     assert arm in texts and reason in texts and "Sweep <i>&amp;" in texts
-    assert "\u2009_exact" in texts and texts.count("_exact") > 2  # in legends, and in tables and on axes
-    assert "share of layers with full softmax attention" not in text
+    drawn = [part for picture in pictures_of(page) for part in picture.texts]
+    assert "\u2009_exact" in drawn and "_exact" in drawn and arm in drawn  # in legends and on axes
+    assert "share of layers with full softmax attention" not in drawn
     table = next(b for b in (folder / "report" / "report.md").read_text().split("\n\n") if "| reason |" in b)
     assert table.splitlines()[-1] == (
         r'| \<b id="x"\>&"\|$\\frac$ | 1 | \<script\>alert(1)\</script\> \`tick\` \| pipe |'
@@ -270,6 +281,32 @@ def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path,
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_formats_say_what_is_written_and_what_markdown_shows(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"], "linear": ARMS["linear"]}, seeds=(0,))
+    with picture_formats(["svg", "pdf"]):
+        files = write_report(folder)
+    names = {file.name for file in files}
+    assert names == {file.name for file in (folder / "report").iterdir()}
+    assert {"loss-val.svg", "loss-val.pdf"} <= names and not [name for name in names if name.endswith(".png")]
+    page = (folder / "report" / "report.md").read_text()
+    assert "](loss-val.svg)" in page and ".png" not in page
+
+
+def test_every_table_of_the_markdown_page_is_a_file_in_latex(folder):
+    """The caption is the title, the label is the name of the file, and the rows are as many."""
+    page = (folder / "report" / "report.md").read_text()
+    blocks = page.split("\n\n")
+    tables = {title.removeprefix("## "): text for title, text in pairwise(blocks) if text.startswith("| ")}
+    files = {file.stem: file.read_text() for file in (folder / "report").glob("*.tex")}
+    assert len(files) == len(tables) == 7
+    for name, text in files.items():
+        title = re.search(r"\\caption{(.*)}", text)[1]
+        assert f"\\label{{tab:{name}}}" in text
+        assert len(text.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()) == (
+            len(tables[title].splitlines()) - 2
+        )
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium on the path."""
@@ -307,7 +344,7 @@ def test_a_browser_shows_it_without_errors_and_nothing_sticks_out(browser, text,
 
 def test_a_browser_has_nothing_to_complain_of(browser, folder, tmp_path):
     dom, log = browse(browser, folder / "report" / "report.html", 1280, tmp_path)
-    assert dom.count("<svg") == 10 and "CONSOLE" not in log
+    assert dom.count("<img") == 10 and "CONSOLE" not in log
     broken = tmp_path / "broken.html"
     broken.write_text("<script>console.error('seen')</script>")
     assert "CONSOLE" in browse(browser, broken, 1280, tmp_path)[1]  # so that its silence means something

@@ -26,7 +26,7 @@ from zoo.sweeps import runs
 from zoo.sweeps.compose import compose_config
 from zoo.sweeps.driver import run_sweep
 from zoo.sweeps.ledger import read_ledger
-from zoo.sweeps.page.html import without_measured
+from zoo.sweeps.page.pages import without_measured
 from zoo.sweeps.page.write import write_report
 
 ROOT = Path(__file__).resolve().parents[2]

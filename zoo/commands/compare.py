@@ -1,4 +1,4 @@
-"""Runs side by side: a Markdown table of held-out bits per byte, parameters and cache, and a picture of their curves.
+"""Runs side by side: tables of held-out bits per byte, parameters and cache, and a picture of their curves.
 
     python scripts/compare.py RUN_DIR ... [OPTION=VALUE ...]
 
@@ -13,19 +13,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from pydantic import BaseModel, ValidationError
 
 import zoo
 from zoo.config import load_run_config
 from zoo.evaluation.results.records import read_held_out
-from zoo.files import read_metrics, replace_file, replace_text
+from zoo.files import read_metrics
 from zoo.paths import expand
-from zoo.schema.arguments import Arguments, InputFile, OutputFile, read_arguments
-from zoo.schema.base import Positive, option
+from zoo.plotting import palette, panels, picture_formats, save_figure, styled
+from zoo.schema.arguments import Arguments, InputFile, OutputFile, PictureFile, read_arguments
+from zoo.schema.base import PictureFormats, Positive, option
+from zoo.tables import Cell, Table, titled_markdown, write_tables
 
 RATE = "train/tokens_per_second"
 
@@ -33,9 +32,13 @@ RATE = "train/tokens_per_second"
 class Options(Arguments):
     """Options of the comparison."""
 
-    out: OutputFile | None = option("file of the Markdown; empty: it is only printed", default=None)
+    out: OutputFile | None = option(
+        "file of the tables in Markdown, beside which is one in LaTeX that ends in .tex; empty: they are only printed",
+        default=None,
+    )
     speed: InputFile | None = option("file that scripts/bench_models.py wrote; empty: speeds of training", default=None)
-    picture: OutputFile | None = option("file of the PNG; empty: none", default=None)
+    picture: PictureFile | None = option("file of the picture, whose ending is its format; empty: none", default=None)
+    formats: PictureFormats = option("of the picture, as [svg,pdf], beside that of picture=", default=[])
 
 
 class Speed(BaseModel):
@@ -87,31 +90,26 @@ def read_speed(file: str | None) -> list[Speed]:
         raise ValueError(f"speed={file}: expected the JSON that scripts/bench_models.py writes.") from error
 
 
-def table(runs: list[dict[str, Any]], speed: list[Speed]) -> str:
-    """Markdown, a section per data set."""
+def tables(runs: list[dict[str, Any]], speed: list[Speed]) -> list[Table]:
+    """A table for each data set, the best run first."""
     rates = {(row.attention, row.context): row.tokens_per_second for row in speed}
     contexts = sorted({row.context for row in speed})
+    heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 4k", "at 64k, bf16"]
+    heads += [f"tokens/s at {context:,}" for context in contexts] or ["tokens/s in training"]
     by_data = defaultdict(list)
     for run in runs:
         by_data[run["data"]].append(run)
-    lines = []
+    found = []
     for data, arms in by_data.items():
-        lines += [f"### {data}, {arms[0]['tokens']:,} training tokens", ""]
-        heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 4k", "at 64k, bf16"]
-        heads += [f"tokens/s at {context:,}" for context in contexts] or ["tokens/s in training"]
-        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        rows = []
         for run in sorted(arms, key=lambda r: r["bits"]):
-            cells = [f"`{run['attention']}`", f"{run['parameters']:,}"]
-            cells += [
-                f"{run['bits']:.3f} ({interval(run['ci95'])})",
-                f"{run['short_cache'] / 2**20:.2f} MiB",
-                f"{run['cache'] / 2**20:.2f} MiB",
-            ]
-            rows = [rates.get((run["attention"], context), math.nan) for context in contexts] or [run["rate"]]
-            cells += ["-" if math.isnan(rate) else f"{rate:,.0f}" for rate in rows]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            cells = [Cell(run["attention"], code=True), Cell(f"{run['parameters']:,}")]
+            cells += [Cell(f"{run['bits']:.3f}", interval(run["ci95"]))]
+            cells += [Cell(f"{run[cache] / 2**20:.2f} MiB") for cache in ("short_cache", "cache")]
+            known = [rates.get((run["attention"], context), math.nan) for context in contexts] or [run["rate"]]
+            rows.append([*cells, *(Cell("-" if math.isnan(rate) else f"{rate:,.0f}") for rate in known)])
+        found.append(Table(f"{data}, {arms[0]['tokens']:,} training tokens", heads, rows))
+    return found
 
 
 def interval(ci95: list[float] | None) -> str:
@@ -119,61 +117,48 @@ def interval(ci95: list[float] | None) -> str:
     return "one document" if ci95 is None else f"{ci95[0]:.3f} to {ci95[1]:.3f}"
 
 
-def picture(file: Path, runs: list[dict[str, Any]], speed: list[Speed]) -> None:
-    """Left: validation curves by data set; right: training speed against context."""
+@styled
+def picture(file: Path, runs: list[dict[str, Any]], speed: list[Speed]) -> list[Path]:
+    """Left: validation curves by data set; right: training speed against context; the files that were written."""
     sets = list(dict.fromkeys(run["data"] for run in runs))
-    names = list(dict.fromkeys(run["attention"] for run in runs))
-    color = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(names)}
-    with plt.rc_context(
-        {
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-        }
-    ):
-        count = len(sets) + bool(speed)
-        figure, grid = plt.subplots(1, count, figsize=(4.4 * count, 3.7), dpi=150, squeeze=False)
-        panels = grid[0]
-        for axes, data in zip(panels, sets):
-            for run in (r for r in runs if r["data"] == data and r["curve"]):
-                x, y = zip(*run["curve"])
-                axes.plot(
-                    [v / 1e3 for v in x],
-                    y,
-                    marker="o",
-                    markersize=3,
-                    color=color[run["attention"]],
-                    label=run["attention"],
-                )
-            axes.set(title=f"{data}: validation", xlabel="thousand training tokens", ylabel="bits per byte")
-        for name in names if speed else []:
-            points = [(row.context, row.tokens_per_second) for row in speed if row.attention == name]
-            panels[-1].plot(
-                [x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color=color[name], label=name
-            )
-        if speed:
-            panels[-1].set(title="training speed", xlabel="context", ylabel="tokens per second", xscale="log")
-            contexts = sorted({row.context for row in speed})
-            panels[-1].set_xticks(contexts, [f"{c:,}" for c in contexts])
-            panels[-1].minorticks_off()
-            panels[-1].set_ylim(bottom=0)
-        panels[0].legend(frameon=False, fontsize=9)
-        figure.tight_layout()
-        replace_file(file, lambda unfinished: figure.savefig(unfinished, format="png"))
+    color = palette(list(dict.fromkeys(run["attention"] for run in runs)))
+    count = len(sets) + bool(speed)
+    figure, (row,) = panels(count, size=(4.4 * count, 3.7))
+    for axes, data in zip(row, sets):
+        for run in (r for r in runs if r["data"] == data and r["curve"]):
+            x, y = zip(*run["curve"])
+            name = run["attention"]
+            axes.plot([v / 1e3 for v in x], y, marker="o", markersize=3, color=color[name], label=name)
+        axes.set(title=f"{data}: validation", xlabel="thousand training tokens", ylabel="bits per byte")
+    if speed:
+        _draw_speed(row[-1], speed, color)
+    row[0].legend()
+    return save_figure(file, figure)
+
+
+def _draw_speed(axes: Axes, speed: list[Speed], color: dict[str, str]) -> None:
+    for name in color:
+        points = [(row.context, row.tokens_per_second) for row in speed if row.attention == name]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color=color[name])
+    contexts = sorted({row.context for row in speed})
+    axes.set(title="training speed", xlabel="context", ylabel="tokens per second", xscale="log")
+    axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
 
 
 def main(arguments: list[str]) -> None:
-    """Read the runs, print and write the table, draw the picture."""
+    """Read the runs, print and write the tables, draw the picture."""
     chosen, folders = read_arguments(Options, arguments, __doc__, rest="RUN_DIR")
     if not folders:
         raise ValueError("no run: expected the folders that train.py wrote.")
     speed = read_speed(chosen.speed)
     runs = [describe(expand(folder)) for folder in folders]
-    text = table(runs, speed)
-    print(text)
+    found = tables(runs, speed)
+    print(titled_markdown(found))
     if chosen.out:
-        replace_text(Path(chosen.out), text)
+        write_tables(Path(chosen.out), found, titled_markdown(found))
     if chosen.picture:
-        picture(Path(chosen.picture), runs, speed)
+        file = Path(chosen.picture)
+        with picture_formats([file.suffix.removeprefix("."), *chosen.formats]):
+            picture(file, runs, speed)

@@ -1,4 +1,4 @@
-"""A run, its conversions and what they became: held-out bits per byte, cache and speed of decoding, as Markdown.
+"""A run, its conversions and what they became: a table of held-out bits per byte, cache and speed of decoding.
 
     python scripts/conversion_table.py RUN_DIR ... [OPTION=VALUE ...]
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from zoo.evaluation.results.records import read_held_out
-from zoo.files import replace_text
 from zoo.runs.loaded_run import OpenedRun, open_run
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
+from zoo.tables import Cell, Table, write_tables
 
 HEAD = (
     "run",
@@ -33,7 +33,10 @@ HEAD = (
 class Options(Arguments):
     """Options of the table."""
 
-    out: OutputFile | None = option("file of the Markdown; empty: it is only printed", default=None)
+    out: OutputFile | None = option(
+        "file of the table in Markdown, beside which is one in LaTeX that ends in .tex; empty: it is only printed",
+        default=None,
+    )
     context: Positive = option("random tokens before decoding", default=512)
     batch: Positive = option("sequences that are decoded together", default=8)
     tokens: Positive = option("steps of decoding in a round", default=32)
@@ -73,21 +76,21 @@ def main(arguments: list[str]) -> None:
         for run, seconds in zip(runs, times):
             taken = decoding_seconds(run, context, batch, tokens)
             seconds += [taken] if number else []  # the first round warms up
-    lines = [f"| {' | '.join(HEAD)} |", "|---|---|---:|---|---:|---:|"]
+    rows = []
     for run, (value, interval), seconds in zip(runs, found, times):
         decoder = run.decoder
         size = decoder.cost(context, decoder.head.weight.dtype).cache_bytes
         mixers = [block.mixer for block in decoder.layers]
         heads = " ".join(f"{m.kv_heads}/{m.heads}" if hasattr(m, "kv_heads") else "-" for m in mixers)
         speed = batch * tokens / statistics.median(seconds)
-        lines.append(f"| {run.folder.name} | {heads} | {value} | {interval} | {size:,} | {speed:,.0f} |")
+        rows.append([Cell(text) for text in (run.folder.name, heads, value, interval, f"{size:,}", f"{speed:,.0f}")])
+    table = Table("Conversions", HEAD, rows)
     dtype = str(runs[0].decoder.head.weight.dtype).removeprefix("torch.")
-    lines += [
-        "",
+    note = (
         f"Cache of one sequence of {context:,} tokens, in {dtype}. Decoding: {batch} sequences on the CPU with "
-        f"{torch.get_num_threads()} threads, {tokens} tokens each, median of {rounds} rounds.",
-    ]
-    text = "\n".join(lines) + "\n"
+        f"{torch.get_num_threads()} threads, {tokens} tokens each, median of {rounds} rounds."
+    )
+    text = f"{table.to_markdown()}\n\n{note}\n"
     print(text, end="")
     if chosen.out:
-        replace_text(Path(chosen.out), text)
+        write_tables(Path(chosen.out), [table], text)

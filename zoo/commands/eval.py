@@ -6,6 +6,7 @@ from zoo.cli import choose_device
 from zoo.evaluation.program import evaluate_runs
 from zoo.evaluation.tasks.base import build_task, task_help
 from zoo.options.programs import Evaluation, read_program
+from zoo.plotting import picture_formats
 
 
 def main(arguments: list[str]) -> None:
@@ -13,13 +14,14 @@ def main(arguments: list[str]) -> None:
     options = read_program("eval", Evaluation, arguments, __doc__, task_help)
     task = build_task(options.task)
     device = choose_device(options.device)
-    evaluate_runs(
-        options.run,
-        task,
-        options.checkpoint,
-        device,
-        options.seed,
-        options.out,
-        data_path=options.data.path,
-        cache_dir=options.data.cache_dir,
-    )
+    with picture_formats(options.formats):
+        evaluate_runs(
+            options.run,
+            task,
+            options.checkpoint,
+            device,
+            options.seed,
+            options.out,
+            data_path=options.data.path,
+            cache_dir=options.data.cache_dir,
+        )

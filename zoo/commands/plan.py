@@ -32,8 +32,9 @@ from zoo.files import replace_text
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.options.programs import TRAINING, compose_training
+from zoo.plotting import picture_formats
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
-from zoo.schema.base import Flag, Positive, option
+from zoo.schema.base import FORMATS, Flag, PictureFormats, Positive, option
 
 VOCABULARIES = {"bytes": 257}
 
@@ -51,7 +52,8 @@ class Options(Arguments):
         "tokens of the vocabulary, where the tokenizer's configuration does not say it", default=None
     )
     attentions: list[str] = option("names or schedule patterns for the picture; empty: all that exist", default=[])
-    out: OutputFolder | None = option("folder for plan.json and plan.png; empty: none", default="runs/plan")
+    out: OutputFolder | None = option("folder for plan.json and the picture; empty: none", default="runs/plan")
+    formats: PictureFormats = option(FORMATS, default=["png"], min_length=1)
     textbook: Flag = option("print answers to textbook questions instead", default=False)
 
 
@@ -71,8 +73,8 @@ def build(overrides: list[str], vocab: int | None) -> tuple[DictConfig, Decoder]
         return config, share_costs(Decoder(decoder_config(config, size)))
 
 
-def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Hardware, model: str) -> None:
-    """Decoding time, cache and training FLOPs of each attention over contexts from 1k to 1M."""
+def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Hardware, model: str) -> list[Path]:
+    """Decoding time, cache and training FLOPs of each attention over contexts from 1k to 1M; the files."""
     time: dict[str, list[float]] = {}
     cache: dict[str, list[float]] = {}
     flops: dict[str, list[float]] = {}
@@ -87,7 +89,8 @@ def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Ha
         Panel("kept while decoding", "bytes per sequence", cache, binary, base=32),
         Panel("training", "FLOPs per token, forward and backward", flops, lambda y: unit(y, "FLOP")),
     ]
-    draw_curves(file, f"{model} with each attention in all layers, {hardware.name}, {request.dtype}", panels)
+    title = f"{model} with each attention in all layers, {hardware.name}, {request.dtype}"
+    return draw_curves(file, title, panels)
 
 
 def main(arguments: list[str]) -> None:
@@ -114,5 +117,6 @@ def main(arguments: list[str]) -> None:
         folder = Path(own.out)
         plan = as_dict(config.model.name, decoder, request, hardware)
         replace_text(folder / "plan.json", json.dumps(plan, indent=1) + "\n")
-        picture(folder / "plan.png", arms, request, hardware, config.model.name)
-        print(f"\nwritten   {folder / 'plan.json'}, {folder / 'plan.png'}")
+        with picture_formats(own.formats):
+            files = picture(folder / "plan.png", arms, request, hardware, config.model.name)
+        print(f"\nwritten   {', '.join(map(str, [folder / 'plan.json', *files]))}")

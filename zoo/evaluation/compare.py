@@ -20,8 +20,11 @@ from zoo.evaluation.results.answer_records import GENERATED, line_values
 from zoo.evaluation.results.records import Record
 from zoo.evaluation.results.statistics import Difference, paired_bootstrap
 from zoo.files import replace_text
+from zoo.tables import Cell, write_tables
+from zoo.tables import Table as TextTable
 
 Run = tuple[str, list[Written]]
+STAR = "A star: differs from the first run, by the 95 % interval of a paired bootstrap on the same samples."
 FEWEST = 6  # samples below which no interval is trusted to resolve a difference
 SAME = ("data_sha", "haystack_sha", "split", "seed", "mode", "window", "stride", "target")  # of the protocol
 MAIN = ("bits_per_byte", "accuracy", "exact_match", "rank_accuracy")
@@ -165,14 +168,14 @@ def _describe(label: str, difference: Difference | None) -> dict[str, Any]:
 
 
 def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any]]) -> list[Path]:
-    """comparison.json, comparison.md and pictures in ``folder``; returns what was written."""
+    """comparison.json, comparison.md, comparison.tex and pictures in ``folder``; returns what was written."""
     notes = comparison_notes(runs)
     content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "notes": notes, "rows": rows}
     table = folder / "comparison.json"
     replace_text(table, json.dumps(content, indent=1) + "\n")
-    page = folder / "comparison.md"
-    replace_text(page, "\n".join(_markdown(runs, rows)) + "\n")
-    return [table, page, *_draw(folder, runs)]
+    shown = _table(runs, rows)
+    page = "\n".join([f"{STAR}\n", *(f"- {note}\n" for note in notes), shown.to_markdown()])
+    return [table, *write_tables(folder / "comparison.md", [shown], f"{page}\n"), *_draw(folder, runs)]
 
 
 def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
@@ -183,13 +186,11 @@ def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
         results = [(label, member.content) for (label, _), member in zip(runs, members)]
         records = [(label, content["results"]) for label, content in results]
         if task == "perplexity_context":
-            drawn = plot_context(file, records, outcome.title)
+            yield from plot_context(file, records, outcome.title)
         elif task == "perplexity_position":
-            drawn = plot_position(file, records, outcome.title)
-        else:
-            drawn = task != "perplexity" and plot_costs(file, results, f"{outcome.title}: accuracy and cache")
-        if drawn:
-            yield file
+            yield from plot_position(file, records, outcome.title)
+        elif task != "perplexity":
+            yield from plot_costs(file, results, f"{outcome.title}: accuracy and cache")
 
 
 def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Console, notes: Sequence[str] = ()) -> None:
@@ -212,15 +213,14 @@ def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Cons
         console.print(str(file), highlight=False, markup=False, soft_wrap=True)
 
 
-def _markdown(runs: Sequence[Run], rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "A star: differs from the first run, by the 95 % interval of a paired bootstrap on the same samples.\n"
-    yield from (f"- {note}\n" for note in comparison_notes(runs))
-    yield " | ".join(["| task", "variant", "length", "metric", *(f"`{label}`" for label, _ in runs)]) + " |"
-    yield "|---" * 3 + "|---" + "|---:" * len(runs) + "|"
-    for row in rows:
-        if _is_main(row, rows):
-            length = f"{row['length']:,}" if row["length"] else "-"
-            yield " | ".join([f"| {row['task']}", row["variant"], length, row["metric"], *_values(row)]) + " |"
+def _table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+    head = ["task", "variant", "length", "metric", *(label for label, _ in runs)]
+    texts = [
+        [row["task"], row["variant"], f"{row['length']:,}" if row["length"] else "-", row["metric"], *_values(row)]
+        for row in rows
+        if _is_main(row, rows)
+    ]
+    return TextTable("Runs compared", head, [[Cell(text) for text in line] for line in texts])
 
 
 def _values(row: dict[str, Any]) -> list[str]:

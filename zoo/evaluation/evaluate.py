@@ -105,23 +105,15 @@ def _with_undefined(outcome: Outcome) -> Outcome:
 def _draw(run: OpenedRun, outcome: Outcome, content: dict[str, Any], folder: Path) -> Iterable[Path]:
     model, records = layer_pattern(run.decoder.config.layer_types), content["results"]
     task = records[0]["task"] if records else ""
-    title = f"{model}: {outcome.title}"
+    title, file = f"{model}: {outcome.title}", folder / f"{outcome.stem}.png"
     if task == "perplexity":
         yield from _draw_perplexity(run, outcome, folder, model)
     elif task == "perplexity_position":
-        yield from _kept(folder / f"{outcome.stem}.png", plot_position, [(model, records)], title)
+        yield from plot_position(file, [(model, records)], title)
     elif task == "perplexity_context":
-        yield from _kept(
-            folder / f"{outcome.stem}.png", plot_context, [(model, records)], title, content["model"]["train_len"]
-        )
+        yield from plot_context(file, [(model, records)], title, content["model"]["train_len"])
     elif task != "lm_eval":
-        yield from _kept(folder / f"{outcome.stem}.png", plot_depths, records, title)
-
-
-def _kept(file: Path, plot: Any, *arguments: Any) -> Iterable[Path]:
-    """The picture's file, if there was anything to draw."""
-    if plot(file, *arguments):
-        yield file
+        yield from plot_depths(file, records, title)
 
 
 def _draw_perplexity(run: OpenedRun, outcome: Outcome, folder: Path, model: str) -> Iterable[Path]:
@@ -130,7 +122,5 @@ def _draw_perplexity(run: OpenedRun, outcome: Outcome, folder: Path, model: str)
         return
     curves, documents = folder / f"{outcome.stem}.training.png", folder / f"{outcome.stem}.documents.png"
     metrics = read_metrics(run.folder / "metrics.jsonl")
-    if plot_training(curves, metrics, f"{model}: training", {outcome.title: record.value}):
-        yield curves
-    if plot_documents(documents, outcome.samples, f"{model}: {outcome.title}", record.value, record.ci95):
-        yield documents
+    yield from plot_training(curves, metrics, f"{model}: training", {outcome.title: record.value})
+    yield from plot_documents(documents, outcome.samples, f"{model}: {outcome.title}", record.value, record.ci95)

@@ -16,7 +16,19 @@ from zoo.options.train import LARGEST_SEED, TrainConfig, normalize, read_config
 from zoo.paths import print_any_name, take_paths
 from zoo.plugins import import_typed
 from zoo.schema.arguments import HELP, OutputFolder, option_lines
-from zoo.schema.base import Count, Flag, Number, Options, PathText, Positive, Text, Whole, option
+from zoo.schema.base import (
+    FORMATS,
+    Count,
+    Flag,
+    Number,
+    Options,
+    PathText,
+    PictureFormats,
+    Positive,
+    Text,
+    Whole,
+    option,
+)
 
 Seed = Annotated[Whole, Ge(0), Le(LARGEST_SEED)]
 Checkpoint = Annotated[Text, option("of the run: last, best or step-N", pattern=r"^(last|best|step-\d+)$")]
@@ -44,6 +56,7 @@ class Evaluation(Options):
     out: OutputFolder | None = option(
         "folder for results of one run, or for the comparison of several; null: RUN_DIR/eval, or one in comparisons/"
     )
+    formats: PictureFormats = option(FORMATS, min_length=1)
     data: Places = option("places of the data of training")
     plugins: PluginNames = option(PLUGINS)
 

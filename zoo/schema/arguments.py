@@ -15,7 +15,7 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo
 from zoo.config import ConfigError
 from zoo.paths import PathName, expand
 from zoo.plugins import KEY, import_typed, read_names
-from zoo.schema.base import Options, is_union, option
+from zoo.schema.base import Options, PictureFormat, is_union, option
 from zoo.schema.messages import describe, show, unknown
 
 HELP = ("-h", "--help")
@@ -45,6 +45,13 @@ def _folder(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _picture(text: str, info: ValidationInfo) -> str:
+    kinds = get_args(PictureFormat)
+    if Path(text).suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"{info.field_name}={text}: expected a name that ends in .{', .'.join(kinds)}.")
+    return text
+
+
 def _present(text: str, info: ValidationInfo) -> str:
     if not expand(text).is_file():
         raise ValueError(f"{info.field_name}={text}: there is no such file.")
@@ -52,6 +59,7 @@ def _present(text: str, info: ValidationInfo) -> str:
 
 
 OutputFile = Annotated[PathName, AfterValidator(_writable), AfterValidator(_file)]
+PictureFile = Annotated[PathName, AfterValidator(_writable), AfterValidator(_file), AfterValidator(_picture)]
 OutputFolder = Annotated[PathName, AfterValidator(_writable), AfterValidator(_folder)]
 InputFile = Annotated[PathName, AfterValidator(_present)]
 
@@ -157,6 +165,7 @@ def _read(hint: Any, text: str) -> Any:
             return None
         return _read(next(part for part in get_args(hint) if part is not NoneType), text)
     if get_origin(hint) is list:
+        text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         return [_read(get_args(hint)[0], part) for part in text.split(",")] if text else []
     return text if hint is str or get_origin(hint) is Literal else _scalar(text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -26,6 +26,10 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 Whole = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[Whole, Ge(1)]
@@ -34,6 +38,9 @@ Number = float
 Flag = bool
 Text = Annotated[str, BeforeValidator(_text)]
 PathText = Annotated[PathName, BeforeValidator(_text)]
+PictureFormat = Literal["png", "svg", "pdf"]
+PictureFormats = Annotated[list[PictureFormat], BeforeValidator(_several)]
+FORMATS = "of pictures, as [png,svg,pdf]; pages in Markdown show the first"  # what such an option means
 
 
 def option(meaning: str, *, default: Any = ..., **bounds: Any) -> Any:

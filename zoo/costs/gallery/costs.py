@@ -60,7 +60,7 @@ def panels(costs: dict[str, LayerCosts]) -> list[Panel]:
     ]
 
 
-def draw_costs(file: Path, costs: dict[str, LayerCosts]) -> None:
-    """All attentions in one picture."""
+def draw_costs(file: Path, costs: dict[str, LayerCosts]) -> list[Path]:
+    """All attentions in one picture; the files that were written."""
     title = f"one layer, width {WIDTH:,}, {HEADS} heads, default options; curves within 3 % share a label"
-    draw_curves(file, title, panels(costs))
+    return draw_curves(file, title, panels(costs))

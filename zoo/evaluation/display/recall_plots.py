@@ -7,52 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from zoo.evaluation.display.training_plots import STYLE, save_figure
+from zoo.plotting import line_style, panels, save_figure, styled
 
 RIGHT, RANK = "answers right", "best among the values"
 Records = Sequence[dict[str, Any]]
 
 
-def plot_depths(file: Path, records: Records, title: str) -> bool:
+@styled
+def plot_depths(file: Path, records: Records, title: str) -> list[Path]:
     """Accuracy of one run: a heat map of depth by length per variant, lines by length where there is no depth.
 
     Args:
+        file: of the picture; its ending is that of each format.
         records: of one task, as in its result file.
+        title: of the picture.
 
     Returns:
-        Whether there was anything to draw.
+        The files; none if there is nothing to draw.
     """
     asked = [r for r in _shown(records) if "/" not in r["variant"] and r["length"] and r["value"] is not None]
-    panels = [p for p in (RIGHT, RANK) if any(r["panel"] == p for r in asked)]
+    asked_of = [p for p in (RIGHT, RANK) if any(r["panel"] == p for r in asked)]
     variants = list(dict.fromkeys(r["variant"] for r in asked))
-    if not panels:
-        return False
+    if not asked_of:
+        return []
     deep = [v for v in variants if any(r["depth"] is not None for r in asked if r["variant"] == v)]
     flat = [v for v in variants if v not in deep]
     columns = len(deep) + bool(flat)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, rows = plt.subplots(
-            len(panels),
-            columns,
-            squeeze=False,
-            layout="constrained",
-            figsize=(max(5.0, 0.8 + 3.1 * columns), 0.6 + 2.9 * len(panels)),
-        )
-        for panel, row in zip(panels, rows):
-            chosen = [r for r in asked if r["panel"] == panel]
-            for variant, axes in zip(deep, row):
-                _heat_map(axes, [r for r in chosen if r["variant"] == variant and r["depth"] is not None])
-                axes.set_title(f"{variant}: {panel}", fontsize=9)
-            if flat:
-                _lines(row[-1], [r for r in chosen if r["variant"] in flat], flat)
-                row[-1].set_title(panel, fontsize=9)
-        figure.suptitle(title, fontsize=10)
-        save_figure(file, figure)
-    return True
+    size = (max(5.0, 0.8 + 3.1 * columns), 0.6 + 2.9 * len(asked_of))
+    figure, rows = panels(columns, len(asked_of), size)
+    for panel, row in zip(asked_of, rows):
+        chosen = [r for r in asked if r["panel"] == panel]
+        for variant, axes in zip(deep, row):
+            _heat_map(axes, [r for r in chosen if r["variant"] == variant and r["depth"] is not None])
+            axes.set_title(f"{variant}: {panel}")
+        if flat:
+            _lines(row[-1], [r for r in chosen if r["variant"] in flat], flat)
+            row[-1].set_title(panel)
+    figure.suptitle(title)
+    return save_figure(file, figure)
 
 
 def _shown(records: Records) -> list[dict[str, Any]]:
@@ -69,10 +64,11 @@ def _shown(records: Records) -> list[dict[str, Any]]:
 def _heat_map(axes: Axes, records: Records) -> None:
     lengths = sorted({r["length"] for r in records})
     depths = sorted({r["depth"] for r in records})
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
     if not records:
-        axes.text(0.5, 0.5, "one value only", ha="center", va="center", fontsize=8, color="gray")
+        axes.text(0.5, 0.5, "one value only", ha="center", va="center", color="gray")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
         return
     grid = np.full((len(depths), len(lengths)), np.nan)
     for r in records:
@@ -82,11 +78,9 @@ def _heat_map(axes: Axes, records: Records) -> None:
         text = f"{r['value']:.2f}\nn={r['n']}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=8)
-    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
-    axes.set_xlabel("tokens", fontsize=8)
-    axes.set_ylabel("depth", fontsize=8)
-    axes.spines[:].set_visible(False)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+    axes.set(xlabel="tokens", ylabel="depth")
 
 
 def _lines(axes: Axes, records: Records, variants: list[str]) -> None:
@@ -94,60 +88,59 @@ def _lines(axes: Axes, records: Records, variants: list[str]) -> None:
         rows = sorted((r for r in records if r["variant"] == variant), key=lambda r: r["length"])
         if not rows:
             continue
-        color = f"C{number}"
+        style = line_style(number)
+        color = style["color"]
         lengths = [r["length"] for r in rows]
-        axes.plot(lengths, [r["value"] for r in rows], marker="o", markersize=4, color=color, label=variant)
+        axes.plot(lengths, [r["value"] for r in rows], **style, marker="o", label=variant)
         low, high = zip(*(r["ci95"] or (r["value"], r["value"]) for r in rows))
         axes.fill_between(lengths, low, high, color=color, alpha=0.12, linewidth=0)
         if rows[0]["chance"] is not None:
             axes.axhline(rows[0]["chance"], color=color, linestyle=":", linewidth=1)
     lengths = sorted({r["length"] for r in records})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
-    axes.set_xlabel("tokens (dotted: chance)" if any(r["chance"] for r in records) else "tokens", fontsize=8)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xlabel("tokens (dotted: chance)" if any(r["chance"] for r in records) else "tokens")
     axes.set_ylim(-0.03, 1.03)
-    axes.grid(True, alpha=0.25)
-    axes.legend(fontsize=7, loc="best")
+    axes.legend()
 
 
-def plot_costs(file: Path, runs: Sequence[tuple[str, dict[str, Any]]], title: str) -> bool:
+@styled
+def plot_costs(file: Path, runs: Sequence[tuple[str, dict[str, Any]]], title: str) -> list[Path]:
     """Accuracy of several runs against the bytes that decoding keeps at that length; a frame per task and variant.
 
     Args:
+        file: of the picture; its ending is that of each format.
         runs: label and content of a result file, of one task, for each run.
+        title: of the picture.
 
     Returns:
-        Whether there was anything to draw.
+        The files; none if there is nothing to draw.
     """
     points = _cost_points(runs)
     frames = list(dict.fromkeys(point["variant"] for point in points))
     if not frames:
-        return False
-    with plt.rc_context(STYLE):
-        figure, row = plt.subplots(
-            1, len(frames), squeeze=False, layout="constrained", figsize=(1.2 + 3.6 * len(frames), 3.8), sharey=True
-        )
-        for frame, axes in zip(frames, row[0]):
-            for number, (label, _) in enumerate(runs):
-                mine = sorted((p for p in points if (p["variant"], p["label"]) == (frame, label)), key=lambda p: p["x"])
-                if mine:
-                    x, y = [p["x"] for p in mine], [p["value"] for p in mine]
-                    axes.plot(x, y, marker="o", markersize=5, linewidth=1, color=f"C{number % 10}", label=label)
-                    for p in mine:
-                        axes.annotate(
-                            f"{p['length']:,}",
-                            (p["x"], p["value"]),
-                            fontsize=6,
-                            xytext=(3, 3),
-                            textcoords="offset points",
-                        )
-            axes.set(title=frame, xscale="log", xlabel="cache per sequence", ylim=(-0.03, 1.08))
-            axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
-        row[0, 0].set_ylabel(RIGHT)
-        row[0, -1].legend(fontsize=7)
-        figure.suptitle(title, fontsize=10)
-        save_figure(file, figure)
-    return True
+        return []
+    figure, (row,) = panels(len(frames), size=(1.2 + 3.6 * len(frames), 3.8), sharey=True)
+    for frame, axes in zip(frames, row):
+        for number, (label, _) in enumerate(runs):
+            mine = [p for p in points if (p["variant"], p["label"]) == (frame, label)]
+            _cost_line(axes, sorted(mine, key=lambda p: p["x"]), label, number)
+        axes.set(title=frame, xscale="log", xlabel="cache per sequence", ylim=(-0.03, 1.08))
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
+    row[0].set_ylabel(RIGHT)
+    row[-1].legend()
+    figure.suptitle(title)
+    return save_figure(file, figure)
+
+
+def _cost_line(axes: Axes, points: Sequence[dict[str, Any]], label: str, number: int) -> None:
+    """Points of one run, each with its length, joined by a line."""
+    if not points:
+        return
+    axes.plot([p["x"] for p in points], [p["value"] for p in points], **line_style(number), marker="o", label=label)
+    for p in points:
+        place = (p["x"], p["value"])
+        axes.annotate(f"{p['length']:,}", place, (3, 3), textcoords="offset points", fontsize="x-small")
 
 
 def _cost_points(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:

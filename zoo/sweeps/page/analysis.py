@@ -71,6 +71,11 @@ class Analysis:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def layers(self) -> list[str]:
+        """Kinds of layers of all arms, sorted."""
+        return sorted({layer for facts in self.facts.values() for layer in facts.layers})
+
+    @property
     def failures(self) -> list[RunData]:
         """Runs that failed."""
         return [run for run in self.sweep.runs if run.status == FAILED]

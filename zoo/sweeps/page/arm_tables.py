@@ -1,9 +1,8 @@
-"""The tables of a report as rows of cells, which HTML and Markdown both print."""
+"""The tables of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from zoo.costs.plan_text import binary, unit
 from zoo.paths import command, split_command
@@ -12,29 +11,10 @@ from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, Point, numbe
 from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.read import FINISHED, WAITING
 from zoo.sweeps.page.summary import DOMINATED, FRONT, NOT_RESOLVED, Comparison, Summary
+from zoo.tables import Cell, Table
 
 COSTS = {CACHE: "cache", FLOPS: "FLOPs per token", SPEED: "training tokens/s"}
 STANDINGS = (FRONT, DOMINATED, NOT_RESOLVED)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a cell, what stands small below it, its verdict and what that rests on, and layers drawn as a strip."""
-
-    text: str
-    small: str = ""
-    verdict: str = ""
-    reason: str = ""
-    layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table; the first column names the row."""
-
-    title: str
-    head: list[str]
-    rows: list[list[Cell]]
 
 
 def arms_table(analysis: Analysis) -> Table:
@@ -52,7 +32,7 @@ def arms_table(analysis: Analysis) -> Table:
         rows.append(
             [
                 Cell(arm, "reference" if reference else ""),
-                Cell(layer_pattern(list(facts.layers)), layers=facts.layers) if facts.layers else Cell("-"),
+                Cell(layer_pattern(list(facts.layers)), strip=facts.layers) if facts.layers else Cell("-"),
                 *(value_cell(analysis, arm, measure) for measure in firsts),
                 Cell("-" if facts.share is None else f"{facts.share:.0%}"),
                 Cell("-" if facts.parameters is None else f"{facts.parameters:,}"),
@@ -88,11 +68,11 @@ def interval(summary: Summary) -> str:
     return f"{low} to {high}{'' if summary.over == 'seeds' else ' (samples)'}"
 
 
-def verdict(comparison: Comparison) -> tuple[str, str]:
-    """``worse, +0.1`` and ``+0.05 to +0.15``."""
+def verdict(comparison: Comparison) -> tuple[str, str, str]:
+    """``worse``, ``+0.1`` and ``+0.05 to +0.15``."""
     found = comparison.difference
     reason = "no interval" if found.ci95 is None else f"{signed(found.ci95[0])} to {signed(found.ci95[1])}"
-    return f"{comparison.verdict}, {signed(found.mean)}", reason
+    return comparison.verdict, signed(found.mean), reason
 
 
 def signed(value: float) -> str:

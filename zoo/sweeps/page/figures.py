@@ -1,40 +1,25 @@
 """Pictures of a sweep: layers as strips, curves of loss, quality by share of softmax or by arm, and against costs.
 
-Each is a small panel with a title of its own, drawn once and kept as SVG for the page and as PNG for Markdown. Lines
-and text of the SVG take the color of the page around them.
+Each is a small panel with a title of its own, drawn once: as SVG for the page, and as files beside it.
 """
 
 from __future__ import annotations
 
-import io
+import base64
 import math
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from zoo.costs.cost_curves import save_png
-from zoo.evaluation.display.training_plots import plt
+from zoo.plotting import leave_out_the_fall, legend_below, palette, save_figure, shorten, styled, svg_text
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis
-from zoo.sweeps.page.canvas import (
-    INK,
-    LOOK,
-    colors,
-    hexadecimal,
-    layer_colors,
-    legend,
-    mark,
-    panel,
-    rows,
-    short,
-)
+from zoo.sweeps.page.canvas import mark, panel
 from zoo.sweeps.page.measures import PERPLEXITY, Measure
 from zoo.sweeps.page.scatter import MARKS, cost_label, pareto
 
@@ -45,24 +30,37 @@ Curve = dict[int, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: ``name`` of its file, ``caption``, SVG text, and whether it shows what was measured by the clock."""
+    """One picture of a report.
+
+    Attributes:
+        name: of its files, without ending.
+        caption: what it shows.
+        svg: the picture as an SVG document.
+        files: that were written of it.
+    """
 
     name: str
     caption: str
     svg: str
-    measured: bool = False
+    files: list[Path]
+
+    @property
+    def measured(self) -> bool:
+        """Whether it shows what was measured by the clock."""
+        return self.name.endswith(SPEED)
+
+    @property
+    def uri(self) -> str:
+        """The picture as an address that holds all of it."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 def draw_all(analysis: Analysis, folder: Path) -> list[Picture]:
-    """Every picture that the sweep has something for; PNG files go to ``folder``."""
-    drawn = []
-    for name, caption, figure in _figures(analysis):
-        with plt.rc_context(LOOK | {"svg.hashsalt": name}):
-            svg = _svg(figure, name)
-            figure.set_layout_engine("none")  # as it is now: laying out takes a third of the time
-            save_png(folder / f"{name}.png", figure, dpi=130)
-        drawn.append(Picture(name, caption, svg, measured=name.endswith(SPEED)))
-    return drawn
+    """Every picture that the sweep has something for; its files go to ``folder``."""
+    return [
+        Picture(name, caption, svg_text(figure), save_figure(folder / f"{name}.png", figure))
+        for name, caption, figure in _figures(analysis)
+    ]
 
 
 def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
@@ -85,46 +83,46 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
                 yield f"pareto-{quality}-{kind}", caption, figure
 
 
+@styled
 def _strips(analysis: Analysis) -> Figure | None:
     arms = [arm for arm in analysis.sweep.arms if analysis.facts[arm].layers]
     if not arms:
         return None
-    color = layer_colors(analysis)
-    with plt.rc_context(LOOK | {"axes.grid": False}):
-        figure, axes = panel(0.5 + 0.27 * len(arms), rows(len(color), 3))
-        for row, arm in enumerate(arms):
-            for number, layer in enumerate(analysis.facts[arm].layers):
-                axes.barh(row, 0.94, left=number + 0.03, height=0.72, color=color[layer])
-        axes.set_yticks(range(len(arms)), [short(arm, 28) for arm in arms])
-        axes.set(
-            xlim=(0, max(len(analysis.facts[arm].layers) for arm in arms)), ylim=(len(arms) - 0.5, -0.5), xticks=[]
-        )
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        legend(figure, [(Patch(color=value), name) for name, value in color.items()], 3)
+    color = palette(analysis.layers)
+    figure, axes = panel(len(color), 3, 0.5 + 0.27 * len(arms))
+    for row, arm in enumerate(arms):
+        for number, layer in enumerate(analysis.facts[arm].layers):
+            axes.barh(row, 0.94, left=number + 0.03, height=0.72, color=color[layer])
+    axes.set_yticks(range(len(arms)), [shorten(arm, 28) for arm in arms])
+    longest = max(len(analysis.facts[arm].layers) for arm in arms)
+    axes.set(xlim=(0, longest), ylim=(len(arms) - 0.5, -0.5), xticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    legend_below(figure, [(Patch(color=value), name) for name, value in color.items()], 3)
     return figure
 
 
+@styled
 def _curves(analysis: Analysis, part: str, title: str) -> Figure | None:
     """Mean over seeds of the loss, by training tokens."""
     found = ((unit, _by_arm(analysis, f"{part}/{key}")) for key, unit in KEYS)
     unit, by_arm = next(((unit, curves) for unit, curves in found if curves), ("", {}))
     if not by_arm:
         return None
-    color = colors(analysis)
-    with plt.rc_context(LOOK):
-        figure, axes = panel(legend=rows(len(by_arm)))
-        ends: list[float] = []
-        for arm, seeds in by_arm.items():
-            for seed in seeds if len(seeds) > 1 else ():
-                axes.plot(list(seed), list(seed.values()), color=color[arm], linewidth=0.6, alpha=0.4)
-            mean = _mean(seeds)
-            axes.plot(list(mean), list(mean.values()), color=color[arm], linewidth=1.6, marker=".", markersize=3)
-            ends += list(mean.values())
-        axes.set(title=f"{title}: {unit}", xlabel="training tokens", ylabel=unit)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        _leave_out_the_fall(axes, ends)
-        legend(figure, [(Line2D([], [], color=color[arm]), arm) for arm in by_arm])
+    color = palette(analysis.sweep.arms)
+    figure, axes = panel(len(by_arm))
+    ends: list[float] = []
+    for arm, seeds in by_arm.items():
+        for seed in seeds if len(seeds) > 1 else ():
+            axes.plot(list(seed), list(seed.values()), color=color[arm], linewidth=0.6, alpha=0.4)
+        mean = _mean(seeds)
+        axes.plot(list(mean), list(mean.values()), color=color[arm], marker=".", markersize=3)
+        ends += list(mean.values())
+    axes.set(title=f"{title}: {unit}", xlabel="training tokens", ylabel=unit)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    leave_out_the_fall(axes, ends, 0.9)
+    legend_below(figure, [(Line2D([], [], color=color[arm]), arm) for arm in by_arm])
     return figure
 
 
@@ -148,16 +146,7 @@ def _mean(seeds: Sequence[Curve]) -> Curve:
     return {x: statistics.fmean(seed[x] for seed in seeds) for x in shared}
 
 
-def _leave_out_the_fall(axes: Axes, values: Sequence[float]) -> None:
-    """The first steep fall would hide the differences that matter."""
-    if len(values) < 8:
-        return
-    ordered = sorted(values)
-    low, high = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
-    if high > low:
-        axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-
-
+@styled
 def _quality(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Figure | None:
     """Measures against the share of softmax layers, where every arm has one of its own; else by the name of the arm."""
     shares = {arm: facts.share for arm, facts in analysis.facts.items() if facts.share is not None}
@@ -165,15 +154,14 @@ def _quality(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Fig
     measures = [m for m in measures if any((arm, m) in analysis.summaries for arm in arms)]
     if not measures:
         return None
-    with plt.rc_context(LOOK):
-        if len(arms) > 2 and set(arms) <= set(shares) and len({shares[arm] for arm in arms}) == len(arms):
-            return _by_share(analysis, title, measures, {arm: shares[arm] for arm in arms})
-        return _by_name(analysis, title, measures, arms)
+    if len(arms) > 2 and set(arms) <= set(shares) and len({shares[arm] for arm in arms}) == len(arms):
+        return _by_share(analysis, title, measures, {arm: shares[arm] for arm in arms})
+    return _by_name(analysis, title, measures, arms)
 
 
 def _by_share(analysis: Analysis, title: str, measures: Sequence[Measure], shares: dict[str, float]) -> Figure:
-    color = hexadecimal([m.label for m in measures])
-    figure, axes = panel(legend=len(measures))
+    color = palette([m.label for m in measures])
+    figure, axes = panel(len(measures), 1)
     for number, measure in enumerate(measures):
         arms = sorted((a for a in shares if (a, measure) in analysis.summaries), key=lambda a: shares[a])
         shift = (number - (len(measures) - 1) / 2) * 0.008
@@ -183,44 +171,28 @@ def _by_share(analysis: Analysis, title: str, measures: Sequence[Measure], share
         axes.plot([shares[arm] + shift for arm in arms], means, color=color[measure.label], linewidth=1.2)
     axes.set(title=title, ylabel=title, xlabel="share of layers with full softmax attention")
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    legend(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
+    legend_below(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
     return figure
 
 
 def _by_name(analysis: Analysis, title: str, measures: Sequence[Measure], arms: Sequence[str]) -> Figure:
     """A line per arm, the best in the last measure on top."""
-    color, main = hexadecimal([m.label for m in measures]), measures[-1]
+    color, main = palette([m.label for m in measures]), measures[-1]
     means = {arm: found.mean for arm in arms if (found := analysis.summaries.get((arm, main))) is not None}
     sign = -1 if main.higher_is_better else 1
     ordered = [*sorted(means, key=lambda arm: sign * means[arm]), *(arm for arm in arms if arm not in means)]
-    figure, axes = panel(0.7 + (0.16 + 0.08 * len(measures)) * len(arms), len(measures))
+    figure, axes = panel(len(measures), 1, 0.7 + (0.16 + 0.08 * len(measures)) * len(arms))
     for number, measure in enumerate(measures):
         shift = (number - (len(measures) - 1) / 2) * 0.7 / len(measures)
         for row, arm in enumerate(ordered):
             summary = analysis.summaries.get((arm, measure))
             if summary is not None:
                 mark(axes, row + shift, summary, color[measure.label], sideways=True)
-    axes.set_yticks(range(len(ordered)), [short(arm, 24) for arm in ordered])
+    axes.set_yticks(range(len(ordered)), [shorten(arm, 24) for arm in ordered])
     axes.set(title=title, xlabel=title, ylim=(len(ordered) - 0.5, -0.5))
-    legend(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
+    legend_below(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
     return figure
 
 
 def _chances(measures: Sequence[Measure]) -> str:
     return "; chance is in the legend" if any(m.chance for m in measures) else ""
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The picture as an element to stand in a page: ids of its own, no metadata, no prolog, the page's font and ink."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    text = buffer.getvalue()
-    text = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    return re.sub(r"<[^>]*>", lambda tag: _own(tag[0], name), text).strip()
-
-
-def _own(tag: str, name: str) -> str:
-    tag = re.sub(r'\bid="', f'id="{name}-', tag)
-    tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag).replace("url(#", f"url(#{name}-")
-    return re.sub(r" font-family: [^;]*;", "", tag).replace(INK, "currentColor")

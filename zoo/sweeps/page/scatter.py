@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zoo.costs.plan_text import binary, unit
-from zoo.evaluation.display.training_plots import plt
+from zoo.plotting import INK, legend_below, palette, styled
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, Point
-from zoo.sweeps.page.canvas import INK, LOOK, Key, colors, legend, mark, mark_face, panel, rows
+from zoo.sweeps.page.canvas import mark, mark_face, panel
 from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.summary import FRONT
 
@@ -22,28 +22,27 @@ MARKS = "full: on the Pareto front, which the line joins; empty: dominated; pale
 WIDE, TICKS = 4, 5  # a larger ratio of caches is drawn on a logarithmic axis; ticks of an axis, at most
 
 
+@styled
 def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
     """Quality against a cost."""
     points = analysis.points(measure, kind)
     if len(points) < 2:
         return None
-    color = colors(analysis)
+    color = palette(analysis.sweep.arms)
     front = sorted((p for p in points if p.standing.state == FRONT), key=lambda p: (p.cost, p.quality.mean))
-    with plt.rc_context(LOOK):
-        figure, axes = panel(legend=rows(len(points)))
-        axes.plot(
-            [p.cost for p in front], [p.quality.mean for p in front], color=INK, linewidth=1, linestyle="--", alpha=0.6
-        )
-        for point in points:
-            mark(axes, point.cost, point.quality, color[point.arm], point.standing.state)
-        title, name = ("recall", measure.metric) if measure is analysis.measures.recall else (LOSS, LOSS)
-        axes.set(title=f"{title} against {TITLES[kind]}", xlabel=cost_label(analysis, kind), ylabel=name)
-        if kind == CACHE:
-            cache_axis(axes, [p.cost for p in points])
-        elif kind == FLOPS:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, "")))
-            axes.locator_params(axis="x", nbins=5)
-        legend(figure, [_pareto_key(color[p.arm], p) for p in points])
+    figure, axes = panel(len(points))
+    means = [p.quality.mean for p in front]
+    axes.plot([p.cost for p in front], means, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+    for point in points:
+        mark(axes, point.cost, point.quality, color[point.arm], point.standing.state)
+    title, name = ("recall", measure.metric) if measure is analysis.measures.recall else (LOSS, LOSS)
+    axes.set(title=f"{title} against {TITLES[kind]}", xlabel=cost_label(analysis, kind), ylabel=name)
+    if kind == CACHE:
+        cache_axis(axes, [p.cost for p in points])
+    elif kind == FLOPS:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, "")))
+        axes.locator_params(axis="x", nbins=5)
+    legend_below(figure, [_key(color[p.arm], p) for p in points])
     return figure
 
 
@@ -67,7 +66,7 @@ def cache_axis(axes: Axes, costs: Sequence[float]) -> None:
 TITLES = {CACHE: "cache", FLOPS: "FLOPs", SPEED: "speed"}
 
 
-def _pareto_key(color: str, point: Point) -> Key:
+def _key(color: str, point: Point) -> tuple[Line2D, str]:
     face = mark_face(color, point.standing.state)
     return Line2D([], [], color=color, marker="o", linestyle="", markerfacecolor=face), point.arm
 

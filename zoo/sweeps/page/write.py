@@ -6,24 +6,28 @@ from pathlib import Path
 
 from zoo.files import replace_text
 from zoo.sweeps.page.analysis import analyze
+from zoo.sweeps.page.csv_files import arms_csv, measures_csv, speed_csv
 from zoo.sweeps.page.figures import draw_all
-from zoo.sweeps.page.html import html_page
+from zoo.sweeps.page.pages import html_page, markdown_page, report_tables
 from zoo.sweeps.page.read import read_sweep
 from zoo.sweeps.page.stored import FILE, SPEED_FILE, read_report, report_json
-from zoo.sweeps.page.text import arms_csv, markdown_page, measures_csv, speed_csv
 
 FOLDER = "report"
 
 
 def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Write report.html, report.md, report.json, arms.csv, measures.csv, speed.csv and pictures; returns the files.
+    """Write report.html, report.md, report.json, arms.csv, measures.csv, speed.csv, a .tex of each table, and pictures.
 
-    The same results give the same bytes, but for what is measured by the clock: speed.csv, the pictures whose names end
-    in ``speed``, and the parts that :func:`zoo.sweeps.page.html.without_measured` takes out of the pages.
+    The same results give the same bytes, but for what is measured by the clock: files with ``speed`` in their names,
+    and the parts that :func:`zoo.sweeps.page.pages.without_measured` takes out of the pages. Pictures have the formats
+    of :func:`zoo.plotting.picture_formats`.
 
     Args:
         sweep: folder of a sweep, finished or not; or of a report, which is drawn again from its report.json.
         out: folder to write to; None for ``report`` in the sweep's, or for the report's own.
+
+    Returns:
+        The files.
 
     Raises:
         ConfigError: if ``sweep`` is not the folder of a sweep or of a report.
@@ -39,7 +43,8 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]
         "arms.csv": arms_csv(analysis),
         "measures.csv": measures_csv(analysis),
         SPEED_FILE: speed_csv(analysis),
+        **{f"{table.name}.tex": table.to_latex() for table in report_tables(analysis)},
     }
     for name, text in texts.items():
         replace_text(folder / name, text)
-    return [*(folder / name for name in texts), *(folder / f"{picture.name}.png" for picture in pictures)]
+    return [*(folder / name for name in texts), *(file for picture in pictures for file in picture.files)]
