@@ -26,7 +26,7 @@ SHAPES = ((1, 1), (3, 1), (1, 64), (3, 100), (1, 129), (3, 333), (1, 1003), (3, 
 def run_compiling(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Python with ``arguments`` in a process in which kernels are compiled, not interpreted."""
     environment = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
     )

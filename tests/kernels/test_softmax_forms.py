@@ -47,9 +47,14 @@ BIAS = torch.zeros(1, 1, TOKENS // 16, TOKENS // 16)
 CASES = {
     "window": ({}, {"window": 16}, "strips", "a window of 16 of 64 keys"),
     "window, sinks": ({}, {"window": 9, "sink_tokens": 2}, "strips", "a window of 9 of 64 keys"),
-    "wide window": ({}, {"window": 20}, "windows", "a window of 20 of 64 keys; no strips: a window of 20 is no part"),
+    "wide window": (
+        {},
+        {"window": 20},
+        "windows",
+        "20 of 64 keys; no strips: they take windows of 1 to 16",
+    ),
     "widest window": ({}, {"window": 30}, "ranges", "not fused: a window of 30 keys"),
-    "no window": ({}, {"window": 0}, "windows", "no strips: a window of 0"),
+    "no window": ({}, {"window": 0}, "windows", "no strips: they take windows of 1 to 16"),
     "causal": ({}, {}, "fused", "all keys up to the query"),
     "window of all": ({}, {"window": TOKENS}, "fused", "all keys up to the query"),
     "fp64": ({"dtype": torch.float64}, {}, "ranges", "not fused: torch.float64"),

@@ -50,20 +50,21 @@ def choose_form(x: SoftmaxArguments, *, lse_gradient: bool = False) -> Form:
     ranges   tiles of one block of queries and all its keys    all else
     ======== ================================================= =====================================================
 
-    Forward and backward ask alike; in a backward pass with a gradient of the log-sum-exp that the output could not
-    absorb (``lse_gradient``), strips and fused do not serve.
+    The backward pass asks again with the same arguments, since only tensors reach it: where the gradient of the
+    log-sum-exp could not be absorbed by the output (``lse_gradient``), strips and fused do not serve.
     """
     no_strips, plan = _strips(x, lse_gradient)
     if plan is not None:
         seen = "a layout with a band" if x.layout else f"a window of {x.window} of {x.k.shape[1]} keys"
-        backward = partial(_plain, strips.backward, plan=plan, scale=x.scale)
-        return Form("strips", seen, partial(strips.forward, x.q, x.k, x.v, plan, x.scale), backward)
+        forward = partial(strips.forward, x.q, x.k, x.v, plan, x.scale)
+        return Form("strips", seen, forward, lambda arrays, grad, *_: strips.backward(arrays, grad, plan, x.scale))
     if x.layout:
         return _tiled("lists", f"a layout; no strips: {no_strips}", x, partial(_cut_lists, x))
     no_fused = _not_fused(x, lse_gradient)
     if no_fused is None:
-        backward = partial(_plain, fused.backward, scale=x.scale)
-        return Form("fused", "all keys up to the query", partial(fused.forward, x.q, x.k, x.v, x.scale), backward)
+        forward = partial(fused.forward, x.q, x.k, x.v, x.scale)
+        reason = "all keys up to the query"
+        return Form("fused", reason, forward, lambda arrays, grad, *_: fused.backward(arrays, grad, x.scale))
     if x.window is not None and 3 * (x.window + x.sink_tokens) < x.k.shape[1]:
         reason = f"a window of {x.window} of {x.k.shape[1]} keys; no strips: {no_strips}"
         return _tiled("windows", reason, x, lambda place: blocked.windows(x.q, x.k, x.rule))
@@ -87,19 +88,6 @@ def _cut_lists(x: SoftmaxArguments, place: Tensor | None) -> tuple[tiles.Grid, t
     lists = x.lists
     assert lists is not None
     return sparse.plan(x.q, x.k, lists, x.block_bias, x.documents, place)
-
-
-def _plain(
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    arrays: Arrays,
-    grad: Tensor,
-    grad_lse: Tensor | None,
-    place: Tensor | None,
-    **how: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A backward pass without a gradient of the log-sum-exp or a bias."""
-    assert grad_lse is None and place is None
-    return backward(arrays, grad, **how)
 
 
 def _alike(x: SoftmaxArguments) -> str | None:
@@ -152,4 +140,4 @@ def _no_strips(x: SoftmaxArguments, lse_gradient: bool) -> str | None:
         return None if x.layout[1].shape[0] == 1 else "lists of each batch row"
     if x.window is None or x.documents is not None:
         return "no window" if x.window is None else "packed documents"
-    return None if 0 < x.window <= length // 4 else f"a window of {x.window} is no part up to a quarter of {length}"
+    return None if 0 < x.window <= length // 4 else f"they take windows of 1 to {length // 4}"
