@@ -4,7 +4,7 @@
 
 `make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a
 kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
-bits, or if no call of kernels/zoo_kernels/tools/calls.py launches a row of the tables.
+bits, or if no call of its family's calls.py launches a row of the tables.
 
 The table has a line for each row of kernels/zoo_kernels/*/triton/configs.py with the highest figures of its binaries;
 FILE.json has all. Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
@@ -18,7 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,12 +37,13 @@ import torch
 from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
+from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
 from zoo_kernels.tools.aot import Cost, Job, compile_all, job
-from zoo_kernels.tools.calls import CALLS, Call, Size
+from zoo_kernels.tools.calls import Call, Size, every_call
 from zoo_kernels.tools.tuner import Row
 
-FAMILIES = ("linear", "softmax")
+FAMILIES = tuple(families())
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COLUMNS = ("kernel", "arch", "bytes", "width", "tiles", "warps", "stages", "registers", "stack", "shared")
 COLUMNS += ("wgmma", "tma", "mma", "narrow", "wide", "binaries", "heaviest")
@@ -70,12 +71,12 @@ class Options(Arguments):
     """Options of the compilation."""
 
     arch: Literal["all", "sm_80", "sm_90"] = option("architecture of the GPU", default="all")
-    family: list[Literal["linear", "softmax"]] = option("families of kernels", default=list(FAMILIES), min_length=1)
+    family: list[Literal[FAMILIES]] = option("families of kernels", default=list(FAMILIES), min_length=1)
     kernel: list[str] = option("kernels, as linear.mix; empty: all", default=[])
     width: list[Positive] = option("widths of heads; empty: all", default=[])
     dtype: list[Literal["bf16", "fp16", "fp32"]] = option("types of the inputs", default=["bf16", "fp32"], min_length=1)
     calls: Literal["all", "main"] = option(
-        "calls of kernels/zoo_kernels/tools/calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; "
+        "calls of each family's calls.py; all: every call for 16-bit rows, the main ones for 32-bit rows; "
         "main: leaves out calls that differ from others in a flag or two",
         default="all",
     )
@@ -130,11 +131,8 @@ def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str,
     found = []
     for row, members in sorted(of_row.items()):
         top, cost, calls = max(members, key=lambda m: (m[1].stack, m[1].registers, m[1].shared))
-        config = import_module(f"zoo_kernels.{row.family}.triton.configs").TABLE[row.kernel][row.architecture][
-            row.size, row.width
-        ]
         line: dict[str, Any] = {"kernel": f"{row.family}.{row.kernel}", "arch": row.architecture, "bytes": row.size}
-        line |= {"width": row.width, "tiles": " ".join(f"{k}={v}" for k, v in config.tiles.items())}
+        line |= {"width": row.width, "tiles": " ".join(f"{k}={v}" for k, v in row.config.tiles.items())}
         line |= {"warps": top.warps, "stages": top.stages}
         for name in ("registers", "stack", "shared"):
             line[name] = max(getattr(cost, name) for _, cost, _ in members)
@@ -166,7 +164,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
         faults += [f"{where}: {fault}" for fault in costs[key].faults(binary.job)]
         warnings += [f"{where}: {warning}" for warning in costs[key].warnings(binary.job)]
     faults += [
-        f"{' '.join(map(str, row))}: no call of kernels/zoo_kernels/tools/calls.py launches it"
+        f"{' '.join(map(str, row))}: no call of kernels/zoo_kernels/{row.family}/calls.py launches it"
         for row in rows
         if row not in launched
     ]
@@ -176,7 +174,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
 def choose_rows(chosen: Options) -> list[Row]:
     """The rows that the options ask for; every configuration is marked with its row."""
     families = dict.fromkeys(chosen.family)  # each once: a row is marked in place
-    rows = [row for f in families for row in mark(f, import_module(f"zoo_kernels.{f}.triton.configs").TABLE)]
+    rows = [row for f in families for row in mark(f, families()[f].tiles)]
     if unknown := set(chosen.kernel) - {f"{r.family}.{r.kernel}" for r in rows}:
         names = sorted({f"{r.family}.{r.kernel}" for r in rows})
         raise ValueError(f"kernel={','.join(sorted(unknown))}: expected some of {', '.join(names)}.")
@@ -194,7 +192,7 @@ def collect(rows: list[Row], chosen: Options) -> dict[str, Binary]:
     found: dict[str, Binary] = {}
     for family, architecture, size, width in sorted({(r.family, r.architecture, r.size, r.width) for r in rows}):
         every = chosen.calls == "all" and size == 2
-        calls = [call for call in CALLS if call.family == family and (call.main or every)]
+        calls = [call for call in every_call() if call.family == family and (call.main or every)]
         for dtype in (DTYPES[name] for name in dict.fromkeys(chosen.dtype) if DTYPES[name].itemsize == size):
             for call in calls:
                 gather(call, Size(width, call.length, dtype=dtype), architecture, found)
@@ -215,7 +213,7 @@ def main() -> int:
     for title, found in (("slow", warnings), ("FAILED", faults)):
         print("".join(f"\n{title}: {line}" for line in found), end="\n" if found else "")
     if chosen.out:
-        about = {"torch": torch.__version__, "triton": import_module("triton").__version__}
+        about = {"torch": torch.__version__, "triton": version("triton")}
         every = [{**b.job._asdict(), **costs[k]._asdict(), "users": [*map(str, b.users)]} for k, b in binaries.items()]
         text = json.dumps({"about": about, "rows": records, "binaries": every, "faults": faults}, indent=1, default=str)
         replace_text(Path(chosen.out), text + "\n")

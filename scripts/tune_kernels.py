@@ -4,7 +4,7 @@
     ATTENTION_ZOO_CONFIGS=configs.json python train.py ...
 
 Candidates are checked on short inputs against the reference, then timed on (batch, length, heads, width) through all
-calls of kernels/zoo_kernels/tools/calls.py that launch the kernel. A winner is written to ``out`` beside those of
+calls of kernels/zoo_kernels/FAMILY/calls.py that launch the kernel. A winner is written to ``out`` beside those of
 earlier searches. The status is 2 where there is no GPU.
 """
 

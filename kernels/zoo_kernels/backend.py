@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from zoo_kernels.launch import obstacle
 log = logging.getLogger("zoo_kernels")
 
 BACKENDS = ("triton", "torch", "reference")
-WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}  # heads that the Triton kernels have tiles for
-
 _preferred = "auto"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,53 +44,64 @@ def use_backend(name: str) -> Iterator[None]:
         _preferred = before
 
 
-def resolve_backend(requested: str, family: str, *arrays: Tensor, missing: str | None = None) -> str:
-    """Name of the backend that will run ``family`` on these arrays: ``triton``, ``torch`` or ``reference``.
+class Choice(NamedTuple):
+    """The backend that runs a call, and why; None if it was asked for."""
+
+    backend: str
+    reason: str | None
+
+
+def choose_backend(
+    requested: str, title: str, widths: Mapping[torch.dtype, int], *arrays: Tensor, missing: str | None = None
+) -> Choice:
+    """Choose ``triton``, ``torch`` or ``reference`` for a call with these arrays.
 
     Args:
-        missing: what this call asks for and the Triton form of the family does not have.
+        requested: ``auto`` or one of the three.
+        title: what is called, for messages.
+        widths: widest heads that the Triton form takes, by type.
+        missing: what this call asks for and the Triton form does not have.
 
     Raises:
         BackendError: if ``requested`` does not exist, or is ``triton`` and cannot run: it says what is missing.
     """
-    requested = _preferred if requested == "auto" else requested
-    if requested not in ("auto", *BACKENDS):
-        raise BackendError(f"backend={requested!r} does not exist for {family}: expected auto, {', '.join(BACKENDS)}.")
-    if requested in ("torch", "reference"):
-        return requested
+    asked = _preferred if requested == "auto" else requested
+    if asked not in ("auto", *BACKENDS):
+        raise BackendError(f"backend={asked!r} does not exist for {title}: expected auto, {', '.join(BACKENDS)}.")
+    if asked in ("torch", "reference"):
+        return Choice(asked, None)
     device = arrays[0].device
-    if requested == "auto" and device.type != "cuda":
-        _announce(family, device.type, "torch", "the Triton form needs a CUDA device")
-        return "torch"
-    reason = obstacle(device) or missing or _unfit(arrays)
-    if requested == "triton":
+    if asked == "auto" and device.type != "cuda":
+        return Choice("torch", "the Triton form needs a CUDA device")
+    reason = obstacle(device) or missing or _unfit(arrays, widths)
+    if asked == "triton":
         if reason is not None:
-            raise BackendError(f"backend='triton' cannot run {family} here: {reason}. Use backend=auto or torch.")
-        return "triton"
-    chosen = "torch" if reason else "triton"
-    _announce(family, device.type, chosen, reason or "a CUDA device with Triton")
-    return chosen
+            raise BackendError(f"backend='triton' cannot run {title} here: {reason}. Use backend=auto or torch.")
+        return Choice("triton", None)
+    return Choice("torch", reason) if reason else Choice("triton", "a CUDA device with Triton")
 
 
-def _unfit(arrays: tuple[Tensor, ...]) -> str | None:
+def announce(title: str, device: torch.device, choice: Choice) -> None:
+    """Log what ``auto`` chose, once for each kind of call."""
+    if choice.reason is not None and not torch.compiler.is_compiling():  # a log call has no place in a graph
+        _announce_once(title, device.type, choice)
+
+
+def _unfit(arrays: tuple[Tensor, ...], widths: Mapping[torch.dtype, int]) -> str | None:
     for x in arrays:
-        if x.dtype not in WIDEST:
-            return f"its arrays are {x.dtype}, and the kernels take float32, float16 and bfloat16"
-        if x.shape[-1] > WIDEST[x.dtype]:
-            return f"its heads are {x.shape[-1]} wide, and the kernels take up to {WIDEST[x.dtype]} in {x.dtype}"
+        if x.dtype not in widths:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in widths)
+            return f"its arrays are {x.dtype}, and the kernels take {known}"
+        if x.shape[-1] > widths[x.dtype]:
+            return f"its heads are {x.shape[-1]} wide, and the kernels take up to {widths[x.dtype]} in {x.dtype}"
     if len({x.dtype for x in arrays}) > 1:
         return f"q, k and v are of different types ({', '.join(str(x.dtype) for x in arrays)})"
     return None
 
 
-def _announce(family: str, device: str, chosen: str, reason: str) -> None:
-    if not torch.compiler.is_compiling():  # a log call has no place in a graph
-        _announce_once(family, device, chosen, reason)
-
-
 @cache
-def _announce_once(family: str, device: str, chosen: str, reason: str) -> None:
-    log.info("%s on %s: backend=%s (%s)", family, device, chosen, reason)
+def _announce_once(title: str, device: str, choice: Choice) -> None:
+    log.info("%s on %s: backend=%s (%s)", title, device, *choice)
 
 
 def without_autocast(function: Function) -> Function:

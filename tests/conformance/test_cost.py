@@ -12,6 +12,7 @@ tests/mixers/test_computed.py counts what the bodies of the ops multiply.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -24,10 +25,7 @@ from tests.conformance.cases import CASES, WIDTH, draw, every_mixer, label, make
 from zoo.mixers import longformer, topk
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts import selection
-from zoo.mixers.parts.costs import CHUNK
-from zoo_kernels.layout import BlockLayout
-from zoo_kernels.softmax.mask import KeyRule
-from zoo_kernels.softmax.reference import reference_softmax_attention
+from zoo_kernels.family import families
 
 CONTEXTS = (1, 7, 64, 100, 128, 192)
 LEARNED = [options for name, options in CASES if name == "learned_sparse"]
@@ -65,13 +63,14 @@ class Needed(TorchDispatchMode):
 
     @property
     def flops(self) -> int:
-        """Of softmax attention the pairs that are read; of the rest what is counted, less what is masked or extra."""
-        ops = torch.ops.attention_zoo
-        softmax = [args for func, args in self.calls if func is ops.softmax_attention.default]
-        linear = [args for func, args in self.calls if func is ops.linear_attention.default]
-        others = self.counter.get_total_flops() - self.counter.get_flop_counts()["Global"].get(ops.softmax_attention, 0)
-        masked = sum(pairs_masked(*args) * widths(args) for args in linear)
-        return others - masked - self.extra + sum(pairs_read(*args) * widths(args) for args in softmax)
+        """What is counted, but of each kind of attention what its oracle says that its calls need."""
+        found, of_ops = self.counter.get_total_flops() - self.extra, self.counter.get_flop_counts()["Global"]
+        for family in families().values():
+            op = getattr(torch.ops.attention_zoo, family.title.replace(" ", "_"))
+            calls = [args for func, args in self.calls if func is op.default]
+            needed = import_module(f"tests.kernels.{family.name}_oracle").needed_flops
+            found += needed(of_ops.get(op, 0), calls) - of_ops.get(op, 0)
+        return found
 
     def _watched(self, watch: Any, function: Any) -> Any:
         def call(*args: Any) -> Any:
@@ -105,34 +104,6 @@ class Needed(TorchDispatchMode):
                 rate, taps = near[head % len(near)].rate, near[head % len(near)].taps
                 read = globals | {t - i * rate for i in range(taps) if t >= i * rate}
                 self.extra += 4 * (WIDTH // k.shape[2]) * len(read)
-
-
-def widths(args: Any) -> int:
-    """FLOPs of a pair of query and key in both products."""
-    return 2 * (args[0].shape[-1] + args[2].shape[-1])
-
-
-def pairs_read(
-    q: Tensor, k: Tensor, v: Tensor, documents: Any, bias: Any, layout: list[Tensor], block: int, window: int,
-    sink_tokens: int, *_: Any,
-) -> int:  # fmt: skip
-    """Pairs that the rule of a call shows: all scores being 0, a log-sum-exp is the logarithm of their number.
-
-    Queries of zeros are padding: a real one is never that.
-    """
-    rule = KeyRule(k.shape[1] - q.shape[1], None if window < 0 else window, sink_tokens, None if layout else documents)
-    lists = BlockLayout.from_tensors(block, layout) if layout else None
-    _, lse = reference_softmax_attention(torch.zeros_like(q), k, v, rule, 1.0, lists)
-    return round((lse.exp() * (q != 0).any(-1)).sum().item())
-
-
-def pairs_masked(
-    q: Tensor, k: Tensor, v: Tensor, decay: Any, state: Any, documents: Any, scale: float, how: str, *_: Any
-) -> int:
-    """Pairs above the diagonal of each chunk, which is one for all if ``how`` is ``parallel``."""
-    batch, length, heads, _ = q.shape
-    chunks = [length] if how == "parallel" else [CHUNK] * (length // CHUNK) + [length % CHUNK]
-    return batch * heads * sum(c**2 - c * (c + 1) // 2 for c in chunks)
 
 
 def measured(mixer: Mixer, context: int, monkeypatch: pytest.MonkeyPatch, **call: Any) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.mixers.parts.costs import CHUNK
 from zoo_kernels import NormalizedState, linear_attention
+from zoo_kernels.linear.arguments import LinearArguments
 
 GRADIENTS = ("q", "k", "v", "log_decay", "state")
 
@@ -211,3 +213,13 @@ def assert_contract(
         return
     want, base, got = (x["grad log_decay"].double().reshape(-1, 3) for x in (exact, plain, ours))
     assert ((got - want).abs().amax(0) <= 2 * ((base - want).abs().amax(0) + eps * size)).all()
+
+
+def needed_flops(counted: int, calls: list[Any]) -> int:
+    """FLOPs of calls of the op, without the pairs above the diagonal of each chunk, one for all if ``parallel``."""
+    for x in (LinearArguments(*call) for call in calls):
+        batch, length, heads, width = x.q.shape
+        chunks = [length] if x.algorithm == "parallel" else [CHUNK] * (length // CHUNK) + [length % CHUNK]
+        masked = batch * heads * sum(c**2 - c * (c + 1) // 2 for c in chunks)
+        counted -= masked * 2 * (width + x.v.shape[-1])
+    return counted

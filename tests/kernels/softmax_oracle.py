@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo_kernels import BlockLayout
+from zoo_kernels.softmax.arguments import SoftmaxArguments
+from zoo_kernels.softmax.reference import reference_softmax_attention
 
 
 def visible(
@@ -141,3 +144,18 @@ def sparse(
     total = torch.where(empty, 1.0, total)
     o = torch.einsum("bhtj,bjhe->bhte", weights, v) / total[..., None]
     return o.transpose(1, 2), total.log().masked_fill(empty, -torch.inf).transpose(1, 2)
+
+
+def needed_flops(counted: int, calls: list[Any]) -> int:
+    """FLOPs of calls of the op, in both products, of the pairs that their rules show.
+
+    All scores being 0, a log-sum-exp is the logarithm of their number. Queries of zeros are padding: a real one is
+    never that.
+    """
+    found = 0
+    for x in (SoftmaxArguments(*call) for call in calls):
+        x = x if not x.layout else x._replace(documents=None)  # the layout is packed already
+        _, lse = reference_softmax_attention(torch.zeros_like(x.q), x.k, x.v, x.rule, 1.0, x.lists)
+        pairs = round((lse.exp() * (x.q != 0).any(-1)).sum().item())
+        found += pairs * 2 * (x.q.shape[-1] + x.v.shape[-1])
+    return found

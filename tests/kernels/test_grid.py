@@ -16,7 +16,7 @@ import torch
 from tests.kernels.linear_oracle import assert_all_close, assert_contract, solved
 from tests.kernels.softmax_oracle import dense
 from zoo_kernels import softmax_attention
-from zoo_kernels.backend import WIDEST
+from zoo_kernels.linear.torch_ops import LINEAR
 
 pytest.importorskip("triton")
 
@@ -46,7 +46,7 @@ def drawn(some, dtypes, *others):
     """Every length and type with so many of the widths that the type goes with, and the other choices in turn."""
     turns = [cycle(choices) for choices in others]
     for dtype in dtypes:
-        widths = cycle(pair for pair in WIDTHS if max(pair) <= WIDEST[dtype])
+        widths = cycle(pair for pair in WIDTHS if max(pair) <= LINEAR.widths[dtype])
         for length in LENGTHS:
             for _ in range(some):
                 yield (dtype, length, *next(widths), *(next(turn) for turn in turns))

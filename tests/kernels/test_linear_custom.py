@@ -27,11 +27,13 @@ def test_opcheck(full, algorithm, backend, monkeypatch):
     monkeypatch.setattr(custom, "SHORTEST", 64)
     q, k, v, log_decay, state, ids = inputs()
     arrays = (q, k, v, log_decay, state, ids) if full else (q, k, v, None, state.detach(), None)
-    torch.library.opcheck(custom.linear_forward, (*arrays, 0.5, algorithm, False, backend))
+    torch.library.opcheck(custom.linear_forward.op, (*arrays, 0.5, algorithm, False, backend))
     saved = [None if x is None else x.detach() for x in arrays]
-    output, final, starts = custom.linear_forward(*saved, 0.5, algorithm, False, backend)
+    output, final, starts = custom.linear_forward.op(*saved, 0.5, algorithm, False, backend)
     upstream = torch.randn_like(output), torch.randn_like(final)
-    torch.library.opcheck(custom.linear_backward, (*saved, starts, *upstream, 0.5, algorithm, backend, full))
+    torch.library.opcheck(
+        custom.linear_backward.op, (*saved, 0.5, algorithm, False, backend, starts, *upstream, full)
+    )  # fmt: skip
 
 
 @every_backend
@@ -40,7 +42,7 @@ def test_opcheck_of_a_step(decay, backend):
     q, k, v = (torch.randn(2, 3, d) for d in (8, 8, 6))
     log_decay = None if decay is None else -torch.rand(*((3,) if decay == 1 else (2, 3)))
     torch.library.opcheck(
-        custom.linear_step, (q, k, v, log_decay, torch.randn(2, 3, 8, 6), 0.5, False, backend)
+        custom.linear_step.op, (q, k, v, log_decay, torch.randn(2, 3, 8, 6), 0.5, False, backend)
     )  # fmt: skip
 
 

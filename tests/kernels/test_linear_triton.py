@@ -17,7 +17,6 @@ from tests.kernels.linear_oracle import (
     recurrence,
 )
 from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
-from zoo_kernels.backend import WIDEST
 from zoo_kernels.launch import ARCHITECTURES, record
 from zoo_kernels.linear import torch_ops as custom
 from zoo_kernels.tools.aot import compile_keys
@@ -78,7 +77,7 @@ def test_every_decay(kind, algorithm):
 @pytest.mark.parametrize(("width", "value"), [(16, 32), (60, 60), (80, 60), (128, 128), (256, 16), (3, 256)])
 def test_any_width(width, value, algorithm):
     case = make_case(34, "token", batch=1, heads=1, width=width, value=value)
-    if max(width, value) <= WIDEST[FP32]:
+    if max(width, value) <= custom.LINEAR.widths[FP32]:
         close(case, 1e-4, algorithm=algorithm)
     else:
         case = low_precision(case, torch.float16)

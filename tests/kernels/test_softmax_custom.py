@@ -29,12 +29,12 @@ def layout(heads=1, blocks=3):
 def cases():
     lists, bias = layout(4), torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     return {
-        "causal": (None, None, [], 0, -1, 0),
+        "causal": (None, None, [], 0, None, 0),
         "window": (None, None, [], 0, 5, 2),
         "documents": (DOCUMENTS, None, [], 0, 5, 2),
-        "layout": (None, None, lists.tensors(), 16, -1, 0),
-        "bias": (None, bias, lists.tensors(), 16, -1, 0),
-        "packed bias": (DOCUMENTS, bias, lists.packed(DOCUMENTS).tensors(), 16, -1, 0),
+        "layout": (None, None, lists.tensors(), 16, None, 0),
+        "bias": (None, bias, lists.tensors(), 16, None, 0),
+        "packed bias": (DOCUMENTS, bias, lists.packed(DOCUMENTS).tensors(), 16, None, 0),
     }
 
 
@@ -52,20 +52,21 @@ def test_opcheck(name, backend):
     documents, bias, lists, *how = cases()["causal" if name == "fused" else name]
     bias = None if bias is None else bias.detach().to(dtype).requires_grad_()
     arguments = *draw(dtype=dtype), documents, bias, lists, *how, 0.3, backend
-    torch.library.opcheck(softmax_forward, arguments)
+    torch.library.opcheck(softmax_forward.op, arguments)
     q, k, v = (x.detach() for x in arguments[:3])
     bias = None if bias is None else bias.detach()
-    output, lse = softmax_forward(q, k, v, documents, bias, *arguments[5:])
+    output, lse = softmax_forward.op(q, k, v, documents, bias, *arguments[5:])
     for grad_lse in (None, torch.randn_like(lse)):
-        saved = q, k, v, documents, bias, lists, output, lse, torch.randn_like(output), grad_lse
-        torch.library.opcheck(softmax_backward, (*saved, *how, 0.3, backend, bias is not None))
+        given = q, k, v, documents, bias, *arguments[5:]
+        upstream = output, lse, torch.randn_like(output), grad_lse, bias is not None
+        torch.library.opcheck(softmax_backward.op, (*given, *upstream))
 
 
 @pytest.mark.parametrize("ring", [False, True])
 def test_opcheck_of_a_step(ring):
     q, k, v = (x.detach() for x in draw(queries=1))
     arguments = q[:, 0], k, v, torch.tensor([3, 60]), 7, 2, ring, 0.3, "torch"
-    torch.library.opcheck(softmax_step, arguments)
+    torch.library.opcheck(softmax_step.op, arguments)
 
 
 RULES = {

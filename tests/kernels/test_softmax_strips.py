@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels.softmax_oracle import Pattern, dense, sparse
 from zoo_kernels import BlockLayout, softmax_attention
-from zoo_kernels.softmax.cpu import strip_plan, strips
+from zoo_kernels.softmax.cpu import forms, strip_plan, strips
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -19,7 +19,7 @@ def served(monkeypatch):
     for name in ("forward", "backward"):
         original = getattr(strips, name)
         monkeypatch.setattr(strips, name, lambda *args, original=original: calls.append(1) or original(*args))
-    monkeypatch.setattr(strip_plan, "SHORTEST", 1)
+    monkeypatch.setattr(forms, "SHORTEST", 1)
     monkeypatch.setattr(strip_plan, "NUMBERS", 4000)
     yield calls
 

@@ -64,7 +64,7 @@ FUSED = {
 class Opened(TorchDispatchMode):
     """Runs the bodies of the ops where modes that were entered before see what they call."""
 
-    bodies: ClassVar = {op._opoverload: op._init_fn for op in (custom.softmax_forward, custom.softmax_backward)}
+    bodies: ClassVar = {x.op._opoverload: x.op._init_fn for x in (custom.softmax_forward, custom.softmax_backward)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.bodies.get(func, func)(*args, **(kwargs or {}))

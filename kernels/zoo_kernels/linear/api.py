@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_kernels.backend import resolve_backend, without_autocast
-from zoo_kernels.checks import check_arrays, check_devices, check_integers, check_number, host_knows, refuse_transforms
-from zoo_kernels.flops import offer_flops
+from zoo_kernels.backend import without_autocast
+from zoo_kernels.checks import check_arrays, check_devices, check_integers, check_number, host_knows
 from zoo_kernels.launch import whole_vectors
-from zoo_kernels.linear.reference import reference_linear_attention
+from zoo_kernels.linear.arguments import LinearArguments, LinearToken
 from zoo_kernels.linear.torch_ops import linear_forward, linear_step
 
 ALGORITHMS = ("auto", "parallel", "chunk", "scan")
@@ -81,20 +80,14 @@ def linear_attention(
     check_number("scale", scale)
     check_number("eps", eps, above=0)
     given = _initial(initial_state, q, k, v, normalize)
-    refuse_transforms("linear attention", q, k, v, log_decay, *_tensors(given))
-    offer_flops()
+    chosen = linear_forward.enter(backend, q, k, v, others=(log_decay, *_tensors(given)))
     dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
     log_decay = _bounded_decay(log_decay)
-    chosen = resolve_backend(backend, "linear attention", q, k, v)
 
     def sums(v: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        if chosen == "reference":
-            q_wide, k_wide, v = (x.to(state.dtype) for x in (q, k, v))
-            output, state = reference_linear_attention(q_wide, k_wide, v, log_decay, state, documents)
-            return output if scale == 1.0 else output * scale, state
-        if chosen == "triton":
-            return _of_whole_vectors(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide)
-        return linear_forward(q, k, v, log_decay, state, documents, scale, algorithm, normalize or wide, chosen)[:2]
+        how = scale, algorithm, normalize or wide, chosen
+        call = LinearArguments(q, k, v, log_decay, state, documents, *how)
+        return _of_whole_vectors(call) if chosen == "triton" else linear_forward(call)[:2]
 
     if isinstance(given, NormalizedState):
         ones = ONES_WIDE if chosen == "triton" else 1
@@ -105,17 +98,15 @@ def linear_attention(
     return output.to(dtype), last if return_state else None
 
 
-def _of_whole_vectors(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, *others: Any
-) -> tuple[Tensor, Tensor]:
+def _of_whole_vectors(x: LinearArguments) -> tuple[Tensor, Tensor]:
     """The Triton form, whose rows are made whole vectors where they are not."""
-    width, value = q.shape[-1], v.shape[-1]
-    q, k, v = (whole_vectors(x) for x in (q, k, v))
+    width, value = x.q.shape[-1], x.v.shape[-1]
+    q, k, v = (whole_vectors(array) for array in (x.q, x.k, x.v))
     further = q.shape[-1] - width, v.shape[-1] - value
     if not any(further):
-        return linear_forward(q, k, v, log_decay, state, *others, "triton")[:2]
-    state = F.pad(state, (0, further[1], 0, further[0]))
-    output, last, _ = linear_forward(q, k, v, log_decay, state, *others, "triton")
+        return linear_forward(x)[:2]
+    state = F.pad(x.state, (0, further[1], 0, further[0]))
+    output, last, _ = linear_forward(x._replace(q=q, k=k, v=v, state=state))
     return output[..., :value], last[..., :width, :value].contiguous()
 
 
@@ -153,13 +144,12 @@ def linear_attention_step(
     _check_step(q, k, v, log_decay, state)
     check_number("scale", scale)
     check_number("eps", eps, above=0)
-    refuse_transforms("a step of linear attention", q, k, v, log_decay, *_tensors(state))
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
-    offer_flops()
-    chosen = resolve_backend(backend, "a step of linear attention", q, k, v, missing=_unfit_state(s))
+    others = log_decay, *_tensors(state)
+    chosen = linear_step.enter(backend, q, k, v, others=others, missing=_unfit_state(s))
     log_decay = _bounded_decay(log_decay)
-    output = linear_step(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen)
+    output = linear_step(LinearToken(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen))
     if isinstance(state, NormalizedState):
         if log_decay is not None:
             state.z.mul_(log_decay.to(state.z.dtype).exp().expand(q.shape[:2])[..., None])

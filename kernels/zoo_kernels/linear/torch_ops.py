@@ -1,4 +1,4 @@
-"""Linear attention as custom ops: what torch.compile, autograd and FlopCounterMode see, whichever backend computes."""
+"""Linear attention as custom ops: forms by backend, derivatives, FLOPs; and its entry among the families."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import refuse_forward_mode
-from zoo_kernels.flops import flop_formula
+from zoo_kernels.family import Family, Op, register
+from zoo_kernels.linear.arguments import LinearArguments, LinearToken, LinearUpstream
 from zoo_kernels.linear.chunked import Plan, chunked_backward, chunked_forward, plan, precise
-
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor state, Tensor? documents"
-_HOW = "float scale, str algorithm"
-
+from zoo_kernels.linear.reference import reference_linear_attention
+from zoo_kernels.linear.triton.configs import TABLE
 
 MULTIPROCESSORS = 132  # of an H100 or H200: the least programs of the Triton form, whatever batch x heads is
 SCANNED = 64  # tokens of a segment of the scan
 SHORTEST = 512  # tokens of a segment that are worth a pass of their own over keys and values
+
+
+LINEAR = register(
+    Family(
+        "linear",
+        "linear attention",
+        widths={torch.float32: 64, torch.float16: 256, torch.bfloat16: 256},
+        tiles=TABLE,
+        calls="zoo_kernels.linear.calls",
+    )
+)
 
 
 def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
@@ -61,195 +69,144 @@ def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
     return max(SHORTEST, -(-length // (step * wanted)) * step)
 
 
-@torch.library.custom_op(
-    "attention_zoo::linear_attention",
-    mutates_args=(),
-    schema=f"({_INPUTS}, {_HOW}, bool wide, str backend) -> (Tensor, Tensor, Tensor)",
-)
-def linear_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    documents: Tensor | None,
-    scale: float,
-    algorithm: str,
-    wide: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Unnormalized output, final state, and the states before each segment, which the backward pass starts from.
-
-    Args:
-        wide: the output is in the precision of the state, not in that of q.
-        backend: ``torch`` or ``triton``; the others as in :func:`zoo_kernels.linear_attention`.
-    """
-    refuse_forward_mode("linear attention")
-    dtype = state.dtype if wide else q.dtype
-    if not q.numel():
-        output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=dtype)
-        return output, state.clone(), state.new_zeros(_kept(q, v, algorithm, backend), *state.shape)
-    if backend == "triton":
-        from zoo_kernels.linear.triton.host import triton_forward
-
-        cutting = _segment(q, v, algorithm), _slots(q, v, algorithm)
-        return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, *cutting, dtype)
-    cut = _cut(q, v, algorithm)
-    return chunked_forward(q, k, v, log_decay, state, documents, scale, cut, dtype)
+def _torch_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
+    cut = _cut(x.q, x.v, x.algorithm)
+    return chunked_forward(x.q, x.k, x.v, x.log_decay, x.state, x.documents, x.scale, cut, x.dtype)
 
 
-@linear_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    documents: Tensor | None,
-    scale: float,
-    algorithm: str,
-    wide: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_forward_mode("linear attention")
-    output = q.new_empty(*q.shape[:3], v.shape[-1], dtype=state.dtype if wide else q.dtype)
-    return output, torch.empty_like(state), state.new_empty(_kept(q, v, algorithm, backend), *state.shape)
+def _triton_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
+    from zoo_kernels.linear.triton.host import triton_forward
+
+    q, k, v, log_decay, state, documents, scale, algorithm, *_ = x
+    cutting = _segment(q, v, algorithm), _slots(q, v, algorithm)
+    return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, *cutting, x.dtype)
 
 
-@torch.library.custom_op(
-    "attention_zoo::linear_attention_backward",
-    mutates_args=(),
-    schema=f"({_INPUTS}, Tensor starts, Tensor grad_output, Tensor grad_final, {_HOW}, str backend,"
-    " bool decay_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def linear_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    documents: Tensor | None,
-    starts: Tensor,
-    grad_output: Tensor,
-    grad_final: Tensor,
-    scale: float,
-    algorithm: str,
-    backend: str,
-    decay_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, the state and the log decay (empty unless ``decay_gradient``)."""
-    refuse_forward_mode("the backward pass of linear attention")
-    if not q.numel():
-        decay = log_decay.new_zeros(log_decay.shape) if decay_gradient and log_decay is not None else q.new_empty(0)
-        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_final.clone(), decay
-    if backend == "triton":
-        from zoo_kernels.linear.triton.host import triton_backward
-
-        how = scale, algorithm, _segment(q, v, algorithm), decay_gradient
-        arrays = q, k, v, log_decay, state, documents, starts, grad_output, grad_final
-        grad_q, grad_k, grad_v, grad_state, grad_decay = triton_backward(*arrays, *how)
-    else:
-        cut = _cut(q, v, algorithm)
-        grad_decay = precise(torch.empty(q.shape[:3], device=q.device)) if decay_gradient else None
-        grad_q, grad_k, grad_v, grad_state = chunked_backward(
-            (q, k, v), log_decay, documents, starts, scale, cut, grad_output, grad_final, grad_decay
-        )
-    if grad_decay is None or log_decay is None:
-        return grad_q, grad_k, grad_v, grad_state, q.new_empty(0)
-    of_heads = grad_decay if log_decay.dim() == 3 else grad_decay.sum((0, 1))
-    return grad_q, grad_k, grad_v, grad_state, of_heads.to(log_decay.dtype)
+def _reference(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    q, k, v = (array.to(x.state.dtype) for array in (x.q, x.k, x.v))
+    output, state = reference_linear_attention(q, k, v, x.log_decay, x.state, x.documents)
+    return output if x.scale == 1.0 else output * x.scale, state
 
 
-@linear_backward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    documents: Tensor | None,
-    starts: Tensor,
-    grad_output: Tensor,
-    grad_final: Tensor,
-    scale: float,
-    algorithm: str,
-    backend: str,
-    decay_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    refuse_forward_mode("the backward pass of linear attention")
-    grads = [x.new_empty(x.shape) for x in (q, k, v, state)]
-    decay = log_decay.new_empty(log_decay.shape) if decay_gradient and log_decay is not None else q.new_empty(0)
-    return grads[0], grads[1], grads[2], grads[3], decay
+def _fake(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
+    output = x.q.new_empty(*x.q.shape[:3], x.v.shape[-1], dtype=x.dtype)
+    kept = _kept(x.q, x.v, x.algorithm, x.backend)
+    return output, torch.empty_like(x.state), x.state.new_empty(kept, *x.state.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.scale, ctx.algorithm, _, ctx.backend = inputs
-    ctx.save_for_backward(*arrays, output[2])
-    ctx.mark_non_differentiable(output[2])
-
-
-@without_autocast
-def _differentiate(ctx: Any, grad_output: Tensor, grad_final: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *arrays, starts = ctx.saved_tensors
-    how = ctx.scale, ctx.algorithm, ctx.backend
-    wanted = arrays[3] is not None and ctx.needs_input_grad[3]
-    *grads, grad_state, grad_decay = linear_backward(*arrays, starts, grad_output, grad_final, *how, wanted)
-    return *grads, grad_decay if wanted else None, grad_state, None, None, None, None, None
-
-
-linear_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-@torch.library.custom_op(
-    "attention_zoo::linear_attention_step",
-    mutates_args={"state"},
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor(a!) state, float scale, bool wide, str backend)"
-    " -> Tensor",
-)
-def linear_step(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
-) -> Tensor:
-    """Output ``(B, H, E)`` of one token; the state moves on in place."""
-    refuse_forward_mode("a step of linear attention")
-    dtype = state.dtype if wide else q.dtype
-    if backend == "triton" and q.numel():
-        from zoo_kernels.linear.triton.host import triton_step
-
-        return triton_step(q, k, v, log_decay, state, scale, dtype)
-    if log_decay is not None:
-        state.mul_(log_decay.to(state.dtype).exp().expand(q.shape[:2])[..., None, None])
-    state.addcmul_(k.to(state.dtype)[..., :, None], v.to(state.dtype)[..., None, :])
-    return ((q.to(state.dtype)[..., None, :] @ state)[..., 0, :] * scale).to(dtype)
-
-
-@linear_step.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, wide: bool, backend: str
-) -> Tensor:
-    refuse_forward_mode("a step of linear attention")
-    return q.new_empty(v.shape, dtype=state.dtype if wide else q.dtype)
-
-
-def _pairs(q: tuple[int, ...], v: tuple[int, ...], algorithm: str) -> int:
+def _pairs(x: Any) -> int:
     """Pairs of query and key of the left products of all heads."""
-    cut = plan(q[0], q[1], q[2], max(q[-1], v[-1]), algorithm)
-    return q[0] * q[2] * sum((stop - start) * chunk for start, stop, chunk in cut.spans(q[1]))
+    batch, length, heads, width = x.q
+    cut = plan(batch, length, heads, max(width, x.v[-1]), x.algorithm)
+    return batch * heads * sum((stop - start) * chunk for start, stop, chunk in cut.spans(length))
 
 
-@flop_formula(torch.ops.attention_zoo.linear_attention)
-def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
+def _states(x: Any) -> int:
+    """Multiplications of all queries with a state."""
+    return math.prod(x.q) * x.v[-1]
+
+
+def _flops(x: Any) -> int:
     """Two FLOPs per multiplication and addition of the matrix products of the chunked form."""
-    width, value, tokens = q[-1], v[-1], q[0] * q[1] * q[2]
-    return 2 * _pairs(q, v, rest[4]) * (width + value) + 4 * tokens * width * value
+    return 2 * _pairs(x) * (x.q[-1] + x.v[-1]) + 4 * _states(x)
 
 
-@flop_formula(torch.ops.attention_zoo.linear_attention_step)
-def _step_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
-    """The product with the state; its update is elementwise and not counted, as torch counts none."""
-    return 2 * q[0] * q[1] * q[2] * v[-1]
+def _torch_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    cut = _cut(x.q, x.v, x.algorithm)
+    grad_decay = precise(torch.empty(x.q.shape[:3], device=x.q.device)) if up.decay_gradient else None
+    grads = chunked_backward(
+        (x.q, x.k, x.v), x.log_decay, x.documents, up.starts, x.scale, cut, up.grad_output, up.grad_final, grad_decay
+    )
+    return *grads, _of_decays(x, grad_decay)
 
 
-@flop_formula(torch.ops.attention_zoo.linear_attention_backward)
-def _backward_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
-    width, value, tokens = q[-1], v[-1], q[0] * q[1] * q[2]
-    return _pairs(q, v, rest[7]) * (6 * width + 4 * value) + 10 * tokens * width * value
+def _triton_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    from zoo_kernels.linear.triton.host import triton_backward
+
+    arrays = x.q, x.k, x.v, x.log_decay, x.state, x.documents, up.starts, up.grad_output, up.grad_final
+    how = x.scale, x.algorithm, _segment(x.q, x.v, x.algorithm), up.decay_gradient
+    *grads, grad_decay = triton_backward(*arrays, *how)
+    return *grads, _of_decays(x, grad_decay)
+
+
+def _of_decays(x: LinearArguments, of_tokens: Tensor | None) -> Tensor:
+    """Gradient of the log decay from that of each token's ``(B, T, H)``; empty where it has none."""
+    if of_tokens is None or x.log_decay is None:
+        return x.q.new_empty(0)
+    return (of_tokens if x.log_decay.dim() == 3 else of_tokens.sum((0, 1))).to(x.log_decay.dtype)
+
+
+def _fake_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    decay = x.log_decay if up.decay_gradient else None
+    grads = [array.new_empty(array.shape) for array in (x.q, x.k, x.v, x.state)]
+    return *grads, x.q.new_empty(0) if decay is None else decay.new_empty(decay.shape)
+
+
+def _empty_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    *of_rows, _, decay = _fake_backward(x, up)
+    return *of_rows, up.grad_final.clone(), decay.zero_()
+
+
+def _backward_flops(x: Any, up: Any) -> int:
+    return _pairs(x) * (6 * x.q[-1] + 4 * x.v[-1]) + 10 * _states(x)
+
+
+linear_forward = Op(
+    LINEAR,
+    "forward",
+    LinearArguments,
+    outputs=3,  # unnormalized output, final state, states before each segment, which the backward pass starts from
+    forms={"torch": _torch_forward, "triton": _triton_forward, "reference": _reference},
+    fake=_fake,
+    empty=lambda x: (_fake(x)[0], x.state.clone(), _fake(x)[2].zero_()),
+    flops=_flops,
+)
+linear_backward = Op(
+    LINEAR,
+    "backward",
+    LinearArguments,
+    LinearUpstream,
+    outputs=5,  # gradients of q, k, v, the state and the log decay (empty unless ``decay_gradient``)
+    forms={"torch": _torch_backward, "triton": _triton_backward},
+    fake=_fake_backward,
+    empty=_empty_backward,
+    flops=_backward_flops,
+)
+
+
+def _differentiate(
+    x: LinearArguments, kept: list[Tensor], grads: tuple[Tensor | None, ...], wanted: set[str]
+) -> dict[str, Tensor]:
+    output, final, _ = grads
+    output = x.q.new_zeros(*x.q.shape[:3], x.v.shape[-1], dtype=x.dtype) if output is None else output
+    final = torch.zeros_like(x.state) if final is None else final
+    found = linear_backward(x, LinearUpstream(kept[0], output, final, "log_decay" in wanted))
+    return dict(zip(("q", "k", "v", "state", "log_decay"), found))
+
+
+linear_forward.differentiate(_differentiate, keep=[2], fixed=[2])
+
+
+def _torch_step(x: LinearToken) -> Tensor:
+    state = x.state
+    if x.log_decay is not None:
+        state.mul_(x.log_decay.to(state.dtype).exp().expand(x.q.shape[:2])[..., None, None])
+    state.addcmul_(x.k.to(state.dtype)[..., :, None], x.v.to(state.dtype)[..., None, :])
+    return ((x.q.to(state.dtype)[..., None, :] @ state)[..., 0, :] * x.scale).to(x.dtype)
+
+
+def _triton_step(x: LinearToken) -> Tensor:
+    from zoo_kernels.linear.triton.host import triton_step
+
+    return triton_step(x.q, x.k, x.v, x.log_decay, x.state, x.scale, x.dtype)
+
+
+linear_step = Op(
+    LINEAR,
+    "step",
+    LinearToken,
+    forms={"torch": _torch_step, "triton": _triton_step},
+    fake=lambda x: x.q.new_empty(x.v.shape, dtype=x.dtype),
+    flops=lambda x: 2 * math.prod(x.q) * x.v[-1],  # the update is elementwise and not counted, as torch counts none
+    mutates=["state"],
+)

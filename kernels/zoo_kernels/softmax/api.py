@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo_kernels.backend import resolve_backend, without_autocast
-from zoo_kernels.checks import check_arrays, check_count, check_devices, check_integers, check_number, refuse_transforms
-from zoo_kernels.flops import offer_flops
+from zoo_kernels.backend import without_autocast
+from zoo_kernels.checks import check_arrays, check_count, check_devices, check_integers, check_number
 from zoo_kernels.launch import whole_vectors
 from zoo_kernels.layout import BlockLayout
-from zoo_kernels.softmax.mask import KeyRule
-from zoo_kernels.softmax.reference import reference_softmax_attention
+from zoo_kernels.softmax.arguments import SoftmaxArguments, SoftmaxToken
+from zoo_kernels.softmax.cpu.forms import choose_form
 from zoo_kernels.softmax.torch_ops import softmax_forward, softmax_step
 
 LARGEST_SCALE = 1e30  # scores are numbers of fp32
@@ -61,29 +60,12 @@ def softmax_attention(
     """
     _check(q, k, v, window, sink_tokens, documents)
     scale = _checked_scale(q, scale, sink_logits)
-    refuse_transforms("softmax attention", q, k, v, block_bias, sink_logits)
     _check_layout(q, k, layout, window, sink_tokens, block_bias)
-    biased = block_bias is not None and documents is not None
-    missing = "block_bias over packed documents" if biased else _too_many(q)
-    chosen = resolve_backend(backend, "softmax attention", q, k, v, missing=missing)
-    if chosen == "reference":
-        rule = KeyRule(k.shape[1] - q.shape[1], window, sink_tokens, documents)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        output, lse = reference_softmax_attention(q.to(wide), k.to(wide), v.to(wide), rule, scale, layout, block_bias)
-    else:
-        tensors, block, of_bias = [], 0, documents
-        if layout is not None:
-            layout = layout if documents is None else layout.packed(documents)
-            tensors, block, of_bias = layout.tensors(), layout.block, documents if biased else None
-        reach = -1 if window is None else window
-        offer_flops()
-        q, scale = _positive(q, scale)
-        how = of_bias, block_bias, tensors, block, reach, sink_tokens, scale, chosen
-        if chosen == "triton":
-            output, lse = softmax_forward(*(whole_vectors(x) for x in (q, k, v)), *how)
-            output = output if output.shape[-1] == v.shape[-1] else output[..., : v.shape[-1]]
-        else:
-            output, lse = softmax_forward(q, k, v, *how)
+    missing, others = _missing(q, documents, block_bias), (block_bias, sink_logits)
+    chosen = softmax_forward.enter(backend, q, k, v, others=others, missing=missing)
+    call = SoftmaxArguments(q, k, v, documents, block_bias, [], 0, window, sink_tokens, scale, chosen)
+    output, lse = softmax_forward(_with_layout(call, layout))
+    output = output if output.shape[-1] == v.shape[-1] else output[..., : v.shape[-1]]
     if sink_logits is not None:
         output, lse = _with_sink_logits(output, lse, sink_logits)
     output = output.to(q.dtype)
@@ -125,16 +107,58 @@ def softmax_attention_step(
     """
     _check_step(q, k_cache, v_cache, lengths, window, sink_tokens, ring)
     scale = _checked_scale(q, scale, sink_logits)
-    refuse_transforms("a step of softmax attention", q, k_cache, v_cache, lengths, sink_logits)
-    chosen = resolve_backend(backend, "softmax attention", q, k_cache, v_cache, missing=_too_many(q))
+    others, missing = (lengths, sink_logits), _too_many(q)
+    chosen = softmax_step.enter(backend, q, k_cache, v_cache, others=others, missing=missing)
     q, scale = _positive(q, scale)
-    reach = -1 if window is None else window
-    offer_flops()
-    output, lse = softmax_step(q, k_cache, v_cache, lengths, reach, sink_tokens, ring, scale, chosen)
+    output, lse = softmax_step(SoftmaxToken(q, k_cache, v_cache, lengths, window, sink_tokens, ring, scale, chosen))
     if sink_logits is not None:
         output, lse = _with_sink_logits(output, lse, sink_logits)
     output = output.to(q.dtype)
     return (output, lse) if return_lse else output
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layout: BlockLayout | None = None,
+    window: int | None = None,
+    sink_tokens: int = 0,
+    block_bias: Tensor | None = None,
+    documents: Tensor | None = None,
+    backend: str = "auto",
+) -> str:
+    """Say in a line which backend and form :func:`softmax_attention` takes for these arguments, and why.
+
+    Nothing is computed. The arguments are those of :func:`softmax_attention` that matter for the choice, and what it
+    refuses is refused here too; the forms of the PyTorch backend are listed in
+    :func:`zoo_kernels.softmax.cpu.forms.choose_form`.
+    """
+    _check(q, k, v, window, sink_tokens, documents)
+    _check_layout(q, k, layout, window, sink_tokens, block_bias)
+    choice = softmax_forward.choice(backend, q, k, v, missing=_missing(q, documents, block_bias))
+    told = f"backend={choice.backend} ({choice.reason or 'asked for'})"
+    if choice.backend != "torch":
+        return told
+    call = SoftmaxArguments(q, k, v, documents, block_bias, [], 0, window, sink_tokens, 1.0, "torch")
+    form = choose_form(_with_layout(call, layout))
+    return f"{told}, form={form.name} ({form.reason})"
+
+
+def _with_layout(x: SoftmaxArguments, layout: BlockLayout | None) -> SoftmaxArguments:
+    """The arguments as the ops take them: the layout as tensors, and what the forms of the backend want besides."""
+    packed = layout is not None and x.documents is not None and x.backend != "reference"
+    if packed and layout is not None and x.documents is not None:
+        layout = layout.packed(x.documents)
+        x = x._replace(documents=None if x.block_bias is None else x.documents)
+    if layout is not None:
+        x = x._replace(layout=layout.tensors(), block=layout.block)
+    if x.backend == "reference":
+        return x
+    q, scale = _positive(x.q, x.scale)
+    x = x._replace(q=q, scale=scale)
+    return x if x.backend != "triton" else x._replace(q=whole_vectors(q), k=whole_vectors(x.k), v=whole_vectors(x.v))
 
 
 def _positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
@@ -153,6 +177,12 @@ def _with_sink_logits(output: Tensor, lse: Tensor, logits: Tensor) -> tuple[Tens
     lse = lse.masked_fill(empty, 0)
     total = torch.logaddexp(lse, logits)
     return output * (lse - total).exp()[..., None], total.masked_fill(empty, -torch.inf)
+
+
+def _missing(q: Tensor, documents: Tensor | None, block_bias: Tensor | None) -> str | None:
+    """What the Triton form does not have of a call."""
+    biased = block_bias is not None and documents is not None
+    return "block_bias over packed documents" if biased else _too_many(q)
 
 
 def _too_many(q: Tensor) -> str | None:

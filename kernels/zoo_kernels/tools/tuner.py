@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
-from zoo_kernels.tools.calls import CALLS, Call, Outputs, Size, raised
+from zoo_kernels.tools.calls import Call, Outputs, Size, every_call, raised
 
 Timer = Callable[[Callable[[], Any]], float]
 GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
@@ -44,8 +44,7 @@ class Row(NamedTuple):
     @property
     def table(self) -> Table:
         """The family's table."""
-        found: Table = import_module(f"zoo_kernels.{self.family}.triton.configs").TABLE
-        return found
+        return families()[self.family].tiles
 
     @property
     def config(self) -> Config:
@@ -68,8 +67,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
         ValueError: if there is none; it lists the kernels.
     """
     family, _, name = kernel.partition(".")
-    families = sorted({call.family for call in CALLS})
-    names = [f"{f}.{k}" for f in families for k in import_module(f"zoo_kernels.{f}.triton.configs").TABLE]
+    names = [f"{f.name}.{k}" for f in families().values() for k in f.tiles]
     if kernel not in names:
         raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(names)}.")
     row = Row(family, name, architecture(device), dtype.itemsize, width)
@@ -190,7 +188,7 @@ def tune(
     small: Size,
     large: Size,
     *,
-    calls: Iterable[Call] = CALLS,
+    calls: Iterable[Call] | None = None,
     timer: Timer = benchmark,
     tried: Callable[[Trial], None] = lambda trial: None,
     limit: int = 64,
@@ -198,14 +196,15 @@ def tune(
     """Try candidates for ``row``, the shipped configuration first: outputs at ``small``, then times at ``large``.
 
     Args:
+        calls: of which those are run that launch the kernel; None for those of all families.
         tried: is told each trial when it is over.
 
     Raises:
         ValueError: if no call launches the kernel.
     """
-    chosen = calls_of(row, calls, small)
+    chosen = calls_of(row, every_call() if calls is None else calls, small)
     if not chosen:
-        raise ValueError(f"no call of kernels/zoo_kernels/tools/calls.py launches {row.family}.{row.kernel}.")
+        raise ValueError(f"no call of kernels/zoo_kernels/{row.family}/calls.py launches {row.family}.{row.kernel}.")
     checks = [Check(call, small) for call in chosen]
     inputs = [call.inputs(large) for call in chosen]
 

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Linear attention in Triton: one kernel for the output and for all three gradients.
 
 With W the weight of a pair (0 above the diagonal), r, w the weights with which a token reads and writes the state and a

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The states between the segments of linear attention in Triton: what each adds, and the walk over them."""
 
 import triton

@@ -17,7 +17,7 @@ QUERY_BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Range:
+class RangeTile:
     """One block of queries of some heads, and the first keys and a range of keys for all of it."""
 
     heads: slice
@@ -71,7 +71,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Strip:
+class WindowTile:
     """Consecutive blocks of queries of some heads; each reads the sinks, and the keys from ``reach`` before it on."""
 
     heads: slice
@@ -168,16 +168,20 @@ class Strip:
         return ~(near if len(near) == 1 else near[self.batches])
 
 
-def plan(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
-    """How to cut the queries, and the tiles that do the work: strips where the window is short, else ranges of keys."""
+def windows(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
+    """Cut the queries for a short window, which ``rule`` has: consecutive blocks and the keys before them."""
+    assert rule.window is not None
+    fold, block = q.shape[2] // k.shape[2], min(max(16, 1 << rule.window.bit_length() >> 3), QUERY_BLOCK)
+    blocks = -(-q.shape[1] // block)
+    reach = -(-max(rule.window - 1, 0) // block) * block
+    front = max(reach - rule.offset, 0)
+    grid = Grid(fold, block, blocks, 0, front, front + blocks * block + rule.offset + rule.sink_tokens)
+    return grid, partial(_windows, grid, reach, k.shape[2], rule, *_common(grid, reach, rule, k))
+
+
+def ranges(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
+    """Cut the queries for any rule: blocks, each with the range of its keys."""
     queries, fold = q.shape[1], q.shape[2] // k.shape[2]
-    if rule.window is not None and 3 * (rule.window + rule.sink_tokens) < k.shape[1]:
-        block = min(max(16, 1 << rule.window.bit_length() >> 3), QUERY_BLOCK)
-        blocks = -(-queries // block)
-        reach = -(-max(rule.window - 1, 0) // block) * block
-        front = max(reach - rule.offset, 0)
-        grid = Grid(fold, block, blocks, 0, front, front + blocks * block + rule.offset + rule.sink_tokens)
-        return grid, partial(_strips, grid, reach, k.shape[2], rule, *_common(grid, reach, rule, k))
     count = max(-(-queries // QUERY_BLOCK), 1)
     grid = Grid(fold, max(-(-queries // count), 1), count, 0, 0, k.shape[1])
     return grid, partial(_ranges, queries, k.shape[2], k.device, grid, rule, _begins(grid, rule))
@@ -208,7 +212,7 @@ def _ranges(
     begins: list[int],
     first: int,
     last: int,
-) -> Iterator[Range]:
+) -> Iterator[RangeTile]:
     for block in range(grid.blocks):
         span = block * grid.block, min((block + 1) * grid.block, queries)
         sink_tokens, *keys = rule.key_range(*span, begins[block])
@@ -217,7 +221,7 @@ def _ranges(
             continue
         step = max(tiles.ELEMENTS // (grid.fold * grid.block * count), 1)
         for heads, batches in _heads(first, last, step, groups, device):
-            yield Range(heads, block, span, sink_tokens, (keys[0], keys[1]), rule, batches)
+            yield RangeTile(heads, block, span, sink_tokens, (keys[0], keys[1]), rule, batches)
 
 
 def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,13 +237,13 @@ def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, T
     return starts, band.masked_fill_(~seen, hidden(band.dtype))
 
 
-def _strips(
+def _windows(
     grid: Grid, reach: int, groups: int, rule: KeyRule, starts: Tensor, band: Tensor, first: int, last: int
-) -> Iterator[Strip]:
+) -> Iterator[WindowTile]:
     fits = max(tiles.ELEMENTS // (grid.fold * grid.block * (reach + grid.block)), 1)
     heads, blocks = max(fits // max(grid.blocks, 1), 1), max(min(fits, grid.blocks), 1)
     for some, batches in _heads(first, last, heads, groups, starts.device):
         early = min(-(-max(reach - rule.offset, 0) // grid.block), grid.blocks)  # whose keys begin before the sequence
         for start in (*range(0, early, blocks), *range(early, grid.blocks, blocks)):
             part = slice(start, min(start + blocks, early if start < early else grid.blocks))
-            yield Strip(some, part, grid.block, reach, grid.key_front, rule, batches, starts, band)
+            yield WindowTile(some, part, grid.block, reach, grid.key_front, rule, batches, starts, band)

@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo_kernels.softmax.mask import KeyRule
-
 _aten = torch.ops.aten
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # its log-sum-exp of fp64 is fp32
-
-
-def fits(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule) -> bool:
-    """Whether it computes this."""
-    plain = rule.offset == 0 and rule.documents is None and (rule.window is None or rule.window >= k.shape[1])
-    alike = q.dtype == k.dtype == v.dtype and q.dtype in DTYPES and q.shape[-1] == v.shape[-1]
-    return plain and alike and q.device.type == "cpu" and q.numel() > 0
 
 
 def fuses(query: Tensor, v: Tensor) -> bool:

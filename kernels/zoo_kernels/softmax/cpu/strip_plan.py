@@ -9,17 +9,15 @@ from torch import Tensor
 
 from zoo_kernels.layout import BlockLayout
 from zoo_kernels.layout.lists import entry_rows
-from zoo_kernels.softmax.cpu.fused import fuses
 from zoo_kernels.softmax.cpu.tiles import hidden
 from zoo_kernels.softmax.mask import KeyRule
 
-SHORTEST = 2048  # tokens from which on strips pay
 RUNS = 64  # of equally long lists in a head, from which on they are left to the tiles of lists
 NUMBERS = 1 << 20  # of the keys of a call: they and their gradients stay in a cache
 
 
 @dataclass(frozen=True)
-class Range:
+class Strips:
     """Strips of ``size`` queries from ``first`` on, ``count`` of them; strip s reads keys from ``start + s * size`` on.
 
     ``mask (size, keys)`` is added to the scores of every strip; None: all is read.
@@ -85,11 +83,11 @@ class Gathered:
         return x[: whole * self.size, 0].unflatten(0, (whole, self.size))
 
 
-Piece = Range | Gathered
+Piece = Strips | Gathered
 
 
 @dataclass(frozen=True)
-class Plan:
+class StripPlan:
     """Parts whose keys are disjoint.
 
     Attributes:
@@ -98,12 +96,12 @@ class Plan:
         gathered: of each query head, blocks that are its own; ``rest`` is what is left to lists.
     """
 
-    pieces: list[tuple[Range, bool]]
+    pieces: list[tuple[Strips, bool]]
     gathered: list[list[Gathered]]
     rest: BlockLayout | None
 
 
-def _interleave(band: list[Range], columns: list[Range]) -> list[tuple[Range, bool]]:
+def _interleave(band: list[Strips], columns: list[Strips]) -> list[tuple[Strips, bool]]:
     pieces = []
     for part in band:
         pieces.append((part, True))
@@ -112,60 +110,49 @@ def _interleave(band: list[Range], columns: list[Range]) -> list[tuple[Range, bo
             if first < last:
                 mask = None if column.mask is None else column.mask[first - column.first : last - column.first]
                 mask = mask if mask is not None and mask.any() else None
-                pieces.append((Range(first, last - first, 1, column.start, column.keys, mask), False))
+                pieces.append((Strips(first, last - first, 1, column.start, column.keys, mask), False))
     return pieces
 
 
-def _band(length: int, size: int, reach: int, seen: Tensor, width: int) -> list[Range]:
+def _band(length: int, size: int, reach: int, seen: Tensor, width: int) -> list[Strips]:
     """Strips of ``size`` queries that read ``reach`` keys before their own; ``seen (size, reach + size)`` bool."""
     mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, hidden(torch.float32))
     early = min(reach // size, length // size)  # strips whose keys begin before the sequence
-    ranges = [Range(i * size, size, 1, 0, (i + 1) * size, mask[:, reach - i * size :]) for i in range(early)]
+    ranges = [Strips(i * size, size, 1, 0, (i + 1) * size, mask[:, reach - i * size :]) for i in range(early)]
     most = max(NUMBERS // ((reach + size) * width), 1)
     full = length // size
     for first in range(early, full, most):
         count = min(most, full - first)
-        ranges.append(Range(first * size, size, count, first * size - reach, reach + size, mask))
+        ranges.append(Strips(first * size, size, count, first * size - reach, reach + size, mask))
     tail, left = full * size, length % size
     if left:
         start = max(tail - reach, 0)
-        ranges.append(Range(tail, left, 1, start, length - start, mask[:left, reach - (tail - start) : reach + left]))
+        ranges.append(Strips(tail, left, 1, start, length - start, mask[:left, reach - (tail - start) : reach + left]))
     return ranges
 
 
-def _suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    alike = q.dtype == k.dtype == v.dtype and fuses(q, v) and q.shape[1] == k.shape[1]
-    return alike and q.shape[1] >= SHORTEST and all(x.stride(-1) == 1 for x in (q, k, v))
-
-
-def plan(q: Tensor, k: Tensor, v: Tensor, rule: KeyRule, layout: BlockLayout | None) -> Plan | None:
-    """Strips for a long window, or for the band that a layout has; None where they do not serve."""
-    if not _suits(q, k, v):
-        return None
-    return _plan_window(k, rule) if layout is None else _plan_layout(k, layout)
-
-
-def _plan_window(k: Tensor, rule: KeyRule) -> Plan | None:
-    """Strips of a window, and the sinks as a column; None where strips do not serve."""
+def of_window(k: Tensor, rule: KeyRule) -> StripPlan:
+    """Strips of a window, which ``rule`` has, and the sinks as a column."""
     length, window = k.shape[1], rule.window
-    if window is None or not 0 < window <= length // 4 or rule.documents is not None:
-        return None
+    assert window is not None
     size = min(max(16, 1 << window.bit_length() >> 3), 256)
     reach = -(-(window - 1) // size) * size
     distance = torch.arange(size)[:, None] - torch.arange(-reach, size)
     band = _band(length, size, reach, (distance >= 0) & (distance < window), k.shape[2] * k.shape[3])
     if not rule.sink_tokens:
-        return Plan(_interleave(band, []), [], None)
+        return StripPlan(_interleave(band, []), [], None)
     rows = length - window
     far = torch.arange(window, length)[:, None] - torch.arange(rule.sink_tokens) >= window
     mask = torch.zeros(far.shape, dtype=torch.float32).masked_fill_(~far, hidden(torch.float32))
-    return Plan(_interleave(band, [Range(window, rows, 1, 0, rule.sink_tokens, mask)]), [], None)
+    return StripPlan(_interleave(band, [Strips(window, rows, 1, 0, rule.sink_tokens, mask)]), [], None)
 
 
-def _plan_layout(k: Tensor, layout: BlockLayout) -> Plan | None:
-    """Strips of the blocks that all rows list beside their own, columns that all later rows list, and the rest."""
-    if layout.shape[0] != 1:
-        return None
+def of_layout(k: Tensor, layout: BlockLayout) -> StripPlan | None:
+    """Strips of the blocks that all rows list beside their own, columns that all later rows list, and the rest.
+
+    Args:
+        layout: one for all batch rows. Without a band of at least two and at most a quarter of the blocks: None.
+    """
     heads, blocks, block = layout.shape[1], -(-k.shape[1] // layout.block), layout.block
     lists = layout.by_query
     rows, keys = entry_rows(lists), lists.blocks.long()
@@ -187,24 +174,24 @@ def _plan_layout(k: Tensor, layout: BlockLayout) -> Plan | None:
     columns = []
     for j0 in column:
         first = (j0 + wide) * block
-        columns.append(Range(first, k.shape[1] - first, 1, j0 * block, block, None))
+        columns.append(Strips(first, k.shape[1] - first, 1, j0 * block, block, None))
     pieces = _interleave(band, columns)
     used = (rows < lists.full.numel()) & (query < blocks)
     left = used & ~(plain & (query - keys < wide)) & ~torch.isin(keys, torch.tensor(column, dtype=torch.long))
     at = left.nonzero()[:, 0]
     if not len(at):
-        return Plan(pieces, [], None)
+        return StripPlan(pieces, [], None)
     if plain[at].all():  # none of them is on the diagonal, which belongs to the band
         entries = head[at], query[at], keys[at]
         gathered = _gather(entries, (heads, blocks, block), k.shape[1], k.shape[3])
         if gathered:
-            return Plan(pieces, gathered, None)
+            return StripPlan(pieces, gathered, None)
     masks, bits = (lists.masks[at], layout.bits) if len(layout.bits) else (None, None)
     pairs = torch.zeros_like(at), head[at], query[at], keys[at]
     rest = BlockLayout.from_pairs(
         block, layout.shape[2], *pairs, masks, bits, heads=heads, longest=layout.longest
     )  # fmt: skip
-    return Plan(pieces, [], rest)
+    return StripPlan(pieces, [], rest)
 
 
 def _gather(

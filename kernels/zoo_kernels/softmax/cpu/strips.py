@@ -15,9 +15,7 @@ from torch import Tensor
 
 from zoo_kernels.softmax.cpu import sparse, tiles
 from zoo_kernels.softmax.cpu.fused import fused_backward, fused_forward
-from zoo_kernels.softmax.cpu.strip_plan import Piece, Plan, plan
-
-__all__ = ["backward", "forward", "plan"]
+from zoo_kernels.softmax.cpu.strip_plan import Piece, StripPlan
 
 
 def _units(q: Tensor, k: Tensor) -> list[tuple[int, int, int]]:
@@ -33,7 +31,7 @@ def _heads(x: Tensor, groups: int, first: int, last: int, number: int) -> Tensor
     return x.unflatten(1, (groups, -1))[:, first:last, number]
 
 
-def _pieces(plan: Plan, head: int | None = None) -> Iterator[tuple[Piece, bool]]:
+def _pieces(plan: StripPlan, head: int | None = None) -> Iterator[tuple[Piece, bool]]:
     """Pieces of one query head, or those of all heads, and whether they are the first of their rows."""
     if head is None:
         yield from plan.pieces
@@ -75,7 +73,7 @@ def _differentiate(
         piece.add(grads[2], found[2])
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: StripPlan, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(B, T, H, E)`` and log-sum-exp ``(B, T, H)``."""
     output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
     lse = torch.empty(q.shape[:3], dtype=q.dtype)
@@ -99,7 +97,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
 
 
 def backward(
-    arrays: tuple[Tensor, ...], grad_output: Tensor, plan: Plan, scale: float
+    arrays: tuple[Tensor, ...], grad_output: Tensor, plan: StripPlan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from q, k, v, output and log-sum-exp of :func:`forward`."""
     q, k, v, output, lse = arrays

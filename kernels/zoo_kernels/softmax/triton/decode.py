@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """One query per row over its cache in Triton: the keys are split over programs, and the parts merged by log-sum-exp.
 
 The query heads of a key head are rows of one tile, so each key and value is read once. How many programs there are

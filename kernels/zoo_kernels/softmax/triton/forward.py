@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Exact attention in Triton, forward (after FlashAttention-2, Dao 2023, arXiv:2307.08691).
 
 Flags of all three kernels: LAYOUT is the block size of a layout, or 0; UNIT divides all strides, and the strides come

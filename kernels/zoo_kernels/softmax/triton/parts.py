@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Parts of the Triton kernels: loads, the token rule, and which tiles a tile reads.
 
 Positions are absolute: query row i stands at i + offset, and tiles start at multiples of their size. A program has

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Gradient of the queries of exact attention in Triton.
 
 The weights are recomputed from the log-sum-exp. The kernel also leaves what the one for keys and values needs of each
