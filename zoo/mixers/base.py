@@ -69,6 +69,7 @@ class Mixer(nn.Module, ABC):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """Mix ``x`` (B, T, C).
 
@@ -82,6 +83,7 @@ class Mixer(nn.Module, ABC):
             cache: of :meth:`new_cache`; the piece continues where it stands and is added to it.
             lengths: ``(B,)`` true lengths of a right-padded piece. What stands on padding, be it NaN, reaches nothing;
                 outputs there are unspecified.
+            carry: what the layers of one forward pass share, see :meth:`prepare`; None for a mixer by itself.
 
         Raises:
             ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``; on other
@@ -110,6 +112,16 @@ class Mixer(nn.Module, ABC):
 
     def start_step(self, step: int) -> None:
         """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""
+
+    def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
+        """Put into ``carry`` what this mixer reads of it, unless an earlier layer of the same pass has done so.
+
+        A decoder makes one dictionary for each forward pass, has all layers prepare it, and hands it to each of them.
+
+        Args:
+            carry: what the layers of one pass share, by name.
+            x, documents, cache: as of :meth:`forward`; of ``x`` only its shape, its device and its dtype matter.
+        """
 
     def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
         """Position of each token in its document, ``(1 or B, T)``."""

@@ -95,7 +95,8 @@ class LightningAttention(StateMixer):
         """One call of the kernel."""
         q, k = F.silu(q), F.silu(k)
         if self.lrpe is not None:
-            q, k = self.lrpe(q, call.positions), self.lrpe(k, call.positions)
+            table = self.lrpe(call.positions)
+            q, k = self.lrpe.encode(q, table), self.lrpe.encode(k, table)
         return attend_linear(q, k, v, self.log_decay(q.device), call, algorithm=self.algorithm)
 
     def own_parameters(self) -> tuple[int, int]:

@@ -44,7 +44,10 @@ class Block(nn.Module):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """``(B, T, C) -> (B, T, C)``; arguments as of :class:`zoo.mixers.Mixer`."""
-        x = x + self.mixer(self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths)
+        x = x + self.mixer(
+            self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths, carry=carry
+        )
         return x + self.mlp(self.mlp_norm(x))

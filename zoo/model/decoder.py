@@ -157,11 +157,15 @@ class Decoder(nn.Module):
             x = x * self.embedding_scale
         marks = self._marks(ids)
         caches = cache.layers if cache is not None else [None] * len(self.blocks)
+        carry: dict[str, Any] = {}
+        self.layers[0].mixer.check_call(x, documents, caches[0], lengths, marks)
+        for layer, layer_cache in zip(self.layers, caches):
+            layer.mixer.prepare(carry, x, documents, layer_cache)
         for block, layer_cache in zip(self.blocks, caches):
             if self.checkpoint_activations and self.training and cache is None:
-                x = checkpoint(block, x, documents, marks, use_reentrant=False)
+                x = checkpoint(block, x, documents, marks, None, None, carry, use_reentrant=False)
             else:
-                x = block(x, documents, marks, layer_cache, lengths)
+                x = block(x, documents, marks, layer_cache, lengths, carry)
         return self.norm(x)
 
     def _check_call(self, ids: Tensor, cache: DecoderCache | None) -> None:

@@ -13,7 +13,7 @@ from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
-from zoo.mixers.parts.positions import check_base, rotate
+from zoo.mixers.parts.positions import Rotary, check_base, turn
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class HeadMixer(Mixer):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, marks)
@@ -101,12 +102,16 @@ class HeadMixer(Mixer):
             return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
         if lengths is not None:  # a weight of 0 does not hide NaN
             x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
-        call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
+        carry = {} if carry is None else carry
+        self.prepare(carry, x, documents, cache)
+        rotary: Rotary = carry["rotary"]
+        call = Call(x, rotary.positions, documents, marks, cache, lengths)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rope is not None:
-            q, k = (rotate(y, call.positions, self.rope, self.rotated) for y in (q, k))
+            table = rotary.table(self.rope, self.rotated)
+            q, k = turn(q, table), turn(k, table)
         y = self.mix(q, k, v, call)
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
@@ -116,6 +121,14 @@ class HeadMixer(Mixer):
         size = y.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # of sums that fp16 holds only when projected
         projected = self._project((y / size).to(v.dtype), x)
         return (projected * size).to(projected.dtype)
+
+    def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
+        """The positions of the pass, and the rotary table of this mixer."""
+        if "rotary" not in carry:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            carry["rotary"] = Rotary(self.positions(x, documents, cache), wide)
+        if self.rope is not None:
+            carry["rotary"].table(self.rope, self.rotated)
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         """Through the gate and back to the width of the model; linear in ``y``."""
