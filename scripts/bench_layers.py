@@ -74,13 +74,15 @@ def passes(mixer: Mixer, length: int, device: torch.device) -> dict[str, Callabl
 
     if not isinstance(mixer, HeadMixer):
         return {"layer": layer}
-    shapes = [(1, length, n, mixer.head_width) for n in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
-    heads = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    widths = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.value_dim)
+    heads = [torch.randn(1, length, *shape, device=device, requires_grad=True) for shape in widths]
     call = Call(x, torch.arange(length, device=device)[None], None, None, None, None)
+
+    grad = torch.randn(1, length, mixer.heads, mixer.value_dim, device=device)
 
     def mixing() -> None:
         y = mixer.mix(*heads, call)
-        y.backward(weight.view(y.shape))
+        y.backward(grad)
 
     return {"layer": layer, "mixing": mixing}
 

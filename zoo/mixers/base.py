@@ -53,12 +53,12 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, width: int, heads: int, depth: int, layer: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers.")
+        for name, value in (("width", width), ("heads", heads)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1.")
         if not 0 <= layer < depth:
             raise ValueError(f"layer={layer} is outside 0..{depth - 1} for depth={depth}.")
         self.width, self.heads, self.depth, self.layer = width, heads, depth, layer
-        self.head_width = width // heads
 
     @abstractmethod
     def forward(

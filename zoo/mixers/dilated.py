@@ -34,7 +34,7 @@ class DilatedAttention(HeadMixer):
         dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
             more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
             are told in a warning.
-        kv_heads, qk_norm, gate, rope: of :class:`HeadMixer`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
@@ -51,11 +51,24 @@ class DilatedAttention(HeadMixer):
         window: int = 256,
         dilation: list[int] | int | None = None,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, gate=gate)
+        super().__init__(
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            kv_heads=kv_heads,
+            qk_norm=qk_norm,
+            rope=rope,
+            gate=gate,
+        )
         if kind not in RATES:
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(RATES)}.")
         if window < 1:
@@ -95,9 +108,10 @@ class DilatedAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys and values of all tokens, or of as many as the widest window spans."""
+        how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.span is None:
-            return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
-        return RingCache(batch_size, self.span, 0, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+            return KeyValueCache(batch_size, *how)
+        return RingCache(batch_size, self.span, 0, *how)
 
     def mixing_flops(self, context: int) -> float:
         """The pairs of every head."""
@@ -110,7 +124,7 @@ class DilatedAttention(HeadMixer):
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the tokens that are held."""
         held = context if self.span is None else min(context, self.span)
-        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+        return held * self.token_numbers * dtype.itemsize
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
         """Those of each query head, where the heads of a group have keys of their own."""
@@ -120,7 +134,7 @@ class DilatedAttention(HeadMixer):
     def _flops(self, pairs: list[int]) -> int:
         """Of as many pairs of query and key per head of each dilation."""
         turns = self.kv_heads if len(pairs) <= self.kv_heads else self.heads // self.kv_heads
-        return 4 * self.width // turns * sum(pairs[i % len(pairs)] for i in range(turns))
+        return self.pair_flops // turns * sum(pairs[i % len(pairs)] for i in range(turns))
 
 
 def _checked_rates(kind: str, dilation: list[int] | int, groups: int, heads: int) -> list[int]:

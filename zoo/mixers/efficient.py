@@ -59,6 +59,8 @@ class EfficientAttention(StateMixer):
 
     Args:
         form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
+        head_dim: numbers of each query and key; None for width / heads.
+        value_dim: numbers of each value; None for head_dim.
         rope: base of the rotary frequencies, before softmax and exponential; None for no positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
@@ -74,13 +76,15 @@ class EfficientAttention(StateMixer):
         depth: int = 1,
         layer: int = 0,
         form: str = "prefix",
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         rope: float | None = 10000.0,
         gate: str = "none",
         algorithm: str = "auto",
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}.")
-        super().__init__(width, heads, depth, layer, rope=rope, gate=gate)
+        super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope=rope, gate=gate)
         self.normalize, self.algorithm = form == "scalar", algorithm
 
     @property
@@ -121,19 +125,19 @@ class EfficientAttention(StateMixer):
         values = super().new_cache(batch_size, capacity, device, dtype)
         if self.normalize:
             return values
-        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_width), device, dtype))
+        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype))
 
     def mixing_flops(self, context: int) -> float:
         """Of both calls."""
-        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_width, context, self.algorithm)
+        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_dim, context, self.algorithm)
         return super().mixing_flops(context) + sums
 
     def step_flops(self, context: int) -> float:
         """Of both calls."""
-        sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_width)
+        sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_dim)
         return super().step_flops(context) + sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The sums, whatever the context."""
-        sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_width, dtype)
+        sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_dim, dtype)
         return super().cache_bytes(context, dtype) + sums

@@ -20,12 +20,20 @@ class GroupedQueryAttention(SoftmaxAttention):
         depth: int = 1,
         layer: int = 0,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
         rope_fraction: float = 1.0,
         sinks: bool = False,
     ) -> None:
-        if kv_heads is None:
-            kv_heads = next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope, rope_fraction, sinks)
+        super().__init__(
+            width, heads, depth, layer, default_kv_heads(heads) if kv_heads is None else kv_heads, head_dim, value_dim,
+            qk_norm, gate, rope, rope_fraction, sinks,
+        )  # fmt: skip
+
+
+def default_kv_heads(heads: int) -> int:
+    """A quarter of the heads, but at least 2 while heads is even."""
+    return next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))

@@ -48,6 +48,8 @@ class LearnedSparseAttention(BlockSparseMixer):
         frozen: the logits are not trained, as after :meth:`freeze`.
         seed: of the noise.
         kv_heads: key and value heads G; None for one per query head.
+        head_dim: numbers of each query and key; None for width / heads.
+        value_dim: numbers of each value; None for head_dim.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope: base of the rotary frequencies; None for no positions.
@@ -81,14 +83,16 @@ class LearnedSparseAttention(BlockSparseMixer):
         frozen: bool = False,
         seed: int = 0,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope=rope, rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         _check(k, reach, globals, estimator, temperature)
         self.block, self.k, self.globals, self.temperature, self.seed = block, k, globals, temperature, seed

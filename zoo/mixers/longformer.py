@@ -46,7 +46,7 @@ class LongformerAttention(HeadMixer):
             all have to be cached.
         dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
             see what lies between through global tokens alone.
-        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`HeadMixer`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on numbers or choices that do not exist, or heads that do not fit together.
@@ -66,14 +66,16 @@ class LongformerAttention(HeadMixer):
         global_rows: str = "sparse",
         dilation: list[int] | int | None = None,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope=rope, rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if global_rows not in ROWS:
             raise ValueError(f"global_rows={global_rows!r}: expected one of {', '.join(ROWS)}.")
@@ -161,7 +163,7 @@ class LongformerAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> RingCache | GlobalCache:
         """Keys and values of the window and the global tokens, or of all tokens where global rows read them."""
-        how = capacity or 0, self.kv_heads, self.head_width, device, dtype
+        how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.plain:
             return RingCache(batch_size, self.window, self.tokens.first, *how)
         return GlobalCache(batch_size, self.tokens, self._reach, *how)
@@ -203,11 +205,11 @@ class LongformerAttention(HeadMixer):
         """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
         held = min(context, self._reach + self.tokens.first)
         held += self.tokens.count(self.tokens.first, context - self._reach)
-        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+        return held * self.token_numbers * dtype.itemsize
 
     def _flops(self, pairs: list[int]) -> int:
         """Of as many pairs of query and key per head of each rate."""
-        return sum(4 * self.width // self.kv_heads * pairs[g % len(pairs)] for g in range(self.kv_heads))
+        return sum(self.pair_flops // self.kv_heads * pairs[g % len(pairs)] for g in range(self.kv_heads))
 
 
 def _window(window: int, growth: float, layer: int) -> int:

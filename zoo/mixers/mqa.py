@@ -19,10 +19,14 @@ class MultiQueryAttention(SoftmaxAttention):
         heads: int,
         depth: int = 1,
         layer: int = 0,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
         rope_fraction: float = 1.0,
         sinks: bool = False,
     ) -> None:
-        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope, rope_fraction, sinks)
+        super().__init__(
+            width, heads, depth, layer, 1, head_dim, value_dim, qk_norm, gate, rope, rope_fraction, sinks
+        )  # fmt: skip

@@ -25,6 +25,8 @@ class SoftmaxAttention(HeadMixer):
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
+        head_dim: numbers of each query and key; None for width / heads.
+        value_dim: numbers of each value; None for head_dim.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope: base of the rotary frequencies; None for no positions.
@@ -42,6 +44,8 @@ class SoftmaxAttention(HeadMixer):
         depth: int = 1,
         layer: int = 0,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
@@ -49,8 +53,8 @@ class SoftmaxAttention(HeadMixer):
         sinks: bool = False,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope=rope, rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if sinks else None
 
@@ -75,19 +79,19 @@ class SoftmaxAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys and values; grows beyond ``capacity``."""
-        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
         """Every query reads (context + 1) / 2 keys on average."""
-        return 4 * self.width * (context + 1) / 2
+        return self.pair_flops * (context + 1) / 2
 
     def step_flops(self, context: int) -> float:
         """The next query reads context + 1 keys."""
-        return 4 * self.width * (context + 1)
+        return self.pair_flops * (context + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens."""
-        return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
+        return context * self.token_numbers * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
         """The logits of the sinks."""

@@ -32,6 +32,8 @@ class SparseLinearAttention(BlendMixer):
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
+        head_dim: numbers of each query and key; None for width / heads.
+        value_dim: numbers of each value; None for head_dim.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope: base of the rotary frequencies, for both parts; None for no positions.
@@ -55,17 +57,30 @@ class SparseLinearAttention(BlendMixer):
         feature_map: str = "elu+1",
         features: int | None = None,
         local_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            mode=mode,
+            local_heads=local_heads,
+            qk_norm=qk_norm,
+            gate=gate,
+            rope=rope,
         )
         check_counts(window, random, globals)
         listed = partial(
             bigbird_blocks, window=window, random=random, globals=globals, seed=seed, layer=layer,
             heads=self.local_heads,
         )  # fmt: skip
-        linear = LinearPart(self.linear_heads, self.head_width, feature_map, features)
-        self.take([PatternPart(self.local_heads, self.head_width, BlockPattern(block, listed)), linear])
+        dims = self.head_dim, self.value_dim
+        linear = LinearPart(self.linear_heads, *dims, feature_map, features)
+        self.take([PatternPart(self.local_heads, *dims, BlockPattern(block, listed)), linear])

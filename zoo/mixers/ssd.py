@@ -28,6 +28,8 @@ class StateSpaceDual(StateMixer):
     Args:
         decay: ``mamba2`` (step size and rate) or ``sigmoid`` (simple gated linear attention).
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        head_dim: numbers of each query and key; None for width / heads.
+        value_dim: numbers of each value; None for head_dim.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (Mamba-2), ``linear``, ``sigmoid`` or ``none``.
 
@@ -43,10 +45,14 @@ class StateSpaceDual(StateMixer):
         layer: int = 0,
         decay: str = "mamba2",
         algorithm: str = "auto",
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         norm: str = "rms",
         gate: str = "silu",
     ) -> None:
-        super().__init__(width, heads, depth, layer, norm=checked_norm(norm), gate=gate)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate
+        )
         if decay not in TOKEN_DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(TOKEN_DECAYS)}.")
         self.decay = TOKEN_DECAYS[decay](width, heads)

@@ -31,7 +31,7 @@ class WindowAttention(SoftmaxAttention):
         window: latest keys that a query reads, its own included.
         sinks: first tokens of the document that stay visible.
         sink_logit: a learned logit per head that takes weight and gives nothing.
-        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`SoftmaxAttention`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction: of :class:`SoftmaxAttention`.
 
     Raises:
         ValueError: if window < 1 or sinks < 0, and as of SoftmaxAttention.
@@ -47,12 +47,16 @@ class WindowAttention(SoftmaxAttention):
         sinks: int = 4,
         sink_logit: bool = False,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
         rope: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope, rope_fraction, sink_logit)
+        super().__init__(
+            width, heads, depth, layer, kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction, sink_logit
+        )
         if window < 1:
             raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
         if sinks < 0:
@@ -79,17 +83,18 @@ class WindowAttention(SoftmaxAttention):
     ) -> RingCache:
         """Keys and values of the sinks and of the window; grows up to so many beyond ``capacity``."""
         return RingCache(
-            batch_size, self.window, self.sinks, capacity or 0, self.kv_heads, self.head_width, device, dtype
-        )
+            batch_size, self.window, self.sinks, capacity or 0, self.kv_heads, self.head_dim, device, dtype,
+            self.value_dim,
+        )  # fmt: skip
 
     def mixing_flops(self, context: int) -> float:
         """Query t reads min(t + 1, window + sinks) keys: sinks inside the window count once."""
-        return 4 * self.width * window_pairs(context, self.window + self.sinks) / context
+        return self.pair_flops * window_pairs(context, self.window + self.sinks) / context
 
     def step_flops(self, context: int) -> float:
         """The next query reads all that are held."""
-        return 4 * self.width * min(context + 1, self.window + self.sinks)
+        return self.pair_flops * min(context + 1, self.window + self.sinks)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the sinks and of the window."""
-        return 2 * min(context, self.window + self.sinks) * self.kv_heads * self.head_width * dtype.itemsize
+        return min(context, self.window + self.sinks) * self.token_numbers * dtype.itemsize

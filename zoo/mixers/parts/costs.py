@@ -7,6 +7,30 @@ import torch
 CHUNK = 64  # of the linear kernels
 
 
+class HeadSizes:
+    """What the sizes of softmax attention's heads make of a pair of tokens and of a token.
+
+    Attributes:
+        heads, kv_heads: heads of queries, and of keys and values.
+        head_dim, value_dim: numbers of each query and key, and of each value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    @property
+    def pair_flops(self) -> int:
+        """FLOPs of both products of a query and a key, in all heads."""
+        return 2 * self.heads * (self.head_dim + self.value_dim)
+
+    @property
+    def token_numbers(self) -> int:
+        """Numbers of the keys and values of a token."""
+        return self.kv_heads * (self.head_dim + self.value_dim)
+
+
 def linear_flops(heads: int, key_width: int, value_width: int, context: int, algorithm: str = "auto") -> float:
     """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once.
 

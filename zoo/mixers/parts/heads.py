@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
 from zoo.mixers.parts.positions import Rotary, check_base, turn
@@ -38,11 +39,13 @@ class Call:
         return None if self.lengths is None else real_tokens(self.lengths, self.x)
 
 
-class HeadMixer(Mixer):
+class HeadMixer(Mixer, HeadSizes):
     """``W_o gate(norm(mix(W_q x, W_k x, W_v x)))``; a subclass writes ``mix`` and says what it costs.
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for head_dim.
         qk_norm: RMS-normalise queries and keys per head, before the positions.
         rope: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
@@ -62,6 +65,8 @@ class HeadMixer(Mixer):
         layer: int,
         *,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
         qk_norm: bool = False,
         rope: float | None = None,
         rope_fraction: float = 1.0,
@@ -75,16 +80,23 @@ class HeadMixer(Mixer):
             raise ValueError(
                 f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
             )
-        self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.value = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        for name, value in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1, or null.")
+        self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_dim)
+        self.query = nn.Linear(width, heads * self.head_dim, bias=False)
+        self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(width, self.kv_heads * self.value_dim, bias=False)
+        self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.norm_heads = norm_heads
-        self.norm = None if norm == "none" else build_norm(norm, self.head_width if norm_heads else width)
-        self.gate = build_gate(gate, width)
-        self.out = nn.Linear(width, width, bias=False)
+        self.norm = (
+            None if norm == "none" else build_norm(norm, self.value_dim if norm_heads else heads * self.value_dim)
+        )
+        self.gate = build_gate(gate, width, heads * self.value_dim)
+        self.out = nn.Linear(heads * self.value_dim, width, bias=False)
 
     def forward(
         self,
@@ -99,14 +111,16 @@ class HeadMixer(Mixer):
         """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, marks)
         if not x.shape[0] * x.shape[1]:
-            return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
+            none = x[..., :1].expand(*x.shape[:2], self.heads * self.value_dim)
+            return self.out(none)  # no tokens: nothing is mixed, and a cache stays as it is
         if lengths is not None:  # a weight of 0 does not hide NaN
             x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
         carry = {} if carry is None else carry
         self.prepare(carry, x, documents, cache)
         rotary: Rotary = carry["rotary"]
         call = Call(x, rotary.positions, documents, marks, cache, lengths)
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
+        q, k = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.query, self.key))
+        v = self.value(x).unflatten(-1, (-1, self.value_dim))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rope is not None:
@@ -115,7 +129,7 @@ class HeadMixer(Mixer):
         y = self.mix(q, k, v, call)
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
-        y = y.reshape(*x.shape[:2], self.width)
+        y = y.reshape(*x.shape[:2], self.heads * self.value_dim)
         if y.dtype == v.dtype or self.norm is not None:
             return self._project(y.to(v.dtype), x)
         size = y.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # of sums that fp16 holds only when projected
@@ -137,7 +151,7 @@ class HeadMixer(Mixer):
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """``(B, T, H, D)`` from queries ``(B, T, H, D)`` and keys and values ``(B, T, G, D)``."""
+        """``(B, T, H, E)`` from queries ``(B, T, H, D)``, keys ``(B, T, G, D)`` and values ``(B, T, G, E)``."""
 
     @abstractmethod
     def mixing_flops(self, context: int) -> float:
@@ -166,9 +180,9 @@ class HeadMixer(Mixer):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """The projections and what the subclass says of its mixing."""
         matrices, vectors = self.own_parameters()
-        matrices += 2 * self.width * (self.width + self.kv_heads * self.head_width)
-        matrices += self.width**2 if self.gate is not None else 0
-        vectors += 2 * self.head_width if self.query_norm is not None else 0
+        matrices += self.width * (self.heads + self.kv_heads) * (self.head_dim + self.value_dim)
+        matrices += self.width * self.heads * self.value_dim if self.gate is not None else 0
+        vectors += 2 * self.head_dim if self.query_norm is not None else 0
         vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
         return Cost(
             parameters=matrices + vectors,
@@ -176,6 +190,19 @@ class HeadMixer(Mixer):
             decode_flops_per_token=2 * matrices + self.step_flops(context),
             cache_bytes=self.cache_bytes(context, dtype),
         )
+
+
+def share_of_width(width: int, heads: int) -> int:
+    """Numbers of each head where none are asked for: width / heads.
+
+    Raises:
+        ValueError: if that is no whole number.
+    """
+    if width % heads:
+        raise ValueError(
+            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."
+        )
+    return width // heads
 
 
 def _rotated(rope: float | None, fraction: float, width: int) -> int:
@@ -187,6 +214,6 @@ def _rotated(rope: float | None, fraction: float, width: int) -> int:
         return 0
     rotated = round(width * fraction)
     if rotated < 2 or rotated % 2:
-        part = f"width / heads = {width}" if fraction == 1 else f"rope_fraction={fraction} of width / heads = {width}"
-        raise ValueError(f"rope needs an even head width, got {part}.")
+        part = f"head_dim={width}" if fraction == 1 else f"rope_fraction={fraction} of head_dim={width}"
+        raise ValueError(f"rope turns pairs of numbers and needs an even number of them, got {part}.")
     return rotated
