@@ -42,6 +42,7 @@ class BlockCache(KeyValueCache):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         value_width: int | None,
+        *,
         how: Selection,
     ) -> None:
         super().__init__(batch_size, capacity, heads, width, device, dtype, value_width)
