@@ -203,7 +203,7 @@ def test_l2_leaves_the_direction_alone():
     [
         ({"feature_map": "elu"}, r"feature_map='elu': expected one of identity, relu, elu\+1, exp, softmax, taylor"),
         ({"normalizer": "max"}, "normalizer='max': expected one of sum, l2, none"),
-        ({"feature_map": "taylor", "head_dim": 0}, "head_dim=0: expected at least 1"),
+        ({"feature_map": "taylor", "head_dim": 0}, "head_dim=0: expected a whole number >= 1"),
         ({"feature_map": "taylor", "head_dim": 5}, "rope turns pairs of numbers .*, got head_dim=5"),
         ({"feature_map": "taylor", "width": 30}, "width=30 is not divisible by heads=4"),
         ({"width": 12}, "rope turns pairs of numbers .*, got head_dim=3"),

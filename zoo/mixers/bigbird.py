@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer, hashed
 from zoo.mixers.registry import register
 
@@ -29,13 +30,7 @@ class BigBirdAttention(BlockSparseMixer):
         random: blocks per query block and head that are drawn from all others.
         globals: first blocks of the document, which all read.
         seed: of the draw.
-        kv_heads: key and value heads G; None for one per query head.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on numbers of blocks that cannot be, or heads that do not fit together.
@@ -52,13 +47,13 @@ class BigBirdAttention(BlockSparseMixer):
         random: int = 3,
         globals: int = 1,
         seed: int = 0,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,

@@ -18,6 +18,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
@@ -50,12 +51,12 @@ class DilatedAttention(HeadMixer):
         kind: str = "window",
         window: int = 256,
         dilation: list[int] | int | None = None,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
     ) -> None:
         super().__init__(
             width,

@@ -21,6 +21,7 @@ from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import Gate, HeadDim, Rope, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -59,10 +60,8 @@ class EfficientAttention(StateMixer):
 
     Args:
         form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
+        head_dim, value_dim, gate: see :mod:`zoo.mixers.parts.options`.
         rope: base of the rotary frequencies, before softmax and exponential; None for no positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
@@ -76,10 +75,10 @@ class EfficientAttention(StateMixer):
         depth: int = 1,
         layer: int = 0,
         form: str = "prefix",
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        rope: float | None = 10000.0,
-        gate: str = "none",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope: Rope = 10000.0,
+        gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
         if form not in FORMS:

@@ -5,6 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j^g / sqrt(D)) v_j^g,  g = h // (H // G
 
 from __future__ import annotations
 
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -19,13 +20,13 @@ class GroupedQueryAttention(SoftmaxAttention):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sinks: bool = False,
     ) -> None:
         super().__init__(

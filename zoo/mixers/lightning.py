@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, ValueDim
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -50,8 +51,7 @@ class LightningAttention(StateMixer):
         decay: convention of the decay rates, ``transnormer`` or ``paper``, or ``learned``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         lrpe: layers with LRPE-d positions: ``first``, ``all`` or ``none``.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
+        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
         norm: over all heads of the output: ``srms`` (no weight) or ``rms``.
         gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01), ``silu`` or ``none``.
 
@@ -68,10 +68,10 @@ class LightningAttention(StateMixer):
         decay: str = "transnormer",
         algorithm: str = "auto",
         lrpe: str = "first",
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        norm: str = "srms",
-        gate: str = "linear",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        norm: OutputNorm = "srms",
+        gate: Gate = "linear",
     ) -> None:
         super().__init__(
             width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate

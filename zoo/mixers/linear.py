@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.mixers.parts.features import FEATURE_MAPS
 from zoo.mixers.parts.heads import Call, share_of_width
+from zoo.mixers.parts.options import Gate, HeadDim, Rope, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -36,7 +37,7 @@ class LinearAttention(StateMixer):
         value_dim: numbers of each value; None for width / heads with ``taylor``, and head_dim otherwise.
         rope: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the feature
             map, so that weights stay positive; they then depend on both positions and not on the distance alone.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        gate: see :mod:`zoo.mixers.parts.options`.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
@@ -51,10 +52,10 @@ class LinearAttention(StateMixer):
         layer: int = 0,
         feature_map: str = "elu+1",
         normalizer: str = "sum",
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        rope: float | None = 10000.0,
-        gate: str = "none",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope: Rope = 10000.0,
+        gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
         if feature_map not in FEATURE_MAPS:

@@ -22,6 +22,7 @@ from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
@@ -65,13 +66,13 @@ class LongformerAttention(HeadMixer):
         separators: bool = False,
         global_rows: str = "sparse",
         dilation: list[int] | int | None = None,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,

@@ -5,6 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j / sqrt(D)) v_j
 
 from __future__ import annotations
 
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -19,12 +20,12 @@ class MultiQueryAttention(SoftmaxAttention):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sinks: bool = False,
     ) -> None:
         super().__init__(

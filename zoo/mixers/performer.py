@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import HeadDim, QkNorm, Rope, ValueDim
 from zoo.mixers.parts.random_features import MaximumCache, RandomProjection, running_maximum
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -35,13 +36,11 @@ class Performer(StateMixer):
         features: random features m per head; the Triton kernel takes up to 256.
         feature_map: ``exp`` (the softmax kernel) or ``relu``.
         redraw: training steps between draws of the features; 0 or None for never. In evaluation they stay.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
+        head_dim, value_dim, rope: see :mod:`zoo.mixers.parts.options`.
         qk_norm: RMS-normalise queries and keys per head, before the positions, with weights that start at D^(-1/4),
             so that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
             practical number of features is enough.
         seed: of the features, with the layer and the number of the draw.
-        rope: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -58,11 +57,11 @@ class Performer(StateMixer):
         features: int = 256,
         feature_map: str = "exp",
         redraw: int | None = 1000,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = True,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = True,
         seed: int = 0,
-        rope: float | None = 10000.0,
+        rope: Rope = 10000.0,
     ) -> None:
         super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, rope=rope)
         if feature_map not in FEATURE_MAPS:

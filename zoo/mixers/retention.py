@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.mixers.parts.decays import retention_log_decay
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, Rope, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -23,8 +24,7 @@ class Retention(StateMixer):
     """Retention.
 
     Args:
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
+        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
         rope: base of the rotary frequencies; None for no positions beside the decay.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         norm: of each head of the output: ``rms`` or ``srms`` (no weight).
@@ -40,12 +40,12 @@ class Retention(StateMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        rope: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope: Rope = 10000.0,
         algorithm: str = "auto",
-        norm: str = "rms",
-        gate: str = "silu",
+        norm: OutputNorm = "rms",
+        gate: Gate = "silu",
     ) -> None:
         super().__init__(
             width,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import rms_norm
+from zoo.mixers.parts.options import HeadDim, Rope, ValueDim
 from zoo.mixers.parts.random_features import RandomProjection
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -55,9 +56,7 @@ class RandomFeatureAttention(StateMixer):
         decay: ``none`` or ``gate``.
         redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
         seed: of W, with the layer and the number of the draw.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        rope: base of the rotary frequencies; None for no positions.
+        head_dim, value_dim, rope: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -76,9 +75,9 @@ class RandomFeatureAttention(StateMixer):
         decay: str = "none",
         redraw: int | None = 1000,
         seed: int = 0,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        rope: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope: Rope = 10000.0,
     ) -> None:
         super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope=rope)
         if decay not in DECAYS:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
 
@@ -24,13 +25,7 @@ class SoftmaxAttention(HeadMixer):
     """Softmax attention.
 
     Args:
-        kv_heads: key and value heads G; None for one per query head.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction: see :mod:`zoo.mixers.parts.options`.
         sinks: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
 
     Raises:
@@ -43,13 +38,13 @@ class SoftmaxAttention(HeadMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sinks: bool = False,
     ) -> None:
         super().__init__(

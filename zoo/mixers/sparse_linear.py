@@ -14,6 +14,7 @@ from functools import partial
 
 from zoo.mixers.bigbird import bigbird_blocks, check_counts
 from zoo.mixers.parts.blends import BlendMixer, LinearPart, PatternPart
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.registry import register
 
@@ -32,10 +33,7 @@ class SparseLinearAttention(BlendMixer):
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
         rope: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -57,11 +55,11 @@ class SparseLinearAttention(BlendMixer):
         feature_map: str = "elu+1",
         features: int | None = None,
         local_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
     ) -> None:
         super().__init__(
             width,

@@ -21,6 +21,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
 from zoo.mixers.registry import register
 from zoo_kernels.backend import without_autocast
@@ -207,12 +208,7 @@ class TopKAttention(HeadMixer):
         score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        head_dim, value_dim, qk_norm, gate, rope, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -228,13 +224,13 @@ class TopKAttention(HeadMixer):
         block: int = 64,
         unit: str = "block",
         score_weight: float = 1.0,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,

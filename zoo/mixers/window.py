@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
@@ -46,13 +47,13 @@ class WindowAttention(SoftmaxAttention):
         window: int = 256,
         sinks: int = 4,
         sink_logit: bool = False,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction, sink_logit

@@ -26,6 +26,7 @@ from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes,
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
@@ -44,10 +45,7 @@ class WindowLinearAttention(BlendMixer):
             if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
-        head_dim: numbers of each query and key; None for width / heads.
-        value_dim: numbers of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
         rope: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -67,11 +65,11 @@ class WindowLinearAttention(BlendMixer):
         feature_map: str | None = None,
         features: int | None = None,
         local_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope: Rope = 10000.0,
     ) -> None:
         super().__init__(
             width,

@@ -21,6 +21,7 @@ from zoo.mixers.parts.cache import KeyValueCache, StateCache
 from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
@@ -237,11 +238,11 @@ class BlendMixer(HeadMixer):
         *,
         mode: str,
         local_heads: int | None,
-        head_dim: int | None,
-        value_dim: int | None,
-        qk_norm: bool,
-        gate: str,
-        rope: float | None,
+        head_dim: HeadDim,
+        value_dim: ValueDim,
+        qk_norm: QkNorm,
+        gate: Gate,
+        rope: Rope,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, gate=gate, rope=rope

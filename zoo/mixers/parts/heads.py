@@ -14,7 +14,8 @@ from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
-from zoo.mixers.parts.positions import Rotary, check_base, turn
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.positions import Rotary, turn
 
 
 @dataclass(frozen=True)
@@ -64,27 +65,24 @@ class HeadMixer(Mixer, HeadSizes):
         depth: int,
         layer: int,
         *,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        qk_norm: bool = False,
-        rope: float | None = None,
-        rope_fraction: float = 1.0,
-        gate: str = "none",
-        norm: str = "none",
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        rope: Rope = None,
+        rope_fraction: RopeFraction = 1.0,
+        gate: Gate = "none",
+        norm: OutputNorm = "none",
         norm_heads: bool = False,
     ) -> None:
         super().__init__(width, heads, depth, layer)
         self.kv_heads = heads if kv_heads is None else kv_heads
-        if self.kv_heads < 1 or heads % self.kv_heads:
+        if heads % self.kv_heads:
             raise ValueError(
                 f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
             )
         self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
         self.value_dim = self.head_dim if value_dim is None else value_dim
-        for name, value in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1, or null.")
         self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_dim)
         self.query = nn.Linear(width, heads * self.head_dim, bias=False)
         self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
@@ -207,9 +205,6 @@ def share_of_width(width: int, heads: int) -> int:
 
 def _rotated(rope: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
-    check_base(rope)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"rope_fraction={fraction}: expected a part of each head, over 0 and at most 1.")
     if rope is None:
         return 0
     rotated = round(width * fraction)

@@ -77,12 +77,6 @@ class Rotary:
         return self._tables[theta, width]
 
 
-def check_base(rope: float | None) -> None:
-    """Raises ValueError unless the base of the rotary frequencies is over 0, or None for no positions."""
-    if rope is not None and not rope > 0:
-        raise ValueError(f"rope={rope}: expected a base over 0, or null for no positions.")
-
-
 class LinearizedRelativeEncoding(nn.Module):
     """LRPE-d (Qin et al. 2023, arXiv:2307.09270): ``x -> [x cos(theta t), x sin(theta t)]``, theta learned.
 
