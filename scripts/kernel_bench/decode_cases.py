@@ -33,7 +33,7 @@ class StepCase:
     heads: int = 8
     groups: int = 2
     window: int | None = None
-    sinks: int = 0
+    sink_tokens: int = 0
     sink_logits: bool = False
     ring: bool = False
     batch: int = 3
@@ -70,10 +70,10 @@ def step_cases(dry: bool) -> Iterator[StepCase | LinearStepCase]:
         yield replace(base, name="large", capacity=66_000, groups=8, batch=33)  # more than 2^31 numbers
     yield from (base, replace(base, name="mha", groups=base.heads), replace(base, name="mqa", groups=1))
     yield replace(base, name="window", window=9)
-    yield replace(base, name="window,sinks", window=9, sinks=4)
+    yield replace(base, name="window,sinks", window=9, sink_tokens=4)
     yield replace(base, name="sink_logits", sink_logits=True)
     yield replace(base, name="ring", ring=True, window=base.capacity)
-    yield replace(base, name="ring,sinks", ring=True, window=base.capacity - 7, sinks=4)
+    yield replace(base, name="ring,sinks", ring=True, window=base.capacity - 7, sink_tokens=4)
     yield from (linear, replace(linear, name="none", decay="none"), replace(linear, name="strong", decay="strong"))
     yield replace(linear, name="normalize", normalize=True)
     yield from (replace(case, name=f"{case.name}, CUDA graph", graph=True) for case in (base, linear))
@@ -134,7 +134,7 @@ def _check_softmax(bench: Bench, dtype: torch.dtype, case: StepCase) -> None:
     if case.ring:
         lengths = lengths + torch.arange(b, device=bench.device) * (n // 2)  # the last rows have gone round
     sink_logits = torch.randn(case.heads, device=bench.device) if case.sink_logits else None
-    options = {"window": case.window, "sinks": case.sinks, "sink_logits": sink_logits}
+    options = {"window": case.window, "sink_tokens": case.sink_tokens, "sink_logits": sink_logits}
     options |= {"ring": True} if case.ring else {}
     run = partial(bench.ours(step), **options)
     arrays = q, k, v, lengths
@@ -144,10 +144,10 @@ def _check_softmax(bench: Bench, dtype: torch.dtype, case: StepCase) -> None:
     last = lengths[:, None] - 1
     position = place
     if case.ring:  # the newest token that has this place; the sinks keep theirs
-        newest = last - (last - place) % (n - case.sinks)
-        position = torch.where(place < case.sinks, place, newest)
+        newest = last - (last - place) % (n - case.sink_tokens)
+        position = torch.where(place < case.sink_tokens, place, newest)
     near = position > last - (n if case.window is None else case.window)
-    allowed = (filled & (near | (position < case.sinks)))[:, None, None]
+    allowed = (filled & (near | (position < case.sink_tokens)))[:, None, None]
 
     def plain(kind: torch.dtype, rows: slice) -> dict[str, Tensor]:
         query, key, value = (x[rows].to(kind) for x in (q[:, None], k, v))

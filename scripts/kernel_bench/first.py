@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import Protocol
 
 from kernel_bench.bench import Bench, write
@@ -53,6 +53,7 @@ Start = Callable[[Options, Sequence[str], str, float], Process]  # options, name
 def start_process(options: Options, names: Sequence[str], role: str, seconds: float) -> Process:
     """A fresh interpreter that runs some steps, one after the other; Ctrl-C is for its parent alone."""
     process = get_context("spawn").Process(target=work, args=(options, tuple(names), role, seconds), daemon=True)
+    resource_tracker.ensure_running()  # its start lifts the block of SIGINT below: it must not happen inside
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
     try:
         process.start()

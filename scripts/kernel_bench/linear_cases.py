@@ -92,7 +92,7 @@ def check_linear(bench: Bench, dtype: torch.dtype, case: LinearCase) -> None:
 
     token = (batch, case.length, case.heads)
     arrays = {"q": draw(*token, case.width), "k": draw(*token, case.width), "v": draw(*token, value)}
-    if case.normalize:  # a normaliser of one sign, as feature maps give it
+    if case.normalize:  # a normalizer of one sign, as feature maps give it
         arrays |= {name: arrays[name].abs() + 0.1 for name in ("q", "k")}
     columns = value + case.normalize
     arrays["state"] = torch.randn(batch, case.heads, case.width, columns, device=bench.device)

@@ -88,7 +88,7 @@ def add_flex(bench: Bench, name: str, peers: dict[str, Attention], mask: Callabl
 
 
 def fla_linear(bench: Bench, log_decay: Tensor) -> dict[str, Attention]:
-    """The same maths in flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
+    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
     function = _fla(bench, "chunk_simple_gla")
     return {FLA: lambda q, k, v: function(q, k, v, g_gamma=log_decay, scale=1.0)[0]} if function else {}
 

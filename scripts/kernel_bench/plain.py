@@ -54,7 +54,7 @@ def visible_pairs(
     keys: int,
     device: torch.device,
     window: int | None = None,
-    sinks: int = 0,
+    sink_tokens: int = 0,
     documents: Tensor | None = None,
 ) -> Tensor:
     """``(B or 1, 1, Tq, Tk)``: the keys that each of the last Tq tokens may read."""
@@ -62,11 +62,11 @@ def visible_pairs(
     j = torch.arange(keys, device=device)[None, :]
     near = (j <= t) if window is None else (j <= t) & (j > t - window)
     if documents is None:
-        return (near | ((j <= t) & (j < sinks)))[None, None]
+        return (near | ((j <= t) & (j < sink_tokens)))[None, None]
     runs = runs_of(documents)
     firsts = torch.searchsorted(runs, runs)  # runs are sorted: where each token's document begins
     same = runs[:, keys - queries :, None] == runs[:, None, :]
-    early = (j <= t) & (j - firsts[:, None, :] < sinks)
+    early = (j <= t) & (j - firsts[:, None, :] < sink_tokens)
     return ((near | early) & same)[:, None]
 
 

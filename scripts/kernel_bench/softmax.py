@@ -16,12 +16,12 @@ GOALS = {FORWARD: ">= 480", BACKWARD: ">= 350"}  # TFLOP/s
 AIM = 8192  # tokens from which they hold, at a width of 128
 
 
-def ours(bench: Bench, window: int | None = None, sinks: int = 0) -> Attention:
+def ours(bench: Bench, window: int | None = None, sink_tokens: int = 0) -> Attention:
     """This project's kernel."""
     attention = bench.ours(zoo_kernels.softmax_attention)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, window=window, sinks=sinks)
+        return attention(q, k, v, window=window, sink_tokens=sink_tokens)
 
     return run
 
@@ -99,10 +99,10 @@ def windows(bench: Bench, sizes: tuple[tuple[int, int], ...] | None = None) -> N
         whole |= dense(bench, shape)
 
     def run(item: tuple[int, int]) -> None:
-        window, sinks = item
-        name = f"window {window}" + (f", {sinks} sinks" if sinks else "")
-        forms = {"ours": ours(bench, window, sinks)}
-        if not sinks:
+        window, sink_tokens = item
+        name = f"window {window}" + (f", {sink_tokens} sinks" if sink_tokens else "")
+        forms = {"ours": ours(bench, window, sink_tokens)}
+        if not sink_tokens:
             add_flex(bench, name, forms, lambda: causal_mask(shape.length, bench.device, window))
         share = window_pairs(shape.length, window)
         for direction, found in time_forms(bench, name, shape, forms).items():

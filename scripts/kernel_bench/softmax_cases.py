@@ -31,7 +31,7 @@ class SoftmaxCase:
     heads: int = 4
     groups: int = 4
     window: int | None = None
-    sinks: int = 0
+    sink_tokens: int = 0
     sink_logits: bool = False
     documents: tuple[int, ...] = ()
     layout: str = ""
@@ -58,10 +58,10 @@ def softmax_cases(dry: bool) -> Iterator[SoftmaxCase]:
     yield from (replace(base, name="tail", queries=q, keys=k) for q, k in (((5, 35),) if dry else PAIRS))
     yield from (replace(base, name=f"gqa{g}", groups=g) for g in ((1,) if dry else (1, 2)))
     yield from (replace(base, name=f"window{w}", window=w) for w in ((0, 9) if dry else (0, 1, 17, 64, 100)))
-    yield replace(base, name="window,sinks", window=9, sinks=4)
+    yield replace(base, name="window,sinks", window=9, sink_tokens=4)
     yield replace(base, name="sink_logits", sink_logits=True)
     yield replace(base, name="documents", documents=packed)
-    yield replace(base, name="documents,window,sinks", documents=packed, window=9, sinks=2, sink_logits=True)
+    yield replace(base, name="documents,window,sinks", documents=packed, window=9, sink_tokens=2, sink_logits=True)
     yield replace(base, name="strided", strided=True)
     yield replace(base, name="D,E", width=base.width - 4, value=base.width // 2 + 8)
     listed = _at(base, 60) if dry else _at(base, 300)  # blocks enough for some to be left out
@@ -133,7 +133,7 @@ def _visible(bench: Bench, case: SoftmaxCase) -> Tensor:
 
 def _plain(bench: Bench, case: SoftmaxCase, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     documents = documents_of(case.documents, x["k"])
-    allowed = visible_pairs(case.queries, case.keys, bench.device, case.window, case.sinks, documents)
+    allowed = visible_pairs(case.queries, case.keys, bench.device, case.window, case.sink_tokens, documents)
     if case.layout:
         allowed = allowed & tokens_of(_visible(bench, case), case.block, case.keys)
     bias = x.get("block_bias")
@@ -146,7 +146,7 @@ def _plain(bench: Bench, case: SoftmaxCase, x: dict[str, Tensor]) -> tuple[Tenso
 def _ours(bench: Bench, case: SoftmaxCase, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     options = {
         "window": case.window,
-        "sinks": case.sinks,
+        "sink_tokens": case.sink_tokens,
         "sink_logits": x.get("sink_logits"),
         "documents": documents_of(case.documents, x["k"]),
     }

@@ -288,7 +288,7 @@ def test_the_formula_of_linear_attention(kind):
     assert kind == "none" or decay(kind, 1, 1, 1) is not None
 
 
-@pytest.mark.parametrize("rule", [{}, {"window": 5, "sinks": 2}, {"window": 0}])
+@pytest.mark.parametrize("rule", [{}, {"window": 5, "sink_tokens": 2}, {"window": 0}])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_formula_of_softmax_attention(rule, packed):
     torch.manual_seed(0)

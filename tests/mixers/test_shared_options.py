@@ -16,7 +16,7 @@ SHARED = {
     "value_dim": options.ValueDim,
     "qk_norm": options.QkNorm,
     "gate": options.Gate,
-    "rope": options.Rope,
+    "rope_theta": options.RopeTheta,
     "rope_fraction": options.RopeFraction,
     "norm": options.OutputNorm,
 }

@@ -12,7 +12,7 @@ from zoo.model import Decoder, DecoderConfig
 
 LAYERS = ["softmax", "lightning", "near", "retention", "half", "window"]
 OPTIONS = {
-    "near": {"name": "softmax", "rope": 100.0},
+    "near": {"name": "softmax", "rope_theta": 100.0},
     "half": {"name": "softmax", "rope_fraction": 0.5},
     "lightning": {"lrpe": "all"},
 }

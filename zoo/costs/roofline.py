@@ -31,6 +31,7 @@ from zoo.model.parameters import split_parameters
 FULL = 4  # bytes of fp32
 SHORT = 256  # tokens
 MOMENTS = {"adamw": (2, 2), "muon": (1, 2)}  # per number of the blocks' matrices, and of the rest
+NOT_KNOWN = (0, 0)  # of an optimizer from outside: sums are lower bounds
 TRAINED = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -91,11 +92,7 @@ def floor(phase: Phase, hardware: Hardware, dtype: str) -> Floor:
 def training(
     decoder: Decoder, context: int, batch: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
 ) -> Phase:
-    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer.
-
-    Raises:
-        ValueError: on an optimizer whose state is not known here.
-    """
+    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer."""
     cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
     memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
     weights, moments = memory["weights"], memory["optimizer"]
@@ -119,15 +116,13 @@ def training_memory(
 ) -> dict[str, float]:
     """Bytes that training holds at once, by what they are; arguments as of :func:`training`, for ``tokens`` in all.
 
-    Raises:
-        ValueError: on an optimizer whose state is not known here.
+    The state of an optimizer from outside is not known, and left out.
     """
-    if optimizer not in MOMENTS:
-        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(MOMENTS)}.")
     size = DTYPES[dtype].itemsize
     matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
     weights = FULL * (matrices + rest)
-    moments = FULL * (matrices * MOMENTS[optimizer][0] + rest * MOMENTS[optimizer][1])
+    of_matrices, of_rest = MOMENTS.get(optimizer, NOT_KNOWN)
+    moments = FULL * (matrices * of_matrices + rest * of_rest)
     numbers = activation_numbers(decoder)
     kept = decoder.config.width * len(numbers) + max(numbers) if recompute else sum(numbers)
     kept = kept * size * tokens

@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
@@ -35,7 +35,7 @@ class DilatedAttention(HeadMixer):
         dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
             more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
             are told in a warning.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope: of :class:`HeadMixer`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
@@ -56,7 +56,7 @@ class DilatedAttention(HeadMixer):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
         super().__init__(
             width,
@@ -67,7 +67,7 @@ class DilatedAttention(HeadMixer):
             value_dim=value_dim,
             kv_heads=kv_heads,
             qk_norm=qk_norm,
-            rope=rope,
+            rope_theta=rope_theta,
             gate=gate,
         )
         if kind not in RATES:

@@ -21,7 +21,7 @@ from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
 from zoo.mixers.parts.heads import Call
-from zoo.mixers.parts.options import Gate, HeadDim, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -59,13 +59,13 @@ class EfficientAttention(StateMixer):
     """Efficient attention.
 
     Args:
-        form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
+        form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
         head_dim, value_dim, gate: see :mod:`zoo.mixers.parts.options`.
-        rope: base of the rotary frequencies, before softmax and exponential; None for no positions.
+        rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
-        ValueError: on values outside these, or if heads are of odd width and ``rope`` is given.
+        ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
     """
 
     def __init__(
@@ -77,13 +77,15 @@ class EfficientAttention(StateMixer):
         form: str = "prefix",
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}.")
-        super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope=rope, gate=gate)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta, gate=gate
+        )
         self.normalize, self.algorithm = form == "scalar", algorithm
 
     @property

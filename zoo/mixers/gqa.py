@@ -5,7 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j^g / sqrt(D)) v_j^g,  g = h // (H // G
 
 from __future__ import annotations
 
-from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -25,13 +25,13 @@ class GroupedQueryAttention(SoftmaxAttention):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         rope_fraction: RopeFraction = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, default_kv_heads(heads) if kv_heads is None else kv_heads, head_dim, value_dim,
-            qk_norm, gate, rope, rope_fraction, sinks,
+            qk_norm, gate, rope_theta, rope_fraction, sink_logits,
         )  # fmt: skip
 
 

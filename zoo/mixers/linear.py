@@ -1,4 +1,4 @@
-"""Linear attention with a choice of feature map and normaliser.
+"""Linear attention with a choice of feature map and normalizer.
 
     S_t = S_{t-1} + phi(k_t) v_t^T,   z_t = z_{t-1} + phi(k_t),
     sum    o_t = phi(q_t) S_t / (phi(q_t) . z_t)      weights of a row sum to one
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.mixers.parts.features import FEATURE_MAPS
 from zoo.mixers.parts.heads import Call, share_of_width
-from zoo.mixers.parts.options import Gate, HeadDim, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -35,13 +35,13 @@ class LinearAttention(StateMixer):
         head_dim: numbers of each query and key; None for 16 with ``taylor``, which squares them, and width / heads
             otherwise.
         value_dim: numbers of each value; None for width / heads with ``taylor``, and head_dim otherwise.
-        rope: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the feature
-            map, so that weights stay positive; they then depend on both positions and not on the distance alone.
+        rope_theta: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the
+            feature map, so that weights stay positive; they then depend on both positions, not on the distance alone.
         gate: see :mod:`zoo.mixers.parts.options`.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
-        ValueError: on values outside these, or if ``rope`` is given and queries are of odd width.
+        ValueError: on values outside these, or if ``rope_theta`` is given and queries are of odd width.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LinearAttention(StateMixer):
         normalizer: str = "sum",
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
@@ -67,8 +67,8 @@ class LinearAttention(StateMixer):
             head_dim = NARROW if head_dim is None else head_dim
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(
-            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope=rope, gate=gate, norm=norm,
-            norm_heads=True,
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta, gate=gate,
+            norm=norm, norm_heads=True,
         )  # fmt: skip
         self.feature_map, self.normalize, self.algorithm = FEATURE_MAPS[feature_map], normalizer == "sum", algorithm
 

@@ -5,7 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j / sqrt(D)) v_j
 
 from __future__ import annotations
 
-from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -24,10 +24,10 @@ class MultiQueryAttention(SoftmaxAttention):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         rope_fraction: RopeFraction = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, 1, head_dim, value_dim, qk_norm, gate, rope, rope_fraction, sinks
+            width, heads, depth, layer, 1, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction, sink_logits
         )  # fmt: skip

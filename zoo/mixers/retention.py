@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.mixers.parts.decays import retention_log_decay
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
-from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -25,13 +25,13 @@ class Retention(StateMixer):
 
     Args:
         head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
-        rope: base of the rotary frequencies; None for no positions beside the decay.
+        rope_theta: base of the rotary frequencies; None for no positions beside the decay.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         norm: of each head of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (RetNet), ``linear``, ``sigmoid`` or ``none``.
 
     Raises:
-        ValueError: on values outside these, or if heads are of odd width and ``rope`` is given.
+        ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Retention(StateMixer):
         layer: int = 0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         algorithm: str = "auto",
         norm: OutputNorm = "rms",
         gate: Gate = "silu",
@@ -54,7 +54,7 @@ class Retention(StateMixer):
             layer,
             head_dim=head_dim,
             value_dim=value_dim,
-            rope=rope,
+            rope_theta=rope_theta,
             norm=checked_norm(norm),
             norm_heads=True,
             gate=gate,

@@ -6,7 +6,7 @@
     gate   S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T,         z_t alike,   g_t = sigmoid(w . x_t + b)
 
 On the unit sphere the Gaussian kernel is that of softmax attention, exp(q . k / tau^2), but for a factor that cancels.
-sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normaliser
+sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normalizer
 with them: its sign is kept and its absolute value bounded below, so that the first token gets exactly its value.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import rms_norm
-from zoo.mixers.parts.options import HeadDim, Rope, ValueDim
+from zoo.mixers.parts.options import HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.random_features import RandomProjection
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -56,7 +56,7 @@ class RandomFeatureAttention(StateMixer):
         decay: ``none`` or ``gate``.
         redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
         seed: of W, with the layer and the number of the draw.
-        head_dim, value_dim, rope: see :mod:`zoo.mixers.parts.options`.
+        head_dim, value_dim, rope_theta: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -77,9 +77,9 @@ class RandomFeatureAttention(StateMixer):
         seed: int = 0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope=rope)
+        super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta)
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if not tau > 0:

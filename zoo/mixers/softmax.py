@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
 
@@ -25,8 +25,8 @@ class SoftmaxAttention(HeadMixer):
     """Softmax attention.
 
     Args:
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope, rope_fraction: see :mod:`zoo.mixers.parts.options`.
-        sinks: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        sink_logits: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
 
     Raises:
         ValueError: if heads is not divisible by kv_heads, or the rotated part of a head is odd.
@@ -43,15 +43,16 @@ class SoftmaxAttention(HeadMixer):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         rope_fraction: RopeFraction = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
-            rope=rope, rope_fraction=rope_fraction, gate=gate,
+            rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
-        self.sink_logits = nn.Parameter(torch.zeros(heads)) if sinks else None
+        self.sink_logits = nn.Parameter(torch.zeros(heads)) if sink_logits else None
 
     @property
     def normalized(self) -> bool:
@@ -89,5 +90,5 @@ class SoftmaxAttention(HeadMixer):
         return context * self.token_numbers * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
-        """The logits of the sinks."""
+        """The learned logits."""
         return 0, 0 if self.sink_logits is None else self.heads

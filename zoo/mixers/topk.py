@@ -21,7 +21,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
 from zoo.mixers.registry import register
 from zoo_kernels.backend import without_autocast
@@ -116,8 +116,8 @@ def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) 
 class _Blocks:
     """Selection of blocks. Products are counted per head: pairs of a query with a key, and of a weight with a value."""
 
-    def __init__(self, k: int, block: int, score_weight: float) -> None:
-        self.how = Selection(k, block, score_weight)
+    def __init__(self, top_k: int, block: int, score_weight: float) -> None:
+        self.how = Selection(top_k, block, score_weight)
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
         """See :class:`Whole`."""
@@ -202,13 +202,13 @@ class TopKAttention(HeadMixer):
     """Softmax attention to the own block and the best past ones, or to the best tokens.
 
     Args:
-        k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
+        top_k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
         block: tokens of a block, 16, 32, 64 or 128; blocks count from the start of a document.
         unit: what is picked, ``block`` or ``token`` (dense, a reference).
         score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        head_dim, value_dim, qk_norm, gate, rope, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -220,7 +220,7 @@ class TopKAttention(HeadMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        k: int = 8,
+        top_k: int = 8,
         block: int = 64,
         unit: str = "block",
         score_weight: float = 1.0,
@@ -229,20 +229,21 @@ class TopKAttention(HeadMixer):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
         rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
-            rope=rope, rope_fraction=rope_fraction, gate=gate,
+            rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if unit not in UNITS:
             raise ValueError(f"unit={unit!r}: expected one of {', '.join(UNITS)}.")
-        if k < 1:
-            raise ValueError(f"k={k}: expected at least one {unit} to pick.")
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected at least one {unit} to pick.")
         if block not in BLOCKS:
             raise ValueError(f"block={block}: expected one of {', '.join(map(str, BLOCKS))}.")
-        self.selection = UNITS[unit](k, block, score_weight)
+        self.selection = UNITS[unit](top_k, block, score_weight)
 
     @property
     def normalized(self) -> bool:

@@ -2,12 +2,12 @@
 
     heads    the first heads read a window, the others are linear; heads side by side
     gate     o = sigmoid(w_1 . x) o_window + sigmoid(w_2 . x) o_linear, per head
-    shared   one normaliser for both: a key in the window weighs exp(q . k / sqrt(D)), one that has left phi(q) . phi(k)
+    shared   one normalizer for both: a key in the window weighs exp(q . k / sqrt(D)), one that has left phi(q) . phi(k)
 
              o_t = (sum_{t-w < j <= t} e^{q_t . k_j / sqrt(D)} v_j + phi(q_t) S_{t-w}) / (the same with 1 for v),
              S_t = S_{t-1} + phi(k_t) v_t^T
 
-Gates: Yuan et al. 2025 (Native Sparse Attention, arXiv:2502.11089). One normaliser: Zhang et al. 2024 (LoLCATs,
+Gates: Yuan et al. 2025 (Native Sparse Attention, arXiv:2502.11089). One normalizer: Zhang et al. 2024 (LoLCATs,
 arXiv:2410.10254). There the state lags by the window, so that each key is counted once: it is softmax attention while
 all keys are in the window, and linear attention if the window is 0.
 """
@@ -26,7 +26,7 @@ from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes,
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
-from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
@@ -46,7 +46,7 @@ class WindowLinearAttention(BlendMixer):
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
         head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
-        rope: base of the rotary frequencies, for both parts; None for no positions.
+        rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -69,7 +69,7 @@ class WindowLinearAttention(BlendMixer):
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
         gate: Gate = "none",
-        rope: Rope = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
         super().__init__(
             width,
@@ -82,8 +82,8 @@ class WindowLinearAttention(BlendMixer):
             local_heads=local_heads,
             qk_norm=qk_norm,
             gate=gate,
-            rope=rope,
-        )
+            rope_theta=rope_theta,
+        )  # fmt: skip
         dims = self.head_dim, self.value_dim
         if mode == "shared":
             chosen = "taylor" if feature_map is None else feature_map
@@ -94,7 +94,7 @@ class WindowLinearAttention(BlendMixer):
 
 
 class SharedPart(Part):
-    """A window and, under the same normaliser, the state of the keys that have left it.
+    """A window and, under the same normalizer, the state of the keys that have left it.
 
     Args:
         window: keys of softmax attention; 0 for none.
@@ -146,7 +146,7 @@ class SharedPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> BlendCache:
-        """The keys and values of the window, and the state, whose last column is its normaliser."""
+        """The keys and values of the window, and the state, whose last column is its normalizer."""
         ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
         return BlendCache(
             [ring, StateCache((batch_size, self.heads, self.map.width, self.value_dim + 1), device, dtype)]

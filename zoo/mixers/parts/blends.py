@@ -21,7 +21,7 @@ from zoo.mixers.parts.cache import KeyValueCache, StateCache
 from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, Rope, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
@@ -132,7 +132,7 @@ class PatternPart(Part):
 
 
 class LinearPart(Part):
-    """Normalised linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
+    """Normalized linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
 
     Args:
         feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
@@ -149,7 +149,7 @@ class LinearPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normaliser, in fp32 or wider."""
+        """The state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
@@ -220,7 +220,7 @@ class BlendMixer(HeadMixer):
     Args:
         mode: how they are blended, a key of ``modes``.
         local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
-        head_dim, value_dim, qk_norm, gate, rope: of :class:`HeadMixer`.
+        head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a mode or a number of heads that cannot be.
@@ -242,11 +242,12 @@ class BlendMixer(HeadMixer):
         value_dim: ValueDim,
         qk_norm: QkNorm,
         gate: Gate,
-        rope: Rope,
+        rope_theta: RopeTheta,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, gate=gate, rope=rope
-        )
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, gate=gate,
+            rope_theta=rope_theta,
+        )  # fmt: skip
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes)}.")
         if local_heads is not None and mode != "heads":

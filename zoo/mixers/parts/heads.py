@@ -14,7 +14,7 @@ from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
-from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, Rope, RopeFraction, ValueDim
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.positions import Rotary, turn
 
 
@@ -47,8 +47,8 @@ class HeadMixer(Mixer, HeadSizes):
         kv_heads: key and value heads G; None for one per query head.
         head_dim: numbers D of each query and key; None for width / heads.
         value_dim: numbers E of each value; None for head_dim.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        rope: base of the rotary frequencies; None for no positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: of the output before the gate, ``none``, ``rms`` or ``srms``.
@@ -69,7 +69,7 @@ class HeadMixer(Mixer, HeadSizes):
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
         qk_norm: QkNorm = False,
-        rope: Rope = None,
+        rope_theta: RopeTheta = None,
         rope_fraction: RopeFraction = 1.0,
         gate: Gate = "none",
         norm: OutputNorm = "none",
@@ -83,7 +83,7 @@ class HeadMixer(Mixer, HeadSizes):
             )
         self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
         self.value_dim = self.head_dim if value_dim is None else value_dim
-        self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_dim)
+        self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_dim)
         self.query = nn.Linear(width, heads * self.head_dim, bias=False)
         self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(width, self.kv_heads * self.value_dim, bias=False)
@@ -121,8 +121,8 @@ class HeadMixer(Mixer, HeadSizes):
         v = self.value(x).unflatten(-1, (-1, self.value_dim))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        if self.rope is not None:
-            table = rotary.table(self.rope, self.rotated)
+        if self.rope_theta is not None:
+            table = rotary.table(self.rope_theta, self.rotated)
             q, k = turn(q, table), turn(k, table)
         y = self.mix(q, k, v, call)
         if self.norm is not None:
@@ -139,8 +139,8 @@ class HeadMixer(Mixer, HeadSizes):
         if "rotary" not in carry:
             wide = torch.promote_types(x.dtype, torch.float32)
             carry["rotary"] = Rotary(self.positions(x, documents, cache), wide)
-        if self.rope is not None:
-            carry["rotary"].table(self.rope, self.rotated)
+        if self.rope_theta is not None:
+            carry["rotary"].table(self.rope_theta, self.rotated)
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         """Through the gate and back to the width of the model; linear in ``y``."""
@@ -203,12 +203,12 @@ def share_of_width(width: int, heads: int) -> int:
     return width // heads
 
 
-def _rotated(rope: float | None, fraction: float, width: int) -> int:
+def _rotated(rope_theta: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
-    if rope is None:
+    if rope_theta is None:
         return 0
     rotated = round(width * fraction)
     if rotated < 2 or rotated % 2:
         part = f"head_dim={width}" if fraction == 1 else f"rope_fraction={fraction} of head_dim={width}"
-        raise ValueError(f"rope turns pairs of numbers and needs an even number of them, got {part}.")
+        raise ValueError(f"rope_theta turns pairs of numbers and needs an even number of them, got {part}.")
     return rotated

@@ -1,6 +1,6 @@
 """Options that many attentions share: the type, the range and the meaning of each, written down once.
 
-An attention lists those that it has in its signature, with defaults of its own: ``rope: Rope = 10000.0``.
+An attention lists those that it has in its signature, with defaults of its own: ``rope_theta: RopeTheta = 10000.0``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ HeadDim = Annotated[int | None, Option("numbers D of each query and key; None fo
 ValueDim = Annotated[int | None, Option("numbers E of each value; None for head_dim", least=1)]
 QkNorm = Annotated[bool, Option("RMS-normalize queries and keys per head, before the positions")]
 Gate = Annotated[str, Option("output gate: none, linear, sigmoid or silu")]
-Rope = Annotated[float | None, Option("base of the rotary frequencies; None for no positions", above=0)]
+RopeTheta = Annotated[float | None, Option("base of the rotary frequencies; None for no positions", above=0)]
 RopeFraction = Annotated[float, Option("part of each head that is rotated; the rest has no position", above=0, most=1)]
 OutputNorm = Annotated[str, Option("norm of the output before the gate: rms, or srms, which has no weight")]
