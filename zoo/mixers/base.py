@@ -44,8 +44,8 @@ class Cost:
 class Mixer(nn.Module, ABC):
     """Mixes tokens of a sequence, causally: ``(B, T, C) -> (B, T, C)``.
 
-    A subclass owns its projections, positions, norm and gate, and calls one kernel. The projection back to the model
-    width is called ``out``; the decoder scales its initial values with the depth.
+    A subclass owns its projections, positions, norm and gate, sets their initial values, and calls one kernel. The
+    projection back to the model width is called ``out``.
     """
 
     out: nn.Linear
@@ -109,6 +109,20 @@ class Mixer(nn.Module, ABC):
     def normalized(self) -> bool:
         """Whether the weights of each query sum to one, so that equal values come out as they are."""
         return False
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float, out_std: float) -> None:
+        """Draw the matrices from torch's global generator; what else a mixer trains, its constructor has set.
+
+        A decoder calls this when it is built. A mixer whose matrices should start otherwise replaces it.
+
+        Args:
+            std: deviation of a matrix that reads the width of the model.
+            out_std: deviation of ``out``, which writes to the residual stream.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=out_std if module is self.out else std)
 
     def start_step(self, step: int) -> None:
         """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""

@@ -26,6 +26,11 @@ class GatedMLP(nn.Module):
         gate = self.gate(x)
         return self.down((F.silu(gate) if self.activated else gate) * self.up(x))
 
+    def reset_parameters(self, std: float, out_std: float) -> None:
+        """Draw the matrices: ``std`` is the deviation of those that read the input, ``out_std`` of the last."""
+        for matrix, deviation in ((self.gate, std), (self.up, std), (self.down, out_std)):
+            nn.init.normal_(matrix.weight, std=deviation)
+
 
 class Block(nn.Module):
     """Pre-norm block around a mixer; ``norm`` is ``rms`` or ``srms``."""
