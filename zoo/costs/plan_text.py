@@ -194,7 +194,7 @@ def _windows(decoder: Decoder, context: int) -> list[str]:
 
 
 def _how(request: Request) -> str:
-    kept = "8 C + 4 M numbers a token and layer"
+    kept = "4 C + 2 H (D + E) + 4 M numbers a token and layer"
     if request.recompute:
         kept = f"C numbers a token and layer, and of one layer {kept.removesuffix(' and layer')}"
     values = {"factor": 4 if request.recompute else 3, "kept": kept, "batch": f"{request.batch:,}"}

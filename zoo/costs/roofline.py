@@ -24,7 +24,6 @@ import torch
 from zoo.costs.hardware import DTYPES, Hardware
 from zoo.mixers import Mixer
 from zoo.mixers.parts.cache import StateCache
-from zoo.mixers.parts.heads import HeadMixer
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
 
@@ -177,22 +176,12 @@ def share_costs(decoder: Decoder) -> Decoder:
 def activation_numbers(decoder: Decoder) -> list[int]:
     """A of the formulas above: numbers that each layer keeps of one token for the backward pass."""
     width, hidden = decoder.config.width, decoder.config.hidden_width()
-    return [4 * width + _head_numbers(block.mixer) + 4 * hidden for block in decoder.layers]
-
-
-def _head_numbers(mixer: Mixer) -> int:
-    """Queries, keys, values and outputs of all heads; four times the width where a mixer has no heads to ask."""
-    return 2 * mixer.heads * (mixer.head_dim + mixer.value_dim) if isinstance(mixer, HeadMixer) else 4 * mixer.width
+    return [4 * width + block.mixer.kept_numbers() + 4 * hidden for block in decoder.layers]
 
 
 def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
-    """Bytes of one sequence's cache that the next token reads.
-
-    No more than it holds, and the states whole. A mixer that is no HeadMixer counts as reading everything.
-    """
+    """Bytes of one sequence's cache that the next token reads: no more than it holds, and the states whole."""
     held = mixer.cost(context, dtype).cache_bytes
-    if not isinstance(mixer, HeadMixer):
-        return held
     return min(held, max(mixer.step_bytes(context, dtype), state_bytes(mixer)))
 
 

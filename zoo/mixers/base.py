@@ -105,6 +105,24 @@ class Mixer(nn.Module, ABC):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """Closed-form cost at a context length; ``dtype`` is that of the cache."""
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """Pairs of a query and a key that a head computes for a sequence of the context length, a mean of the heads.
+
+        Here, all causal ones. What computes no pairs, as linear attention, says how many would be as much work.
+
+        Args:
+            block: tokens of the blocks that count as a whole, for a pattern that keeps to single tokens.
+        """
+        return context * (context + 1) / 2
+
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """Bytes of a cache of ``dtype`` that the next token reads beside the states; here, all that it holds."""
+        return self.cost(context, dtype).cache_bytes
+
+    def kept_numbers(self) -> int:
+        """Numbers of a token that the attention itself keeps for the backward pass; here, four times the width."""
+        return 4 * self.width
+
     @property
     def normalized(self) -> bool:
         """Whether the weights of each query sum to one, so that equal values come out as they are."""

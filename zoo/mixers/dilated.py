@@ -114,13 +114,17 @@ class DilatedAttention(HeadMixer):
             return KeyValueCache(batch_size, *how)
         return RingCache(batch_size, self.span, 0, *how)
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """The pairs of every head; blocks are of tokens of a residue class."""
+        return self._mean([d.pairs(context, block) for d in self.dilations])
+
     def mixing_flops(self, context: int) -> float:
-        """The pairs of every head."""
-        return self._flops([d.pairs(context) for d in self.dilations]) / context
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The keys that the next query reads."""
-        return self._flops([d.reads(context + 1) for d in self.dilations])
+        return self.pair_flops * self._mean([d.reads(context + 1) for d in self.dilations])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the tokens that are held."""
@@ -132,10 +136,10 @@ class DilatedAttention(HeadMixer):
         shared = super().step_bytes(context, dtype)
         return shared if len(self.dilations) <= self.kv_heads else shared * self.heads / self.kv_heads
 
-    def _flops(self, pairs: list[int]) -> int:
-        """Of as many pairs of query and key per head of each dilation."""
+    def _mean(self, pairs: list[int]) -> float:
+        """Of all heads, from what a head of each dilation reads."""
         turns = self.kv_heads if len(pairs) <= self.kv_heads else self.heads // self.kv_heads
-        return self.pair_flops // turns * sum(pairs[i % len(pairs)] for i in range(turns))
+        return sum(pairs[i % len(pairs)] for i in range(turns)) / turns
 
 
 def _checked_rates(kind: str, dilation: list[int] | int, groups: int, heads: int) -> list[int]:

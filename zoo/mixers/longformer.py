@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
@@ -190,20 +191,26 @@ class LongformerAttention(HeadMixer):
         fixed = self.tokens.count_spaced(t - (taps - 1) * near.rate, near.rate, taps)
         return self.tokens.count(0, t + 1) + taps - fixed
 
-    def _pairs(self, near: Dilation, context: int) -> int:
+    def _pairs(self, near: Dilation, context: int, block: int) -> int:
         """Pairs of query and key of a head, if no token is marked."""
         fixed = [t for t in range(context) if self.tokens.fixed(t)]
         taps = sum(min(self.window, (context - 1 - g) // near.rate + 1) for g in fixed)
-        pairs = near.pairs(context) + sum(context - g for g in fixed) - taps
+        pairs = near.pairs(context, block) + sum(context - g for g in fixed) - taps
         return pairs + (sum(t + 1 - self._sparse_reads(near, t) for t in fixed) if self.full else 0)
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """The pairs of every head; blocks are those of a window. Marks are not known here: separators come on top."""
+        if self.plain:
+            return window_pairs(context, self.window, self.tokens.first, block)
+        return self._mean([self._pairs(near, context, block) for near in self.near])
+
     def mixing_flops(self, context: int) -> float:
-        """The pairs of every head. Marks are not known here: separators come on top."""
-        return self._flops([self._pairs(near, context) for near in self.near]) / context
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The keys that the next query reads, if no token is marked; a full row where its position is global."""
-        return self._flops([self._reads(near, context + 1) for near in self.near])
+        return self.pair_flops * self._mean([self._reads(near, context + 1) for near in self.near])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
@@ -211,9 +218,9 @@ class LongformerAttention(HeadMixer):
         held += self.tokens.count(self.tokens.first, context - self._reach)
         return held * self.token_numbers * dtype.itemsize
 
-    def _flops(self, pairs: list[int]) -> int:
-        """Of as many pairs of query and key per head of each rate."""
-        return sum(self.pair_flops // self.kv_heads * pairs[g % len(pairs)] for g in range(self.kv_heads))
+    def _mean(self, pairs: list[int]) -> float:
+        """Of all heads, from what a head of each rate reads."""
+        return sum(pairs[g % len(pairs)] for g in range(self.kv_heads)) / self.kv_heads
 
 
 def _window(window: int, growth: float, layer: int) -> int:

@@ -91,9 +91,13 @@ class WindowAttention(SoftmaxAttention):
             self.value_dim,
         )  # fmt: skip
 
-    def mixing_flops(self, context: int) -> float:
+    def reads(self, context: int, block: int = 1) -> float:
         """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
-        return self.pair_flops * window_pairs(context, self.window + self.sink_tokens) / context
+        return window_pairs(context, self.window, self.sink_tokens, block)
+
+    def mixing_flops(self, context: int) -> float:
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The next query reads all that are held."""

@@ -54,7 +54,20 @@ def state_bytes(heads: int, key_width: int, value_width: int, dtype: torch.dtype
     return heads * key_width * value_width * max(dtype.itemsize, torch.float32.itemsize)
 
 
-def window_pairs(context: int, window: int) -> int:
-    """Pairs of query and key of a causal window: the query's own key is one of them."""
-    short = min(context, window)
-    return short * (short + 1) // 2 + (context - short) * window
+def window_pairs(context: int, window: int, first: int = 0, block: int = 1) -> int:
+    """Pairs of query and key of a causal window, the query's own key included, and of the ``first`` tokens.
+
+    With a ``block`` over 1, whole blocks of so many queries and keys are counted, of those on the diagonal the lower
+    half: what a kernel computes that works on blocks.
+    """
+    if block > 1:
+        return sum(_strip(start, context, window, first, block) for start in range(0, context, block))
+    short = min(context, window + first)
+    return short * (short + 1) // 2 + (context - short) * (window + first)
+
+
+def _strip(start: int, context: int, window: int, first: int, block: int) -> int:
+    """Pairs of the block of queries at ``start``."""
+    own, oldest, rows = start // block, max(start - window + 1, 0) // block, min(block, context - start)
+    others = own - oldest + min(-(-first // block), oldest)
+    return rows * block * others + rows * (rows + 1) // 2

@@ -155,6 +155,14 @@ class HeadMixer(Mixer, HeadSizes):
     def mixing_flops(self, context: int) -> float:
         """FLOPs per token of :meth:`mix` in training, averaged over a sequence of the context length."""
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """As many pairs as have the FLOPs of :meth:`mix`; see :class:`zoo.mixers.base.Mixer`."""
+        return self.mixing_flops(context) * context / self.pair_flops
+
+    def kept_numbers(self) -> int:
+        """Queries, keys, values and outputs, each for all heads."""
+        return 2 * self.heads * (self.head_dim + self.value_dim)
+
     @abstractmethod
     def step_flops(self, context: int) -> float:
         """FLOPs of :meth:`mix` for the next token after the context."""
