@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,10 +33,7 @@ import yaml
 import zoo
 from zoo.files import replace_text
 from zoo.mixers import Mixer
-from zoo.mixers.dilated import DilatedAttention
-from zoo.mixers.longformer import LongformerAttention
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo.mixers.window import WindowAttention
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 
@@ -74,13 +71,15 @@ def passes(mixer: Mixer, length: int, device: torch.device) -> dict[str, Callabl
 
     if not isinstance(mixer, HeadMixer):
         return {"layer": layer}
-    shapes = [(1, length, n, mixer.head_width) for n in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
-    heads = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    widths = (mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.value_dim)
+    heads = [torch.randn(1, length, *shape, device=device, requires_grad=True) for shape in widths]
     call = Call(x, torch.arange(length, device=device)[None], None, None, None, None)
+
+    grad = torch.randn(1, length, mixer.heads, mixer.value_dim, device=device)
 
     def mixing() -> None:
         y = mixer.mix(*heads, call)
-        y.backward(weight.view(y.shape))
+        y.backward(grad)
 
     return {"layer": layer, "mixing": mixing}
 
@@ -92,29 +91,6 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
-
-
-def listed(length: int, window: int, first: int = 0) -> float:
-    """Share of the causal pairs that are in the blocks of a window, and of the ``first`` tokens."""
-    pairs = 0
-    for query in range(0, length, BLOCK):
-        blocks = range(max(query - window + 1, 0) // BLOCK * BLOCK, query, BLOCK)
-        others = sum(1 for key in range(0, first, BLOCK) if key < (blocks.start if blocks else query))
-        rows = min(BLOCK, length - query)
-        pairs += rows * BLOCK * (len(blocks) + others) + rows * (rows + 1) // 2
-    return pairs / (length * (length + 1) // 2)
-
-
-def density(mixer: Any, length: int, dense: float) -> float:
-    """Share of the causal pairs that a mixer has to read."""
-    if isinstance(mixer, DilatedAttention):
-        rates = [(d.rate, d.taps or length) for d in mixer.dilations]
-        return statistics.mean(listed(-(-length // rate), taps) / rate for rate, taps in rates)
-    if isinstance(mixer, WindowAttention):
-        return listed(length, mixer.window, mixer.sink_tokens)
-    if isinstance(mixer, LongformerAttention):
-        return listed(length, mixer.window, mixer.tokens.first)
-    return mixer.mixing_flops(length) / dense if isinstance(mixer, HeadMixer) else 1.0
 
 
 def measure(chosen: Options) -> list[dict[str, Any]]:
@@ -131,10 +107,10 @@ def measure(chosen: Options) -> list[dict[str, Any]]:
                 if number:
                     times.setdefault((name, part), []).append(taken)
     medians = {key: statistics.median(values) for key, values in times.items()}
-    dense = cast(HeadMixer, mixers["softmax"]).mixing_flops(length)
+    dense = mixers["softmax"].reads(length)
     rows = []
     for name in names:
-        row: dict[str, Any] = {"attention": name, "density": density(mixers[name], length, dense)}
+        row: dict[str, Any] = {"attention": name, "density": mixers[name].reads(length, BLOCK) / dense}
         for part in work[name]:
             row[f"{part}_ms"] = round(1000 * medians[name, part], 1)
             row[f"{part}_speedup"] = round(medians["softmax", part] / medians[name, part], 2)

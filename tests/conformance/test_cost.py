@@ -43,6 +43,7 @@ class Needed(TorchDispatchMode):
 
     def __init__(self, mixer: Mixer, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
+        self.pair = 2 * (mixer.head_dim + mixer.value_dim)  # FLOPs of a query and a key of one head
         self.mixer, self.extra, self.calls, self.counter = mixer, 0, [], FlopCounterMode(display=False)
         watches = [(selection, "pick", self.pick), (selection, "_group", self.group)]
         watches += [(topk, "attend_tokens", self.attend_tokens), (longformer, "replace_rows", self.replace_rows)]
@@ -87,12 +88,13 @@ class Needed(TorchDispatchMode):
 
     def group(self, groups: Any, picks: Tensor, tokens: int, block: int, most: int) -> None:
         listed = groups.layout.by_query.offsets.max().item() * block
-        self.extra += 4 * (WIDTH // picks.shape[2]) * block * (listed - (groups.pairs >= 0).sum().item())
+        self.extra += self.pair * block * (listed - (groups.pairs >= 0).sum().item())
 
     def attend_tokens(self, _: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) -> None:
         reads = allowed.expand(len(q), -1, -1).sum(-1)
-        needed = (reads + reads.clamp(max=count)).sum().item()
-        self.extra += 2 * q.shape[2] * q.shape[3] * (2 * allowed[0].numel() * len(q) - needed)
+        pairs, picked = allowed[0].numel() * len(q), reads.clamp(max=count).sum().item()
+        extra = q.shape[3] * (pairs - reads.sum().item()) + v.shape[3] * (pairs - picked)
+        self.extra += 2 * q.shape[2] * extra
 
     def replace_rows(
         self, _: Tensor, output: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, documents: Any, most: int
@@ -103,7 +105,7 @@ class Needed(TorchDispatchMode):
             for head in range(k.shape[2]):
                 rate, taps = near[head % len(near)].rate, near[head % len(near)].taps
                 read = globals | {t - i * rate for i in range(taps) if t >= i * rate}
-                self.extra += 4 * (WIDTH // k.shape[2]) * len(read)
+                self.extra += self.pair * q.shape[2] // k.shape[2] * len(read)
 
 
 def measured(mixer: Mixer, context: int, monkeypatch: pytest.MonkeyPatch, **call: Any) -> int:

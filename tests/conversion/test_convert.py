@@ -27,6 +27,7 @@ OPTIONS = [
     {"rope_fraction": 0.5},
     {"gate": "silu", "sink_logits": True},
     {"qk_norm": True},
+    {"head_dim": 6, "value_dim": 10},
 ]
 
 
@@ -46,7 +47,7 @@ def share_a_head(decoder, groups):
     with torch.no_grad():
         for block in decoder.layers:
             for weight in (block.mixer.key.weight, block.mixer.value.weight):
-                heads = weight.view(groups, -1, block.mixer.head_width, decoder.config.width)
+                heads = weight.view(groups, block.mixer.kv_heads // groups, -1, decoder.config.width)
                 heads.copy_(heads[:, :1].expand_as(heads).clone())
 
 

@@ -139,6 +139,7 @@ def test_zero_heads_give_zero_heads():
         ({"gate": "silu"}, 2),
         ({"gate": "linear", "sink_logits": True, "rope_fraction": 0.5}, 1),
         ({"kv_heads": 4}, 2),
+        ({"head_dim": 12, "value_dim": 6}, 2),
     ],
 )
 @pytest.mark.parametrize("method", ["svd", "mean"])

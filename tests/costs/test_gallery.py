@@ -22,15 +22,15 @@ TIME = torch.arange(LENGTH)
 
 
 def heads(mixer, x):
-    q, k = (proj(x).unflatten(-1, (-1, mixer.head_width)) for proj in (mixer.query, mixer.key))
+    q, k = (proj(x).unflatten(-1, (-1, mixer.head_dim)) for proj in (mixer.query, mixer.key))
     return q, k.repeat_interleave(mixer.heads // k.shape[2], 2)
 
 
 @pytest.mark.parametrize("name", ["softmax", "gqa", "mqa"])
 def test_softmax_weights(name):
     mixer, x = build_sample(name)
-    q, k = (rotate(y, TIME[None], 10000.0, mixer.head_width) for y in heads(mixer, x))
-    scores = torch.einsum("bthd,bjhd->bhtj", q, k)[0] / mixer.head_width**0.5
+    q, k = (rotate(y, TIME[None], 10000.0, mixer.head_dim) for y in heads(mixer, x))
+    scores = torch.einsum("bthd,bjhd->bhtj", q, k)[0] / mixer.head_dim**0.5
     want = scores.masked_fill(TIME[:, None] < TIME, -torch.inf).softmax(-1)
     torch.testing.assert_close(attention_weights(mixer, x), want, rtol=1e-9, atol=1e-12)
 

@@ -77,6 +77,16 @@ def test_every_attention_is_matched_to_softmax(nano, name, quantity):
 
 
 @pytest.mark.parametrize("quantity", ["params", "flops"])
+@pytest.mark.parametrize("options", [{"value_dim": 64}, {"head_dim": 8}, {"head_dim": 24, "value_dim": 96}], ids=str)
+def test_the_mlp_makes_up_for_wider_and_narrower_heads(nano, options, quantity):
+    config = nano("retention", quantity, **{f"mixers__retention__{key}": value for key, value in options.items()})
+    target, before = counted(nano("softmax"), quantity), counted(config, quantity)
+    config.match.reference = OmegaConf.create({"attention": "softmax"})
+    match_config(config, VOCABULARY)
+    assert abs(counted(config, quantity) - target) <= 0.01 * target < abs(before - target)
+
+
+@pytest.mark.parametrize("quantity", ["params", "flops"])
 def test_the_reference_itself_is_left_alone(nano, quantity):
     config = nano("softmax", quantity)
     as_it_was = copy.deepcopy(config)

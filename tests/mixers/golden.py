@@ -22,9 +22,14 @@ SEEDS = {
     "gate.weight": 4,
     "out": 5,
     "decay.projection": 6,
-    "small": 7,
     "forget.projection": 6,
 }
+
+
+def golden_weight(rows: int, columns: int, seed: int) -> Tensor:
+    """A matrix in fp64."""
+    i, j = torch.arange(rows)[:, None], torch.arange(columns)
+    return (((3 * i + 5 * j + 7 * seed + i * j) % 13 - 6) / 8).double()
 
 
 def golden_mixer(name: str, **options: Any) -> zoo.mixers.Mixer:
@@ -32,9 +37,7 @@ def golden_mixer(name: str, **options: Any) -> zoo.mixers.Mixer:
     mixer = zoo.mixers.build(name, width=WIDTH, heads=HEADS, **options).double()
     for part, module in mixer.named_modules():
         if isinstance(module, torch.nn.Linear):
-            i, j = (torch.arange(n) for n in module.weight.shape)
-            i = i[:, None]
-            module.weight.data = (((3 * i + 5 * j + 7 * SEEDS[part] + i * j) % 13 - 6) / 8).double()
+            module.weight.data = golden_weight(*module.weight.shape, SEEDS[part])
         elif isinstance(module, RandomProjection):
             h, f, d = (torch.arange(n) for n in module.bits.shape)
             h, f = h[:, None, None], f[:, None]

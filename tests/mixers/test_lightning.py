@@ -118,7 +118,8 @@ def test_lrpe_depends_on_the_distance_alone():
     encode = LinearizedRelativeEncoding(2, 4).double()
     q, k = torch.randn(2, 1, 9, 2, 4, dtype=torch.float64)
     time = torch.arange(9)[None]
-    product = torch.einsum("bthd,bjhd->bhtj", encode(q, time), encode(k, time))
+    table = encode(time)
+    product = torch.einsum("bthd,bjhd->bhtj", encode.encode(q, table), encode.encode(k, table))
     distance = (time.T - time).double()
     turned = torch.cos(distance[None, :, :, None] * encode.theta[:, None, None])
     want = torch.einsum("bthd,bjhd,htjd->bhtj", q, k, turned)
@@ -159,7 +160,7 @@ def test_a_mixer_without_decay_is_undecayed_linear_attention_of_its_projections(
     q, k, v = (part(x).unflatten(-1, (mixer.heads, -1)) for part in (mixer.query, mixer.key, mixer.value))
     q, k = F.silu(q), F.silu(k)
     if mixer.lrpe is not None:
-        q, k = (mixer.lrpe(y, torch.arange(150)[None]) for y in (q, k))
+        q, k = (mixer.lrpe.encode(y, mixer.lrpe(torch.arange(150)[None])) for y in (q, k))
     o = (torch.einsum("bthd,bjhd->bhtj", q, k).tril() @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
     o = o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     want = mixer.out(o * (x @ mixer.gate.weight.weight.T))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from tests.mixers.golden import assert_golden, golden_mixer
+from tests.mixers.golden import WIDTH, assert_golden, golden_mixer, golden_weight
 from zoo.mixers.parts.costs import CHUNK
 from zoo.mixers.parts.features import FEATURE_MAPS, capped_exp, elu_plus_one, taylor
 from zoo.mixers.parts.positions import rotate
@@ -81,12 +81,6 @@ def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def queries_and_keys(mixer, x):
-    if mixer.small is None:
-        return mixer.query(x), mixer.key(x)
-    return mixer.small(x).chunk(2, -1)
-
-
 def test_outputs_equal_those_computed_elsewhere():
     assert_golden(golden_mixer("linear"), OUTPUTS)
 
@@ -94,8 +88,11 @@ def test_outputs_equal_those_computed_elsewhere():
 @pytest.mark.parametrize("name", MAPS)
 def test_maps_and_normalizers_equal_those_computed_elsewhere(name):
     feature_map, _, normalizer = name.partition(" ")
-    narrow = {"features": 6} if feature_map == "taylor" else {}
-    assert_golden(golden_mixer("linear", feature_map=feature_map, normalizer=normalizer or "sum", **narrow), MAPS[name])
+    narrow = {"head_dim": 6} if feature_map == "taylor" else {}
+    mixer = golden_mixer("linear", feature_map=feature_map, normalizer=normalizer or "sum", **narrow)
+    if feature_map == "taylor":  # both are halves of one matrix there
+        mixer.query.weight.data, mixer.key.weight.data = golden_weight(24, WIDTH, 7).chunk(2)
+    assert_golden(mixer, MAPS[name])
 
 
 @pytest.mark.parametrize("rope_theta", [None, 100.0])
@@ -104,7 +101,7 @@ def test_maps_and_normalizers_equal_those_computed_elsewhere(name):
 def test_equals_the_quadratic_form(feature_map, normalizer, rope_theta):
     """The sum of the normalizer runs over time, and each head has its own."""
     mixer, x = build(feature_map=feature_map, normalizer=normalizer, rope_theta=rope_theta), draw(2, 70, 32)
-    q, k = (y.unflatten(-1, (4, -1)) for y in queries_and_keys(mixer, x))
+    q, k = (y.unflatten(-1, (4, -1)) for y in (mixer.query(x), mixer.key(x)))
     if rope_theta is not None:
         q, k = (rotate(y, torch.arange(70)[None], rope_theta) for y in (q, k))
     scores = SCORES[feature_map](q.transpose(1, 2), k.transpose(1, 2)).tril()
@@ -151,13 +148,13 @@ def test_taylor_features_are_the_second_order_of_the_exponential():
     torch.testing.assert_close((taylor(q) * taylor(k)).sum(-1), 1 + u + u**2 / 2, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("features", "made"), [(2, 6), (4, 15), (8, 45), (16, 153), (20, 231)])
-def test_taylor_projects_queries_and_keys_to_its_width(features, made):
-    mixer = build(feature_map="taylor", features=features)
-    assert mixer.small.weight.shape == (2 * 4 * features, 32)
-    assert mixer.key_width == made == taylor(draw(3, features)).shape[-1]
+@pytest.mark.parametrize(("numbers", "made"), [(2, 6), (4, 15), (8, 45), (16, 153), (20, 231)])
+def test_taylor_projects_queries_and_keys_to_few_numbers(numbers, made):
+    mixer = build(feature_map="taylor", head_dim=numbers)
+    assert mixer.query.weight.shape == mixer.key.weight.shape == (4 * numbers, 32)
+    assert mixer.key_width == made == taylor(draw(3, numbers)).shape[-1]
     assert mixer.new_cache(1).state.shape == (1, 4, made, 8)
-    assert build(feature_map="taylor").features == 16 and build().key_width == 8
+    assert build(feature_map="taylor").head_dim == 16 and build().key_width == 8
 
 
 @pytest.mark.parametrize("name", FEATURE_MAPS)
@@ -206,11 +203,10 @@ def test_l2_leaves_the_direction_alone():
     [
         ({"feature_map": "elu"}, r"feature_map='elu': expected one of identity, relu, elu\+1, exp, softmax, taylor"),
         ({"normalizer": "max"}, "normalizer='max': expected one of sum, l2, none"),
-        ({"feature_map": "taylor", "features": 0}, "features=0: expected at least 1"),
-        ({"features": 8}, r"features=8 with feature_map='elu\+1': .* Only taylor takes a number, leave it null"),
-        ({"feature_map": "exp", "features": 16}, "features=16 with feature_map='exp'"),
-        ({"feature_map": "taylor", "features": 5}, "features=5: .* even number where rope_theta"),
-        ({"width": 12}, "rope_theta needs an even head width"),
+        ({"feature_map": "taylor", "head_dim": 0}, "head_dim=0: expected a whole number >= 1"),
+        ({"feature_map": "taylor", "head_dim": 5}, "rope_theta turns pairs of numbers .*, got head_dim=5"),
+        ({"feature_map": "taylor", "width": 30}, "width=30 is not divisible by heads=4"),
+        ({"width": 12}, "rope_theta turns pairs of numbers .*, got head_dim=3"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

@@ -27,9 +27,7 @@ def draw(*shape):
 
 def heads(mixer, x):
     """Queries, keys and values ``(B, H, T, D)``, keys repeated."""
-    q, k, v = (
-        m(x).unflatten(-1, (-1, mixer.head_width)).transpose(1, 2) for m in (mixer.query, mixer.key, mixer.value)
-    )
+    q, k, v = (m(x).unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for m in (mixer.query, mixer.key, mixer.value))
     return q, *(y.repeat_interleave(mixer.heads // mixer.kv_heads, 1) for y in (k, v))
 
 

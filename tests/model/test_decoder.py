@@ -16,8 +16,14 @@ SCHEDULES = {
     "lightning": ["lightning"] * 3,
     "softmax": ["softmax"] * 3,
     "mixed": ["lightning", "wide", "mqa"],
+    "free": ["free", "narrow", "window"],
 }
-OPTIONS = {"wide": {"name": "softmax", "kv_heads": 2, "qk_norm": True}, "lightning": {"norm": "rms", "lrpe": "all"}}
+OPTIONS = {
+    "wide": {"name": "softmax", "kv_heads": 2, "qk_norm": True},
+    "lightning": {"norm": "rms", "lrpe": "all"},
+    "free": {"name": "softmax", "head_dim": 6, "value_dim": 14, "gate": "silu"},
+    "narrow": {"name": "retention", "head_dim": 4, "value_dim": 8},
+}
 every_schedule = pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES.keys())
 every_style = pytest.mark.parametrize("style", ["llama", "transnormer"])
 

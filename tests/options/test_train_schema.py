@@ -55,7 +55,6 @@ WRONG = {
     "schedule=sandwich schedule.k=-1": "schedule.k=-1: expected a whole number from 0 to 1024, or null",
     "model.depth=0": "model.depth=0: expected a whole number from 1 to 1024",
     "model.width=256.5": "model.width=256.5: expected a whole number",
-    "model.heads=3": "model.width=256 is not divisible by model.heads=3",
     "model.separators=x": "model.separators=x: expected a list",
     "model.style=gpt": "model.style=gpt: expected one of llama, transnormer",
     "seed=null": "seed=null: expected a whole number from 0 to 4294967295",

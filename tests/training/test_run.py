@@ -139,7 +139,7 @@ def test_budgets(small):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.width=30", "model.heads=4"], r"model.width=30 is not divisible by model.heads=4"),
+        (["model.width=30", "model.heads=4"], r"width=30 is not divisible by heads=4: .* or set head_dim"),
         (["attention=gqa", "model.heads=4", "mixers.gqa.kv_heads=3"], r"heads=4 is not divisible by kv_heads=3"),
         (["schedule.pattern=3xlightnin+softmax"], r"unknown attention 'lightnin'.*lightning"),
         (["schedule.patch=7:softmax"], r"index 7 is outside the 2 layers"),

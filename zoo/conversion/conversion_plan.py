@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from zoo import mixers
 from zoo.config import ConfigError
 from zoo.conversion.head_merging import METHODS, Layout, refusal
-from zoo.mixers.gqa import GroupedQueryAttention
+from zoo.mixers.gqa import GroupedQueryAttention, default_kv_heads
 from zoo.mixers.softmax import SoftmaxAttention
 from zoo.model.decoder import Decoder, DecoderConfig
 from zoo.runs.provenance import layer_pattern
@@ -75,8 +73,7 @@ def _checked_heads(config: DecoderConfig, to: str, kv_heads: int | None) -> int:
     if to == "mqa" and kv_heads not in (None, 1):
         raise ConfigError(f"kv_heads={kv_heads}: to=mqa has one key head; use to=gqa for more.")
     if kv_heads is None:
-        with torch.device("meta"):
-            return GroupedQueryAttention(config.width, config.heads).kv_heads if to == "gqa" else 1
+        return default_kv_heads(config.heads) if to == "gqa" else 1
     if kv_heads < 1 or config.heads % kv_heads:
         divisors = ", ".join(str(g) for g in range(1, config.heads + 1) if config.heads % g == 0)
         raise ConfigError(f"kv_heads={kv_heads} does not divide the model's {config.heads} heads: expected {divisors}.")

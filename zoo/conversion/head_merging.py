@@ -171,8 +171,8 @@ def share_heads(
     """Weights of the layer with ``kv_heads`` key heads, and how far it is from the one given.
 
     Args:
-        weights: of a mixer by name, with ``query.weight (H D, C)``, ``key.weight``, ``value.weight (K D, C)`` and
-            ``out.weight (C, H D)``; others are passed on. If kv_heads is K, all are passed on as they are.
+        weights: of a mixer by name, with ``query.weight (H D, C)``, ``key.weight (K D, C)``, ``value.weight (K E, C)``
+            and ``out.weight (C, H E)``; others are passed on. If kv_heads is K, all are passed on as they are.
         covariance: ``(C, C)`` second moments of the layer's inputs; None for the plain norm of the weights.
 
     Raises:

@@ -11,6 +11,7 @@ from zoo.costs.hardware import DTYPES, Hardware
 from zoo.costs.roofline import TRAINED, Phase, decoding, floor, prefill, training
 from zoo.costs.textbook import causal_window_layers
 from zoo.costs.tile_sizes import LINEAR_FORMULA, SOFTMAX_FORMULA, Tile, linear_tile, softmax_tile
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.window import WindowAttention
 from zoo.model import Decoder
 
@@ -146,18 +147,23 @@ def _parts(parts: dict[str, float]) -> str:
 
 
 def _proposals(decoder: Decoder, request: Request, hardware: Hardware) -> dict[str, Tile | None]:
-    width, size = decoder.config.width // decoder.config.heads, DTYPES[request.dtype].itemsize
-    return {
-        "softmax": softmax_tile(hardware, width, size, request.context),
-        "linear": linear_tile(hardware, width, width, size, request.context),
-    }
+    sizes = *_head_dims(decoder), DTYPES[request.dtype].itemsize, request.context
+    return {"softmax": softmax_tile(hardware, *sizes), "linear": linear_tile(hardware, *sizes)}
+
+
+def _head_dims(decoder: Decoder) -> tuple[int, int]:
+    """The most numbers that a query and a value of any layer have."""
+    mixers = [block.mixer for block in decoder.layers if isinstance(block.mixer, HeadMixer)]
+    share = decoder.config.width // decoder.config.heads
+    return max((m.head_dim for m in mixers), default=share), max((m.value_dim for m in mixers), default=share)
 
 
 def _tiles(decoder: Decoder, request: Request, hardware: Hardware) -> list[str]:
-    width = decoder.config.width // decoder.config.heads
+    head_dim, value_dim = _head_dims(decoder)
     where = f"{binary(hardware.on_chip)} on chip per core"
     where += f", {binary(hardware.registers)} of registers" if hardware.registers else ""
-    lines = [f"tiles for heads of {width} ({where})"]
+    wide = f"{head_dim}" if head_dim == value_dim else f"{head_dim} and values of {value_dim}"
+    lines = [f"tiles for heads of {wide} ({where})"]
     names = {"softmax": ("queries x keys", SOFTMAX_FORMULA), "linear": ("chunk x columns", LINEAR_FORMULA)}
     for key, tile in _proposals(decoder, request, hardware).items():
         shape, formula = names[key]
@@ -188,7 +194,7 @@ def _windows(decoder: Decoder, context: int) -> list[str]:
 
 
 def _how(request: Request) -> str:
-    kept = "8 C + 4 M numbers a token and layer"
+    kept = "4 C + 2 H (D + E) + 4 M numbers a token and layer"
     if request.recompute:
         kept = f"C numbers a token and layer, and of one layer {kept.removesuffix(' and layer')}"
     values = {"factor": 4 if request.recompute else 3, "kept": kept, "batch": f"{request.batch:,}"}

@@ -1,8 +1,9 @@
 """Work, traffic and memory of training, prefill and decoding, and the least time a device needs for them.
 
 Roofline (Williams et al. 2009, doi:10.1145/1498765.1498785): time >= max(FLOPs / peak, bytes / bandwidth). Counted for
-one device. P parameters, b bytes of a number, N tokens of a pass, A = 8 C + 4 M numbers that a layer keeps of a token
-(C width, M width of the MLP; gates and feature maps of some mixers add up to a third):
+one device. P parameters, b bytes of a number, N tokens of a pass, A = 4 C + 2 H (D + E) + 4 M numbers that a layer
+keeps of a token (C width, H heads, D and E numbers of a query and a value, which make 8 C + 4 M if both are C / H, M
+width of the MLP; gates and feature maps of some mixers add up to a third):
 
     train    FLOPs = 3 x forward (4 x with checkpoint_activations); kept: fp32 weights and gradients, the optimizer's
              moments, A b per token and layer; moved: weights read twice in b, all fp32 state read once and
@@ -23,7 +24,6 @@ import torch
 from zoo.costs.hardware import DTYPES, Hardware
 from zoo.mixers import Mixer
 from zoo.mixers.parts.cache import StateCache
-from zoo.mixers.parts.heads import HeadMixer
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
 
@@ -95,7 +95,7 @@ def training(
     cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
     memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
     weights, moments = memory["weights"], memory["optimizer"]
-    whole = activation_numbers(decoder) * size * tokens * len(decoder.layers)
+    whole = sum(activation_numbers(decoder)) * size * tokens
     return Phase(
         "train",
         tokens,
@@ -117,13 +117,14 @@ def training_memory(
 
     The state of an optimizer from outside is not known, and left out.
     """
-    size, layers = DTYPES[dtype].itemsize, len(decoder.layers)
+    size = DTYPES[dtype].itemsize
     matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
     weights = FULL * (matrices + rest)
     of_matrices, of_rest = MOMENTS.get(optimizer, NOT_KNOWN)
     moments = FULL * (matrices * of_matrices + rest * of_rest)
-    layer = activation_numbers(decoder) * size * tokens
-    kept = decoder.config.width * size * tokens * layers + layer if recompute else layer * layers
+    numbers = activation_numbers(decoder)
+    kept = decoder.config.width * len(numbers) + max(numbers) if recompute else sum(numbers)
+    kept = kept * size * tokens
     return {"weights": weights, "gradients": weights, "optimizer": moments, "activations": kept}
 
 
@@ -132,13 +133,13 @@ def prefill(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
     kind = DTYPES[dtype]
     cost, tokens = decoder.cost(context, kind), batch * context
     head = 2 * decoder.head.weight.numel()
-    layer = activation_numbers(decoder) * kind.itemsize * tokens
+    whole, layer = (f(activation_numbers(decoder)) * kind.itemsize * tokens for f in (sum, max))
     weights, caches = cost.parameters * kind.itemsize, batch * cost.cache_bytes
     return Phase(
         "prefill",
         tokens,
         (cost.flops_per_token - head) * tokens + head * batch,
-        {"weights": _read(decoder) * kind.itemsize, "cache": caches, "activations": 2 * layer * len(decoder.layers)},
+        {"weights": _read(decoder) * kind.itemsize, "cache": caches, "activations": 2 * whole},
         {"weights": weights, "cache": caches, "activations of a layer": layer},
     )
 
@@ -172,19 +173,15 @@ def share_costs(decoder: Decoder) -> Decoder:
     return decoder
 
 
-def activation_numbers(decoder: Decoder) -> int:
-    """A of the formulas above: numbers that one layer keeps of one token for the backward pass."""
-    return 8 * decoder.config.width + 4 * decoder.config.hidden_width()
+def activation_numbers(decoder: Decoder) -> list[int]:
+    """A of the formulas above: numbers that each layer keeps of one token for the backward pass."""
+    width, hidden = decoder.config.width, decoder.config.hidden_width()
+    return [4 * width + block.mixer.kept_numbers() + 4 * hidden for block in decoder.layers]
 
 
 def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
-    """Bytes of one sequence's cache that the next token reads.
-
-    No more than it holds, and the states whole. A mixer that is no HeadMixer counts as reading everything.
-    """
+    """Bytes of one sequence's cache that the next token reads: no more than it holds, and the states whole."""
     held = mixer.cost(context, dtype).cache_bytes
-    if not isinstance(mixer, HeadMixer):
-        return held
     return min(held, max(mixer.step_bytes(context, dtype), state_bytes(mixer)))
 
 

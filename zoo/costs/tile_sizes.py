@@ -40,31 +40,31 @@ class Tile:
         return self.flops / self.traffic
 
 
-SOFTMAX_FORMULA = "Q rows D b + 2 buffers x (K + V) columns D b; accumulators (rows columns + rows D) 4"
+SOFTMAX_FORMULA = "Q rows D b + 2 buffers x columns (D + E) b; accumulators (rows columns + rows E) 4"
 LINEAR_FORMULA = "2 buffers x (Q + K) rows D b + V rows columns b; accumulators (rows^2 + rows columns + D columns) 4"
 
 
-def softmax_tile(hardware: Hardware, width: int, size: int, context: int) -> Tile | None:
+def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> Tile | None:
     """Tiles of a causal flash attention (Dao 2023, arXiv:2307.08691): most scores at a time, then most queries.
 
     Each tile of queries reads the keys and values up to its end once more. No re-use in a second-level cache is
     counted, nor between query heads that share a key head.
 
     Args:
-        width: D. size: bytes of a number. context: tokens of the sequence.
+        key_width: D. value_width: E. size: bytes of a number. context: tokens of the sequence.
 
     Returns:
         None if not even the smallest tile fits.
     """
-    fits = []
+    fits, both = [], key_width + value_width
     for rows, columns in product(_up_to(context), repeat=2):
-        staged = rows * width * size + 2 * 2 * columns * width * size
-        accumulated = ACCUMULATOR * (rows * columns + rows * width)
+        staged = rows * key_width * size + 2 * columns * both * size
+        accumulated = ACCUMULATOR * (rows * columns + rows * value_width)
         if _fits(hardware, staged, accumulated):
             tiles = -(-context // rows)
             keys = sum(min((i + 1) * rows, context) for i in range(tiles))
-            traffic = 2 * width * size * (context + keys)
-            flops = 4 * width * context * (context + 1) / 2
+            traffic = both * size * (context + keys)
+            flops = 2 * both * context * (context + 1) / 2
             fits.append(Tile(rows, columns, staged, accumulated, traffic, flops))
     return max(fits, key=lambda tile: (tile.rows * tile.columns, tile.rows), default=None)
 

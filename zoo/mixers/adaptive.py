@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.mixers.bigbird import bigbird_blocks, check_counts
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer
 from zoo.mixers.registry import register
 
@@ -34,11 +35,7 @@ class AdaptiveAttention(BlockSparseMixer):
         random_blocks: blocks per query block and head that are drawn from all others, from ``window_below`` on.
         global_blocks: first blocks of the document, read from ``window_below`` on.
         seed: of the draw.
-        kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope_theta: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on positions or numbers of blocks that cannot be, or heads that do not fit together.
@@ -57,14 +54,17 @@ class AdaptiveAttention(BlockSparseMixer):
         random_blocks: int = 3,
         global_blocks: int = 1,
         seed: int = 0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope_theta=rope_theta,
             rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         check_counts(window_blocks, random_blocks, global_blocks)

@@ -44,8 +44,8 @@ class Cost:
 class Mixer(nn.Module, ABC):
     """Mixes tokens of a sequence, causally: ``(B, T, C) -> (B, T, C)``.
 
-    A subclass owns its projections, positions, norm and gate, and calls one kernel. The projection back to the model
-    width is called ``out``; the decoder scales its initial values with the depth.
+    A subclass owns its projections, positions, norm and gate, sets their initial values, and calls one kernel. The
+    projection back to the model width is called ``out``.
     """
 
     out: nn.Linear
@@ -53,12 +53,12 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, width: int, heads: int, depth: int, layer: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers.")
+        for name, value in (("width", width), ("heads", heads)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1.")
         if not 0 <= layer < depth:
             raise ValueError(f"layer={layer} is outside 0..{depth - 1} for depth={depth}.")
         self.width, self.heads, self.depth, self.layer = width, heads, depth, layer
-        self.head_width = width // heads
 
     @abstractmethod
     def forward(
@@ -69,6 +69,7 @@ class Mixer(nn.Module, ABC):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """Mix ``x`` (B, T, C).
 
@@ -82,6 +83,7 @@ class Mixer(nn.Module, ABC):
             cache: of :meth:`new_cache`; the piece continues where it stands and is added to it.
             lengths: ``(B,)`` true lengths of a right-padded piece. What stands on padding, be it NaN, reaches nothing;
                 outputs there are unspecified.
+            carry: what the layers of one forward pass share, see :meth:`prepare`; None for a mixer by itself.
 
         Raises:
             ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``; on other
@@ -103,13 +105,55 @@ class Mixer(nn.Module, ABC):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """Closed-form cost at a context length; ``dtype`` is that of the cache."""
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """Pairs of a query and a key that a head computes for a sequence of the context length, a mean of the heads.
+
+        Here, all causal ones. What computes no pairs, as linear attention, says how many would be as much work.
+
+        Args:
+            block: tokens of the blocks that count as a whole, for a pattern that keeps to single tokens.
+        """
+        return context * (context + 1) / 2
+
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """Bytes of a cache of ``dtype`` that the next token reads beside the states; here, all that it holds."""
+        return self.cost(context, dtype).cache_bytes
+
+    def kept_numbers(self) -> int:
+        """Numbers of a token that the attention itself keeps for the backward pass; here, four times the width."""
+        return 4 * self.width
+
     @property
     def normalized(self) -> bool:
         """Whether the weights of each query sum to one, so that equal values come out as they are."""
         return False
 
+    @torch.no_grad()
+    def reset_parameters(self, std: float, out_std: float) -> None:
+        """Draw the matrices from torch's global generator; what else a mixer trains, its constructor has set.
+
+        A decoder calls this when it is built. A mixer whose matrices should start otherwise replaces it.
+
+        Args:
+            std: deviation of a matrix that reads the width of the model.
+            out_std: deviation of ``out``, which writes to the residual stream.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=out_std if module is self.out else std)
+
     def start_step(self, step: int) -> None:
         """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""
+
+    def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
+        """Put into ``carry`` what this mixer reads of it, unless an earlier layer of the same pass has done so.
+
+        A decoder makes one dictionary for each forward pass, has all layers prepare it, and hands it to each of them.
+
+        Args:
+            carry: what the layers of one pass share, by name.
+            x, documents, cache: as of :meth:`forward`; of ``x`` only its shape, its device and its dtype matter.
+        """
 
     def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
         """Position of each token in its document, ``(1 or B, T)``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
@@ -34,7 +35,7 @@ class DilatedAttention(HeadMixer):
         dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
             more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
             are told in a warning.
-        kv_heads, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
@@ -50,13 +51,24 @@ class DilatedAttention(HeadMixer):
         kind: str = "window",
         window: int = 256,
         dilation: list[int] | int | None = None,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta, gate=gate
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            kv_heads=kv_heads,
+            qk_norm=qk_norm,
+            rope_theta=rope_theta,
+            gate=gate,
         )
         if kind not in RATES:
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(RATES)}.")
@@ -97,32 +109,37 @@ class DilatedAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys and values of all tokens, or of as many as the widest window spans."""
+        how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.span is None:
-            return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
-        return RingCache(batch_size, self.span, 0, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+            return KeyValueCache(batch_size, *how)
+        return RingCache(batch_size, self.span, 0, *how)
+
+    def reads(self, context: int, block: int = 1) -> float:
+        """The pairs of every head; blocks are of tokens of a residue class."""
+        return self._mean([d.pairs(context, block) for d in self.dilations])
 
     def mixing_flops(self, context: int) -> float:
-        """The pairs of every head."""
-        return self._flops([d.pairs(context) for d in self.dilations]) / context
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The keys that the next query reads."""
-        return self._flops([d.reads(context + 1) for d in self.dilations])
+        return self.pair_flops * self._mean([d.reads(context + 1) for d in self.dilations])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the tokens that are held."""
         held = context if self.span is None else min(context, self.span)
-        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+        return held * self.token_numbers * dtype.itemsize
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
         """Those of each query head, where the heads of a group have keys of their own."""
         shared = super().step_bytes(context, dtype)
         return shared if len(self.dilations) <= self.kv_heads else shared * self.heads / self.kv_heads
 
-    def _flops(self, pairs: list[int]) -> int:
-        """Of as many pairs of query and key per head of each dilation."""
+    def _mean(self, pairs: list[int]) -> float:
+        """Of all heads, from what a head of each dilation reads."""
         turns = self.kv_heads if len(pairs) <= self.kv_heads else self.heads // self.kv_heads
-        return 4 * self.width // turns * sum(pairs[i % len(pairs)] for i in range(turns))
+        return sum(pairs[i % len(pairs)] for i in range(turns)) / turns
 
 
 def _checked_rates(kind: str, dilation: list[int] | int, groups: int, heads: int) -> list[int]:

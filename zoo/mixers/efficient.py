@@ -21,6 +21,7 @@ from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -59,8 +60,8 @@ class EfficientAttention(StateMixer):
 
     Args:
         form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
+        head_dim, value_dim, gate: see :mod:`zoo.mixers.parts.options`.
         rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
@@ -74,13 +75,17 @@ class EfficientAttention(StateMixer):
         depth: int = 1,
         layer: int = 0,
         form: str = "prefix",
-        rope_theta: float | None = 10000.0,
-        gate: str = "none",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope_theta: RopeTheta = 10000.0,
+        gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}.")
-        super().__init__(width, heads, depth, layer, rope_theta=rope_theta, gate=gate)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta, gate=gate
+        )
         self.normalize, self.algorithm = form == "scalar", algorithm
 
     @property
@@ -121,19 +126,19 @@ class EfficientAttention(StateMixer):
         values = super().new_cache(batch_size, capacity, device, dtype)
         if self.normalize:
             return values
-        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_width), device, dtype))
+        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype))
 
     def mixing_flops(self, context: int) -> float:
         """Of both calls."""
-        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_width, context, self.algorithm)
+        sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_dim, context, self.algorithm)
         return super().mixing_flops(context) + sums
 
     def step_flops(self, context: int) -> float:
         """Of both calls."""
-        sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_width)
+        sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_dim)
         return super().step_flops(context) + sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The sums, whatever the context."""
-        sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_width, dtype)
+        sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_dim, dtype)
         return super().cache_bytes(context, dtype) + sums

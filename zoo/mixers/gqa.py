@@ -5,6 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j^g / sqrt(D)) v_j^g,  g = h // (H // G
 
 from __future__ import annotations
 
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -19,13 +20,21 @@ class GroupedQueryAttention(SoftmaxAttention):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sink_logits: bool = False,
     ) -> None:
-        if kv_heads is None:
-            kv_heads = next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope_theta, rope_fraction, sink_logits)
+        super().__init__(
+            width, heads, depth, layer, default_kv_heads(heads) if kv_heads is None else kv_heads, head_dim, value_dim,
+            qk_norm, gate, rope_theta, rope_fraction, sink_logits,
+        )  # fmt: skip
+
+
+def default_kv_heads(heads: int) -> int:
+    """A quarter of the heads, but at least 2 while heads is even."""
+    return next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer, hashed
 from zoo.mixers.registry import register
 
@@ -47,11 +48,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         temperature: of the sigmoid and the noise.
         frozen: the logits are not trained, as after :meth:`freeze`.
         seed: of the noise.
-        kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope_theta: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Attributes:
         logits: ``(H, reach - 1)`` of the distances 1, 2, ...; at the start they fall with the distance, which is a
@@ -80,14 +77,17 @@ class LearnedSparseAttention(BlockSparseMixer):
         temperature: float = 1.0,
         frozen: bool = False,
         seed: int = 0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope_theta=rope_theta,
             rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         _check(top_k, reach, global_blocks, estimator, temperature)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, ValueDim
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -50,6 +51,7 @@ class LightningAttention(StateMixer):
         decay: convention of the decay rates, ``transnormer`` or ``paper``, or ``learned``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         lrpe: layers with LRPE-d positions: ``first``, ``all`` or ``none``.
+        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
         norm: over all heads of the output: ``srms`` (no weight) or ``rms``.
         gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01), ``silu`` or ``none``.
 
@@ -66,23 +68,27 @@ class LightningAttention(StateMixer):
         decay: str = "transnormer",
         algorithm: str = "auto",
         lrpe: str = "first",
-        norm: str = "srms",
-        gate: str = "linear",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        norm: OutputNorm = "srms",
+        gate: Gate = "linear",
     ) -> None:
-        super().__init__(width, heads, depth, layer, norm=checked_norm(norm), gate=gate)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate
+        )
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if lrpe not in LRPE:
             raise ValueError(f"lrpe={lrpe!r}: expected one of {', '.join(LRPE)}.")
         self.decay, self.algorithm = decay, algorithm
         encoded = lrpe == "all" or (lrpe == "first" and layer == 0)
-        self.lrpe = LinearizedRelativeEncoding(heads, self.head_width) if encoded else None
+        self.lrpe = LinearizedRelativeEncoding(heads, self.head_dim) if encoded else None
         self.log_factor = nn.Parameter(torch.zeros(heads)) if decay == "learned" else None
 
     @property
     def key_width(self) -> int:
         """LRPE doubles it."""
-        return self.head_width * (2 if self.lrpe is not None else 1)
+        return self.head_dim * (2 if self.lrpe is not None else 1)
 
     def log_decay(self, device: torch.device | str | None = None) -> Tensor:
         """``(H,)``, <= 0, in fp32 or better whatever the type of the parameters."""
@@ -95,10 +101,11 @@ class LightningAttention(StateMixer):
         """One call of the kernel."""
         q, k = F.silu(q), F.silu(k)
         if self.lrpe is not None:
-            q, k = self.lrpe(q, call.positions), self.lrpe(k, call.positions)
+            table = self.lrpe(call.positions)
+            q, k = self.lrpe.encode(q, table), self.lrpe.encode(k, table)
         return attend_linear(q, k, v, self.log_decay(q.device), call, algorithm=self.algorithm)
 
     def own_parameters(self) -> tuple[int, int]:
         """The frequencies of LRPE and the factors of the decay."""
-        encoding = 0 if self.lrpe is None else self.width
+        encoding = 0 if self.lrpe is None else self.heads * self.head_dim
         return 0, encoding + (0 if self.log_factor is None else self.heads)

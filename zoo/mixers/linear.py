@@ -12,16 +12,16 @@ Arora et al. 2024 (arXiv:2402.18668), with queries and keys of 16 numbers and 15
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.mixers.parts.features import FEATURE_MAPS
-from zoo.mixers.parts.heads import Call
-from zoo.mixers.parts.positions import check_base, rotate
+from zoo.mixers.parts.heads import Call, share_of_width
+from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
 NORMALIZERS = ("sum", "l2", "none")
-FEATURES = 16  # of queries and keys before the map of taylor
+NARROW = 16  # numbers of queries and keys before the map of taylor
 
 
 @register("linear")
@@ -32,11 +32,12 @@ class LinearAttention(StateMixer):
         feature_map: ``elu+1``, ``identity``, ``relu``, ``exp`` (capped at e^30), ``softmax`` (over the features of a
             token) or ``taylor`` (second order). With ``identity`` weights can be negative and their sum zero.
         normalizer: ``sum``, ``l2`` (RMS norm of each head of the output, no weight) or ``none``.
-        features: width of queries and keys for ``taylor``, which squares it; None for 16. The others take the head
-            width.
+        head_dim: numbers of each query and key; None for 16 with ``taylor``, which squares them, and width / heads
+            otherwise.
+        value_dim: numbers of each value; None for width / heads with ``taylor``, and head_dim otherwise.
         rope_theta: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the
             feature map, so that weights stay positive; they then depend on both positions, not on the distance alone.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        gate: see :mod:`zoo.mixers.parts.options`.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
@@ -51,38 +52,25 @@ class LinearAttention(StateMixer):
         layer: int = 0,
         feature_map: str = "elu+1",
         normalizer: str = "sum",
-        features: int | None = None,
-        rope_theta: float | None = 10000.0,
-        gate: str = "none",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope_theta: RopeTheta = 10000.0,
+        gate: Gate = "none",
         algorithm: str = "auto",
     ) -> None:
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         if normalizer not in NORMALIZERS:
             raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}.")
-        check_base(rope_theta)
-        small = feature_map == "taylor"
-        if features is not None and not small:
-            raise ValueError(
-                f"features={features} with feature_map={feature_map!r}: it makes as many as a head is wide. "
-                "Only taylor takes a number, leave it null."
-            )
-        features = FEATURES if features is None else features
+        if feature_map == "taylor":
+            value_dim = share_of_width(width, heads) if value_dim is None else value_dim
+            head_dim = NARROW if head_dim is None else head_dim
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(
-            width, heads, depth, layer, rope_theta=None if small else rope_theta, gate=gate, norm=norm, norm_heads=True
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta, gate=gate,
+            norm=norm, norm_heads=True,
         )  # fmt: skip
         self.feature_map, self.normalize, self.algorithm = FEATURE_MAPS[feature_map], normalizer == "sum", algorithm
-        self.features, self.theta = features if small else self.head_width, rope_theta
-        self.small: nn.Linear | None = None
-        if small:  # one projection takes the place of those to queries and keys, which are of the head width
-            if features < 1 or (rope_theta is not None and features % 2):
-                raise ValueError(
-                    f"features={features}: expected at least 1, and an even number where rope_theta is given."
-                )
-            self.small = nn.Linear(width, 2 * heads * features, bias=False)
-            for name in ("query", "key"):
-                self.add_module(name, nn.Identity())
 
     @property
     def normalized(self) -> bool:
@@ -92,21 +80,12 @@ class LinearAttention(StateMixer):
     @property
     def key_width(self) -> int:
         """What the feature map makes of queries and keys."""
-        return self.feature_map.width(self.features)
+        return self.feature_map.width(self.head_dim)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        if self.small is not None:
-            q, k = self.small(call.x).unflatten(-1, (2, self.heads, self.features)).unbind(2)
-            if self.theta is not None:
-                q, k = (rotate(y, call.positions, self.theta) for y in (q, k))
         q, k = self.feature_map.apply(q), self.feature_map.apply(k)
-        y = attend_linear(
+        return attend_linear(
             q, k, v.to(k.dtype), None, call, normalize=self.normalize, eps=self.feature_map.eps,
             algorithm=self.algorithm,
         )  # fmt: skip
-        return y
-
-    def own_parameters(self) -> tuple[int, int]:
-        """The difference that narrow queries and keys make."""
-        return 0 if self.small is None else 2 * self.width * (self.heads * self.features - self.width), 0

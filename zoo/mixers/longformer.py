@@ -17,11 +17,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_cache import GlobalCache
 from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
@@ -46,7 +48,7 @@ class LongformerAttention(HeadMixer):
             all have to be cached.
         dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
             see what lies between through global tokens alone.
-        kv_heads, qk_norm, gate, rope_theta, rope_fraction: of :class:`HeadMixer`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on numbers or choices that do not exist, or heads that do not fit together.
@@ -65,14 +67,17 @@ class LongformerAttention(HeadMixer):
         separators: bool = False,
         global_rows: str = "sparse",
         dilation: list[int] | int | None = None,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope_theta=rope_theta,
             rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if global_rows not in ROWS:
@@ -163,7 +168,7 @@ class LongformerAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> RingCache | GlobalCache:
         """Keys and values of the window and the global tokens, or of all tokens where global rows read them."""
-        how = capacity or 0, self.kv_heads, self.head_width, device, dtype
+        how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.plain:
             return RingCache(batch_size, self.window, self.tokens.first, *how)
         return GlobalCache(batch_size, self.tokens, self._reach, *how)
@@ -186,30 +191,36 @@ class LongformerAttention(HeadMixer):
         fixed = self.tokens.count_spaced(t - (taps - 1) * near.rate, near.rate, taps)
         return self.tokens.count(0, t + 1) + taps - fixed
 
-    def _pairs(self, near: Dilation, context: int) -> int:
+    def _pairs(self, near: Dilation, context: int, block: int) -> int:
         """Pairs of query and key of a head, if no token is marked."""
         fixed = [t for t in range(context) if self.tokens.fixed(t)]
         taps = sum(min(self.window, (context - 1 - g) // near.rate + 1) for g in fixed)
-        pairs = near.pairs(context) + sum(context - g for g in fixed) - taps
+        pairs = near.pairs(context, block) + sum(context - g for g in fixed) - taps
         return pairs + (sum(t + 1 - self._sparse_reads(near, t) for t in fixed) if self.full else 0)
 
+    def reads(self, context: int, block: int = 1) -> float:
+        """The pairs of every head; blocks are those of a window. Marks are not known here: separators come on top."""
+        if self.plain:
+            return window_pairs(context, self.window, self.tokens.first, block)
+        return self._mean([self._pairs(near, context, block) for near in self.near])
+
     def mixing_flops(self, context: int) -> float:
-        """The pairs of every head. Marks are not known here: separators come on top."""
-        return self._flops([self._pairs(near, context) for near in self.near]) / context
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The keys that the next query reads, if no token is marked; a full row where its position is global."""
-        return self._flops([self._reads(near, context + 1) for near in self.near])
+        return self.pair_flops * self._mean([self._reads(near, context + 1) for near in self.near])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
         held = min(context, self._reach + self.tokens.first)
         held += self.tokens.count(self.tokens.first, context - self._reach)
-        return 2 * held * self.kv_heads * self.head_width * dtype.itemsize
+        return held * self.token_numbers * dtype.itemsize
 
-    def _flops(self, pairs: list[int]) -> int:
-        """Of as many pairs of query and key per head of each rate."""
-        return sum(4 * self.width // self.kv_heads * pairs[g % len(pairs)] for g in range(self.kv_heads))
+    def _mean(self, pairs: list[int]) -> float:
+        """Of all heads, from what a head of each rate reads."""
+        return sum(pairs[g % len(pairs)] for g in range(self.kv_heads)) / self.kv_heads
 
 
 def _window(window: int, growth: float, layer: int) -> int:

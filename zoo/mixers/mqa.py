@@ -5,6 +5,7 @@ o_t^h = sum_{j <= t} softmax_j(q_t^h . k_j / sqrt(D)) v_j
 
 from __future__ import annotations
 
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
 
@@ -19,10 +20,14 @@ class MultiQueryAttention(SoftmaxAttention):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sink_logits: bool = False,
     ) -> None:
-        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope_theta, rope_fraction, sink_logits)
+        super().__init__(
+            width, heads, depth, layer, 1, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction, sink_logits
+        )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.random_features import MaximumCache, RandomProjection, running_maximum
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -35,11 +36,11 @@ class Performer(StateMixer):
         features: random features m per head; the Triton kernel takes up to 256.
         feature_map: ``exp`` (the softmax kernel) or ``relu``.
         redraw: training steps between draws of the features; 0 or None for never. In evaluation they stay.
+        head_dim, value_dim, rope_theta: see :mod:`zoo.mixers.parts.options`.
         qk_norm: RMS-normalize queries and keys per head, before the positions, with weights that start at D^(-1/4),
             so that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
             practical number of features is enough.
         seed: of the features, with the layer and the number of the draw.
-        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -56,18 +57,22 @@ class Performer(StateMixer):
         features: int = 256,
         feature_map: str = "exp",
         redraw: int | None = 1000,
-        qk_norm: bool = True,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = True,
         seed: int = 0,
-        rope_theta: float | None = 10000.0,
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, rope_theta=rope_theta)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, rope_theta=rope_theta
+        )
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         self.features, self.stabilized = features, feature_map == "exp"
-        self.projection = RandomProjection(heads, features, self.head_width, layer, seed, redraw)
+        self.projection = RandomProjection(heads, features, self.head_dim, layer, seed, redraw)
         for norm in (self.query_norm, self.key_norm):
             if norm is not None:
-                nn.init.constant_(norm.weight, self.head_width**-0.25)
+                nn.init.constant_(norm.weight, self.head_dim**-0.25)
 
     @property
     def key_width(self) -> int:
@@ -81,7 +86,7 @@ class Performer(StateMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        q, k = (x.to(wide) * self.head_width**-0.25 for x in (q, k))
+        q, k = (x.to(wide) * self.head_dim**-0.25 for x in (q, k))
         log_decay = None
         if self.stabilized:
             q, k, log_decay = self._exponentials(q, k, call)
@@ -109,7 +114,7 @@ class Performer(StateMixer):
         """The state, and for ``exp`` the running maximum, in fp32 unless ``dtype`` is wider."""
         if not self.stabilized:
             return super().new_cache(batch_size, capacity, device, dtype)
-        return MaximumCache((batch_size, self.heads, self.features, self.head_width), device, dtype)
+        return MaximumCache((batch_size, self.heads, self.features, self.value_dim), device, dtype)
 
     def mixing_flops(self, context: int) -> float:
         """Those of the state, and the features of a query and a key."""
@@ -125,4 +130,4 @@ class Performer(StateMixer):
         return super().cache_bytes(context, dtype) + self.heads * self.stabilized * wide.itemsize
 
     def _feature_flops(self) -> int:
-        return 2 * 2 * self.width * self.features
+        return 2 * 2 * self.heads * self.head_dim * self.features

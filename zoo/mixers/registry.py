@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from zoo.mixers.base import Mixer
+from zoo.mixers.parts.options import Option
 from zoo.registry import ATTENTIONS
 
 SHARED = ATTENTIONS.shared
@@ -55,7 +56,7 @@ def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, 
         ValueError: on an unknown name or option, or on values that do not fit its annotation or each other.
     """
     cls, known = get(name), option_names(name)
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__, include_extras=True)
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"attention {name!r} has no option {option!r}: expected one of {', '.join(known)}.")
@@ -65,7 +66,9 @@ def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether an option has the type of its annotation; annotations of other kinds take everything."""
+    """Whether an option has the type and range of its annotation; annotations of other kinds take everything."""
+    if get_origin(hint) is Annotated:
+        return _fits(value, get_args(hint)[0]) and all(option.allows(value) for option in _options(hint))
     if hint in _KINDS:
         if hint is str or hint is bool:
             return isinstance(value, hint)
@@ -78,9 +81,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return not get_args(hint) or any(_fits(value, one) for one in get_args(hint))
 
 
-def _describe(hint: Any) -> str:
+def _options(hint: Any) -> list[Option]:
+    return [part for part in get_args(hint)[1:] if isinstance(part, Option)]
+
+
+def _describe(hint: Any, bounds: str = "") -> str:
+    if get_origin(hint) is Annotated:
+        return _describe(get_args(hint)[0], "".join(option.bounds() for option in _options(hint)))
     if get_origin(hint) is list:
         return f"a list of which each is {_describe(get_args(hint)[0])}"
     if get_args(hint):
-        return " or ".join(_describe(one) for one in get_args(hint))
-    return "null" if hint is NoneType else _KINDS.get(hint, str(hint))
+        return " or ".join(_describe(one, bounds) for one in get_args(hint))
+    return "null" if hint is NoneType else _KINDS.get(hint, str(hint)) + bounds

@@ -4,7 +4,7 @@
     q, k = RoPE(W x);   gamma_h = 1 - 2^(-5-h), the same in every layer.
 
 Each head is normed by itself, so a factor of a row, which the paper divides out of its scores, would change nothing.
-Values are as wide as keys, where the paper doubles them.
+Values are as wide as keys, where the paper doubles them: ``value_dim`` of twice ``head_dim``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.mixers.parts.decays import retention_log_decay
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -23,6 +24,7 @@ class Retention(StateMixer):
     """Retention.
 
     Args:
+        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
         rope_theta: base of the rotary frequencies; None for no positions beside the decay.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         norm: of each head of the output: ``rms`` or ``srms`` (no weight).
@@ -38,17 +40,28 @@ class Retention(StateMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        rope_theta: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope_theta: RopeTheta = 10000.0,
         algorithm: str = "auto",
-        norm: str = "rms",
-        gate: str = "silu",
+        norm: OutputNorm = "rms",
+        gate: Gate = "silu",
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, rope_theta=rope_theta, norm=checked_norm(norm), norm_heads=True, gate=gate
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            rope_theta=rope_theta,
+            norm=checked_norm(norm),
+            norm_heads=True,
+            gate=gate,
         )
         self.algorithm = algorithm
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
         log_decay = retention_log_decay(self.heads, q.device)
-        return attend_linear(q, k, v, log_decay, call, scale=self.head_width**-0.5, algorithm=self.algorithm)
+        return attend_linear(q, k, v, log_decay, call, scale=self.head_dim**-0.5, algorithm=self.algorithm)

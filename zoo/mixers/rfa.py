@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import rms_norm
+from zoo.mixers.parts.options import HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.random_features import RandomProjection
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
@@ -55,7 +56,7 @@ class RandomFeatureAttention(StateMixer):
         decay: ``none`` or ``gate``.
         redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
         seed: of W, with the layer and the number of the draw.
-        rope_theta: base of the rotary frequencies; None for no positions.
+        head_dim, value_dim, rope_theta: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -74,16 +75,18 @@ class RandomFeatureAttention(StateMixer):
         decay: str = "none",
         redraw: int | None = 1000,
         seed: int = 0,
-        rope_theta: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, rope_theta=rope_theta)
+        super().__init__(width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, rope_theta=rope_theta)
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if not tau > 0:
             raise ValueError(f"tau={tau}: expected a temperature above 0.")
         self.features, self.tau = features, tau
-        self.projection = RandomProjection(heads, features, self.head_width, layer, seed, redraw)
-        self.sigma = nn.Parameter(torch.ones(heads, 1, self.head_width))  # not a matrix: it is no projection
+        self.projection = RandomProjection(heads, features, self.head_dim, layer, seed, redraw)
+        self.sigma = nn.Parameter(torch.ones(heads, 1, self.head_dim))  # not a matrix: it is no projection
         self.forget = ForgetGate(width, heads) if decay == "gate" else None
 
     @property
@@ -105,7 +108,7 @@ class RandomFeatureAttention(StateMixer):
 
     def _phi(self, x: Tensor) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        unit = rms_norm(x, None) * self.head_width**-0.5
+        unit = rms_norm(x, None) * self.head_dim**-0.5
         angle = self.projection(unit * (self.sigma[:, 0].to(x.dtype) / self.tau))
         return torch.cat([angle.sin(), angle.cos()], -1) * self.features**-0.5
 
@@ -120,7 +123,7 @@ class RandomFeatureAttention(StateMixer):
     def own_parameters(self) -> tuple[int, int]:
         """sigma; the projection of the gate and its bias."""
         gate = 0 if self.forget is None else self.heads
-        return gate * self.width, self.width + gate
+        return gate * self.width, self.sigma.numel() + gate
 
     def _feature_flops(self) -> int:
-        return 2 * 2 * self.width * self.features
+        return 2 * 2 * self.heads * self.head_dim * self.features

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import KeyValueCache
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
 
@@ -24,11 +25,7 @@ class SoftmaxAttention(HeadMixer):
     """Softmax attention.
 
     Args:
-        kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope_theta: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
         sink_logits: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
 
     Raises:
@@ -41,15 +38,18 @@ class SoftmaxAttention(HeadMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
         sink_logits: bool = False,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope_theta=rope_theta,
             rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if sink_logits else None
@@ -75,19 +75,19 @@ class SoftmaxAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys and values; grows beyond ``capacity``."""
-        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
         """Every query reads (context + 1) / 2 keys on average."""
-        return 4 * self.width * (context + 1) / 2
+        return self.pair_flops * (context + 1) / 2
 
     def step_flops(self, context: int) -> float:
         """The next query reads context + 1 keys."""
-        return 4 * self.width * (context + 1)
+        return self.pair_flops * (context + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens."""
-        return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
+        return context * self.token_numbers * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
         """The learned logits."""

@@ -14,6 +14,7 @@ from functools import partial
 
 from zoo.mixers.bigbird import bigbird_blocks, check_counts
 from zoo.mixers.parts.blends import BlendMixer, LinearPart, PatternPart
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.registry import register
 
@@ -32,8 +33,7 @@ class SparseLinearAttention(BlendMixer):
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -55,12 +55,23 @@ class SparseLinearAttention(BlendMixer):
         feature_map: str = "elu+1",
         features: int | None = None,
         local_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate,
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            mode=mode,
+            local_heads=local_heads,
+            qk_norm=qk_norm,
+            gate=gate,
             rope_theta=rope_theta,
         )  # fmt: skip
         check_counts(window_blocks, random_blocks, global_blocks)
@@ -68,5 +79,6 @@ class SparseLinearAttention(BlendMixer):
             bigbird_blocks, window_blocks=window_blocks, random_blocks=random_blocks, global_blocks=global_blocks,
             seed=seed, layer=layer, heads=self.local_heads,
         )  # fmt: skip
-        linear = LinearPart(self.linear_heads, self.head_width, feature_map, features)
-        self.take([PatternPart(self.local_heads, self.head_width, BlockPattern(block, listed)), linear])
+        dims = self.head_dim, self.value_dim
+        linear = LinearPart(self.linear_heads, *dims, feature_map, features)
+        self.take([PatternPart(self.local_heads, *dims, BlockPattern(block, listed)), linear])

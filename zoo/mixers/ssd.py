@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.mixers.parts.decays import TOKEN_DECAYS
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
+from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -28,6 +29,7 @@ class StateSpaceDual(StateMixer):
     Args:
         decay: ``mamba2`` (step size and rate) or ``sigmoid`` (simple gated linear attention).
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (Mamba-2), ``linear``, ``sigmoid`` or ``none``.
 
@@ -43,10 +45,14 @@ class StateSpaceDual(StateMixer):
         layer: int = 0,
         decay: str = "mamba2",
         algorithm: str = "auto",
-        norm: str = "rms",
-        gate: str = "silu",
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        norm: OutputNorm = "rms",
+        gate: Gate = "silu",
     ) -> None:
-        super().__init__(width, heads, depth, layer, norm=checked_norm(norm), gate=gate)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate
+        )
         if decay not in TOKEN_DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(TOKEN_DECAYS)}.")
         self.decay = TOKEN_DECAYS[decay](width, heads)

@@ -21,6 +21,7 @@ from torch import Tensor
 from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
 from zoo.mixers.registry import register
 from zoo_kernels.backend import without_autocast
@@ -41,9 +42,11 @@ class BlockCache(KeyValueCache):
         width: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        value_width: int | None,
+        *,
         how: Selection,
     ) -> None:
-        super().__init__(batch_size, capacity, heads, width, device, dtype)
+        super().__init__(batch_size, capacity, heads, width, device, dtype, value_width)
         self.how = how
         wide = torch.promote_types(self.keys.dtype, torch.float32)
         self.sums = torch.zeros(batch_size, -(-capacity // how.block), heads, width, device=device, dtype=wide)
@@ -98,7 +101,8 @@ def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) 
     """Softmax over the ``count`` allowed keys of highest score, of equal ones the earlier; dense, O(T^2): a reference.
 
     Args:
-        q: ``(B, Tq, H, D)``. k, v: ``(B, Tk, G, D)``. allowed: ``(1 or B, Tq, Tk)`` bool, a key for each query.
+        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``.
+        allowed: ``(1 or B, Tq, Tk)`` bool, a key for each query.
     """
     wide, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // k.shape[2]
     k, v = (x.to(wide).repeat_interleave(fold, 2).transpose(1, 2) for x in (k, v))
@@ -110,7 +114,7 @@ def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) 
 
 
 class _Blocks:
-    """Selection of blocks. FLOPs and numbers are per number of the width that all heads, or all key heads, have."""
+    """Selection of blocks. Products are counted per head: pairs of a query with a key, and of a weight with a value."""
 
     def __init__(self, top_k: int, block: int, score_weight: float) -> None:
         self.how = Selection(top_k, block, score_weight)
@@ -123,22 +127,22 @@ class _Blocks:
         """Through the cache."""
         return call.cache.attend(q, k, v, call.lengths)
 
-    def cache(
-        self, size: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> KeyValueCache:
-        """Of batch size, capacity, heads and their width."""
-        return BlockCache(*size, device, dtype, self.how)
+    def cache(self, *arguments: Any) -> KeyValueCache:
+        """An empty one; arguments as of :class:`KeyValueCache`."""
+        return BlockCache(*arguments, how=self.how)
 
-    def flops(self, context: int) -> int:
-        """All finished blocks are scored, the own block and the picks are read."""
+    def products(self, context: int) -> tuple[int, int]:
+        """Of keys and of values in a sequence: all finished blocks are scored, the own block and the picks are read."""
         block, full, rest = self.how.block, context // self.how.block, context % self.how.block
         own = full * block * (block + 1) // 2 + rest * (rest + 1) // 2
         scored, picked = (picked_blocks(0, context, block, count) for count in (context, self.how.count))
-        return 2 * scored + 4 * (own + block * picked)
+        read = own + block * picked
+        return scored + read, read
 
-    def step_flops(self, context: int) -> int:
+    def step_products(self, context: int) -> tuple[int, int]:
         """The same for the next query."""
-        return 2 * (context // self.how.block) + 4 * sum(self.step_keys(context))
+        read = sum(self.step_keys(context))
+        return context // self.how.block + read, read
 
     def step_keys(self, context: int) -> tuple[int, int]:
         """Keys that the next query reads: what the heads of a group share, and what each query head picks."""
@@ -169,23 +173,21 @@ class _Tokens(_Blocks):
         allowed = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None, None]
         return attend_tokens(q[:, None], k_cache, v_cache, allowed, self.how.count)[:, 0]
 
-    def cache(
-        self, size: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> KeyValueCache:
-        """Of batch size, capacity, heads and their width."""
-        return KeyValueCache(*size, device, dtype)
+    def cache(self, *arguments: Any) -> KeyValueCache:
+        """An empty one; arguments as of :class:`KeyValueCache`."""
+        return KeyValueCache(*arguments)
 
-    def flops(self, context: int) -> int:
+    def products(self, context: int) -> tuple[int, int]:
         """All tokens are scored, the picks are read."""
-        return context * (context + 1) + 2 * window_pairs(context, self.how.count)
+        return context * (context + 1) // 2, window_pairs(context, self.how.count)
 
     def step_keys(self, context: int) -> tuple[int, int]:
         """All are read, whatever is picked."""
         return context + 1, 0
 
-    def step_flops(self, context: int) -> int:
+    def step_products(self, context: int) -> tuple[int, int]:
         """All tokens are scored; the weights of those that are not picked are zeros."""
-        return 4 * (context + 1)
+        return context + 1, context + 1
 
     def sums(self, context: int) -> int:
         """None."""
@@ -206,10 +208,7 @@ class TopKAttention(HeadMixer):
         score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope_theta: base of the rotary frequencies; None for no positions.
-        rope_fraction: part of each head that is rotated.
+        head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
 
     Raises:
         ValueError: on values outside these.
@@ -225,14 +224,17 @@ class TopKAttention(HeadMixer):
         block: int = 64,
         unit: str = "block",
         score_weight: float = 1.0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            width, heads, depth, layer, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm,
+            rope_theta=rope_theta,
             rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if unit not in UNITS:
@@ -262,25 +264,30 @@ class TopKAttention(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys, values and sums of the keys of each block; grows beyond ``capacity``."""
-        size = batch_size, capacity or 0, self.kv_heads, self.head_width
-        return self.selection.cache(size, device, dtype)
+        return self.selection.cache(
+            batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
+        )
 
     def mixing_flops(self, context: int) -> float:
         """Of what is scored and what is read."""
-        return self.width * self.selection.flops(context) / context
+        return self._flops(*self.selection.products(context)) / context
 
     def step_flops(self, context: int) -> float:
         """Of what the next query scores and reads."""
-        return self.width * self.selection.step_flops(context)
+        return self._flops(*self.selection.step_products(context))
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
         """The own block, shared by the heads of a group, the picks of each head, and the sums of blocks."""
         shared, picked = self.selection.step_keys(context)
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
-        keys = 2 * (shared * self.kv_heads + picked * self.heads) * dtype.itemsize
-        return self.head_width * (keys + self.kv_heads * sums)
+        read = (self.head_dim + self.value_dim) * (shared * self.kv_heads + picked * self.heads)
+        return read * dtype.itemsize + self.kv_heads * self.head_dim * sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens; sums of blocks in fp32 or better."""
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
-        return self.kv_heads * self.head_width * (2 * context * dtype.itemsize + sums)
+        return context * self.token_numbers * dtype.itemsize + self.kv_heads * self.head_dim * sums
+
+    def _flops(self, keys: int, values: int) -> int:
+        """Of so many products of keys and of values in each head."""
+        return 2 * self.heads * (self.head_dim * keys + self.value_dim * values)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
@@ -31,7 +32,7 @@ class WindowAttention(SoftmaxAttention):
         window: latest keys that a query reads, its own included.
         sink_tokens: first tokens of the document that stay visible.
         sink_logits: a learned logit per head that takes weight and gives nothing.
-        kv_heads, qk_norm, gate, rope_theta, rope_fraction: of :class:`SoftmaxAttention`.
+        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: of :class:`SoftmaxAttention`.
 
     Raises:
         ValueError: if window < 1 or sink_tokens < 0, and as of SoftmaxAttention.
@@ -46,13 +47,18 @@ class WindowAttention(SoftmaxAttention):
         window: int = 256,
         sink_tokens: int = 4,
         sink_logits: bool = False,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
-        rope_fraction: float = 1.0,
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
+        rope_fraction: RopeFraction = 1.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope_theta, rope_fraction, sink_logits)
+        super().__init__(
+            width, heads, depth, layer, kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta,
+            rope_fraction, sink_logits,
+        )  # fmt: skip
         if window < 1:
             raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
         if sink_tokens < 0:
@@ -81,17 +87,22 @@ class WindowAttention(SoftmaxAttention):
     ) -> RingCache:
         """Keys and values of the sink tokens and of the window; grows up to so many beyond ``capacity``."""
         return RingCache(
-            batch_size, self.window, self.sink_tokens, capacity or 0, self.kv_heads, self.head_width, device, dtype
-        )
+            batch_size, self.window, self.sink_tokens, capacity or 0, self.kv_heads, self.head_dim, device, dtype,
+            self.value_dim,
+        )  # fmt: skip
+
+    def reads(self, context: int, block: int = 1) -> float:
+        """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
+        return window_pairs(context, self.window, self.sink_tokens, block)
 
     def mixing_flops(self, context: int) -> float:
-        """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
-        return 4 * self.width * window_pairs(context, self.window + self.sink_tokens) / context
+        """Both products of every pair."""
+        return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
         """The next query reads all that are held."""
-        return 4 * self.width * min(context + 1, self.window + self.sink_tokens)
+        return self.pair_flops * min(context + 1, self.window + self.sink_tokens)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the sink tokens and of the window."""
-        return 2 * min(context, self.window + self.sink_tokens) * self.kv_heads * self.head_width * dtype.itemsize
+        return min(context, self.window + self.sink_tokens) * self.token_numbers * dtype.itemsize

@@ -26,6 +26,7 @@ from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes,
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
@@ -44,8 +45,7 @@ class WindowLinearAttention(BlendMixer):
             if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
-        qk_norm: RMS-normalize queries and keys per head, before the positions.
-        gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -65,20 +65,32 @@ class WindowLinearAttention(BlendMixer):
         feature_map: str | None = None,
         features: int | None = None,
         local_heads: int | None = None,
-        qk_norm: bool = False,
-        gate: str = "none",
-        rope_theta: float | None = 10000.0,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        gate: Gate = "none",
+        rope_theta: RopeTheta = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate,
+            width,
+            heads,
+            depth,
+            layer,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            mode=mode,
+            local_heads=local_heads,
+            qk_norm=qk_norm,
+            gate=gate,
             rope_theta=rope_theta,
         )  # fmt: skip
+        dims = self.head_dim, self.value_dim
         if mode == "shared":
             chosen = "taylor" if feature_map is None else feature_map
-            self.take([SharedPart(heads, self.head_width, window, chosen, features)])
+            self.take([SharedPart(heads, *dims, window, chosen, features)])
             return
-        linear = LinearPart(self.linear_heads, self.head_width, feature_map or "elu+1", features)
-        self.take([WindowPart(self.local_heads, self.head_width, window), linear])
+        linear = LinearPart(self.linear_heads, *dims, feature_map or "elu+1", features)
+        self.take([WindowPart(self.local_heads, *dims, window), linear])
 
 
 class SharedPart(Part):
@@ -89,14 +101,16 @@ class SharedPart(Part):
         feature_map, features: of :class:`HeadMap`; the map has to resemble exp.
     """
 
-    def __init__(self, heads: int, width: int, window: int, feature_map: str, features: int | None) -> None:
-        super().__init__(heads, width)
+    def __init__(
+        self, heads: int, head_dim: int, value_dim: int, window: int, feature_map: str, features: int | None
+    ) -> None:
+        super().__init__(heads, head_dim, value_dim)
         if window < 0:
             raise ValueError(f"window={window}: expected at least 0.")
         if feature_map == "elu+1":
             raise ValueError("feature_map='elu+1': expected one of taylor, hedgehog with mode='shared', as exp is.")
         self.window = window
-        self.map = HeadMap(feature_map, heads, width, features)
+        self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """Both sets of keys, merged by the logarithms of their sums; see :class:`Part`."""
@@ -114,7 +128,7 @@ class SharedPart(Part):
         return both[..., :-1].to(q.dtype), both[..., -1]
 
     def _step_with_sums(self, ring: RingCache, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-        """The same of one query per row over the ring, ``(B, H, D + 1)``."""
+        """The same of one query per row over the ring, ``(B, H, E + 1)``."""
         output, lse = softmax_attention_step(
             q, k_cache, v_cache, lengths, window=self.window, ring=ring.wrapped, return_lse=True
         )
@@ -133,30 +147,32 @@ class SharedPart(Part):
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> BlendCache:
         """The keys and values of the window, and the state, whose last column is its normalizer."""
-        ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.width, device, dtype)
-        return BlendCache([ring, StateCache((batch_size, self.heads, self.map.width, self.width + 1), device, dtype)])
+        ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
+        return BlendCache(
+            [ring, StateCache((batch_size, self.heads, self.map.width, self.value_dim + 1), device, dtype)]
+        )
 
     def mixing_flops(self, context: int) -> float:
         """Of the window and of the state."""
-        near = 4 * self.heads * self.width * window_pairs(context, self.window) / context
-        return near + self.map.flops + linear_flops(self.heads, self.map.width, self.width + 1, context)
+        near = self.pair_flops * window_pairs(context, self.window) / context
+        return near + self.map.flops + linear_flops(self.heads, self.map.width, self.value_dim + 1, context)
 
     def step_flops(self, context: int) -> float:
         """Of the window and of the state."""
-        near = 4 * self.heads * self.width * min(context + 1, self.window)
-        return near + self.map.flops + linear_step_flops(self.heads, self.map.width, self.width + 1)
+        near = self.pair_flops * min(context + 1, self.window)
+        return near + self.map.flops + linear_step_flops(self.heads, self.map.width, self.value_dim + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Of the window and of the state."""
-        ring = 2 * min(context, self.window) * self.heads * self.width * dtype.itemsize
-        return ring + state_bytes(self.heads, self.map.width, self.width + 1, dtype)
+        ring = min(context, self.window) * self.token_numbers * dtype.itemsize
+        return ring + state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
 
 
 def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[Tensor, Tensor]:
     """Key and value, ``window`` tokens back, that leave the window as each token of a piece comes.
 
     Args:
-        k, v: ``(B, T, H, D)`` of the piece. ring: holds the tokens before it; None if there are none.
+        k, v: ``(B, T, H, D or E)`` of the piece. ring: holds the tokens before it; None if there are none.
 
     Returns:
         Arrays of the same shape; at positions below ``window``, which nothing leaves, they hold anything finite.
@@ -176,6 +192,6 @@ def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[
 def _with_sums(
     q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, documents: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention with its log-sum-exp as a last column, ``(B, Tq, H, D + 1)`` in fp32 or better."""
+    """Softmax attention with its log-sum-exp as a last column, ``(B, Tq, H, E + 1)`` in fp32 or better."""
     output, lse = softmax_attention(q, k, v, window=window, documents=documents, return_lse=True)
     return torch.cat([output.to(lse.dtype), lse[..., None]], -1)

@@ -26,6 +26,11 @@ class GatedMLP(nn.Module):
         gate = self.gate(x)
         return self.down((F.silu(gate) if self.activated else gate) * self.up(x))
 
+    def reset_parameters(self, std: float, out_std: float) -> None:
+        """Draw the matrices: ``std`` is the deviation of those that read the input, ``out_std`` of the last."""
+        for matrix, deviation in ((self.gate, std), (self.up, std), (self.down, out_std)):
+            nn.init.normal_(matrix.weight, std=deviation)
+
 
 class Block(nn.Module):
     """Pre-norm block around a mixer; ``norm`` is ``rms`` or ``srms``."""
@@ -44,7 +49,10 @@ class Block(nn.Module):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """``(B, T, C) -> (B, T, C)``; arguments as of :class:`zoo.mixers.Mixer`."""
-        x = x + self.mixer(self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths)
+        x = x + self.mixer(
+            self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths, carry=carry
+        )
         return x + self.mlp(self.mlp_norm(x))

@@ -17,10 +17,10 @@ from zoo.mixers.base import Cost, check_array
 from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.norms import build_norm
 from zoo.model.block import Block
-from zoo.model.initialization import initialize
 
 IDS = (torch.int64, torch.int32)
 STYLES: dict[str, tuple[str, bool]] = {"llama": ("rms", True), "transnormer": ("srms", False)}
+STD = 0.02  # of embeddings at the start
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,31 @@ class Decoder(nn.Module):
         self.embedding_scale = config.width**0.5 if config.style == "transnormer" else 1.0
         self.register_buffer("separators", torch.tensor(config.separator_tokens, dtype=torch.long), persistent=False)
         self.checkpoint_activations = False
-        initialize(self)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values of all matrices from torch's global generator.
+
+        Embeddings have a deviation of 0.02, which with tied weights gives logits of deviation 0.02 * sqrt(width).
+        In the style of ``llama`` other matrices have 1 / sqrt(inputs), so that activations keep their size at any
+        width, and the last ones of mixer and MLP that over sqrt(2 * depth) (after GPT-2), so that the residual stream
+        does not grow with the depth. In that of ``transnormer`` all have 0.02, as its published code. Norm weights
+        are 1; a mixer sets its own values, see :meth:`zoo.mixers.Mixer.reset_parameters`.
+        """
+        nn.init.normal_(self.embedding.weight, std=STD)
+        for block in self.layers:
+            std, mixer_std, mlp_std = self._deviations(block)
+            block.mixer.reset_parameters(std, mixer_std)
+            block.mlp.reset_parameters(std, mlp_std)
+        nn.init.normal_(self.head.weight, std=STD)
+
+    def _deviations(self, block: Block) -> tuple[float, float, float]:
+        """Of matrices that read the residual stream, and of the last ones of mixer and MLP."""
+        if self.config.style != "llama":
+            return STD, STD, STD
+        residual = (2 * self.config.depth) ** -0.5
+        last = (module.in_features**-0.5 * residual for module in (block.mixer.out, block.mlp.down))
+        return self.config.width**-0.5, *last
 
     @property
     def layers(self) -> list[Block]:
@@ -157,11 +181,15 @@ class Decoder(nn.Module):
             x = x * self.embedding_scale
         marks = self._marks(ids)
         caches = cache.layers if cache is not None else [None] * len(self.blocks)
+        carry: dict[str, Any] = {}
+        self.layers[0].mixer.check_call(x, documents, caches[0], lengths, marks)
+        for layer, layer_cache in zip(self.layers, caches):
+            layer.mixer.prepare(carry, x, documents, layer_cache)
         for block, layer_cache in zip(self.blocks, caches):
             if self.checkpoint_activations and self.training and cache is None:
-                x = checkpoint(block, x, documents, marks, use_reentrant=False)
+                x = checkpoint(block, x, documents, marks, None, None, carry, use_reentrant=False)
             else:
-                x = block(x, documents, marks, layer_cache, lengths)
+                x = block(x, documents, marks, layer_cache, lengths, carry)
         return self.norm(x)
 
     def _check_call(self, ids: Tensor, cache: DecoderCache | None) -> None:

@@ -80,12 +80,7 @@ class TrainConfig(Options):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        model, trainer = self.model, self.trainer
-        if model.width % model.heads:
-            raise ConfigError(
-                f"model.width={model.width} is not divisible by model.heads={model.heads}: each head takes width / "
-                "heads numbers."
-            )
+        trainer = self.trainer
         if trainer.max_steps is None and trainer.max_tokens is None:
             raise ConfigError("no budget: set trainer.max_steps or trainer.max_tokens.")
         devices = trainer.devices if isinstance(trainer.devices, int) else None

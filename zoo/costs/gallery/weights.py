@@ -78,7 +78,7 @@ def _head_weights(mixer: HeadMixer, x: Tensor) -> Tensor:
 
     def record(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         seen.append((q, k, v, call))
-        return x.new_zeros(*x.shape[:2], mixer.heads, mixer.head_width)
+        return x.new_zeros(*x.shape[:2], mixer.heads, mixer.value_dim)
 
     mix = mixer.mix
     vars(mixer)["mix"] = record  # hides the method of the class

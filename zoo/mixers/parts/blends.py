@@ -18,25 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from zoo.mixers.parts.cache import KeyValueCache, StateCache
-from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
+from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
 from zoo.mixers.parts.ring_cache import RingCache
 from zoo_kernels import softmax_attention, softmax_attention_step
 
 
-class Part(nn.Module, ABC):
+class Part(nn.Module, HeadSizes, ABC):
     """Attention of some heads of a layer, with a cache and a cost of its own; the latter as of :class:`HeadMixer`."""
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__()
-        self.heads, self.width = heads, width
+        self.heads, self.kv_heads, self.head_dim, self.value_dim = heads, heads, head_dim, value_dim
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """``(B, T, heads, width)`` from arrays of that shape; the cache of the call is the part's own."""
+        """``(B, T, heads, E)`` from arrays of so many heads; the cache of the call is the part's own."""
 
     @abstractmethod
     def new_cache(
@@ -64,8 +65,8 @@ class WindowPart(Part):
         ValueError: if the window does not even hold that.
     """
 
-    def __init__(self, heads: int, width: int, window: int) -> None:
-        super().__init__(heads, width)
+    def __init__(self, heads: int, head_dim: int, value_dim: int, window: int) -> None:
+        super().__init__(heads, head_dim, value_dim)
         if window < 1:
             raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
         self.window = window
@@ -82,26 +83,26 @@ class WindowPart(Part):
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> RingCache:
         """The latest keys and values."""
-        return RingCache(batch_size, self.window, 0, capacity, self.heads, self.width, device, dtype)
+        return RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
         """Both products for the pairs of the window."""
-        return 4 * self.heads * self.width * window_pairs(context, self.window) / context
+        return self.pair_flops * window_pairs(context, self.window) / context
 
     def step_flops(self, context: int) -> float:
         """A window, once there are so many tokens."""
-        return 4 * self.heads * self.width * min(context + 1, self.window)
+        return self.pair_flops * min(context + 1, self.window)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of the window."""
-        return 2 * min(context, self.window) * self.heads * self.width * dtype.itemsize
+        return min(context, self.window) * self.token_numbers * dtype.itemsize
 
 
 class PatternPart(Part):
     """Softmax attention over the blocks of a pattern."""
 
-    def __init__(self, heads: int, width: int, pattern: BlockPattern) -> None:
-        super().__init__(heads, width)
+    def __init__(self, heads: int, head_dim: int, value_dim: int, pattern: BlockPattern) -> None:
+        super().__init__(heads, head_dim, value_dim)
         self.pattern = pattern
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -115,19 +116,19 @@ class PatternPart(Part):
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> KeyValueCache:
         """Keys and values of all tokens: a later list may name any block."""
-        return KeyValueCache(batch_size, capacity, self.heads, self.width, device, dtype)
+        return KeyValueCache(batch_size, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
         """Both products for the pairs of the listed blocks."""
-        return 4 * self.heads * self.width * self.pattern.pairs(context) / context
+        return self.pair_flops * self.pattern.pairs(context) / context
 
     def step_flops(self, context: int) -> float:
         """The keys that are gathered."""
-        return 4 * self.heads * self.width * self.pattern.step_keys(context)
+        return self.pair_flops * self.pattern.step_keys(context)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens."""
-        return 2 * context * self.heads * self.width * dtype.itemsize
+        return context * self.token_numbers * dtype.itemsize
 
 
 class LinearPart(Part):
@@ -137,9 +138,9 @@ class LinearPart(Part):
         feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
     """
 
-    def __init__(self, heads: int, width: int, feature_map: str, features: int | None) -> None:
-        super().__init__(heads, width)
-        self.map = HeadMap(feature_map, heads, width, features)
+    def __init__(self, heads: int, head_dim: int, value_dim: int, feature_map: str, features: int | None) -> None:
+        super().__init__(heads, head_dim, value_dim)
+        self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """See :class:`Part`."""
@@ -149,19 +150,19 @@ class LinearPart(Part):
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
         """The state and its normalizer, in fp32 or wider."""
-        return StateCache((batch_size, self.heads, self.map.width, self.width), device, dtype, normalize=True)
+        return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
         """The maps, the lower half of each chunk's products, and the state written and read."""
-        return self.map.flops + linear_flops(self.heads, self.map.width, self.width + 1, context)
+        return self.map.flops + linear_flops(self.heads, self.map.width, self.value_dim + 1, context)
 
     def step_flops(self, context: int) -> float:
         """The maps, and the state written and read."""
-        return self.map.flops + linear_step_flops(self.heads, self.map.width, self.width, normalize=True)
+        return self.map.flops + linear_step_flops(self.heads, self.map.width, self.value_dim, normalize=True)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state, whatever the context."""
-        return state_bytes(self.heads, self.map.width, self.width + 1, dtype)
+        return state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
 
 
 class BlendCache:
@@ -219,7 +220,7 @@ class BlendMixer(HeadMixer):
     Args:
         mode: how they are blended, a key of ``modes``.
         local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
-        qk_norm, gate, rope_theta: of :class:`HeadMixer`.
+        head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a mode or a number of heads that cannot be.
@@ -237,11 +238,16 @@ class BlendMixer(HeadMixer):
         *,
         mode: str,
         local_heads: int | None,
-        qk_norm: bool,
-        gate: str,
-        rope_theta: float | None,
+        head_dim: HeadDim,
+        value_dim: ValueDim,
+        qk_norm: QkNorm,
+        gate: Gate,
+        rope_theta: RopeTheta,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope_theta=rope_theta)
+        super().__init__(
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, qk_norm=qk_norm, gate=gate,
+            rope_theta=rope_theta,
+        )  # fmt: skip
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes)}.")
         if local_heads is not None and mode != "heads":

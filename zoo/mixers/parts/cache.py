@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels import linear_attention, linear_attention_step, softmax_attention, softmax_attention_step
@@ -112,7 +113,10 @@ class StateCache:
 
 
 class KeyValueCache:
-    """Keys and values of all tokens, ``(B, capacity, G, D)``, row i valid up to ``lengths[i]``; grows when full."""
+    """Keys ``(B, capacity, G, D)`` and values ``(B, capacity, G, E)`` of all tokens.
+
+    Row i is valid up to ``lengths[i]``. It grows when it is full. Without a ``value_width`` E is D.
+    """
 
     overwrites = False  # whether a piece takes the slots of earlier tokens that its queries still read
 
@@ -124,9 +128,10 @@ class KeyValueCache:
         width: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        value_width: int | None = None,
     ) -> None:
         self.keys = torch.zeros(batch_size, capacity, heads, width, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        self.values = self.keys.new_zeros(batch_size, capacity, heads, width if value_width is None else value_width)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self._longest = 0  # on the host, so that a step never waits for the device
         self._behind = [0]  # tokens that rows are shorter than the longest, each number once; on the host too
@@ -134,7 +139,7 @@ class KeyValueCache:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What has to agree with the mixer."""
-        return type(self).__name__, *self.keys.shape[2:]
+        return type(self).__name__, *self.keys.shape[2:], self.values.shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +158,8 @@ class KeyValueCache:
 
     def nbytes(self) -> int:
         """Bytes of the valid part, were all rows as long as the longest."""
-        return 2 * self.keys[:, : self._slots(self._longest)].numel() * self.keys.element_size()
+        used = self._slots(self._longest)
+        return sum(held[:, :used].numel() * held.element_size() for held in (self.keys, self.values))
 
     def _slots(self, length: int) -> int:
         """That so many tokens take."""
@@ -168,10 +174,11 @@ class KeyValueCache:
         whole: Whole = softmax_attention,
         step: Step = softmax_attention_step,
     ) -> Tensor:
-        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, D)``.
+        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, E)``.
 
         Args:
-            q: ``(B, T, H, D)``. k, v: ``(B, T, G, D)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
+            q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
             whole: what the mixer computes over a sequence: with gradients, or for more than one token.
             step: the same for the last token alone, over the slots in use; it has no gradient.
         """
@@ -222,9 +229,11 @@ class KeyValueCache:
     def _reserve(self, needed: int) -> None:
         capacity = self.keys.shape[1]
         if needed > capacity:
-            extra = max(needed, 2 * capacity) - capacity
-            pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
-            self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)
+            self._extend(max(needed, 2 * capacity) - capacity)
+
+    def _extend(self, extra: int) -> None:
+        """Allocate so many slots more."""
+        self.keys, self.values = (F.pad(held, (0, 0, 0, 0, 0, extra)) for held in (self.keys, self.values))
 
     def _advance(self, length: int, lengths: Tensor | None) -> None:
         if lengths is None:

@@ -54,12 +54,17 @@ class Dilation:
         far = (held - 1) // self.rate
         return min(self.near, held) + (far if self.taps is None else min(far, self.taps - 1))
 
-    def pairs(self, context: int) -> int:
-        """Pairs of query and key in a sequence: window by window of each class, and the rest of the near keys."""
+    def pairs(self, context: int, block: int = 1) -> int:
+        """Pairs of query and key in a sequence: window by window of each class, and the rest of the near keys.
+
+        ``block`` is that of :func:`zoo.mixers.parts.costs.window_pairs`.
+        """
         short, longer = divmod(context, self.rate)
         taps = context if self.taps is None else self.taps
-        classes = longer * window_pairs(short + 1, taps) + (self.rate - longer) * window_pairs(short, taps)
-        return classes + window_pairs(context, self.near) - context
+        of_class = (window_pairs(length, taps, block=block) for length in (short + 1, short))
+        classes = sum(number * pairs for number, pairs in zip((longer, self.rate - longer), of_class))
+        near = 0 if self.near == 1 else window_pairs(context, self.near, block=block) - context
+        return classes + near
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
         """Output ``(B, Tq, H, E)``; arguments as of :func:`zoo_kernels.softmax_attention`."""

@@ -24,18 +24,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 class OutputGate(nn.Module):
     """``y -> f(W x) * y``: ``linear`` as in TransNormerLLM, ``sigmoid`` as in MiniMax-01, ``silu`` as in RetNet."""
 
-    def __init__(self, width: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, width: int, gated: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
-        self.weight = nn.Linear(width, width, bias=False)
+        self.weight = nn.Linear(width, gated, bias=False)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Gate ``y`` by ``x``, both ``(B, T, C)``."""
+        """Gate ``y (B, T, gated)`` by ``x (B, T, C)``."""
         return y * self.activation(self.weight(x))
 
 
-def build_gate(activation: str, width: int) -> OutputGate | None:
-    """The gate, or None for ``none``.
+def build_gate(activation: str, width: int, gated: int) -> OutputGate | None:
+    """The gate of ``gated`` numbers by an input of ``width``, or None for ``none``.
 
     Raises:
         ValueError: if ``activation`` is not one of ``none``, ``linear``, ``sigmoid`` and ``silu``.
@@ -43,4 +43,4 @@ def build_gate(activation: str, width: int) -> OutputGate | None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"gate={activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
     function = ACTIVATIONS[activation]
-    return None if function is None else OutputGate(width, function)
+    return None if function is None else OutputGate(width, gated, function)

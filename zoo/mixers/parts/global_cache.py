@@ -18,8 +18,9 @@ Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, D), and keys and v
 class GlobalCache:
     """Keys and values of a document's first tokens, of the latest ones, and of older global tokens.
 
-    Slots ``(B, slots, G, D)``: the first tokens, a ring of the latest ``reach`` tokens, and behind it the global tokens
-    that have left the ring, in their order. What a row holds is always at the front of its slots.
+    Slots ``(B, slots, G, D)`` and ``(B, slots, G, E)``: the first tokens, a ring of the latest ``reach`` tokens, and
+    behind it the global tokens that have left the ring, in their order. What a row holds is always at the front of its
+    slots.
 
     Attributes:
         flags: ``(B, slots)``, True for global tokens. lengths: ``(B,)`` tokens seen. left: ``(B,)`` of the last kind.
@@ -36,11 +37,12 @@ class GlobalCache:
         width: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        value_width: int | None = None,
     ) -> None:
         self.tokens, self.reach, self.limit = tokens, reach, reach + tokens.first
         slots = self.slots(capacity)
         self.keys = torch.zeros(batch_size, slots, heads, width, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        self.values = self.keys.new_zeros(batch_size, slots, heads, width if value_width is None else value_width)
         self.flags = torch.zeros(batch_size, slots, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.left = torch.zeros_like(self.lengths)
@@ -54,7 +56,7 @@ class GlobalCache:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What has to agree with the mixer."""
-        return type(self).__name__, *self.keys.shape[2:], self.tokens, self.reach
+        return type(self).__name__, *self.keys.shape[2:], self.values.shape[-1], self.tokens, self.reach
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +65,7 @@ class GlobalCache:
 
     def nbytes(self) -> int:
         """Bytes of the slots in use."""
-        return 2 * self.keys[:, : self._used].numel() * self.keys.element_size()
+        return sum(held[:, : self._used].numel() * held.element_size() for held in (self.keys, self.values))
 
     def valid(self) -> Tensor:
         """``(B,)`` slots that a row holds."""
@@ -90,10 +92,11 @@ class GlobalCache:
         whole: Whole,
         step: Step,
     ) -> Tensor:
-        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, D)``.
+        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, E)``.
 
         Args:
-            q: ``(B, T, H, D)``. k, v: ``(B, T, G, D)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
+            q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
             flags: ``(1 or B, T)``, True for global tokens. marked: whether marks have made some of them so.
             whole: attention of a piece over what is kept of the sequence, all in order and aligned at the end.
             step: attention of one query over the slots; it asks this cache which of them are which.

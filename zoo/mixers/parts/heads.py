@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm
-from zoo.mixers.parts.positions import check_base, rotate
+from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, RopeFraction, RopeTheta, ValueDim
+from zoo.mixers.parts.positions import Rotary, turn
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Call:
         return None if self.lengths is None else real_tokens(self.lengths, self.x)
 
 
-class HeadMixer(Mixer):
+class HeadMixer(Mixer, HeadSizes):
     """``W_o gate(norm(mix(W_q x, W_k x, W_v x)))``; a subclass writes ``mix`` and says what it costs.
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for head_dim.
         qk_norm: RMS-normalize queries and keys per head, before the positions.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
@@ -61,30 +65,36 @@ class HeadMixer(Mixer):
         depth: int,
         layer: int,
         *,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        rope_theta: float | None = None,
-        rope_fraction: float = 1.0,
-        gate: str = "none",
-        norm: str = "none",
+        kv_heads: KvHeads = None,
+        head_dim: HeadDim = None,
+        value_dim: ValueDim = None,
+        qk_norm: QkNorm = False,
+        rope_theta: RopeTheta = None,
+        rope_fraction: RopeFraction = 1.0,
+        gate: Gate = "none",
+        norm: OutputNorm = "none",
         norm_heads: bool = False,
     ) -> None:
         super().__init__(width, heads, depth, layer)
         self.kv_heads = heads if kv_heads is None else kv_heads
-        if self.kv_heads < 1 or heads % self.kv_heads:
+        if heads % self.kv_heads:
             raise ValueError(
                 f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
             )
-        self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.value = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_dim)
+        self.query = nn.Linear(width, heads * self.head_dim, bias=False)
+        self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(width, self.kv_heads * self.value_dim, bias=False)
+        self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.norm_heads = norm_heads
-        self.norm = None if norm == "none" else build_norm(norm, self.head_width if norm_heads else width)
-        self.gate = build_gate(gate, width)
-        self.out = nn.Linear(width, width, bias=False)
+        self.norm = (
+            None if norm == "none" else build_norm(norm, self.value_dim if norm_heads else heads * self.value_dim)
+        )
+        self.gate = build_gate(gate, width, heads * self.value_dim)
+        self.out = nn.Linear(heads * self.value_dim, width, bias=False)
 
     def forward(
         self,
@@ -94,28 +104,43 @@ class HeadMixer(Mixer):
         marks: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
+        carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, marks)
         if not x.shape[0] * x.shape[1]:
-            return self.out(x)  # no tokens: nothing is mixed, and a cache stays as it is
+            none = x[..., :1].expand(*x.shape[:2], self.heads * self.value_dim)
+            return self.out(none)  # no tokens: nothing is mixed, and a cache stays as it is
         if lengths is not None:  # a weight of 0 does not hide NaN
             x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
-        call = Call(x, self.positions(x, documents, cache), documents, marks, cache, lengths)
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
+        carry = {} if carry is None else carry
+        self.prepare(carry, x, documents, cache)
+        rotary: Rotary = carry["rotary"]
+        call = Call(x, rotary.positions, documents, marks, cache, lengths)
+        q, k = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.query, self.key))
+        v = self.value(x).unflatten(-1, (-1, self.value_dim))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rope_theta is not None:
-            q, k = (rotate(y, call.positions, self.rope_theta, self.rotated) for y in (q, k))
+            table = rotary.table(self.rope_theta, self.rotated)
+            q, k = turn(q, table), turn(k, table)
         y = self.mix(q, k, v, call)
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
-        y = y.reshape(*x.shape[:2], self.width)
+        y = y.reshape(*x.shape[:2], self.heads * self.value_dim)
         if y.dtype == v.dtype or self.norm is not None:
             return self._project(y.to(v.dtype), x)
         size = y.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # of sums that fp16 holds only when projected
         projected = self._project((y / size).to(v.dtype), x)
         return (projected * size).to(projected.dtype)
+
+    def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
+        """The positions of the pass, and the rotary table of this mixer."""
+        if "rotary" not in carry:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            carry["rotary"] = Rotary(self.positions(x, documents, cache), wide)
+        if self.rope_theta is not None:
+            carry["rotary"].table(self.rope_theta, self.rotated)
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         """Through the gate and back to the width of the model; linear in ``y``."""
@@ -124,11 +149,19 @@ class HeadMixer(Mixer):
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """``(B, T, H, D)`` from queries ``(B, T, H, D)`` and keys and values ``(B, T, G, D)``."""
+        """``(B, T, H, E)`` from queries ``(B, T, H, D)``, keys ``(B, T, G, D)`` and values ``(B, T, G, E)``."""
 
     @abstractmethod
     def mixing_flops(self, context: int) -> float:
         """FLOPs per token of :meth:`mix` in training, averaged over a sequence of the context length."""
+
+    def reads(self, context: int, block: int = 1) -> float:
+        """As many pairs as have the FLOPs of :meth:`mix`; see :class:`zoo.mixers.base.Mixer`."""
+        return self.mixing_flops(context) * context / self.pair_flops
+
+    def kept_numbers(self) -> int:
+        """Queries, keys, values and outputs, each for all heads."""
+        return 2 * self.heads * (self.head_dim + self.value_dim)
 
     @abstractmethod
     def step_flops(self, context: int) -> float:
@@ -153,9 +186,9 @@ class HeadMixer(Mixer):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """The projections and what the subclass says of its mixing."""
         matrices, vectors = self.own_parameters()
-        matrices += 2 * self.width * (self.width + self.kv_heads * self.head_width)
-        matrices += self.width**2 if self.gate is not None else 0
-        vectors += 2 * self.head_width if self.query_norm is not None else 0
+        matrices += self.width * (self.heads + self.kv_heads) * (self.head_dim + self.value_dim)
+        matrices += self.width * self.heads * self.value_dim if self.gate is not None else 0
+        vectors += 2 * self.head_dim if self.query_norm is not None else 0
         vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
         return Cost(
             parameters=matrices + vectors,
@@ -165,15 +198,25 @@ class HeadMixer(Mixer):
         )
 
 
+def share_of_width(width: int, heads: int) -> int:
+    """Numbers of each head where none are asked for: width / heads.
+
+    Raises:
+        ValueError: if that is no whole number.
+    """
+    if width % heads:
+        raise ValueError(
+            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."
+        )
+    return width // heads
+
+
 def _rotated(rope_theta: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
-    check_base(rope_theta)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"rope_fraction={fraction}: expected a part of each head, over 0 and at most 1.")
     if rope_theta is None:
         return 0
     rotated = round(width * fraction)
     if rotated < 2 or rotated % 2:
-        part = f"width / heads = {width}" if fraction == 1 else f"rope_fraction={fraction} of width / heads = {width}"
-        raise ValueError(f"rope_theta needs an even head width, got {part}.")
+        part = f"head_dim={width}" if fraction == 1 else f"rope_fraction={fraction} of head_dim={width}"
+        raise ValueError(f"rope_theta turns pairs of numbers and needs an even number of them, got {part}.")
     return rotated

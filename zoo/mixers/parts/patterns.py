@@ -198,15 +198,15 @@ class BlockSparseMixer(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
         """Keys and values; grows beyond ``capacity``."""
-        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_width, device, dtype)
+        return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
         """Every query reads the keys of its blocks up to itself."""
-        return 4 * self.width * self.pattern.pairs(context) / context
+        return self.pair_flops * self.pattern.pairs(context) / context
 
     def step_flops(self, context: int) -> float:
         """The next query reads what is gathered for it."""
-        return 4 * self.width * self.pattern.step_keys(context)
+        return self.pair_flops * self.pattern.step_keys(context)
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
         """Those of the blocks of each query head, where the heads have lists of their own."""
@@ -216,4 +216,4 @@ class BlockSparseMixer(HeadMixer):
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """Keys and values of all tokens: which of them are read says nothing of which can be forgotten."""
-        return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
+        return context * self.token_numbers * dtype.itemsize

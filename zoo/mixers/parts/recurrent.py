@@ -79,8 +79,8 @@ class StateMixer(HeadMixer):
 
     @property
     def key_width(self) -> int:
-        """The head width, unless a feature map changes it."""
-        return self.head_width
+        """That of the heads, unless a feature map changes it."""
+        return self.head_dim
 
     @property
     def normalized(self) -> bool:
@@ -95,17 +95,17 @@ class StateMixer(HeadMixer):
         dtype: torch.dtype | None = None,
     ) -> StateCache:
         """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
-        shape = (batch_size, self.heads, self.key_width, self.head_width)
+        shape = (batch_size, self.heads, self.key_width, self.value_dim)
         return StateCache(shape, device, dtype, self.normalize)
 
     def mixing_flops(self, context: int) -> float:
         """The lower half of each chunk's products, and the state written and read once per token."""
-        return linear_flops(self.heads, self.key_width, self.head_width + self.normalize, context, self.algorithm)
+        return linear_flops(self.heads, self.key_width, self.value_dim + self.normalize, context, self.algorithm)
 
     def step_flops(self, context: int) -> float:
         """The state written and read."""
-        return linear_step_flops(self.heads, self.key_width, self.head_width, self.normalize)
+        return linear_step_flops(self.heads, self.key_width, self.value_dim, self.normalize)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state, whatever the context."""
-        return state_bytes(self.heads, self.key_width, self.head_width + self.normalize, dtype)
+        return state_bytes(self.heads, self.key_width, self.value_dim + self.normalize, dtype)

@@ -29,9 +29,10 @@ class RingCache(KeyValueCache):
         width: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        value_width: int | None = None,
     ) -> None:
         self.window, self.sink_tokens, self.limit = window, sink_tokens, window + sink_tokens
-        super().__init__(batch_size, min(capacity, self.limit), heads, width, device, dtype)
+        super().__init__(batch_size, min(capacity, self.limit), heads, width, device, dtype, value_width)
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -83,6 +84,4 @@ class RingCache(KeyValueCache):
         """Grows by doubling, up to the limit."""
         capacity = self.keys.shape[1]
         if needed > capacity:
-            extra = min(max(needed, 2 * capacity), self.limit) - capacity
-            pad = self.keys.new_zeros(self.keys.shape[0], extra, *self.keys.shape[2:])
-            self.keys, self.values = torch.cat([self.keys, pad], 1), torch.cat([self.values, pad], 1)
+            self._extend(min(max(needed, 2 * capacity), self.limit) - capacity)

@@ -92,10 +92,10 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Te
     """One softmax over the own block, causally, and the picked ones.
 
     Args:
-        q: ``(B, Tq, H, D)``, the last of Tk tokens. k, v: ``(B, Tk, G, D)``. documents: ``(B, Tk)``.
+        q: ``(B, Tq, H, D)``, the last of Tk tokens. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``. documents: ``(B, Tk)``.
 
     Returns:
-        ``(B, Tq, H, D)`` in the dtype of q.
+        ``(B, Tq, H, E)`` in the dtype of q.
     """
     output, lse = _own_block(q, k, v, how.block, documents)
     if k.shape[1] <= how.block:
@@ -110,7 +110,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Te
     most = picked_blocks(offset, k.shape[1], how.block, how.count)
     others, lse_of_picks, groups = _attend_picked(q, finished, picks, k.shape[1], most)
     weights = torch.cat([lse[..., None], lse_of_picks], -1).softmax(-1)
-    mixed = _Mix.apply(others, weights[..., 1:].flatten(0, 2), groups.places, groups.pairs).view(q.shape)
+    mixed = _Mix.apply(others, weights[..., 1:].flatten(0, 2), groups.places, groups.pairs).view(output.shape)
     mixed = mixed + weights[..., :1] * output
     return mixed.to(q.dtype)
 
@@ -118,10 +118,10 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Te
 def attend_blocks_step(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, means: Tensor, own: int, how: Selection
 ) -> Tensor:
-    """The same for one query per row, ``(B, H, D)``; it has no gradient.
+    """The same for one query per row, ``(B, H, D)`` -> ``(B, H, E)``; it has no gradient.
 
     Args:
-        k_cache, v_cache: ``(B, capacity, G, D)``. lengths: ``(B,)`` tokens in each row, the query's own included.
+        k_cache, v_cache: ``(B, capacity, G, D or E)``. lengths: ``(B,)`` tokens in each row, the query's own included.
         means: ``(B, N, G, D)`` mean keys of the finished blocks; N of the longest row.
         own: bound of the tokens of the own block up to the query.
     """
@@ -143,11 +143,13 @@ def attend_blocks_step(
     keys, values = k_cache[row, at, group] + bias, v_cache[row, at, group]
     seen = last % block + 1 + (last // block).clamp(max=count) * block
     keys, values = (x.to(q.dtype).flatten(0, 1)[:, :, None] for x in (keys, values))  # each head has its own
-    return softmax_attention_step(q.flatten(0, 1)[:, None], keys, values, seen.repeat_interleave(heads)).view(q.shape)
+    return softmax_attention_step(q.flatten(0, 1)[:, None], keys, values, seen.repeat_interleave(heads)).view(
+        batch, heads, -1
+    )
 
 
 def _own_block(q: Tensor, k: Tensor, v: Tensor, block: int, documents: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Causal attention inside the blocks: output ``(B, Tq, H, D)`` and log-sum-exp ``(B, Tq, H)``."""
+    """Causal attention inside the blocks: output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``."""
     length = k.shape[1]
     if documents is None and q.shape[1] == length:
         padded = [F.pad(x, (0, 0, 0, 0, 0, -length % block)) for x in (q, k, v)]
@@ -291,7 +293,7 @@ def _layout(ends: Tensor, rows: int, fold: int, block: int) -> BlockLayout:
 def _attend_picked(
     q: Tensor, finished: Finished, picks: Tensor, tokens: int, most: int
 ) -> tuple[Tensor, Tensor, _Groups]:
-    """Output of the groups, ``(B * Lq * H * S, D)``, its log-sum-exp for each pick, ``(B, Tq, H, K)``; the groups."""
+    """Output of the groups, ``(B * Lq * H * S, E)``, its log-sum-exp for each pick, ``(B, Tq, H, K)``; the groups."""
     batch, _, heads, count = picks.shape
     block = finished.keys.shape[2]
     groups = _group(picks, tokens, block, most)

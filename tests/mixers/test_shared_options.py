@@ -1,0 +1,46 @@
+"""Options that attentions share are those of zoo.mixers.parts.options, and their ranges hold."""
+
+from __future__ import annotations
+
+from typing import get_type_hints
+
+import pytest
+
+import zoo
+from zoo.mixers.parts import options
+from zoo.mixers.parts.options import Option
+
+SHARED = {
+    "kv_heads": options.KvHeads,
+    "head_dim": options.HeadDim,
+    "value_dim": options.ValueDim,
+    "qk_norm": options.QkNorm,
+    "gate": options.Gate,
+    "rope_theta": options.RopeTheta,
+    "rope_fraction": options.RopeFraction,
+    "norm": options.OutputNorm,
+}
+
+
+@pytest.mark.parametrize("name", zoo.mixers.names())
+def test_a_shared_option_is_annotated_with_what_is_written_once(name):
+    hints = get_type_hints(zoo.mixers.get(name).__init__, include_extras=True)
+    shared = {option: hints[option] for option in zoo.mixers.option_names(name) if option in SHARED}
+    assert {"head_dim", "value_dim"} <= set(shared)
+    assert shared == {option: SHARED[option] for option in shared}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        (Option("x"), -1e9, True),
+        (Option("x", least=1), 1, True),
+        (Option("x", least=1), 0, False),
+        (Option("x", above=0), 0, False),
+        (Option("x", above=0, most=1), 1.0, True),
+        (Option("x", above=0, most=1), 1.1, False),
+        (Option("x", least=1), None, True),
+    ],
+)
+def test_a_range_allows_what_lies_in_it(option, value, allowed):
+    assert option.allows(value) == allowed
