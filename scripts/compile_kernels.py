@@ -173,8 +173,8 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
 
 def choose_rows(chosen: Options) -> list[Row]:
     """The rows that the options ask for; every configuration is marked with its row."""
-    families = dict.fromkeys(chosen.family)  # each once: a row is marked in place
-    rows = [row for f in families for row in mark(f, families()[f].tiles)]
+    each_once = dict.fromkeys(chosen.family)  # a row is marked in place
+    rows = [row for name in each_once for row in mark(name, families()[name].tiles)]
     if unknown := set(chosen.kernel) - {f"{r.family}.{r.kernel}" for r in rows}:
         names = sorted({f"{r.family}.{r.kernel}" for r in rows})
         raise ValueError(f"kernel={','.join(sorted(unknown))}: expected some of {', '.join(names)}.")
