@@ -151,7 +151,7 @@ def test_budgets(small):
         (["optimizer.name=sgd"], r"optimizer.name=sgd: .*adamw, muon"),
         (["optimizer.schedule=linear"], r"optimizer.schedule=linear: .*cosine"),
         (["trainer.strategy=zero"], r"trainer.strategy=zero: .*ddp"),
-        (["trainer.strategy=fsdp"], r"Muon needs whole"),
+        (["trainer.strategy=fsdp"], r"optimizer=muon needs whole"),
     ],
 )
 def test_bad_input_is_a_clear_error(small, tmp_path, overrides, message):

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from zoo import mixers
 from zoo.config import to_dict
-from zoo.options.attention import attention_model
 from zoo.options.check import check_job
 from zoo.options.composing import Command, compose_config, read_command
-from zoo.options.data import source_model
+from zoo.options.groups.attention import attention_model
+from zoo.options.groups.data import source_model
+from zoo.options.groups.trainer import logger_model
 from zoo.options.train import TrainConfig
-from zoo.options.trainer import logger_model
 from zoo.options.unread import notes
 from zoo.options.usage import Row, group_rows, option_rows, render, signature_rows
 from zoo.plugins import config_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data
-from zoo.options.plugins import listed
+from zoo.options.groups.plugins import listed
 from zoo.paths import literal
 
 MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import ConfigError
 from zoo.options.composing import compose_config
-from zoo.options.plugins import PLUGINS, PluginNames
+from zoo.options.groups.plugins import PLUGINS, PluginNames
 from zoo.options.train import LARGEST_SEED, TrainConfig, normalize, read_config
 from zoo.paths import print_any_name, take_paths
 from zoo.plugins import import_typed

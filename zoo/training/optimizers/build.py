@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
-from zoo.options.optimizer import AdamWOptions, MuonOptions
+from zoo.options.groups.optimizer import AdamWOptions, MuonOptions
 from zoo.registry import OPTIMIZERS
 from zoo.training.optimizers.muon import Muon
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from zoo.options.entries import entry_model
+from zoo.options.groups.entries import entry_model
 from zoo.registry import OPTIMIZERS
 from zoo.schema.base import Count, Number, Options, Text, option
 
