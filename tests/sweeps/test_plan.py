@@ -157,7 +157,7 @@ def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
     plain = "{name: small, overrides: ['attention=softmax']}"
     deep = "{name: deep, overrides: ['attention=lightning', 'model.depth=6']}"
     made = plan("sweep=window", f"sweep.arms=[{plain},{deep}]", "seed=0")
-    assert len({match_config(run.config, 100).reference_value for run in made.runs}) == 1
+    assert len({match_config(run.config, 100)[1].reference_value for run in made.runs}) == 1
     far = "{name: wide, overrides: ['model=125m', 'attention=lightning']}"
     wide = plan("sweep=window", f"sweep.arms=[{plain},{far}]", "seed=0").runs[1].config
     assert (wide.model.width, wide.match.reference.model.width) == (768, 256)
@@ -166,7 +166,7 @@ def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
         for n, w in NEAR
     ]
     made = plan("sweep=window", f"sweep.arms=[{','.join(mine)}]", "seed=0", "match=flops", "data.length=512")
-    found = [match_config(run.config, 100) for run in made.runs]
+    found = [match_config(run.config, 100)[1] for run in made.runs]
     assert found[0].reference_value == found[1].reference_value and not found[0].changed and found[1].changed
 
 

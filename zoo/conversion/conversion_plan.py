@@ -9,13 +9,12 @@ import torch
 
 from zoo import mixers
 from zoo.config import ConfigError
-from zoo.conversion.head_merging import METHODS, Layout, refusal
+from zoo.conversion.head_merging import METHODS, TARGETS, Layout, refusal
 from zoo.mixers.gqa import GroupedQueryAttention
 from zoo.mixers.softmax import SoftmaxAttention
 from zoo.model.decoder import Decoder, DecoderConfig
 from zoo.runs.provenance import layer_pattern
 
-TARGETS = ("gqa", "mqa")
 CONVERTIBLE = (SoftmaxAttention, GroupedQueryAttention)  # and not what is derived from them
 
 

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from zoo import mixers
 from zoo.config import ConfigError, to_dict
 from zoo.options.groups.attention import read_entry
-from zoo.options.groups.data import BPEOptions, BytesOptions, DataOptions, PretrainedOptions
+from zoo.options.groups.data import DataOptions, TokenizerOptions
 from zoo.options.groups.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
 from zoo.options.groups.optimizer import OptimizerOptions
 from zoo.options.groups.plugins import PLUGINS, PluginNames
@@ -32,7 +32,7 @@ class TrainConfig(Options):
     schedule: ScheduleOptions = option("which attention each layer has")
     model: ModelOptions = option("sizes of the decoder")
     data: DataOptions = option("text and sequences")
-    tokenizer: BytesOptions | BPEOptions | PretrainedOptions = option("how text becomes tokens", discriminator="kind")
+    tokenizer: TokenizerOptions = option("how text becomes tokens", discriminator="kind")
     optimizer: SerializeAsAny[OptimizerOptions] = option("optimizer and schedule of the learning rate")
     trainer: TrainerOptions = option("budget, batch and devices")
     logger: dict[str, Any] = option("what is written besides the run's own metrics, as logger.wandb.project=NAME")

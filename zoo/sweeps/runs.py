@@ -40,7 +40,7 @@ def is_trained(folder: Path, config: DictConfig) -> bool:
         return False
     from zoo.options.budget import step_budget
 
-    return int(content.get("global_step", 0)) >= step_budget(config)
+    return int(content.get("global_step", 0)) >= step_budget(config.trainer, config.data.length)
 
 
 def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:

@@ -82,3 +82,6 @@ class PretrainedOptions(Options):
     kind: Literal["pretrained"] = option("any fast tokenizer with an end-of-text token")
     id: PathText = option("Hub id or local folder")
     revision: Text | None = option("revision of the Hub's repository; null: the latest")
+
+
+TokenizerOptions = BytesOptions | BPEOptions | PretrainedOptions

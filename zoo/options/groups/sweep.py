@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import ConfigDict
 
+from zoo.costs.matching import Quantity
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
-
-Quantity = Literal["params", "flops", "cache"]
 
 
 class MatchOptions(Options):
