@@ -150,7 +150,7 @@ def _without_unfit(plan: Plan, grounds: list[Ground]) -> tuple[Plan, list[Ground
     unfit = {variant: reason for ground in grounds for variant, reason in _unfit(ground, plan).items()}
     if not unfit:
         return plan, grounds
-    overrides = _left_out(next(g.config for g in grounds if g.config.data.get("recall") is not None), unfit)
+    overrides = _left_out(next(node for g in grounds if (node := g.config.data.get("recall")) is not None), unfit)
     names = ", ".join(dict.fromkeys(" ".join(variant) for variant in unfit))
     print(f"not trained on, for they do not fit data.length of every arm: {names}", flush=True)
     changed = {run.key: _changed(run, overrides) for run in plan.runs}
@@ -186,9 +186,9 @@ def _unfit(ground: Ground, plan: Plan) -> dict[tuple[str, str], str]:
     return found
 
 
-def _left_out(config: DictConfig, unfit: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _left_out(recall: DictConfig, unfit: dict[tuple[str, str], str]) -> dict[str, Any]:
     """What is to be set so that the rest of the variants of each task is left."""
-    entries = RecallOptions.read(to_dict(config.data.recall)).entries()
+    entries = RecallOptions.read(to_dict(recall)).entries()
     values: dict[str, Any] = {}
     for name in dict.fromkeys(name for name, _ in unfit):
         rest = [entry.variant for entry in entries if entry.name == name and (name, entry.variant) not in unfit]
