@@ -37,8 +37,7 @@ from zoo.model.loss import next_token_loss
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, read_arguments
 from zoo.schema.base import Positive, Whole, option
-from zoo.training.module import SCHEDULE_KEYS
-from zoo.training.optimizers.build import build_optimizer
+from zoo.training.optimizers.build import SCHEDULE_KEYS, build_optimizer
 from zoo.training.run import train
 
 WARM_UP = 2  # steps whose times are left out

@@ -110,21 +110,23 @@ def copy_option(source: DictConfig, target: DictConfig, name: str) -> None:
     OmegaConf.update(target, name, literal(value), merge=False, force_add=True)
 
 
-def move_data(config: DictConfig, path: str | None, cache_dir: str | None) -> None:
-    """Let a run's saved configuration read its data, or keep its cache, at another place.
+def moved_data(data: DictConfig, path: str | None, cache_dir: str | None) -> DictConfig:
+    """The group ``data`` of a run's saved configuration with the places that its data, or its cache, have now.
 
     Raises:
         ConfigError: if the run's data set has no place of its own.
     """
-    source = config.data.get("source") or {}
+    data = data.copy()
+    source = data.get("source") or {}
     for name, value in (("path", path), ("cache_dir", cache_dir)):
         if value is None:
             continue
         if name == "path" and name not in source:
-            raise ConfigError(f"data.path={value}: data={config.data.get('name')} has no path; leave it out.")
+            raise ConfigError(f"data.path={value}: data={data.get('name')} has no path; leave it out.")
         if name in source:
             source[name] = literal(value)
-        OmegaConf.update(config, f"data.{name}", literal(value), force_add=True)
+        OmegaConf.update(data, name, literal(value), force_add=True)
+    return data
 
 
 def absolute(path: str) -> str:

@@ -85,7 +85,7 @@ def test_it_stops_at_the_document_token(tmp_path):
     decoder = small_decoder()
     decoder.head.weight = torch.nn.Parameter(torch.zeros(257, 16))
     decoder.config.__dict__["tie_embeddings"] = False
-    tokenizer = open_run(run).trained["tokenizer"]
+    tokenizer = open_run(run).trained.tokenizer
     with torch.no_grad():  # every logit is 0 but that of the document token, whose sign the hidden state decides
         hidden = decoder.hidden(torch.tensor([[256, 97]]))[0, -1]
         decoder.head.weight[256] = 9 * hidden

@@ -66,7 +66,7 @@ def run(tmp_path):
     config.mixers = {**mixers, "gqa": {"kv_heads": None}, "unused": {"name": "gqa"}}
     config.model = {"name": "nano", "separators": [], "width": 32, "depth": 3, "heads": 4}
     OmegaConf.save(config, folder / "config.yaml")
-    fingerprint = open_run(folder).trained["tokenizer"]
+    fingerprint = open_run(folder).trained.tokenizer
     save_checkpoint(folder / "checkpoints" / "last.ckpt", open_run(folder).decoder.double(), tokenizer=fingerprint)
     return open_run(folder)
 

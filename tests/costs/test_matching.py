@@ -62,7 +62,7 @@ def counted(config, quantity, context=512):
 def test_every_attention_is_matched_to_softmax(nano, name, quantity):
     config = nano(name, quantity)
     target, before = counted(nano("softmax"), quantity), counted(config, quantity)
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     after = counted(config, quantity)
     assert abs(after - target) <= 0.01 * target
     assert abs(after - target) <= abs(before - target)
@@ -90,8 +90,8 @@ def test_the_mlp_makes_up_for_wider_and_narrower_heads(nano, options, quantity):
 def test_the_reference_itself_is_left_alone(nano, quantity):
     config = nano("softmax", quantity)
     as_it_was = copy.deepcopy(config)
-    result = match_config(config, VOCABULARY)
-    assert config == as_it_was
+    matched, result = match_config(config, VOCABULARY)
+    assert matched == config == as_it_was
     assert result.changed == {} and result.ratio == 1 and result.before == result.after
     assert result.line().startswith(f"match     {MLP} stays: ") and "(0.00 % off)" in result.line()
 
@@ -99,9 +99,9 @@ def test_the_reference_itself_is_left_alone(nano, quantity):
 def test_nothing_is_matched_unless_asked(nano):
     config = nano("lightning", None)
     as_it_was = copy.deepcopy(config)
-    assert match_config(config, VOCABULARY) is None and config == as_it_was
+    assert match_config(config, VOCABULARY) == (as_it_was, None)
     assert composed().match.quantity is None
-    assert match_config(OmegaConf.create({"seed": 0})) is None  # a run of before there was matching
+    assert match_config(OmegaConf.create({"seed": 0}))[1] is None  # a run of before there was matching
 
 
 @pytest.mark.parametrize(("step", "width"), [(None, 616), (1, 619), (3, 618), (200, None), (64, None)])
@@ -112,55 +112,55 @@ def test_multiples_of_the_step_are_tried(nano, step, width):
         with pytest.raises(ConfigError, match=r"the nearest, 6[04]0, has .* % off; name another"):
             match_config(config, VOCABULARY)
         return
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     assert result.changed == {MLP: (704, width)} and config.model.mlp_width == width
 
 
 def test_single_widths_are_tried_where_multiples_of_8_are_too_coarse(nano):
     config = nano("lightning", match__tolerance=0.001)
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     assert config.model.mlp_width == 619 and abs(result.ratio - 1) < 0.001
     with pytest.raises(ConfigError, match=r"no model\.mlp_width comes within 0\.00 % of the reference's 3,737,856"):
         match_config(nano("lightning", match__tolerance=0), VOCABULARY)
 
 
 def test_what_is_printed(nano):
-    line = match_config(nano("lightning"), VOCABULARY).line()
+    line = match_config(nano("lightning"), VOCABULARY)[1].line()
     expected = "model.mlp_width 704 -> 616: 3,729,920 parameters, reference 3,737,856 (0.21 % off)"
     assert line == f"match     {expected}"
-    flops = match_config(nano("mqa", "flops"), VOCABULARY).line()
+    flops = match_config(nano("mqa", "flops"), VOCABULARY)[1].line()
     assert "704 -> 832: 8,521,728 FLOP per token forward at 512 tokens, reference 8,521,728" in flops
 
 
 @pytest.mark.parametrize("quantity", ["params", "flops"])
 def test_matching_again_changes_nothing(nano, quantity):
     config = nano("ssd", quantity)
-    first = match_config(config, VOCABULARY)
-    once = copy.deepcopy(config)
-    second = match_config(config, VOCABULARY)
-    assert first.changed and second.changed == {} and config == once
+    as_it_was = copy.deepcopy(config)
+    once, first = match_config(config, VOCABULARY)
+    twice, second = match_config(once, VOCABULARY)
+    assert first.changed and second.changed == {} and twice == once and config == as_it_was
     assert second.reference_value == first.reference_value and second.after == first.after
     saved = OmegaConf.create(yaml.safe_load(OmegaConf.to_yaml(once, resolve=True)))  # as a run's config.yaml
-    assert match_config(saved, VOCABULARY).changed == {} and saved.model.mlp_width == once.model.mlp_width
+    again, third = match_config(saved, VOCABULARY)
+    assert third.changed == {} and again.model.mlp_width == once.model.mlp_width
 
 
 def test_all_arms_of_a_sweep_have_one_reference(nano):
     """Even where an arm has set the knob: the reference then has that value too, unless match.reference says more."""
     patterns = ("softmax", "3xlightning+softmax", "lightning+gqa", "lightning")
-    results = [match_config(nano("lightning", schedule__pattern=p), VOCABULARY) for p in patterns]
+    results = [match_config(nano("lightning", schedule__pattern=p), VOCABULARY)[1] for p in patterns]
     assert {r.reference_value for r in results} == {3_737_856}
     assert all(abs(r.ratio - 1) <= 0.01 for r in results)
     fixed = nano("lightning", model__mlp_width=500, match__reference__model__mlp_width=704)
-    result = match_config(fixed, VOCABULARY)
+    _, result = match_config(fixed, VOCABULARY)
     assert result.reference_value == 3_737_856 and result.changed == {MLP: (500, 616)}
-    assert match_config(nano("softmax", model__mlp_width=500), VOCABULARY).changed == {}
+    assert match_config(nano("softmax", model__mlp_width=500), VOCABULARY)[1].changed == {}
 
 
 def test_without_a_vocabulary_the_same_width_is_found(nano):
     for name in ("lightning", "mqa"):
-        known, unknown = nano(name), nano(name)
-        match_config(known, VOCABULARY)
-        result = match_config(unknown)
+        known, _ = match_config(nano(name), VOCABULARY)
+        unknown, result = match_config(nano(name))
         assert known.model.mlp_width == unknown.model.mlp_width
         assert result.after == sum(p.numel() for p in decoder(unknown, 1).parameters())
 
@@ -174,20 +174,20 @@ def test_the_vocabulary_is_asked_for_where_embeddings_differ(nano):
         with pytest.raises(ConfigError, match="vocabulary must be known"):
             match_config(nano("lightning", **values))
     config = nano("lightning", match__knob="model.width")
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     assert abs(counted(config, "params") / counted(nano("softmax"), "params") - 1) <= 0.01
     assert config.model.width % config.model.heads == 0 and result.changed["model.width"][0] == 256
 
 
 def test_untied_embeddings_count_twice(nano):
     config = nano("lightning", match__reference__model__tie_embeddings=False)
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     assert result.reference_value == 3_737_856 + 2048 * 256 and abs(result.ratio - 1) <= 0.01
 
 
 def test_cache_by_the_window(nano):
     config = nano("window", "cache", match__knob="mixers.window.window", match__reference__attention="mqa")
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     window = config.mixers.window.window
     assert result.changed == {"mixers.window.window": (256, window)} and abs(result.ratio - 1) <= 0.01
     assert counted(nano("mqa"), "cache") == result.reference_value
@@ -198,7 +198,7 @@ def test_cache_by_the_window(nano):
 def test_the_context_is_what_match_says(nano):
     values = {"match__knob": "mixers.window.window", "match__reference__attention": "mqa", "match__context": 4096}
     config = nano("window", "cache", **values)
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     assert config.mixers.window.window == 1020 and result.context == 4096
     assert counted(config, "cache", 4096) == counted(nano("mqa"), "cache", 4096)
 
@@ -206,14 +206,15 @@ def test_the_context_is_what_match_says(nano):
 @pytest.mark.parametrize(("reference", "kv_heads"), [("mqa", 1), ("softmax", 4)])
 def test_cache_by_key_heads_which_not_every_number_fits(nano, reference, kv_heads):
     config = nano("gqa", "cache", match__knob="mixers.gqa.kv_heads", match__reference__attention=reference)
-    assert match_config(config, VOCABULARY).line().startswith(f"match     mixers.gqa.kv_heads null -> {kv_heads}: ")
+    config, result = match_config(config, VOCABULARY)
+    assert result.line().startswith(f"match     mixers.gqa.kv_heads null -> {kv_heads}: ")
     assert config.mixers.gqa.kv_heads == kv_heads
-    assert match_config(config, VOCABULARY).changed == {}
+    assert match_config(config, VOCABULARY)[1].changed == {}
 
 
 def test_flops_by_features(nano):
     config = nano("performer", "flops", match__knob="mixers.performer.features")
-    result = match_config(config, VOCABULARY)
+    config, result = match_config(config, VOCABULARY)
     best = config.mixers.performer.features
     for features in range(best - 2, best + 3):
         config.mixers.performer.features = features
@@ -230,7 +231,8 @@ def test_an_entry_of_the_schedule_can_be_the_knob(nano):
     with pytest.raises(ConfigError, match=r"mixers\.near\.window .* the nearest, 1 \(the smallest\)"):
         match_config(config, VOCABULARY)
     config.match.tolerance = 0.01
-    assert match_config(config, VOCABULARY).ratio <= 1.01 and config.mixers.near.window == 1
+    config, result = match_config(config, VOCABULARY)
+    assert result.ratio <= 1.01 and config.mixers.near.window == 1
 
 
 @pytest.mark.parametrize(
@@ -257,12 +259,6 @@ def test_an_entry_of_the_schedule_can_be_the_knob(nano):
         ({"match__knob": "model.tie_embeddings"}, "is True: expected the path of a whole number"),
         ({"match__knob": "mixers.linear.rope_theta"}, "is 10000.0: expected the path of a whole number"),
         ({"match__knob": "model"}, "expected the path of a whole number"),
-        ({"match__quantity": "speed"}, r"match\.quantity='speed': expected null or one of params, flops, cache"),
-        ({"match__tolerance": -0.1}, r"match\.tolerance=-0\.1: expected a number >= 0"),
-        ({"match__tolerance": None}, r"match\.tolerance=None: expected"),
-        ({"match__context": 0}, r"match\.context=0: expected a number >= 1"),
-        ({"match__step": 0}, r"match\.step=0: expected a number >= 1"),
-        ({"match__step": 1.5}, r"match\.step=1\.5: expected"),
         (
             {"match__reference": {"schedule": "uniform"}},
             r"match\.reference\.schedule='uniform': expected values below it",

@@ -322,8 +322,12 @@ def test_language_data_mixes_what_it_is_told(list_source, cache):
     source = list_source(*(f"text {n}\n" * 40 for n in range(60)))
     options = {"length": LENGTH, "batch_size": 4, "cache_dir": str(cache)}
     plain = LanguageData(source, {"kind": "bytes"}, **options)
-    mixed = LanguageData(source, {"kind": "bytes"}, **options, recall={"tasks": TASKS, "share": 0.5, "val_samples": 6})
-    only = LanguageData(source, {"kind": "bytes"}, **options, recall={"tasks": TASKS, "share": 1.0, "val_samples": 6})
+    mixed, only = (
+        LanguageData(
+            source, {"kind": "bytes"}, **options, recall=RecallOptions(tasks=TASKS, share=share, val_samples=6)
+        )
+        for share in (0.5, 1.0)
+    )
     for data in (plain, mixed, only):
         data.prepare()
     assert set(mixed.fingerprint) == set(plain.fingerprint) | {"recall"}

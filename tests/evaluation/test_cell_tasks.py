@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_a_run_trained_on_recall_says_so(tmp_path):
     from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 
     folder = make_run(tmp_path)
-    known = open_run(folder).trained["tokenizer"]
+    known = open_run(folder).trained.tokenizer
     save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, recall={"tasks": ["niah"]})
     content = evaluate_run(open_run(folder), recall()).content
     assert content["model"]["adapted"] is True and content["model"]["recall"] == {"tasks": ["niah"]}
@@ -127,7 +128,7 @@ def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folde
     damaged = next((run_folder / "eval" / "cells").iterdir())
     damaged.write_bytes(inverted(damaged.read_bytes(), 20))
     assert sum(cells(**options) for options in ({}, {"choices": 3}, {"lengths": [300, 500]}, {"seed": 1})) <= 1
-    known = open_run(run_folder).trained["tokenizer"]
+    known = open_run(run_folder).trained.tokenizer
     save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(seed=5), tokenizer=known)
     assert cells() == 4
 
@@ -185,7 +186,7 @@ def test_no_damage_of_a_file_is_an_error_or_another_sample(tmp_path):
 def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_folder):
     from tests.evaluation.tiny_run import save_checkpoint, small_decoder
 
-    known = open_run(run_folder).trained["tokenizer"]
+    known = open_run(run_folder).trained.tokenizer
     save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, train_length=256)
     outcome = recall("cwe", lengths=None).evaluate(open_run(run_folder), 0)
     assert {r.length for r in outcome.records} == {0, 512}  # 256 bytes hold no such list
@@ -281,8 +282,8 @@ def test_a_task_as_its_yaml_has_it_needs_no_more_than_its_name(run_folder, name)
 def test_runs_trained_on_recall_are_asked_at_once_twice_and_four_times_their_length(run_folder):
     run = open_run(run_folder)
     assert recall(lengths=None).all_lengths(run) == [256]
-    run.trained.update(train_length=128, recall={"share": 1})
-    assert recall(lengths=None).all_lengths(run) == [128, 256, 512]
+    trained = replace(run.trained, train_length=128, recall={"share": 1})
+    assert recall(lengths=None).all_lengths(replace(run, trained=trained)) == [128, 256, 512]
 
 
 def test_a_question_asked_at_several_depths_is_one_unit(run_folder):

@@ -37,7 +37,7 @@ def two_runs(tmp_path):
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         folder = make_run(tmp_path / str(number))
-        known = open_run(folder).trained["tokenizer"]
+        known = open_run(folder).trained.tokenizer
         save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(seed=number), tokenizer=known)
         folders.append(folder)
     return folders
@@ -124,7 +124,7 @@ def test_a_run_without_finite_numbers_has_results_and_no_differences(two_runs, t
     broken = small_decoder(seed=1)
     with torch.no_grad():
         broken.embedding.weight.fill_(float("nan"))
-    known = open_run(two_runs[1]).trained["tokenizer"]
+    known = open_run(two_runs[1]).trained.tokenizer
     save_checkpoint(two_runs[1] / "checkpoints" / "last.ckpt", broken, tokenizer=known)
     context = {"name": "perplexity_context", "lengths": [4, 8], "target": 4}
     position = {"name": "perplexity_position"}

@@ -134,7 +134,7 @@ def test_a_missing_split_names_those_that_exist(tmp_path):
 def test_changed_data_and_training_text_are_pointed_out(run_folder):
     run = open_run(run_folder)
     key = open_corpus(run, "train").store.key
-    tokenizer = run.trained["tokenizer"]
+    tokenizer = run.trained.tokenizer
     for given, changed in ((key, False), ("0" * 32, True)):
         data = {"train": given}
         save_checkpoint(run_folder / "checkpoints" / "best.ckpt", small_decoder(), tokenizer=tokenizer, data=data)
@@ -189,7 +189,7 @@ def test_run_must_be_given_and_exist(tmp_path):
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(run_folder):
     file = run_folder / "checkpoints" / "last.ckpt"
-    tokenizer = open_run(run_folder).trained["tokenizer"]
+    tokenizer = open_run(run_folder).trained.tokenizer
     save_checkpoint(file, small_decoder(), tokenizer="0" * 64)
     with pytest.raises(CheckpointError, match=r"another tokenizer.*Put the tokenizer"):
         open_run(run_folder)

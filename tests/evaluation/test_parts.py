@@ -86,7 +86,7 @@ def test_parts_of_other_text_windows_and_models_are_not_mixed_up(tmp_path, passe
     for others in ({"length": 5}, {"stride": 4}, {"mode": "stateful"}, {"split": "train"}):
         assert read(**others) > 0 and read(**others) == 0
     assert read(max_documents=2) == 0  # whole parts of what was read before
-    known = open_run(folder).trained["tokenizer"]
+    known = open_run(folder).trained.tokenizer
     save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(seed=5), tokenizer=known)
     assert read() > 0
 

@@ -4,11 +4,11 @@ from pydantic import BaseModel
 
 from zoo.data.recall.options import RecallOptions
 from zoo.evaluation.tasks.base import task_class
-from zoo.options.data import source_model
-from zoo.options.optimizer import optimizer_model
+from zoo.options.groups.data import source_model
+from zoo.options.groups.optimizer import optimizer_model
+from zoo.options.groups.trainer import logger_model
 from zoo.options.programs import Conversion, Evaluation, Generation
 from zoo.options.train import TrainConfig
-from zoo.options.trainer import logger_model
 from zoo.paths import LISTS, PATH_KEYS, IsPath
 from zoo.registry import LOGGERS, OPTIMIZERS, SOURCES, TASKS
 from zoo.schema.messages import models_below

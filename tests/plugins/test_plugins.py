@@ -61,7 +61,7 @@ def test_one_of_each_trains_and_its_run_is_evaluated(trained):
     run = open_run(str(trained))
     assert run.decoder.config.layer_types == ["outside_linear"] * 2
     assert run.decoder.layers[0].mixer.strength == 0.5
-    assert run.config.plugins == ["zoo_outside"] and run.trained["plugins"] == ["zoo_outside"]
+    assert run.config.plugins == ["zoo_outside"] and run.trained.plugins == ["zoo_outside"]
     assert run.config.data.source == {"kind": "outside_counting", "documents_per_split": 20}
     assert run.config.optimizer.lr == 0.05 and run.config.optimizer.warmup_steps == 20
     assert (trained / "lines.txt").read_text().startswith("1 ['tokens', 'train/")
@@ -106,7 +106,7 @@ def test_a_run_is_loaded_and_continued_with_its_plugin_named(trained):
     config = settled(f"resume={trained}", "trainer.max_steps=2")
     assert config.plugins == ["zoo_outside"]
     assert train(config, trained)["val/loss"] > 0
-    assert open_run(str(trained)).step == 2
+    assert open_run(str(trained)).trained.step == 2
 
 
 @pytest.mark.parametrize(

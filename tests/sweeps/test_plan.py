@@ -8,6 +8,7 @@ from zoo.costs.matching import match_config
 from zoo.model import expand_schedule
 from zoo.sweeps.arms import Arm, all_mixers, kv_heads, leave_one_out, merge, one_layer, without_replaced
 from zoo.sweeps.compose import asks_for_sweep, compose_config, read_plan
+from zoo.sweeps.ledger import config_key
 
 PRESETS = sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml") if p.stem not in ("base", "none"))
 
@@ -35,6 +36,8 @@ def test_every_preset_is_a_sweep_with_a_question(name):
     assert made.seeds == [0, 1, 2] and made.reference in [arm.name for arm in made.arms] and len(made.arms) > 2
     assert [(run.seed, run.arm) for run in made.runs] == [(s, arm.name) for s in made.seeds for arm in made.arms]
     assert len({run.key for run in made.runs}) == len(made.runs)
+    for run in (made.runs[0], made.runs[-1]):  # what its train.py composes is what is planned
+        assert config_key(compose_config(run.overrides)) == run.key
     tasks = {task.name for task in made.tasks}
     assert tasks >= {"perplexity", "mqar", "niah"}
     assert described["match"] == (None if name == "lengths" else "params")
@@ -157,7 +160,7 @@ def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
     plain = "{name: small, overrides: ['attention=softmax']}"
     deep = "{name: deep, overrides: ['attention=lightning', 'model.depth=6']}"
     made = plan("sweep=window", f"sweep.arms=[{plain},{deep}]", "seed=0")
-    assert len({match_config(run.config, 100).reference_value for run in made.runs}) == 1
+    assert len({match_config(run.config, 100)[1].reference_value for run in made.runs}) == 1
     far = "{name: wide, overrides: ['model=125m', 'attention=lightning']}"
     wide = plan("sweep=window", f"sweep.arms=[{plain},{far}]", "seed=0").runs[1].config
     assert (wide.model.width, wide.match.reference.model.width) == (768, 256)
@@ -166,7 +169,7 @@ def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
         for n, w in NEAR
     ]
     made = plan("sweep=window", f"sweep.arms=[{','.join(mine)}]", "seed=0", "match=flops", "data.length=512")
-    found = [match_config(run.config, 100) for run in made.runs]
+    found = [match_config(run.config, 100)[1] for run in made.runs]
     assert found[0].reference_value == found[1].reference_value and not found[0].changed and found[1].changed
 
 

@@ -8,7 +8,7 @@ from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.model import CheckpointError, Decoder
 from zoo.options.continued import initial_config
-from zoo.training.initial import initial_weights, load_initial
+from zoo.training.initial import load_initial
 
 
 @pytest.fixture
@@ -52,7 +52,6 @@ def test_weights_are_those_of_the_run(run):
     assert not torch.equal(other.head.weight, decoder.head.weight)
     load_initial(other, run)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in decoder.state_dict().items())
-    assert initial_weights(run).keys() == decoder.state_dict().keys()
 
 
 def test_the_first_weight_that_does_not_fit_is_named(run):

@@ -14,15 +14,24 @@ from zoo.data.recall.samples import RecallError
 from zoo.files import read_metrics
 from zoo.model.checkpoint import find_checkpoint, read_checkpoint
 from zoo.options.continued import resumed_config
-from zoo.runs.run_folder import RunFolder
+from zoo.options.train import read_config
 from zoo.training.callbacks import Interrupted, NonFiniteLoss
 from zoo.training.module import LanguageModule
 from zoo.training.monitoring.meter import AnswerMeter, Meter, metrics_of
 from zoo.training.monitoring.monitor import describe
-from zoo.training.run import _prepare_data, train
+from zoo.training.run import train
+from zoo.training.training_data import build_data
 
 MIXED = ("data/recall=mqar", "data.recall.share=0.5", "data.recall.tasks.mqar.variants=[pairs4]")
 KEYS = ("train/loss", "train/bits_per_byte", "train/recall_nll", "train/grad_norm", "val/loss", "val/recall_nll")
+
+
+def prepared(config):
+    """The data that training with this configuration has."""
+    options = read_config(config)
+    data = build_data(options.data, options.tokenizer, options.trainer, options.seed)
+    data.prepare()
+    return data
 
 
 def of_answers(losses, wrong, answers):
@@ -89,7 +98,7 @@ def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
     config = small(*MIXED, "optimizer.lr=1e-30", "optimizer.embedding_lr=1e-30", "trainer.max_steps=1")
     train(config, tmp_path / "run")
     (row,) = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
-    data = _prepare_data(config, RunFolder(tmp_path / "other"), None)
+    data = prepared(config)
     batch = next(iter(data.train_dataloader()))
     decoder = zoo.load(tmp_path / "run").eval()
     with torch.no_grad():
@@ -105,7 +114,7 @@ def test_validation_is_greedy_decoding_of_samples_kept_apart(small, tmp_path):
     train(config, tmp_path / "run")
     row = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/loss" in row][-1]
     decoder = zoo.load(tmp_path / "run").eval()
-    data = _prepare_data(config, RunFolder(tmp_path / "other"), None)
+    data = prepared(config)
     right, nats = [], []
     for number in range(120):
         sample, _ = data.recall_rows.validation(number)

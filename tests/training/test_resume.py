@@ -135,7 +135,8 @@ def test_either_budget_can_take_the_place_of_the_other(small, tmp_path):
     train(small("trainer.max_tokens=256"), folder)
     for option, steps in (("trainer.max_steps=7", 7), ("trainer.max_tokens=640", 5)):
         options = [f"resume={folder}", option]
-        assert step_budget(resumed_config(small(*options), options)) == steps
+        config = resumed_config(small(*options), options)
+        assert step_budget(config.trainer, config.data.length) == steps
 
 
 def test_resume_names_what_is_missing_or_damaged(small, tmp_path):

@@ -125,15 +125,19 @@ def test_a_file_size_limit_ends_the_run_with_one_clear_line(small_overrides, tmp
     assert not list((folder / "checkpoints").iterdir())
 
 
+def budget(config):
+    return step_budget(config.trainer, config.data.length)
+
+
 def test_budgets(small):
-    assert step_budget(small()) == 20
-    assert step_budget(small("trainer.max_tokens=1000")) == math.ceil(1000 / (4 * 32))
+    assert budget(small()) == 20
+    assert budget(small("trainer.max_tokens=1000")) == math.ceil(1000 / (4 * 32))
     with pytest.raises(ConfigError, match="at least 1"):
-        step_budget(small("trainer.max_tokens=0"))
+        budget(small("trainer.max_tokens=0"))
     with pytest.raises(ConfigError, match="no budget"):
-        step_budget(small("trainer.max_steps=null"))
+        budget(small("trainer.max_steps=null"))
     with pytest.raises(ConfigError, match="at least 1"):
-        step_budget(small("trainer.max_steps=0"))
+        budget(small("trainer.max_steps=0"))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_up_training_starts_where_the_conversion_ended(small, trained, tmp_path)
     train(small(*MODEL, "trainer.max_steps=3"), tmp_path / "fresh")
     assert first_loss(tmp_path / "more") < first_loss(tmp_path / "fresh") - 0.5
     more = open_run(tmp_path / "more")
-    assert more.decoder.config == open_run(done.folder).decoder.config and more.step == 3
+    assert more.decoder.config == open_run(done.folder).decoder.config and more.trained.step == 3
     assert first_loss(tmp_path / "more") > read_metrics(trained / "metrics.jsonl")[-2]["train/loss"] - 0.5
     with pytest.raises(ConfigError, match=r"weights only.*init=RUN_DIR"):
         train(resumed_config(small(f"resume='{done.folder}'"), []), done.folder)

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     metric = f"of keys and values on {whiten_tokens:,} tokens" if whiten_tokens else "of projections"
     print(f"relative errors {metric}\n{error_table(done, config.method)}")
     before, after = done.cache_bytes
-    length = run.trained["train_length"]
+    length = run.trained.train_length
     print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
     evaluate = program_command("eval.py", f"run={config.run},{done.folder}", *plugin_words())
     print(f"written: {done.folder}\nevaluate: {evaluate}")

@@ -98,18 +98,17 @@ def _existing(folder: str, others: Sequence[str]) -> tuple[str | None, str | Non
 def is_finished(run: Path, overrides: Sequence[str]) -> bool:
     """Whether a run has the budget that it was given, or that ``overrides`` give it."""
     from zoo.options.budget import step_budget
-    from zoo.training.checkpointing import resume_checkpoint
-    from zoo.training.run import resumed_facts
+    from zoo.training.checkpointing import read_resumed, resume_checkpoint
 
     checkpoint = resume_checkpoint(run)
     if checkpoint is None:
         return False
-    facts, config = resumed_facts(checkpoint), load_run_config(run)
+    trained, config = read_resumed(checkpoint), load_run_config(run)
     for key in ("max_steps", "max_tokens"):
         value = take_text(list(overrides), f"trainer.{key}")[0]
         if value is not None:
             config.trainer.update({"max_tokens": None, key: None if value == "null" else int(float(value))})
-    return not facts["validation_due"] and facts["step"] >= step_budget(config)
+    return not trained.validation_due and trained.step >= step_budget(config.trainer, config.data.length)
 
 
 def _run(config: DictConfig, job: Job) -> None:

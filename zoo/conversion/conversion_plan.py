@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from zoo import mixers
 from zoo.config import ConfigError
-from zoo.conversion.head_merging import METHODS, Layout, refusal
+from zoo.conversion.head_merging import METHODS, TARGETS, Layout, refusal
 from zoo.mixers.gqa import GroupedQueryAttention, default_kv_heads
 from zoo.mixers.softmax import SoftmaxAttention
 from zoo.model.decoder import Decoder, DecoderConfig
 from zoo.runs.provenance import layer_pattern
 
-TARGETS = ("gqa", "mqa")
 CONVERTIBLE = (SoftmaxAttention, GroupedQueryAttention)  # and not what is derived from them
 
 

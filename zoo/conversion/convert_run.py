@@ -95,7 +95,7 @@ def calibration_tokens(run: OpenedRun, tokens: int) -> Tensor:
     if tokens < 1:
         raise ConfigError(f"whiten_tokens={tokens}: expected a number >= 1.")
     stream = open_corpus(run, "train").store.tokens
-    length = min(run.trained["train_length"], len(stream), tokens)
+    length = min(run.trained.train_length, len(stream), tokens)
     count = min(max(1, tokens // length), len(stream) // length)
     starts = torch.linspace(0, len(stream) - length, count).long().tolist()
     return torch.stack([torch.from_numpy(stream[start : start + length].astype("int64")) for start in starts])
@@ -127,12 +127,12 @@ def convert_run(
         moments = second_moments(run.decoder, calibration_tokens(run, whiten_tokens))
     decoder, errors = convert_decoder(run.decoder, plan, moments)
     possible = (m for m in METHODS if m == method or not any(refusal(m, layout) for layout in plan.layouts))
-    table = {
+    table: dict[str, list[HeadErrors]] = {
         name: errors if name == method else convert_decoder(run.decoder, replace(plan, method=name), moments)[1]
         for name in possible
     }
     _write_run(run, folder, decoder, plan, whiten_tokens, table)
-    length, dtype = run.trained["train_length"], decoder.embedding.weight.dtype
+    length, dtype = run.trained.train_length, decoder.embedding.weight.dtype
     before, after = (model.cost(length, dtype).cache_bytes for model in (run.decoder, decoder))
     return Conversion(folder, plan, table, (before, after))
 
@@ -181,12 +181,12 @@ def _write_run(
         new.describe(_run_config(run, plan))
         shutil.copytree(run.folder / "tokenizer", new.tokenizer)
         write_json(unfinished / "conversion.json", {**facts, "errors": table})
-        content = {
+        content: dict[str, Any] = {
             "decoder": decoder.config.to_dict(),
             "state_dict": {f"{PREFIX}{name}": value.cpu() for name, value in decoder.state_dict().items()},
-            "global_step": run.step,
-            "zoo": {**run.trained, "converted": facts},
+            "global_step": run.trained.step,
         }
+        replace(run.trained, converted=facts).write(content)
         write_checkpoint(content, new.checkpoints / "last.ckpt")
         os.replace(unfinished, folder)
     finally:

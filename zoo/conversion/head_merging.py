@@ -20,11 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-METHODS = ("mean", "first", "svd")
+Method = Literal["mean", "first", "svd"]  # how heads become one
+METHODS: tuple[Method, ...] = get_args(Method)
+Target = Literal["gqa", "mqa"]  # what softmax layers become
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True)

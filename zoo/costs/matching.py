@@ -7,8 +7,9 @@ forms on a decoder without memory. The reference is the run's own configuration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,20 +24,21 @@ from zoo.model.from_config import decoder_config
 MLP = "model.mlp_width"
 MLP_STEP = 8  # widths that are multiples of it fill matrix units
 _NOTHING = object()
+Quantity = Literal["params", "flops", "cache"]
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What is matched: how it is read from a cost, and how a figure of it is written."""
+class Measure:
+    """How a quantity is read from a cost, and how a figure of it is written."""
 
     of: Callable[[Cost], float]
     unit: str
 
 
-QUANTITIES = {
-    "params": Quantity(lambda cost: cost.parameters, "parameters"),
-    "flops": Quantity(lambda cost: cost.flops_per_token, "FLOP per token forward"),
-    "cache": Quantity(lambda cost: cost.cache_bytes, "bytes of cache"),
+MEASURES: dict[Quantity, Measure] = {
+    "params": Measure(lambda cost: cost.parameters, "parameters"),
+    "flops": Measure(lambda cost: cost.flops_per_token, "FLOP per token forward"),
+    "cache": Measure(lambda cost: cost.cache_bytes, "bytes of cache"),
 }
 
 
@@ -45,15 +47,16 @@ class MatchResult:
     """What matching did.
 
     Attributes:
-        quantity: ``params``, ``flops`` or ``cache``.
+        quantity: what was matched.
         knob: path of the value that was solved.
         changed: old and new value of every path that was changed: the knob, or nothing.
         reference_value: the quantity of the reference.
-        before, after: that of the run before and after.
+        before: that of the run as it was.
+        after: that of the run as it is returned.
         context: tokens at which it was counted.
     """
 
-    quantity: str
+    quantity: Quantity
     knob: str
     changed: dict[str, tuple[int | None, int]]
     reference_value: float
@@ -70,7 +73,7 @@ class MatchResult:
         """For the summary of a run."""
         old, new = self.changed.get(self.knob, (None, None))
         what = "stays" if new is None else f"{'null' if old is None else old} -> {new}"
-        unit = QUANTITIES[self.quantity].unit + ("" if self.quantity == "params" else f" at {self.context:,} tokens")
+        unit = MEASURES[self.quantity].unit + ("" if self.quantity == "params" else f" at {self.context:,} tokens")
         return (
             f"match     {self.knob} {what}: {self.after:,.0f} {unit}, reference {self.reference_value:,.0f} "
             f"({_percent(self.ratio - 1)} off)"
@@ -81,37 +84,37 @@ def _percent(part: float) -> str:
     return f"{abs(part) * 100:.2f} %"
 
 
-def match_config(config: DictConfig, vocab_size: int | None = None) -> MatchResult | None:
-    """Change the knob of ``config.match`` in place so that the run costs what the reference costs.
+def match_config(config: DictConfig, vocab_size: int | None = None) -> tuple[DictConfig, MatchResult | None]:
+    """The configuration with the knob of ``config.match`` solved so that the run costs what the reference costs.
 
     The value whose cost is nearest is taken, the old one if none is nearer. If it changes, its old value becomes part
     of ``match.reference``, so that doing it again finds the same reference and changes nothing.
 
     Args:
-        config: of a run, as train.py composes it.
+        config: of a run, as train.py composes and checks it; it stays as it is.
         vocab_size: tokens of the vocabulary. None if it is not known: then costs are counted with a vocabulary of one,
             which changes no difference, and makes the tolerance a part of all but the embeddings.
 
     Returns:
-        None if nothing is to be matched.
+        The configuration, and what was done; None if nothing is to be matched.
 
     Raises:
-        ConfigError: if no value of the knob comes within the tolerance, or options of ``match`` cannot be used.
+        ConfigError: if no value of the knob comes within the tolerance, or there is no such knob.
         ValueError: if the configuration itself has sizes that do not fit together.
     """
     options = config.get("match")
     if options is None or options.quantity is None:
-        return None
-    old = _check(config)
+        return config, None
     quantity, knob = options.quantity, options.knob
+    old = _old_value(config, knob)
     context = config.data.length if options.context is None else options.context
     reference = _reference(config)
-    if vocab_size is None and (knob == "model.width" or _embeddings(reference) != _embeddings(config)):
+    if vocab_size is None and (knob == "model.width" or _embeddings(reference.model) != _embeddings(config.model)):
         raise ConfigError(f"match={quantity}: embeddings differ from the reference's, so the vocabulary must be known.")
 
     def measure(candidate: DictConfig) -> float:
         with torch.device("meta"):
-            return QUANTITIES[quantity].of(Decoder(decoder_config(candidate, vocab_size or 1)).cost(context))
+            return MEASURES[quantity].of(Decoder(decoder_config(candidate, vocab_size or 1)).cost(context))
 
     try:
         target = measure(reference)
@@ -120,31 +123,22 @@ def match_config(config: DictConfig, vocab_size: int | None = None) -> MatchResu
     before = measure(config)
     found = None if before == target else _solve(config, measure, target, before, old)
     if found is None:
-        return MatchResult(quantity, knob, {}, target, before, before, context)
-    _set(config, found[0])
-    return MatchResult(quantity, knob, {knob: (old, found[0])}, target, before, found[1], context)
+        return config, MatchResult(quantity, knob, {}, target, before, before, context)
+    result = MatchResult(quantity, knob, {knob: (old, found[0])}, target, before, found[1], context)
+    return _turned(config, knob, found[0]), result
 
 
-def _set(config: DictConfig, value: int) -> None:
-    """Change the knob; the reference keeps the value that it had."""
-    knob = config.match.knob
+def _turned(config: DictConfig, knob: str, value: int) -> DictConfig:
+    """A copy with another value of the knob; the reference keeps the one that it had."""
+    turned = copy.deepcopy(config)
     if OmegaConf.select(config.match.reference, knob, default=_NOTHING) is _NOTHING:
-        OmegaConf.update(config, f"match.reference.{knob}", OmegaConf.select(config, knob), force_add=True)
-    OmegaConf.update(config, knob, value)
+        OmegaConf.update(turned, f"match.reference.{knob}", OmegaConf.select(config, knob), force_add=True)
+    OmegaConf.update(turned, knob, value)
+    return turned
 
 
-def _check(config: DictConfig) -> int | None:
+def _old_value(config: DictConfig, knob: str | None) -> int | None:
     """The value that the knob has now; None if it is null and what that stands for is not known."""
-    options = config.match
-    if options.quantity not in QUANTITIES:
-        raise ConfigError(f"match.quantity={options.quantity!r}: expected null or one of {', '.join(QUANTITIES)}.")
-    for key, least, kinds in (("context", 1, int), ("step", 1, int), ("tolerance", 0, (int, float))):
-        given = options[key]
-        if given is None and key != "tolerance":
-            continue
-        if isinstance(given, bool) or not isinstance(given, kinds) or given < least:
-            raise ConfigError(f"match.{key}={given!r}: expected a number >= {least}.")
-    knob = options.knob
     value = _NOTHING if knob is None else OmegaConf.select(config, knob, default=_NOTHING)
     if value is _NOTHING:
         raise ConfigError(
@@ -175,53 +169,52 @@ def _reference(config: DictConfig) -> DictConfig:
     return merged
 
 
-def _embeddings(config: DictConfig) -> tuple[int, bool]:
-    return config.model.width, config.model.tie_embeddings
+def _embeddings(model: DictConfig) -> tuple[int, bool]:
+    return model.width, model.tie_embeddings
 
 
 def _solve(
     config: DictConfig, measure: Callable[[DictConfig], float], target: float, before: float, old: int | None
 ) -> tuple[int, float] | None:
     """The knob's best value and the cost there; None if none is better than what it is."""
-    trial = copy.deepcopy(config)
+    trial, match = copy.deepcopy(config), config.match
 
     def at(value: int) -> float | None:
-        OmegaConf.update(trial, config.match.knob, value)
+        OmegaConf.update(trial, match.knob, value)
         try:
             return measure(trial)
         except ValueError:
             return None
 
-    for step in _steps(config):
+    for step in _steps(match.step, match.knob):
         search = IntegerSearch(at, target, step)
         search.run(old)
         nearest = search.nearest
         better = nearest is not None and abs(nearest[1] - target) < abs(before - target)
         reached = nearest[1] if nearest is not None and better else before
-        if abs(reached - target) <= config.match.tolerance * target:
+        if abs(reached - target) <= match.tolerance * target:
             return nearest if better else None
-    raise ConfigError(_refusal(config, search, target, before))
+    raise ConfigError(_refusal(match, decoder_config(config, 1).layer_types, search, target, before))
 
 
-def _steps(config: DictConfig) -> Iterator[int]:
-    if config.match.step is not None:
-        yield config.match.step
+def _steps(step: int | None, knob: str) -> Iterator[int]:
+    if step is not None:
+        yield step
         return
-    if config.match.knob == MLP:
+    if knob == MLP:
         yield MLP_STEP
     yield 1
 
 
-def _refusal(config: DictConfig, search: IntegerSearch, target: float, before: float) -> str:
+def _refusal(match: DictConfig, layers: Sequence[str], search: IntegerSearch, target: float, before: float) -> str:
     """Why no value will do, and what to do."""
-    knob, unit, measured = config.match.knob, QUANTITIES[config.match.quantity].unit, search.measured
-    start = f"match={config.match.quantity}: "
+    knob, unit, measured = match.knob, MEASURES[match.quantity].unit, search.measured
+    start = f"match={match.quantity}: "
     elsewhere = "name another whole number with match.knob=..., or set match=none."
     if not measured:
         return f"{start}no value of {knob} is accepted; {elsewhere}"
     if set(measured.values()) <= {before}:
         parts = knob.split(".")
-        layers = decoder_config(config, 1).layer_types
         unused = parts[0] == "mixers" and parts[1] not in layers
         why = f" (no layer is a {parts[1]}: they are {', '.join(dict.fromkeys(layers))})" if unused else ""
         return (
@@ -232,7 +225,7 @@ def _refusal(config: DictConfig, search: IntegerSearch, target: float, before: f
     best, reached = search.nearest
     end = " (the smallest)" if best == min(measured) else ""
     return (
-        f"{start}no {knob} comes within {_percent(config.match.tolerance)} of the reference's {target:,.0f} {unit}: "
+        f"{start}no {knob} comes within {_percent(match.tolerance)} of the reference's {target:,.0f} {unit}: "
         f"the nearest, {best}{end}, has {reached:,.0f}, {_percent(reached / target - 1)} off"
         + ("" if search.complete else ", and the cost rises and falls with it, so that not all were tried")
         + f"; {elsewhere}"

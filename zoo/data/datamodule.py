@@ -30,7 +30,7 @@ class LanguageData(lightning.LightningDataModule):
     batch_size: sequences per optimizer step, over all devices; micro_batch_size: sequences per device and forward
     pass (None: batch_size // world). val_tokens: validate on the first so many targets only.
     tokenizer: a ready one, from a run folder, in place of building one from `tokenizer_spec`.
-    recall: options of RecallOptions, for batches of which a share are recall samples; None for the text alone.
+    recall: for batches of which a share are recall samples; None for the text alone.
     verify: compare all of a token store with its checksums when it is opened.
 
     prepare() fills `tokenizer`, `vocab_size`, `token_bytes` (vocab_size,) int64, `stores` and `fingerprint`, by split,
@@ -55,16 +55,16 @@ class LanguageData(lightning.LightningDataModule):
         seed: int = 0,
         val_tokens: int | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
-        recall: Mapping[str, Any] | None = None,
+        recall: RecallOptions | None = None,
         verify: bool = False,
     ) -> None:
         super().__init__()
-        self.source, self.tokenizer_spec, self._given_tokenizer = source, tokenizer_spec, tokenizer
+        self.source, self.tokenizer_spec, self.given_tokenizer = source, tokenizer_spec, tokenizer
         self.length, self.isolate_documents, self.val_tokens = length, isolate_documents, val_tokens
         self.batch_size, self.micro_batch_size, self.num_workers = batch_size, micro_batch_size, num_workers
         self.cache_dir, self.seed, self.verify = expand(cache_dir), seed, verify
         self.stores: dict[str, TokenStore] = {}
-        self.recall = None if recall is None else RecallOptions.read(recall, "data.recall")
+        self.recall = recall
         self.recall_rows: RecallRows | None = None
         self._check_options()
 
@@ -73,6 +73,11 @@ class LanguageData(lightning.LightningDataModule):
         """Content address of every split opened so far, and of the recall samples."""
         recall = {} if self.recall_rows is None else {"recall": self.recall_rows.fingerprint()}
         return {**{split: store.key for split, store in self.stores.items()}, **recall}
+
+    @property
+    def recall_names(self) -> list[str]:
+        """Tasks of the recall samples, by the index that validation batches give; none for the text alone."""
+        return [] if self.recall_rows is None else self.recall_rows.names
 
     def describe(self) -> dict[str, Any]:
         """What a run folder records of its data: which files are of which split, and what each open store holds."""
@@ -85,7 +90,7 @@ class LanguageData(lightning.LightningDataModule):
     def prepare(self) -> None:
         """Builds or opens the tokenizer and the stores for train and validation; a second call does nothing."""
         if not hasattr(self, "tokenizer"):
-            tokenizer = self._given_tokenizer or build_tokenizer(self.tokenizer_spec, self.source, self.cache_dir)
+            tokenizer = self.given_tokenizer or build_tokenizer(self.tokenizer_spec, self.source, self.cache_dir)
             self.token_bytes = token_byte_lengths(tokenizer)
             self.vocab_size = vocabulary_size(tokenizer)
             self.tokenizer = tokenizer

@@ -7,15 +7,17 @@ import io
 import pickle
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zoo.config import require_plugins
 from zoo.files import replace_file
 from zoo.model.decoder import Decoder, DecoderConfig
+from zoo.model.trained import Trained
 from zoo.plugins import import_plugins
 from zoo.registry import nothing_imported
 
@@ -79,6 +81,24 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return content
 
 
+def decoder_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of the decoder by name, from the content of a checkpoint."""
+    weights = content["state_dict"].items()
+    return {name.removeprefix(PREFIX): value for name, value in weights if name.startswith(PREFIX)}
+
+
+def read_trained(content: Mapping[str, Any], file: Path) -> Trained:
+    """What the checkpoint ``file`` with this content says of the training that wrote it.
+
+    Raises:
+        CheckpointError: if training did not write it.
+    """
+    trained = Trained.read(content)
+    if trained is None:
+        raise CheckpointError(f"{file} was not written by train.py: it does not say what it was trained on.")
+    return trained
+
+
 def _load(file: str | Path) -> Any:
     """Mapped where PyTorch can: it opens no name that is not UTF-8."""
     try:
@@ -108,12 +128,12 @@ def load(
     import_plugins(plugins)
     file = find_checkpoint(path, checkpoint)
     content = read_checkpoint(file)
-    require_plugins((content.get("zoo") or {}).get("plugins", ()))
+    trained = Trained.read(content)
+    require_plugins(trained.plugins if trained else ())
     try:
         with nothing_imported():
             decoder = Decoder(DecoderConfig(**content["decoder"]))
-        weights = content["state_dict"].items()
-        decoder.load_state_dict({key.removeprefix(PREFIX): x for key, x in weights if key.startswith(PREFIX)})
+        decoder.load_state_dict(decoder_weights(content))
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
     return decoder.to(device).eval()

@@ -7,18 +7,21 @@ import math
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError
+from zoo.options.groups.trainer import TrainerOptions
 
 
-def step_budget(config: DictConfig) -> int:
+def step_budget(trainer: TrainerOptions | DictConfig, length: int) -> int:
     """Optimizer steps of the budget, which is given in tokens, or else in steps.
+
+    Args:
+        trainer: group of the configuration.
+        length: input tokens of a sequence.
 
     Raises:
         ConfigError: if neither is given, or if it is not positive.
     """
-    trainer = config.trainer
-    tokens_per_step = trainer.batch_size * config.data.length
     if trainer.max_tokens is not None:
-        steps = math.ceil(trainer.max_tokens / tokens_per_step)
+        steps = math.ceil(trainer.max_tokens / (trainer.batch_size * length))
     elif trainer.max_steps is not None:
         steps = trainer.max_steps
     else:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, to_dict
+from zoo.config import ConfigError, absolute, to_dict
 from zoo.costs.machine import choose_accelerator, device_memory
 from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
@@ -22,7 +22,10 @@ from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.continued import initial_config, resumed_config
-from zoo.options.train import TrainConfig, normalize, read_config
+from zoo.options.groups.data import TokenizerOptions
+from zoo.options.groups.trainer import TrainerOptions
+from zoo.options.train import normalize, read_config
+from zoo.paths import literal
 from zoo.registry import imported_entry_points, nothing_imported
 
 DTYPES = {"bf16-mixed": "bf16", "bf16-true": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
@@ -56,7 +59,7 @@ def check_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def check_config(config: DictConfig, here: bool = True) -> DictConfig:
-    """A copy of ``config`` with checked values, whole numbers being whole.
+    """A copy of ``config`` with checked values, whole numbers being whole and places absolute.
 
     Args:
         config: composed, not of a resumed run.
@@ -74,32 +77,34 @@ def check_config(config: DictConfig, here: bool = True) -> DictConfig:
 def _check_config(config: DictConfig, here: bool) -> DictConfig:
     read = read_config(config)
     settled = normalize(config, read)
-    steps = step_budget(settled)
+    steps = step_budget(read.trainer, read.data.length)
     if (share := read.share_heads) is not None and share.kv_heads is not None and share.steps > steps:
         raise ConfigError(
             f"share_heads.steps={share.steps} is more than the budget of {steps} steps: the heads would not "
             "become equal."
         )
     if here:
-        _check_devices(read)
+        _check_devices(read.trainer)
     settled.plugins = list(dict.fromkeys([*read.plugins, *imported_entry_points()]))
     source = build_source(to_dict(settled.data.source))
     if hasattr(source, "check"):
         source.check()
     with torch.device("meta"):
-        decoder = Decoder(decoder_config(settled, _vocabulary(read)))
+        decoder = Decoder(decoder_config(settled, _vocabulary(read.tokenizer)))
     if here:
-        _check_memory(read, decoder)
+        _check_memory(read.trainer, read.data.length, read.optimizer.name, decoder)
+    for name in ("path", "cache_dir"):
+        if settled.data[name] and read.resume is None:
+            settled.data[name] = literal(absolute(settled.data[name]))  # so that eval.py works from anywhere
     return settled
 
 
-def _vocabulary(read: TrainConfig) -> int:
-    return getattr(read.tokenizer, "vocab_size", 257 if read.tokenizer.kind == "bytes" else UNKNOWN_VOCABULARY)
+def _vocabulary(tokenizer: TokenizerOptions) -> int:
+    return getattr(tokenizer, "vocab_size", 257 if tokenizer.kind == "bytes" else UNKNOWN_VOCABULARY)
 
 
-def _check_devices(read: TrainConfig) -> None:
+def _check_devices(trainer: TrainerOptions) -> None:
     """Accelerator, number of devices and precision."""
-    trainer = read.trainer
     accelerator = choose_accelerator(trainer.accelerator)
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not present.get(accelerator, False):
@@ -114,26 +119,26 @@ def _check_devices(read: TrainConfig) -> None:
         raise ConfigError(f"trainer.precision={trainer.precision} is for GPUs: on CPUs use 32-true or bf16-mixed.")
 
 
-def world_size(read: TrainConfig) -> int:
+def world_size(trainer: TrainerOptions) -> int:
     """Processes that share a batch, as far as the configuration says it."""
-    devices = read.trainer.devices
+    devices = trainer.devices
     if devices == "auto":
-        count = torch.cuda.device_count() if choose_accelerator(read.trainer.accelerator) == "cuda" else 1
+        count = torch.cuda.device_count() if choose_accelerator(trainer.accelerator) == "cuda" else 1
     else:
         count = len(devices) if isinstance(devices, list) else int(devices)
-    return count * read.trainer.num_nodes
+    return count * trainer.num_nodes
 
 
-def _check_memory(read: TrainConfig, decoder: Decoder) -> None:
+def _check_memory(trainer: TrainerOptions, length: int, optimizer: str, decoder: Decoder) -> None:
     """Weights, moments, and the larger of gradients and activations of a micro batch: no step can do with less."""
-    trainer, accelerator = read.trainer, choose_accelerator(read.trainer.accelerator)
+    accelerator = choose_accelerator(trainer.accelerator)
     memory = device_memory(accelerator)
     if memory is None:
         return
-    world, length = world_size(read), read.data.length
+    world = world_size(trainer)
     micro = trainer.micro_batch_size or math.ceil(trainer.batch_size / world)
     dtype = DTYPES.get(trainer.precision, "bf16" if trainer.precision == "auto" and accelerator == "cuda" else "fp32")
-    held = training_memory(decoder, micro * length, dtype, read.optimizer.name, trainer.checkpoint_activations)
+    held = training_memory(decoder, micro * length, dtype, optimizer, trainer.checkpoint_activations)
     shards = world if trainer.strategy == "fsdp" else 1
     states = (held["weights"] + held["optimizer"]) / shards
     if states + max(held["gradients"] / shards, held["activations"]) <= memory:

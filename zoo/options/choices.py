@@ -16,11 +16,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from zoo.config import register_mixers
-from zoo.options.attention import attention_model
-from zoo.options.data import source_model
-from zoo.options.entries import entry_model
-from zoo.options.optimizer import OptimizerOptions, optimizer_model
-from zoo.options.trainer import logger_model
+from zoo.options.groups.attention import attention_model
+from zoo.options.groups.data import source_model
+from zoo.options.groups.entries import entry_model
+from zoo.options.groups.optimizer import OptimizerOptions, optimizer_model
+from zoo.options.groups.trainer import logger_model
 from zoo.paths import literal
 from zoo.plugins import config_files, config_folders
 from zoo.registry import ATTENTIONS, LOGGERS, OPTIMIZERS, SOURCES, TASKS, Registry

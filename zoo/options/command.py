@@ -7,16 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
 from zoo import mixers
 from zoo.config import to_dict
-from zoo.options.attention import attention_model
 from zoo.options.check import check_job
 from zoo.options.composing import Command, compose_config, read_command
-from zoo.options.data import source_model
+from zoo.options.groups.attention import attention_model
+from zoo.options.groups.data import source_model
+from zoo.options.groups.trainer import logger_model
 from zoo.options.train import TrainConfig
-from zoo.options.trainer import logger_model
 from zoo.options.unread import notes
 from zoo.options.usage import Row, group_rows, option_rows, render, signature_rows
 from zoo.plugins import config_files
@@ -62,24 +60,22 @@ def check_command(arguments: Sequence[str], program: str = "train") -> Command:
 
 def train_help(overrides: Sequence[str], program: str = "train") -> str:
     """Every option of train.py, by group; of attentions those of the chosen one."""
-    config = compose_config(program, overrides)
-    values = to_dict(config)
+    values = to_dict(compose_config(program, overrides))
     parts = [HEAD, render("Files to choose from", list(group_rows(program, overrides)))]
     rows = list(option_rows(TrainConfig, values))
     parts.append(render("run", [row for row in rows if row.path in ALONE]))
     for group in dict.fromkeys(row.path.partition(".")[0] for row in rows if "." in row.path):
         if group != "mixers":
             own = [row for row in rows if row.path.startswith(f"{group}.") and row.path != "data.source"]
-            own += _source_rows(config) if group == "data" else []
+            own += _source_rows(values["data"]) if group == "data" else []
             parts.append(render(f"{group}: {TrainConfig.model_fields[group].description}", own))
     about = TrainConfig.model_fields["logger"].description
     parts.append(render(f"logger: {about}", list(_logger_rows(values["logger"]))))
-    return "\n\n".join([*parts, _attention_help(config)])
+    return "\n\n".join([*parts, _attention_help(values["attention"], values["mixers"])])
 
 
-def _source_rows(config: DictConfig) -> list[Row]:
-    source = to_dict(config.data.source)
-    file = config_files("data").get(config.data.name)
+def _source_rows(data: Mapping[str, Any]) -> list[Row]:
+    source, file = data["source"], config_files("data").get(data["name"])
     kind = Row("data.source.kind", source["kind"], "registered source of documents", ", ".join(SOURCES))
     return [kind, *signature_rows(source_model(source["kind"]), source, "data.source", file)]
 
@@ -92,10 +88,9 @@ def _logger_rows(loggers: Mapping[str, Any]) -> Iterator[Row]:
             yield Row(f"logger.{name}", options, f"options of this logger, with logger={name}; null: not used", "")
 
 
-def _attention_help(config: DictConfig) -> str:
+def _attention_help(name: str, entries: Mapping[str, Any]) -> str:
     """Options of the chosen attention, and the names of the others."""
-    name = config.attention
     file = config_files("attention").get(name)
-    rows = signature_rows(attention_model(name), to_dict(config.mixers)[name], f"mixers.{name}", file)
+    rows = signature_rows(attention_model(name), entries[name], f"mixers.{name}", file)
     others = ", ".join(other for other in mixers.names() if other != name)
     return render(f"options of attention={name}; add attention=NAME for another one ({others})", list(rows))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data
-from zoo.options.plugins import listed
+from zoo.config import ConfigError, absolute, copy_option, load_run_config, moved_data
+from zoo.options.groups.plugins import listed
 from zoo.paths import literal
 
 MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked
@@ -47,16 +49,15 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
             saved.trainer.max_tokens = None
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     path, cache_dir = (absolute(OmegaConf.select(config, name)) if name in given else None for name in MOVABLE)
-    move_data(saved, path, cache_dir)
+    saved.data = moved_data(saved.data, path, cache_dir)
     saved.resume = literal(config.resume)
-    _add_plugins(config, saved)
+    OmegaConf.update(saved, "plugins", _plugins(saved.get("plugins"), config.get("plugins")), force_add=True)
     return saved
 
 
-def _add_plugins(config: DictConfig, saved: DictConfig) -> None:
-    """Record what a run has from outside, and what it is continued with."""
-    names = [name for part in (saved, config) for name in listed(part.get("plugins"))]
-    OmegaConf.update(saved, "plugins", list(dict.fromkeys(names)), force_add=True)
+def _plugins(*named: Any) -> list[str]:
+    """What a run has from outside, and what it is continued with, each once."""
+    return list(dict.fromkeys(name for names in named for name in listed(names)))
 
 
 def _refuse_change(key: str, config: DictConfig, saved: DictConfig) -> None:
@@ -94,7 +95,8 @@ def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     if "match" in saved:
         saved.match.quantity = None  # the sizes are those of the weights
     if not given & {"data", "data.source", "data.source.path"}:  # whose source has these places already
-        move_data(saved, *(OmegaConf.select(saved, n) if n in given else None for n in ("data.path", "data.cache_dir")))
+        places = (OmegaConf.select(saved, name) if name in given else None for name in MOVABLE)
+        saved.data = moved_data(saved.data, *places)
     saved.init, saved.resume = literal(config.init), None
-    _add_plugins(config, saved)
+    OmegaConf.update(saved, "plugins", _plugins(saved.get("plugins"), config.get("plugins")), force_add=True)
     return saved

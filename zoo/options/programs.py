@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import ConfigError
+from zoo.conversion.head_merging import Method, Target
 from zoo.options.composing import compose_config
-from zoo.options.plugins import PLUGINS, PluginNames
+from zoo.options.groups.plugins import PLUGINS, PluginNames
 from zoo.options.train import LARGEST_SEED, TrainConfig, normalize, read_config
 from zoo.paths import print_any_name, take_paths
 from zoo.plugins import import_typed
@@ -82,9 +83,9 @@ class Conversion(Options):
     """Options of scripts/convert.py."""
 
     run: Run
-    to: Literal["gqa", "mqa"] = option("attention that softmax layers become")
+    to: Target = option("attention that softmax layers become")
     kv_heads: Positive | None = option("key heads that remain per layer; null: the default of the target")
-    method: Literal["mean", "first", "svd"] = option("how heads become one")
+    method: Method = option("how heads become one")
     whiten: Flag = option("minimize errors of keys and values on the run's text, and not those of weights")
     whiten_tokens: Positive = option("tokens of the run's training text that are read for it")
     out: OutputFolder | None = option("the new folder; null: beside RUN_DIR, named after the conversion")

@@ -12,13 +12,13 @@ from typing_extensions import Self
 
 from zoo import mixers
 from zoo.config import ConfigError, to_dict
-from zoo.options.attention import read_entry
-from zoo.options.data import BPEOptions, BytesOptions, DataOptions, PretrainedOptions
-from zoo.options.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
-from zoo.options.optimizer import OptimizerOptions
-from zoo.options.plugins import PLUGINS, PluginNames
-from zoo.options.sweep import MatchOptions, NoSweep, SweepOptions
-from zoo.options.trainer import TrainerOptions, read_loggers
+from zoo.options.groups.attention import read_entry
+from zoo.options.groups.data import DataOptions, TokenizerOptions
+from zoo.options.groups.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
+from zoo.options.groups.optimizer import OptimizerOptions
+from zoo.options.groups.plugins import PLUGINS, PluginNames
+from zoo.options.groups.sweep import MatchOptions, NoSweep, SweepOptions
+from zoo.options.groups.trainer import TrainerOptions, read_loggers
 from zoo.schema.base import Options, PathText, Whole, option
 from zoo.schema.messages import sentence, suggest
 
@@ -32,7 +32,7 @@ class TrainConfig(Options):
     schedule: ScheduleOptions = option("which attention each layer has")
     model: ModelOptions = option("sizes of the decoder")
     data: DataOptions = option("text and sequences")
-    tokenizer: BytesOptions | BPEOptions | PretrainedOptions = option("how text becomes tokens", discriminator="kind")
+    tokenizer: TokenizerOptions = option("how text becomes tokens", discriminator="kind")
     optimizer: SerializeAsAny[OptimizerOptions] = option("optimizer and schedule of the learning rate")
     trainer: TrainerOptions = option("budget, batch and devices")
     logger: dict[str, Any] = option("what is written besides the run's own metrics, as logger.wandb.project=NAME")

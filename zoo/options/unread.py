@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig
 
+from zoo import mixers
 from zoo.mixers.window import WindowAttention
 from zoo.model.decoder import DecoderConfig
 from zoo.model.from_config import decoder_config
@@ -21,28 +22,46 @@ def notes(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """
     typed = {o.lstrip("+~").partition("=")[0].partition("@")[0]: o for o in overrides}
     built = decoder_config(config, 1)
-    unread = [f"{typed[key]} ({why})" for key in typed if (why := _why(key, config, built))]
+    layers = f"the layers are {', '.join(dict.fromkeys(built.layer_types))}"
+    reasons = _reasons(config, config.attention in built.layer_types, layers)
+    entries = {key.split(".")[1] for key in typed if key.startswith("mixers.")}
+    for entry in entries - {*built.layer_types, *_reference_layers(config)}:
+        reasons |= {f"mixers.{entry}": layers, f"mixers.{entry}.": layers}
+    unread = [f"{typed[key]} ({why})" for key in typed if (why := _why(key, reasons))]
     lines = [f"nothing reads {', '.join(unread)}."] if unread else []
-    return [*lines, *_windows(config, built), *_warmup(config, typed)]
+    lines += _windows(built, config.data.length)
+    if "optimizer.warmup_steps" in typed:
+        lines += _warmup(config.optimizer.warmup_steps, step_budget(config.trainer, config.data.length))
+    return lines
 
 
-def _why(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
+def _why(key: str, reasons: Mapping[str, str]) -> str | None:
     """Why nothing reads the option ``key``; None if something does."""
-    for start, rule in RULES.items():
-        if key == start or key.startswith(f"{start}."):
-            return rule(key, config, built)
-    return None
+    paths = (path for path in reasons if key == path or (path.endswith(".") and key.startswith(path)))
+    return reasons.get(next(paths, ""))
 
 
-def _attention(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    used = set(built.layer_types)
-    return None if key != "attention" or config.attention in used else _layers(built)
+def _reasons(config: DictConfig, chosen: bool, layers: str) -> dict[str, str]:
+    """Why nothing reads an option, by its path; a path that ends with a point stands for all options below it.
 
-
-def _mixer(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    entry = key.split(".")[1] if "." in key else ""
-    wanted = {*built.layer_types, *_reference_layers(config)}
-    return _layers(built) if entry and entry not in wanted else None
+    Args:
+        config: checked.
+        chosen: whether a layer has the attention of ``attention=``.
+        layers: what they are, in words.
+    """
+    schedule = config.optimizer.schedule
+    alone = (config.get("share_heads") or {}).get("kv_heads") is None
+    unread = {
+        "attention": (not chosen, layers),
+        "match.": ((config.get("match") or {}).get("quantity") is None, "match=none"),
+        "sweep.": (True, "no sweep"),
+        "share_heads.method": (alone, "share_heads.kv_heads=null"),
+        "share_heads.steps": (alone, "share_heads.kv_heads=null"),
+        "optimizer.decay_fraction": (schedule != "wsd", f"optimizer.schedule={schedule}"),
+        "optimizer.final_factor": (schedule == "constant", f"optimizer.schedule={schedule}"),
+        "trainer.max_steps": (config.trainer.max_tokens is not None, "trainer.max_tokens takes its place"),
+    }
+    return {path: why for path, (holds, why) in unread.items() if holds}
 
 
 def _reference_layers(config: DictConfig) -> set[str]:
@@ -57,66 +76,19 @@ def _reference_layers(config: DictConfig) -> set[str]:
     return set(decoder_config(reference, 1).layer_types)
 
 
-def _layers(built: DecoderConfig) -> str:
-    return f"the layers are {', '.join(dict.fromkeys(built.layer_types))}"
-
-
-def _match(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    return "match=none" if key != "match" and config.match.quantity is None else None
-
-
-def _sweep(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    return "no sweep" if key != "sweep" else None
-
-
-def _sharing(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    return "share_heads.kv_heads=null" if config.share_heads.kv_heads is None else None
-
-
-def _decay(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    schedule = config.optimizer.schedule
-    return f"optimizer.schedule={schedule}" if schedule != "wsd" else None
-
-
-def _final(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    return "optimizer.schedule=constant" if config.optimizer.schedule == "constant" else None
-
-
-def _max_steps(key: str, config: DictConfig, built: DecoderConfig) -> str | None:
-    return "trainer.max_tokens takes its place" if config.trainer.max_tokens is not None else None
-
-
-RULES: dict[str, Callable[[str, DictConfig, DecoderConfig], str | None]] = {
-    "attention": _attention,
-    "mixers": _mixer,
-    "match": _match,
-    "sweep": _sweep,
-    "share_heads.method": _sharing,
-    "share_heads.steps": _sharing,
-    "optimizer.decay_fraction": _decay,
-    "optimizer.final_factor": _final,
-    "trainer.max_steps": _max_steps,
-}
-
-
-def _windows(config: DictConfig, built: DecoderConfig) -> Iterator[str]:
+def _windows(built: DecoderConfig, length: int) -> Iterator[str]:
     """Windows that leave nothing out."""
-    from zoo import mixers
-
-    length = config.data.length
     for entry in dict.fromkeys(built.layer_types):
         options = built.mixers.get(entry, {})
-        name = options.get("name", entry)
         window = options.get("window", 0)
-        if mixers.get(name) is WindowAttention and window >= length:
+        if mixers.get(options.get("name", entry)) is WindowAttention and window >= length:
             yield f"mixers.{entry}.window={window} covers all {length} tokens of data.length: it trains softmax."
 
 
-def _warmup(config: DictConfig, typed: dict[str, str]) -> Iterator[str]:
-    """A warm-up that never ends, where it was asked for."""
-    steps = step_budget(config)
-    if "optimizer.warmup_steps" in typed and config.optimizer.warmup_steps >= steps:
+def _warmup(warmup: int, steps: int) -> Iterator[str]:
+    """A warm-up that never ends."""
+    if warmup >= steps:
         yield (
-            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is not less than the budget of {steps} steps: the "
-            "rate does not reach its peak."
+            f"optimizer.warmup_steps={warmup} is not less than the budget of {steps} steps: the rate does not reach "
+            "its peak."
         )

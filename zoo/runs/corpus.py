@@ -213,15 +213,13 @@ def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[st
 def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int) -> list[str]:
     """Sentences on what an evaluation of so many documents, with contexts of ``length`` tokens, cannot tell."""
     warnings = list(corpus.notes)
-    trained = (run.trained.get("data") or {}).get(corpus.split)
+    trained = run.trained.data.get(corpus.split)
     if corpus.split == "train":
         warnings.append("The model was trained on this text: the numbers do not say how it does on other text.")
     if trained not in (None, corpus.store.key) and corpus.name == run.config.data.get("name"):
         warnings.append(f"The {corpus.split} split is not the one of training: the data have changed since.")
-    if length > run.trained["train_length"]:
-        warnings.append(
-            f"Windows of {length} tokens are longer than those of training ({run.trained['train_length']})."
-        )
+    if length > run.trained.train_length:
+        warnings.append(f"Windows of {length} tokens are longer than those of training ({run.trained.train_length}).")
     if documents == 1:
         warnings.append("There is one document, so there are no intervals.")
     elif documents < FEW:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, load_run_config, move_data, to_dict
+from zoo.config import ConfigError, load_run_config, moved_data, to_dict
 from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from zoo.data.sources.build import build_source
 from zoo.data.sources.moved import check_moved
-from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
+from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint, read_trained
 from zoo.model.decoder import Decoder
+from zoo.model.trained import Trained
 from zoo.paths import expand
 from zoo.runs.run_folder import RESULTS
 
@@ -29,8 +30,8 @@ class OpenedRun:
 
     Attributes:
         folder: the run folder. checkpoint: name of the checkpoint; file: where it lies; sha256: of it, as it was read.
-        step: optimizer steps taken. trained: what the trainer left in the checkpoint ("tokens", "train_length",
-            "tokenizer", "data"). out: where results go; None for RUN_DIR/eval.
+        trained: what the checkpoint says of its training.
+        out: where results go; None for RUN_DIR/eval.
     """
 
     folder: Path
@@ -39,8 +40,7 @@ class OpenedRun:
     config: DictConfig
     decoder: Decoder
     tokenizer: PreTrainedTokenizerFast
-    step: int
-    trained: dict[str, Any]
+    trained: Trained
     sha256: str
     out: Path | None = None
 
@@ -87,23 +87,20 @@ def open_run(
     folder = expand(run)
     config = load_run_config(folder)
     own_cache = config.data.get("cache_dir")
-    move_data(config, data_path, cache_dir)
+    config.data = moved_data(config.data, data_path, cache_dir)
     file = find_checkpoint(folder, checkpoint)
     sha256 = file_sha256(file)
     content = read_checkpoint(file)
-    trained = content.get("zoo")
-    if not isinstance(trained, dict) or not {"tokenizer", "tokens", "train_length"} <= set(trained):
-        raise CheckpointError(f"{file} was not written by train.py: it does not say what it was trained on.")
+    trained = read_trained(content, file)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained["tokenizer"], tokenizer)
+    _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained.tokenizer, tokenizer)
     if data_path is not None:
         caches = [own_cache, config.data.cache_dir]
-        check_moved(build_source(to_dict(config.data.source)), trained.get("data") or {}, tokenizer, caches[-1], caches)
+        check_moved(build_source(to_dict(config.data.source)), trained.data, tokenizer, caches[-1], caches)
     decoder = load(file, device=device)
     if file_sha256(file) != sha256:
         raise CheckpointError(f"{file} was replaced while it was read: start again, once training has stopped.")
-    step = content.get("global_step", 0)
-    return OpenedRun(folder, checkpoint, file, config, decoder, tokenizer, step, trained, sha256)
+    return OpenedRun(folder, checkpoint, file, config, decoder, tokenizer, trained, sha256)
 
 
 def _check_tokenizer(

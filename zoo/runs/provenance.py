@@ -39,20 +39,20 @@ def describe_model(run: OpenedRun, lengths: list[int]) -> dict[str, Any]:
     decoder = run.decoder
     embeddings = {id(p): p.numel() for p in (decoder.embedding.weight, decoder.head.weight)}
     parameters = sum(p.numel() for p in decoder.parameters())
-    split = {length: split_cache_bytes(decoder, length) for length in sorted({*lengths, run.trained["train_length"]})}
+    split = {length: split_cache_bytes(decoder, length) for length in sorted({*lengths, run.trained.train_length})}
     return {
         "name": layer_pattern(decoder.config.layer_types),
         "config_sha": file_sha256(run.folder / "config.yaml"),
         "ckpt_sha": run.sha256,
         "checkpoint": run.checkpoint,
-        "step": run.step,
+        "step": run.trained.step,
         "params": parameters,
         "params_non_emb": parameters - sum(embeddings.values()),
         "layers": list(decoder.config.layer_types),
-        "train_tokens": run.trained["tokens"],
-        "train_len": run.trained["train_length"],
-        "adapted": bool(run.trained.get("recall")),
-        "recall": run.trained.get("recall"),
+        "train_tokens": run.trained.tokens,
+        "train_len": run.trained.train_length,
+        "adapted": bool(run.trained.recall),
+        "recall": run.trained.recall,
         "state_bytes@L": {str(length): state for length, (state, _) in split.items()},
         "kv_bytes@L": {str(length): growing for length, (_, growing) in split.items()},
     }
@@ -62,7 +62,7 @@ def describe_tokenizer(run: OpenedRun, bytes_per_token: float | None) -> dict[st
     """Section "tokenizer"; ``bytes_per_token`` is measured on the evaluated text."""
     return {
         "name": OmegaConf.select(run.config, "tokenizer.id") or OmegaConf.select(run.config, "tokenizer.kind"),
-        "sha": run.trained["tokenizer"],
+        "sha": run.trained.tokenizer,
         "vocab": vocabulary_size(run.tokenizer),
         "bytes_per_token": bytes_per_token,
     }

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from zoo import mixers
 from zoo.config import ConfigError, to_dict
 from zoo.model.schedule import DEFAULT, expand_schedule
+from zoo.options.groups.sweep import RuleName
 
 LENGTHS = (128, 256, 512, 1024)
 EXACT = "softmax"
@@ -139,7 +140,7 @@ def layer_names(base: DictConfig) -> list[str]:
     return expand_schedule(base.schedule.pattern, int(base.model.depth), base.attention, known, base.schedule.patch)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[RuleName, Rule] = {
     "kv_heads": kv_heads,
     "mixers": all_mixers,
     "lengths": lengths,

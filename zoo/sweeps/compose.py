@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import CONFIGS, ConfigError, to_dict
+from zoo.options.budget import step_budget
 from zoo.options.choices import choices, register_choices
-from zoo.paths import command, take_paths
+from zoo.paths import MULTIRUN, command
 from zoo.plugins import imported_plugins
-from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
+from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, without_replaced
 from zoo.sweeps.evaluations import EvalTask, give_options
+from zoo.sweeps.given import Given
 from zoo.sweeps.ledger import config_key, now
 
-FLAGS = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 SCHEMA = "zoo-sweep/1"
+REFERENCE = "match.reference"
 SIZED = ("attention", "schedule", "model", "mixers")  # parts of a configuration that costs depend on
 
 
@@ -44,6 +44,11 @@ class Run:
     def folder(self) -> str:
         """Where the run lies."""
         return f"arms/{self.arm}/seed-{self.seed}"
+
+    @property
+    def budget(self) -> int:
+        """Optimizer steps of the run."""
+        return step_budget(self.config.trainer, self.config.data.length)
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed}"
@@ -91,7 +96,7 @@ def asks_for_sweep(arguments: Sequence[str]) -> bool:
     """Whether a command line of train.py is a sweep of configs/sweep/, not one run or a plain multirun."""
     shows = any(a.partition("=")[0] in SHOWS for a in arguments)
     named = any(a.startswith("sweep=") and a not in ("sweep=none", "sweep=null") for a in arguments)
-    return named and not shows and any(flag in arguments for flag in FLAGS)
+    return named and not shows and any(flag in arguments for flag in MULTIRUN)
 
 
 def read_plan(arguments: Sequence[str]) -> Plan:
@@ -100,7 +105,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigError: on anything that cannot be composed; no run has been started then.
     """
-    given = _Given(arguments)
+    given = Given(arguments)
     options = to_dict(compose_config(given.sweep).sweep)
     key = options["axis"]["key"]
     if key is None:
@@ -113,9 +118,12 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     base = compose_config(merge(common, [f"match={_match(options)}"], given.common))
     arms = _arms(options, base, given.values.get(key))
     reference = _reference(options, arms, given)
-    common = merge(common, _match_overrides(options, common, arms, reference, given.common))
+    common = merge(common, without_replaced([f"match={_match(options)}"], given.common))
     composed = {arm.name: compose_config(merge(common, arm.overrides)) for arm in arms}
-    runs = [_run(arm, seed, common, composed[arm.name]) for seed in seeds for arm in arms]
+    sizes = _reference_sizes(composed, reference, given.common)
+    common = merge(common, [f"++{path}={_quoted(value)}" for path, value in sizes.items()])
+    settled = {arm.name: _settled(arm, common, composed[arm.name], sizes) for arm in arms}
+    runs = [_run(arm, seed, common, settled[arm.name]) for seed in seeds for arm in arms]
     _refuse_twins(runs)
     folder = Path(given.folder or f"sweeps/{options['name']}")
     sentence = command("python", "train.py", *arguments)
@@ -131,65 +139,6 @@ def compose_config(overrides: Sequence[str], program: str = "train") -> DictConf
     except (HydraException, OmegaConfBaseException) as error:
         line = command("python", f"{program}.py", *overrides)
         raise ConfigError(f"{line} cannot be composed: {error}") from error
-
-
-class _Given:
-    """What was typed: ``sweep`` for the sweep, ``task`` for evaluations, ``values`` with lists, ``common`` for arms."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        flags = [a for a in arguments if a.startswith("-")]
-        if unknown := [flag for flag in flags if flag not in FLAGS]:
-            raise ConfigError(f"{unknown[0]} does not go with sweep=: expected -m and overrides only.")
-        self.sweep: list[str] = []
-        self.task: list[str] = []
-        self.common: list[str] = []
-        self.values: dict[str, list[str]] = {}
-        self.folder: str | None = None
-        try:
-            overrides = parse(a for a in take_paths(arguments) if a not in FLAGS)
-        except HydraException as error:
-            raise ConfigError(str(error)) from error
-        for override in overrides:
-            self._sort(override, override_name(override.input_line or ""))
-
-    def _sort(self, override: Override, name: str) -> None:
-        line = override.input_line or ""
-        typed = line if override.is_sweep_override() else f"{name}={override.value()}"
-        if name == "hydra.sweep.dir":
-            self.folder = os.path.expanduser(OmegaConf.create({name: override.value()})[name])
-        elif name.partition(".")[0] in ("hydra", "resume"):
-            raise ConfigError(
-                f"{typed} does not go with sweep=: every run has a folder of its own in the sweep's, which is "
-                "sweeps/NAME or hydra.sweep.dir=FOLDER, and is continued by giving the same command again."
-            )
-        elif name == "init":
-            raise ConfigError(
-                f"{typed} does not go with sweep=: a run that starts from another's weights keeps its sizes. "
-                "Leave sweep= out for a plain multirun, as in -m init=RUN_DIR seed=0,1."
-            )
-        elif name == "task":
-            raise ConfigError(f"{line} does not go with sweep=: sweep.tasks=[perplexity,mqar] names the evaluations.")
-        elif name.partition(".")[0] in ("sweep", "task"):
-            if override.is_sweep_override():
-                raise ConfigError(f"{line}: expected one value; several are a list, as in task.lengths=[64,128].")
-            (self.sweep if name.startswith("sweep") else self.task).append(line)
-        elif override.is_sweep_override():
-            self.values[name] = [text.replace("\\:", ":") for text in override.sweep_string_iterator()]
-        else:
-            self.common.append(line)
-
-    def check(self, key: str) -> None:
-        """Take single values of the axis and of the seed for lists of one; refuse lists of anything else."""
-        for line in list(self.common):
-            if override_name(line) in (key, "seed"):
-                self.common.remove(line)
-                self.values.setdefault(override_name(line), [line.partition("=")[2]])
-        for name, values in self.values.items():
-            if name not in (key, "seed"):
-                raise ConfigError(
-                    f"{name}={','.join(values)}: this sweep has the axis {key}; only it and seed take several values. "
-                    "Leave sweep= out for a plain multirun."
-                )
 
 
 def _arms(options: dict[str, Any], base: DictConfig, values: Sequence[str] | None) -> list[Arm]:
@@ -209,7 +158,7 @@ def _arms(options: dict[str, Any], base: DictConfig, values: Sequence[str] | Non
     return arms
 
 
-def _reference(options: dict[str, Any], arms: Sequence[Arm], given: _Given) -> str:
+def _reference(options: dict[str, Any], arms: Sequence[Arm], given: Given) -> str:
     names, wanted = [arm.name for arm in arms], options["reference"]
     if wanted in names:
         return str(wanted)
@@ -222,21 +171,30 @@ def _match(options: dict[str, Any]) -> str:
     return str(options["match"] or "none")
 
 
-def _match_overrides(
-    options: dict[str, Any], common: Sequence[str], arms: Sequence[Arm], reference: str, given: Sequence[str]
-) -> list[str]:
-    """``match=`` and the reference arm's values of all in which an arm's sizes differ from its."""
-    choice = without_replaced([f"match={_match(options)}"], given)
-    configs = {arm.name: compose_config(merge(common, choice, arm.overrides)) for arm in arms}
-    if configs[reference].match.quantity is None:
-        return choice
-    sizes = {name: dict(_values({part: to_dict(config)[part] for part in SIZED})) for name, config in configs.items()}
-    own = sizes[reference]
-    missing = object()
+def _reference_sizes(composed: Mapping[str, DictConfig], reference: str, given: Sequence[str]) -> dict[str, Any]:
+    """The reference arm's values of all in which an arm's sizes differ from its, by path below ``match.reference``."""
+    if composed[reference].match.quantity is None:
+        return {}
+    sizes = {name: dict(_values({part: to_dict(config)[part] for part in SIZED})) for name, config in composed.items()}
+    own, missing = sizes[reference], object()
     differ = [name for name in own if any(other.get(name, missing) != own[name] for other in sizes.values())]
     names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *differ))
-    values = [f"++match.reference.{name}={_quoted(own[name])}" for name in names]
-    return [*choice, *without_replaced(values, [o for o in given if override_name(o).startswith("match.reference")])]
+    values = {f"{REFERENCE}.{name}": own[name] for name in names}
+    return {path: values[path] for path in without_replaced(values, filter(_sets_reference, given))}
+
+
+def _sets_reference(override: str) -> bool:
+    return override_name(override).startswith(REFERENCE)
+
+
+def _settled(arm: Arm, common: Sequence[str], composed: DictConfig, sizes: Mapping[str, Any]) -> DictConfig:
+    """The configuration of an arm with the sizes of the reference, as its overrides and ``common`` give it."""
+    if any(map(_sets_reference, arm.overrides)):  # which come after those sizes
+        return compose_config(merge(common, arm.overrides))
+    config = composed.copy()
+    for path, value in sizes.items():
+        OmegaConf.update(config, path, value, force_add=True)
+    return config
 
 
 def _values(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

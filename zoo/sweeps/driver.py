@@ -162,7 +162,7 @@ class Driver:
         for text in make_room(self.ledger, self.plan.folder, run):
             self.progress.say(run, text)
         folder = self.plan.folder / run.folder
-        trained, entry = is_trained(folder, run.config), self.ledger.get(run.key)
+        trained, entry = is_trained(folder, run.budget), self.ledger.get(run.key)
         done = list(entry.tasks) if trained and entry else []
         steps: list[EvalTask | None] = [] if trained else [None]
         steps += [task for task in self.plan.tasks if task.label not in done]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, to_dict
 from zoo.costs.matching import match_config
-from zoo.data import build_tokenizer, tokens_with, vocabulary_size
+from zoo.data import build_tokenizer, tokenizer_fingerprint, tokens_with, vocabulary_size
 from zoo.data.documents import DataError, Source
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import NoiseHaystack
@@ -29,6 +29,7 @@ from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
+from zoo.model.trained import Trained
 from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.loaded_run import OpenedRun
@@ -121,8 +122,7 @@ def _grounds(runs: Sequence[Run]) -> Iterator[Ground]:
 
 def _check_arm(config: DictConfig, ground: Ground) -> None:
     """Budget, sizes and matching of an arm."""
-    config = config.copy()
-    step_budget(config)
+    step_budget(config.trainer, config.data.length)
     _decoder(config, ground.tokenizer)
     match_config(config, vocabulary_size(ground.tokenizer))
 
@@ -137,11 +137,10 @@ def _decoder(config: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Decoder:
 def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     """Ask of a run as training would leave it all that can be asked before it exists."""
     config, recall = ground.config, ground.config.data.get("recall")
-    trained: dict[str, Any] = {"train_length": config.data.length}
-    if recall is not None and recall.share > 0:
-        trained["recall"] = to_dict(recall)
+    learned = to_dict(recall) if recall is not None and recall.share > 0 else None
+    trained = Trained(tokenizer_fingerprint(ground.tokenizer), config.data.length, tokens=0, recall=learned)
     decoder = _decoder(config, ground.tokenizer)
-    run = OpenedRun(Path(), "last", Path(), config, decoder, ground.tokenizer, 0, trained, "")
+    run = OpenedRun(Path(), "last", Path(), config, decoder, ground.tokenizer, trained, "")
     composed = compose_config([f"task={task.name}", *task.overrides], "eval")
     check_task(run, build_task(to_dict(composed.task)), composed.seed)
 
@@ -151,7 +150,7 @@ def _without_unfit(plan: Plan, grounds: list[Ground]) -> tuple[Plan, list[Ground
     unfit = {variant: reason for ground in grounds for variant, reason in _unfit(ground, plan).items()}
     if not unfit:
         return plan, grounds
-    overrides = _left_out(next(g.config for g in grounds if g.config.data.get("recall") is not None), unfit)
+    overrides = _left_out(next(node for g in grounds if (node := g.config.data.get("recall")) is not None), unfit)
     names = ", ".join(dict.fromkeys(" ".join(variant) for variant in unfit))
     print(f"not trained on, for they do not fit data.length of every arm: {names}", flush=True)
     changed = {run.key: _changed(run, overrides) for run in plan.runs}
@@ -187,9 +186,9 @@ def _unfit(ground: Ground, plan: Plan) -> dict[tuple[str, str], str]:
     return found
 
 
-def _left_out(config: DictConfig, unfit: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _left_out(recall: DictConfig, unfit: dict[tuple[str, str], str]) -> dict[str, Any]:
     """What is to be set so that the rest of the variants of each task is left."""
-    entries = RecallOptions.read(to_dict(config.data.recall)).entries()
+    entries = RecallOptions.read(to_dict(recall)).entries()
     values: dict[str, Any] = {}
     for name in dict.fromkeys(name for name, _ in unfit):
         rest = [entry.variant for entry in entries if entry.name == name and (name, entry.variant) not in unfit]

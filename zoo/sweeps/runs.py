@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
 
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from zoo.paths import ROOT
@@ -32,15 +31,13 @@ def is_busy(folder: Path) -> bool:
         return True
 
 
-def is_trained(folder: Path, config: DictConfig) -> bool:
-    """Whether the checkpoint in ``folder`` has all steps of the budget."""
+def is_trained(folder: Path, budget: int) -> bool:
+    """Whether the checkpoint in ``folder`` has all ``budget`` optimizer steps."""
     try:
         content = read_checkpoint(find_checkpoint(folder))
     except CheckpointError:
         return False
-    from zoo.options.budget import step_budget
-
-    return int(content.get("global_step", 0)) >= step_budget(config)
+    return int(content.get("global_step", 0)) >= budget
 
 
 def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:

@@ -8,7 +8,9 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from zoo.model.checkpoint import CHECKPOINTS, read_checkpoint, write_checkpoint
+from zoo.config import ConfigError
+from zoo.model.checkpoint import CHECKPOINTS, read_checkpoint, read_trained, write_checkpoint
+from zoo.model.trained import Trained
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,6 +39,19 @@ def resume_checkpoint(run: Path) -> Path | None:
         return last
     found = {file: read_checkpoint(file)["global_step"] for file in (run / CHECKPOINTS).glob("*.ckpt")}
     return max(found, key=lambda file: found[file], default=None)
+
+
+def read_resumed(checkpoint: Path) -> Trained:
+    """What a checkpoint that a run goes on from says of it.
+
+    Raises:
+        ConfigError: if it has weights only.
+        CheckpointError: if it is damaged, or training did not write it.
+    """
+    content = read_checkpoint(checkpoint)
+    if "optimizer_states" not in content:
+        raise ConfigError(f"{checkpoint} has weights only: start a new run from them with init=RUN_DIR.")
+    return read_trained(content, checkpoint)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -11,17 +11,15 @@ loads as it is; from ``steps`` on its heads are shared, and the same method conv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 
-from zoo.config import ConfigError
 from zoo.conversion.conversion_plan import Plan, plan_conversion
-from zoo.conversion.head_merging import merge_layer
+from zoo.conversion.head_merging import Method, merge_layer
 from zoo.model.decoder import Decoder
+from zoo.options.groups.model import ShareHeadsOptions
 
 
 @torch.no_grad()
@@ -41,17 +39,15 @@ class GradualSharing(lightning.Callback):
     """Brings heads together while a run trains; nothing to save, since what it does depends on the step alone.
 
     Args:
-        kv_heads: shared heads per layer at the end. method: ``mean``, ``first`` or ``svd``.
+        kv_heads: shared heads per layer at the end.
+        method: what a group of heads becomes.
         steps: optimizer steps over which alpha goes from 0 to 1; heads stay shared after them.
 
     Raises:
-        ConfigError: if steps < 1; when training starts, if the budget is shorter, the weights are sharded, or the
-        decoder cannot be converted in this way.
+        ConfigError: when training starts, if the decoder cannot be converted in this way.
     """
 
-    def __init__(self, kv_heads: int, method: str, steps: int) -> None:
-        if steps < 1:
-            raise ConfigError(f"share_heads.steps={steps}: expected a number >= 1.")
+    def __init__(self, kv_heads: int, method: Method, steps: int) -> None:
         self.kv_heads, self.method, self.steps = kv_heads, method, steps
         self.plan: Plan | None = None
         self.done = 0
@@ -62,13 +58,6 @@ class GradualSharing(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """See what is to be shared; a resumed run has its step's share already."""
-        if trainer.max_steps < self.steps:
-            raise ConfigError(
-                f"share_heads.steps={self.steps} is more than the budget of {trainer.max_steps} steps: the heads would "
-                "not become equal."
-            )
-        if isinstance(trainer.strategy, FSDPStrategy):
-            raise ConfigError("share_heads needs whole weights: use trainer.strategy=auto or ddp, not fsdp.")
         assert isinstance(pl_module.decoder, Decoder)
         self.plan = plan_conversion(pl_module.decoder, "gqa", self.kv_heads, self.method)
         self.done = trainer.global_step
@@ -85,8 +74,8 @@ class GradualSharing(lightning.Callback):
         blend_heads(pl_module.decoder, self.plan, left / (1 - self.alpha(self.done - 1)) if left else 0.0)
 
 
-def sharing_callbacks(options: Mapping[str, Any] | None) -> list[lightning.Callback]:
+def sharing_callbacks(options: ShareHeadsOptions | None) -> list[lightning.Callback]:
     """The callback that ``share_heads`` of a training configuration asks for; none if its kv_heads is null."""
-    if options is None or options["kv_heads"] is None:
+    if options is None or options.kv_heads is None:
         return []
-    return [GradualSharing(options["kv_heads"], options["method"], options["steps"])]
+    return [GradualSharing(options.kv_heads, options.method, options.steps)]

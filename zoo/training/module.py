@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -10,45 +11,40 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.model import Decoder, DecoderConfig
+from zoo.model import Decoder
 from zoo.model.loss import next_token_loss
+from zoo.model.trained import Trained
 from zoo.training.monitoring.meter import AnswerMeter, Meter, metrics_of
-from zoo.training.optimizers.build import build_optimizer, rate_factor
-
-SCHEDULE_KEYS = ("schedule", "warmup_steps", "decay_fraction", "final_factor")
 
 
 class LanguageModule(lightning.LightningModule):
     """Next-token training of a decoder.
 
     Args:
-        config: of the decoder. optimizer: options of the optimizer and of its schedule, as in configs/optimizer.
-        max_steps: the budget that the schedule runs over, in optimizer steps.
+        decoder: that is trained.
+        optimizer: makes the optimizer and its schedule, once the parameters lie where they train.
         token_bytes: ``(vocab_size,)`` UTF-8 bytes that each token stands for, 0 for special tokens.
-        about: plain facts that a checkpoint carries under ``zoo`` (training length, tokenizer, data, recall tasks).
-        compile_model: run the decoder through torch.compile.
-        checkpoint_activations: recompute activations in the backward pass to save memory.
+        trained: what checkpoints say, all but the steps.
         recall_tasks: names of the tasks of recall samples, by the index that validation batches give.
+        compile_model: run the decoder through torch.compile.
     """
 
     token_bytes: Tensor
 
     def __init__(
         self,
-        config: DecoderConfig,
-        optimizer: dict[str, Any],
-        max_steps: int,
+        decoder: Decoder,
+        optimizer: Callable[[Decoder], tuple[Optimizer, LRScheduler]],
         token_bytes: np.ndarray,
-        about: dict[str, Any],
-        compile_model: bool = False,
-        checkpoint_activations: bool = False,
+        trained: Trained,
         recall_tasks: Sequence[str] = (),
+        compile_model: bool = False,
     ) -> None:
         super().__init__()
-        self.decoder = Decoder(config)
-        self.decoder.checkpoint_activations = checkpoint_activations
-        self.optimizer_options, self.max_steps, self.about = optimizer, max_steps, about
+        self.decoder, self.make_optimizer, self.trained = decoder, optimizer, trained
         self.register_buffer("token_bytes", torch.from_numpy(np.asarray(token_bytes)), persistent=False)
         self.recall_tasks = recall_tasks
         self._new_meters()
@@ -106,17 +102,13 @@ class LanguageModule(lightning.LightningModule):
     def record(self, metrics: dict[str, float]) -> None:
         """Send metrics of the current optimizer step to all loggers."""
         step = self.trainer.global_step
-        metrics = {"tokens": step * self.about["tokens_per_step"], **metrics}
+        metrics = {"tokens": step * self.trained.tokens_per_step, **metrics}
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped with every optimizer step."""
-        options = dict(self.optimizer_options)
-        schedule = {key: options.pop(key) for key in SCHEDULE_KEYS}
-        optimizer = build_optimizer(self.decoder, **options)
-        total = self.max_steps
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, **schedule))
+        optimizer, scheduler = self.make_optimizer(self.decoder)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -133,7 +125,7 @@ class LanguageModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is needed to rebuild, to check and to go on exactly: plain data and tensors only."""
         checkpoint["decoder"] = self.decoder.config.to_dict()
-        checkpoint["zoo"] = {**self.about, "tokens": self.trainer.global_step * self.about["tokens_per_step"]}
+        replace(self.trained, tokens=self.trainer.global_step * self.trained.tokens_per_step).write(checkpoint)
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()

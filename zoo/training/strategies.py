@@ -11,13 +11,15 @@ from zoo.config import ConfigError
 from zoo.model.block import Block
 from zoo.ranks import Launch, this_launch
 
+Devices = int | list[int] | str  # a number, indices, or auto
+
 
 def process_rank() -> int:
     """Global rank of this process, before and after the processes have found each other; 0 if it is alone."""
     return this_launch().rank or getattr(rank_zero_only, "rank", 0)
 
 
-def launched_devices(launch: Launch, strategy: str, devices: int | str, nodes: int) -> tuple[int | str, int]:
+def launched_devices(launch: Launch, strategy: str, devices: Devices, nodes: int) -> tuple[Devices, int]:
     """Devices of each machine, and machines: those of torchrun or srun where one of them started this process.
 
     Raises:

@@ -68,7 +68,7 @@ class ZooLM(TemplateLM):
     ) -> None:
         super().__init__()
         self.run, self.decoder, self.tokenizer = run, run.decoder, run.tokenizer
-        self.max_length = int(run.trained["train_length"]) if max_length is None else max_length
+        self.max_length = int(run.trained.train_length) if max_length is None else max_length
         for name, value in (("max_length", self.max_length), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected a number >= 1.")

@@ -171,10 +171,10 @@ class LmEvalTask(TaskOptions):
         warnings = model.warnings()
         if self.limit is not None:
             warnings.append(f"Only a part of each task was evaluated (limit={self.limit}).")
-        if model.max_length > run.trained["train_length"]:
+        if model.max_length > run.trained.train_length:
             warnings.append(
                 f"Contexts of up to {model.max_length} tokens are longer than those of training "
-                f"({run.trained['train_length']})."
+                f"({run.trained.train_length})."
             )
         return warnings
 

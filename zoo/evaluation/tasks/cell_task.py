@@ -156,8 +156,8 @@ class CellTask(TaskOptions):
         """Lengths that are asked, ascending."""
         if self.lengths is not None:
             return sorted(set(self.lengths))
-        trained = int(run.trained["train_length"])
-        if run.trained.get("recall"):
+        trained = int(run.trained.train_length)
+        if run.trained.recall:
             return [trained, 2 * trained, 4 * trained]
         return sorted({max(SHORTEST, length) for length in (trained // 2, trained, 2 * trained)})
 
@@ -251,7 +251,7 @@ class CellTask(TaskOptions):
 
     def _warnings(self, run: OpenedRun, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
         warnings = []
-        trained = int(run.trained["train_length"])
+        trained = int(run.trained.train_length)
         beyond = sorted({cell.length for cell in cells if cell.length > trained})
         if beyond:
             warnings.append(f"Lengths {', '.join(map(str, beyond))} are beyond the {trained} tokens of training.")

@@ -132,7 +132,7 @@ class PerplexityTask(TextTask):
         return {**sums, "peak_mem": memory}
 
     def _protocol(self, run: OpenedRun) -> Protocol:
-        length = self.length if self.length is not None else int(run.trained["train_length"])
+        length = self.length if self.length is not None else int(run.trained.train_length)
         stride = self.stride
         if stride is None:
             stride = max(1, length // 2) if self.mode == "sliding" else length
@@ -243,6 +243,6 @@ def _stateful_warning(run: OpenedRun, longest: int) -> str:
         text += f"softmax layers can do this only with a cache that grows with the document ({cost})"
     else:
         text += f"no layer keeps more for a longer document (the longest has {longest} tokens)"
-    if longest > run.trained["train_length"]:
-        text += f", and documents are longer than the windows of training ({run.trained['train_length']})"
+    if longest > run.trained.train_length:
+        text += f", and documents are longer than the windows of training ({run.trained.train_length})"
     return text + "."

@@ -83,7 +83,7 @@ class PerplexityContextTask(TextTask):
 
     def _choose(self, run: OpenedRun) -> tuple[Corpus, int, list[int], np.ndarray]:
         """The text, tokens of a span, lengths before it, and which documents are long enough for both."""
-        trained = int(run.trained["train_length"])
+        trained = int(run.trained.train_length)
         target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
         corpus = open_corpus(run, self.split, self.path, self.text_column)
         lengths = sorted(set(self.lengths)) if self.lengths else default_lengths(corpus.sizes, trained, target)
@@ -214,7 +214,7 @@ def _samples(corpus: Corpus, spans: list[Span], target: int, tables: dict[int, n
 
 
 def _warnings(run: OpenedRun, corpus: Corpus, lengths: list[int], target: int, documents: int) -> list[str]:
-    trained = run.trained["train_length"]
+    trained = run.trained.train_length
     warnings = corpus_warnings(run, corpus, documents, 0)
     beyond = [str(length) for length in lengths if length + target - 1 > trained]
     if beyond:

@@ -84,7 +84,7 @@ class PerplexityPositionTask(TextTask):
 
     def _choose(self, run: OpenedRun) -> tuple[int, Corpus, np.ndarray]:
         """Tokens read of each document, the text, and which of its documents are that long."""
-        length = self.length if self.length is not None else int(run.trained["train_length"])
+        length = self.length if self.length is not None else int(run.trained.train_length)
         corpus = open_corpus(run, self.split, self.path, self.text_column)
         return length, corpus, choose_documents(corpus, length, self.max_documents, "task.length")
 

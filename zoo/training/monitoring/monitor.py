@@ -69,7 +69,7 @@ class Monitor(lightning.Callback):
             return
         metrics = {f"train/{k}": v for k, v in metrics_of(pl_module.reduce(pl_module.train_meter.take())).items()}
         seconds = time.perf_counter() - self._since - self._paused
-        rate = self._steps * pl_module.about["tokens_per_step"] / max(seconds, 1e-9)
+        rate = self._steps * pl_module.trained.tokens_per_step / max(seconds, 1e-9)
         metrics["train/tokens_per_second"] = rate
         peak = peak_flops(pl_module.device)
         if peak is not None:

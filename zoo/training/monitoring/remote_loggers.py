@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.config import ConfigError
-from zoo.options.trainer import WandbOptions
+from zoo.options.groups.trainer import WandbOptions
 from zoo.registry import LOGGERS
 
 if TYPE_CHECKING:

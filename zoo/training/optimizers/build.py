@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
-from zoo.options.optimizer import AdamWOptions, MuonOptions
+from zoo.options.groups.optimizer import AdamWOptions, MuonOptions, OptimizerOptions, Schedule
 from zoo.registry import OPTIMIZERS
 from zoo.training.optimizers.muon import Muon
 
-SCHEDULES = ("cosine", "wsd", "constant")
+SCHEDULE_KEYS = tuple(name for name in OptimizerOptions.model_fields if name != "name")
 
 
 @OPTIMIZERS.register("adamw", AdamWOptions)
@@ -48,27 +49,40 @@ def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.
     return optimizer
 
 
+def scheduled_optimizer(
+    decoder: Decoder, options: Mapping[str, Any], total: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and the schedule of its rate, to be stepped with every optimizer step.
+
+    Args:
+        decoder: whose parameters are trained, where they lie in training.
+        options: of both, as in configs/optimizer.
+        total: optimizer steps that the schedule runs over.
+    """
+    own = dict(options)
+    schedule = {key: own.pop(key) for key in SCHEDULE_KEYS}
+    optimizer = build_optimizer(decoder, **own)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, **schedule))
+
+
 def _fused(parameters: list[nn.Parameter]) -> bool:
     return parameters[0].device.type in ("cpu", "cuda")
 
 
 def rate_factor(
-    step: int, total: int, schedule: str, warmup_steps: int, decay_fraction: float, final_factor: float
+    step: int, total: int, schedule: Schedule, warmup_steps: int, decay_fraction: float, final_factor: float
 ) -> float:
     """Learning rate of a step as a fraction of its peak.
 
     Args:
-        step: optimizer steps done. total: steps of the budget.
+        step: optimizer steps done.
+        total: steps of the budget.
         schedule: ``cosine`` (Loshchilov and Hutter 2016, arXiv:1608.03983), ``wsd`` (warm-up, stable, linear decay;
             Hu et al. 2024, arXiv:2404.06395) or ``constant``.
+        warmup_steps: in which the rate rises from zero.
         decay_fraction: last part of the budget in which ``wsd`` decays.
         final_factor: what is left at the end.
-
-    Raises:
-        ValueError: on an unknown schedule.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}.")
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":

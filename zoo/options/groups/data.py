@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from zoo.config import ConfigError
 from zoo.data.recall.options import RecallOptions
-from zoo.options.entries import entry_model
+from zoo.options.groups.entries import entry_model
 from zoo.registry import SOURCES
 from zoo.schema.base import Flag, Options, PathText, Positive, Text, Whole, option
 
@@ -82,3 +82,6 @@ class PretrainedOptions(Options):
     kind: Literal["pretrained"] = option("any fast tokenizer with an end-of-text token")
     id: PathText = option("Hub id or local folder")
     revision: Text | None = option("revision of the Hub's repository; null: the latest")
+
+
+TokenizerOptions = BytesOptions | BPEOptions | PretrainedOptions

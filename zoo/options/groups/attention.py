@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.config import ConfigError
-from zoo.options.entries import entry_model
+from zoo.options.groups.entries import entry_model
 from zoo.registry import ATTENTIONS
 from zoo.schema.base import Options
 from zoo.schema.messages import show

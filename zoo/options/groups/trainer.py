@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from zoo.config import ConfigError
-from zoo.options.entries import entry_model
+from zoo.options.groups.entries import entry_model
 from zoo.registry import LOGGERS
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, option
 from zoo.schema.messages import show

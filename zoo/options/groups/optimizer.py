@@ -7,10 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from zoo.options.entries import entry_model
+from zoo.options.groups.entries import entry_model
 from zoo.registry import OPTIMIZERS
 from zoo.schema.base import Count, Number, Options, Text, option
 
+Schedule = Literal["cosine", "wsd", "constant"]
 Below1 = Annotated[Number, Ge(0), Lt(1)]
 
 
@@ -20,7 +21,7 @@ class OptimizerOptions(Options):
     WHOLE: ClassVar[bool] = False  # whether it needs matrices that are not sharded
 
     name: Text = option("a registered optimizer")
-    schedule: Literal["cosine", "wsd", "constant"] = option("how the rate falls; wsd: warm-up, stable, linear decay")
+    schedule: Schedule = option("how the rate falls; wsd: warm-up, stable, linear decay")
     warmup_steps: Count = option("optimizer steps in which the rate rises from zero")
     decay_fraction: Number = option("wsd: last part of the budget, in which the rate falls", ge=0, le=1)
     final_factor: Number = option("rate at the end, as a fraction of its peak", ge=0, le=1)

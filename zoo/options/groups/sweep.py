@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import ConfigDict
 
+from zoo.costs.matching import Quantity
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, Whole, option
 
-Quantity = Literal["params", "flops", "cache"]
+RuleName = Literal["kv_heads", "mixers", "lengths", "leave_one_out", "one_layer"]
 
 
 class MatchOptions(Options):
@@ -66,9 +67,7 @@ class SweepOptions(Options):
     question: str | None = option("that the sweep answers")
     axis: AxisOptions = option("what the arms differ in")
     arms: list[ArmOptions] | None = option("list of {name, overrides}")
-    rule: Literal["kv_heads", "mixers", "lengths", "leave_one_out", "one_layer"] | None = option(
-        "makes the arms, where none are listed"
-    )
+    rule: RuleName | None = option("makes the arms, where none are listed")
     overrides: list[str] = option("overrides of every arm; those of the command line come after them")
     reference: Text | None = option("arm that the others are compared with; null: the first")
     seeds: list[Count] = option("seeds of each arm; or seed=0,1,2", min_length=1)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from zoo.conversion.head_merging import Method
 from zoo.schema.base import Flag, Options, Positive, Text, Whole, option
 
 WIDEST, DEEPEST = 2**20, 1024  # of anything that was ever trained, and more
@@ -48,5 +49,5 @@ class ShareHeadsOptions(Options):
     kv_heads: Positive | None = option(
         "key heads per softmax layer at the end, for scripts/convert.py afterwards; null: they stay as they are"
     )
-    method: Literal["mean", "first", "svd"] = option("what a group of heads becomes")
+    method: Method = option("what a group of heads becomes")
     steps: Positive = option("optimizer steps until the heads of a group are equal")

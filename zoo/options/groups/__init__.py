@@ -1,0 +1,1 @@
+"""Options of each group of configs/: types, ranges, meanings."""
