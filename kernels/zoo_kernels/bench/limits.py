@@ -13,7 +13,6 @@ from types import FrameType
 from typing import NamedTuple
 
 CALLS = 4  # of a slow function: one to warm up, two samples, one for its memory
-
 KILLED = 124  # status of a process that was ended, as the command timeout has it
 
 
@@ -24,8 +23,8 @@ class OutOfTime(BaseException):
 class Cost(NamedTuple):
     """Seconds that the first call takes beside its work, which is compiling mostly, and seconds of a call."""
 
-    first: float
-    call: float
+    first: float = 0.0
+    call: float = 0.0
 
     @property
     def whole(self) -> float:
@@ -42,7 +41,7 @@ class Pace:
     def cost(self, who: str, work: float | None) -> Cost:
         """What ``work``, in any unit, may cost; nothing for an implementation that was never measured."""
         if who not in self._known or work is None:
-            return Cost(0.0, 0.0)
+            return Cost()
         before, cost = self._known[who]
         return Cost(cost.first, cost.call * work / before)
 

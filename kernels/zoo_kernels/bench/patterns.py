@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,32 +17,19 @@ def longformer_blocks(blocks: int, near: int, first: int) -> Tensor:
     """A window, and the first blocks, which all read: ``(1, 1, blocks, blocks)`` (after arXiv:2004.05150)."""
     visible = window_blocks(blocks, near)
     visible[..., :first] = True
-    return visible & window_blocks(blocks, blocks)
+    return visible.tril()
 
 
-def bigbird_blocks(blocks: int, heads: int, near: int, first: int, random: int, seed: int = 0) -> Tensor:
+def bigbird_blocks(blocks: int, heads: int, near: int, first: int, random: int) -> Tensor:
     """The same and random earlier blocks by head: ``(1, heads, blocks, blocks)`` (after arXiv:2007.14062)."""
     base = longformer_blocks(blocks, near, first).expand(1, heads, -1, -1)
-    free = window_blocks(blocks, blocks) & ~base
-    scores = torch.rand(base.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(~free, -1.0)
+    free = ~base & base.new_ones(blocks, blocks).tril()
+    scores = torch.rand(base.shape, generator=torch.Generator().manual_seed(0)).masked_fill(~free, -1.0)
     best = scores.topk(min(random, blocks), dim=-1)
     return base | torch.zeros_like(base).scatter(-1, best.indices, best.values >= 0)
 
 
-def layout_of(visible: Tensor, block: int, device: torch.device) -> Any:
-    """The kernels' layout of a pattern."""
-    from zoo_kernels.layout import BlockLayout
-
-    return BlockLayout.from_blocks(visible.to(device), block)
-
-
-def tokens_of(visible: Tensor, block: int, length: int) -> Tensor:
-    """``(1, heads or 1, length, length)``: the pairs of tokens that a causal pattern allows."""
-    tokens = visible.repeat_interleave(block, -1).repeat_interleave(block, -2)[..., :length, :length]
-    return tokens & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-
-
 def window_pairs(length: int, window: int) -> float:
     """Pairs of a causal window over all causal pairs."""
-    inside = sum(min(t + 1, window) for t in range(length))
-    return inside / (length * (length + 1) / 2)
+    outside = max(length - window, 0)
+    return 1 - outside * (outside + 1) / (length * (length + 1))

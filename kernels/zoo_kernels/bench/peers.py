@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernel_bench.bench import FLA, Bench
-from kernel_bench.inputs import Attention
+from zoo_kernels.bench.bench import FLA, Bench
+from zoo_kernels.bench.inputs import Attention
 
 
 def sdpa(backend: str | None = None, causal: bool = True) -> Attention:
@@ -55,6 +55,13 @@ def flex(mask: Any, compiled: bool = True) -> Attention:
     return attention
 
 
+def flex_peer(bench: Bench, name: str, mask: Callable[[], Any]) -> dict[str, Attention]:
+    """FlexAttention, if its mask can be made here; a dry run does not compile it."""
+    with bench.guard(f"{name}, flex", "flex"):
+        return {"flex": flex(mask(), compiled=not bench.dry)}
+    return {}
+
+
 def causal_mask(length: int, device: torch.device, window: int | None = None, block: int = 128) -> Any:
     """FlexAttention's mask of causal attention, with or without a window (keys, the query's own included).
 
@@ -81,30 +88,21 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1).to(torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
-def add_flex(bench: Bench, name: str, peers: dict[str, Attention], mask: Callable[[], Any]) -> None:
-    """FlexAttention among the peers, if its mask can be made here; a dry run does not compile it."""
-    with bench.guard(f"{name}, flex", "flex"):
-        peers["flex"] = flex(mask(), compiled=not bench.dry)
+def fla_peer(bench: Bench, log_decay: Tensor, state: Tensor | None = None) -> dict[str, Attention]:
+    """The same maths in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
 
-
-def fla_linear(bench: Bench, log_decay: Tensor) -> dict[str, Attention]:
-    """The same maths in flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
-    function = _fla(bench, "chunk_simple_gla")
-    return {FLA: lambda q, k, v: function(q, k, v, g_gamma=log_decay, scale=1.0)[0]} if function else {}
-
-
-def fla_step(bench: Bench, log_decay: Tensor, state: Tensor) -> dict[str, Attention]:
-    """Its recurrent form, which a step of decoding calls with one token; it writes the new state beside the old."""
-    function = _fla(bench, "fused_recurrent_simple_gla")
-    options = {"g_gamma": log_decay, "scale": 1.0, "initial_state": state, "output_final_state": True}
-    return {FLA: lambda q, k, v: function(q, k, v, **options)[0]} if function else {}
-
-
-def _fla(bench: Bench, name: str) -> Callable[..., Any] | None:
+    With a state it is the recurrent form, which a step of decoding calls with one token; the new state is written
+    beside the old.
+    """
     if bench.dry:
-        return None
+        return {}
+    options: dict[str, Any] = {"g_gamma": log_decay, "scale": 1.0}
+    if state is not None:
+        options |= {"initial_state": state, "output_final_state": True}
     try:
-        return getattr(importlib.import_module("fla.ops.simple_gla"), name)
+        ops = importlib.import_module("fla.ops.simple_gla")
+        function = ops.chunk_simple_gla if state is None else ops.fused_recurrent_simple_gla
     except Exception as error:  # it looks at the GPU as it is imported, and can fail in many ways
         bench.note(f"{FLA} is left out: {type(error).__name__}: {error}"[:200])
-        return None
+        return {}
+    return {FLA: lambda q, k, v: function(q, k, v, **options)[0]}
