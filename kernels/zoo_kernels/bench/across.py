@@ -33,6 +33,8 @@ def _flex(bench: Bench, shape: Shape) -> Forms:
     return flex_peer(bench, f"contexts {shape}", lambda: causal_mask(shape.length, bench.device))
 
 
+@piece("cuda", "contexts_forward", direction=FORWARD)
+@piece("cuda", "contexts_training", direction=BOTH)
 def contexts(bench: Bench, direction: str) -> Iterator[Case]:
     """All contexts with the same number of tokens, the shortest first, and those that take minutes last.
 
@@ -82,18 +84,6 @@ def tell_leads(bench: Bench, shapes: list[Shape], direction: str) -> None:
             bench.note(f"lightning does not lead {rivals} exact attention at the longest context measured")
         else:
             bench.add(row, f"from, {rivals} exact", first, "tokens", goal)
-
-
-@piece("cuda", "contexts_forward")
-def contexts_forward(bench: Bench) -> Iterator[Case]:
-    """Forward alone."""
-    return contexts(bench, FORWARD)
-
-
-@piece("cuda", "contexts_training")
-def contexts_training(bench: Bench) -> Iterator[Case]:
-    """Forward and backward together."""
-    return contexts(bench, BOTH)
 
 
 @piece("cpu", "linear")

@@ -15,11 +15,12 @@ import torch
 
 from zoo_kernels.backend import BackendError
 from zoo_kernels.bench.clock import Clock, Run, Timing, clock_of
-from zoo_kernels.bench.limits import OutOfTime, Pace
 from zoo_kernels.bench.options import Options
+from zoo_kernels.bench.pace import Pace
 from zoo_kernels.bench.record import CHECK, REPEATS, Record, Row, Shape, environment, reaches
+from zoo_kernels.bench.registry import CHECKED, Item
 
-Item = TypeVar("Item")
+Thing = TypeVar("Thing")
 Value = TypeVar("Value")
 
 FLA = "flash-linear-attention"
@@ -84,7 +85,12 @@ class Bench:
             self.notes.append(text)
             self.say(text)
 
-    def each(self, items: Iterable[Item], run: Callable[[Item], Any], alike: bool = False) -> None:
+    def run(self, items: Iterable[Item]) -> None:
+        """Measure the items of a piece, as far as its minutes go."""
+        with self.guard(self.piece):
+            self.each(items, lambda item: item.run(self), alike=self.piece.startswith(CHECKED))
+
+    def each(self, items: Iterable[Thing], run: Callable[[Thing], Any], alike: bool = False) -> None:
         """``run`` for every item while there is time; an item that fails is recorded and the next one starts.
 
         ``alike``: rows take about as long as one another, so that none starts in less time than the last ones took.
@@ -110,9 +116,6 @@ class Bench:
         """An error inside becomes a record of it; what another implementation cannot do is noted, save in dry runs."""
         try:
             yield
-        except OutOfTime:
-            self.note(f"{name} was cut off: the {self.options.minutes:g} minutes are over")
-            self._recover()
         except Exception as error:
             text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             if who.startswith(PEERS) and not self.dry:
@@ -190,7 +193,12 @@ class Bench:
         return found
 
     def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function with ``backend=`` in its Triton form, or, where that cannot run, in PyTorch, which is noted."""
+        """A function with ``backend=`` in its Triton form, or, where that cannot run, in PyTorch, which is noted.
+
+        The CPU tables are about what a user gets there.
+        """
+        if not self.bounded:
+            return function
 
         def run(*arguments: Any, **options: Any) -> Any:
             try:
@@ -210,23 +218,9 @@ class Bench:
         if not math.isfinite(value):
             self.fail(f"{row.name}, {row.implementation}", f"{metric} is {value}")
             value, reached = 0.0, None if target is None else False
-        record = Record(
-            piece=self.piece,
-            name=row.name,
-            shape=dict(zip("BTHGD", (shape.batch, shape.length, shape.heads, shape.key_heads, shape.width))),
-            dtype=str(row.dtype).removeprefix("torch."),
-            implementation=row.implementation,
-            direction=row.direction,
-            milliseconds=timing.median if timing else None,
-            low=timing.low if timing else None,
-            high=timing.high if timing else None,
-            metric=metric,
-            value=value,
-            target=target,
-            unit=unit,
-            reached=reached,
-        )
-        self.records.append(record)
+        letters = dict(zip("BTHGD", (shape.batch, shape.length, shape.heads, shape.key_heads, shape.width)))
+        about = row.name, letters, str(row.dtype).removeprefix("torch."), row.implementation, row.direction
+        self.records.append(Record(self.piece, *about, *(timing or (None,) * 3), metric, value, target, unit, reached))
 
     def content(self, interrupted: bool = False) -> dict[str, Any]:
         """All that is written to the file."""

@@ -8,8 +8,8 @@ the PyTorch form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.clock import captured
-from zoo_kernels.bench.record import CHECK, REPEATS, Row, Shape
+from zoo_kernels.bench.record import BOTH, CHECK, REPEATS, Row, Shape
 from zoo_kernels.tools.calls import raised
 
-Arrays = dict[str, Tensor]  # inputs, outputs and gradients by name
+Arrays = dict[str, Any]  # arguments, outputs and gradients by name
+PACKED = (1, 7, 64, 9, 2000)  # lengths of documents
+KEEP = 64  # last tokens, which are compared where arrays are large
 LENGTHS = (1, 2, 15, 63, 64, 65, 100, 127, 129, 1000)
 BLOCK = 64  # tokens that share an allowance, with their head
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
@@ -34,9 +36,14 @@ class Check:
     Attributes:
         name: of the row, with its family.
         shape: of the inputs.
-        draw: makes the inputs on a device in a type. Every array "to X" is the gradient that arrives at the output X;
-            if there is one, all inputs of floating point have gradients, else the call is a step.
-        call: gives the outputs for these inputs and ``backend=``.
+        function: takes the arrays by name and ``backend=``, and gives an output or several.
+        sizes: of the arrays in the type that is checked. "to X" is the gradient that arrives at the output X; if there
+            is one, all inputs of floating point have gradients, else the call is a step.
+        wide: sizes of the arrays in fp32.
+        other: makes further arguments on a device: decays, documents, layouts.
+        outputs: names of what the function gives.
+        positive: arrays that have one sign, as feature maps give it.
+        strided: heads lie outside of tokens in memory.
         cut: inputs that are enough to compute what is compared, where the reference cannot take all.
         part: what is compared, of the outputs and gradients.
         graph: the call is replayed from a CUDA graph that was captured with other inputs.
@@ -46,8 +53,13 @@ class Check:
 
     name: str
     shape: Shape
-    draw: Callable[[torch.device, torch.dtype], Arrays]
-    call: Callable[..., Arrays]
+    function: Callable[..., Any]
+    sizes: Mapping[str, Sequence[int]]
+    wide: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    other: Callable[[torch.device], Arrays] = lambda device: {}
+    outputs: tuple[str, ...] = ("output",)
+    positive: tuple[str, ...] = ()
+    strided: bool = False
     cut: Callable[[Arrays], Arrays] = dict
     part: Callable[[Arrays], Arrays] = dict
     graph: bool = False
@@ -59,52 +71,67 @@ class Check:
 
     def run(self, bench: Bench) -> None:
         """Compare, and record the worst block."""
-        torch.manual_seed(0)
-        arrays = self.draw(bench.device, self.dtype)
-        ours = bench.ours(self.results)
+        arrays, ours = self.draw(bench.device), bench.ours(self.results)
         if self.repeats:
             first = ours(arrays)
             repeats = [ours(arrays) for _ in range(bench.pick(self.repeats, 1))]
             different = sum(not torch.equal(x, other[n]) for other in repeats for n, x in first.items())
-            bench.add(
-                Row(self.name, self.shape, self.dtype, "ours", "forward+backward"), REPEATS, different, "", "<= 0"
-            )
+            bench.add(Row(self.name, self.shape, self.dtype, "ours", BOTH), REPEATS, different, "", "<= 0")
             return
         got = self.part(_replayed(ours, arrays) if self.graph else ours(arrays))
         few = self.cut(arrays)
         truth = self.part(self.results(raised(few), backend="reference"))
-        if _upstream(arrays):
+        if any(name.startswith("to ") for name in arrays):
             with RoundedProducts(self.dtype):
                 plain = self.results(raised(few, torch.float32), backend="reference")
         else:
             plain = self.results(few, backend="torch")
         judge(bench, self.name, self.shape, self.dtype, got, self.part(plain), truth)
 
+    def draw(self, device: torch.device) -> Arrays:
+        """The arguments, the same ones at each call."""
+        torch.manual_seed(0)
+        x: Arrays = {n: _normal(device, size, self.strided).to(self.dtype) for n, size in self.sizes.items()}
+        x |= {n: _normal(device, size) for n, size in self.wide.items()}
+        return x | {n: x[n].abs() + 0.1 for n in self.positive} | self.other(device)
+
     def results(self, arrays: Arrays, backend: str) -> Arrays:
         """Outputs, and gradients of the inputs where something arrives at the outputs."""
-        arriving = _upstream(arrays)
-        x = {n: a.detach() for n, a in arrays.items() if n not in arriving}
-        if not arriving:
-            return self.call(x, backend=backend)
-        leaves = {n: a.requires_grad_() for n, a in x.items() if a.is_floating_point()}
-        outputs = self.call(x, backend=backend)
-        reached = [name.removeprefix("to ") for name in arriving]
-        grads = [arriving[f"to {n}"].to(outputs[n].dtype).masked_fill(outputs[n] == -torch.inf, 0) for n in reached]
-        found = torch.autograd.grad(
-            [outputs[n] for n in reached], list(leaves.values()), grads, allow_unused=True, materialize_grads=True
-        )
-        return {n: o.detach() for n, o in outputs.items()} | {f"grad {n}": g for n, g in zip(leaves, found)}
+        x = {n: a.detach() if isinstance(a, Tensor) else a for n, a in arrays.items() if not n.startswith("to ")}
+        reached = [name for name in self.outputs if f"to {name}" in arrays]
+        leaves = {n: a for n, a in x.items() if reached and isinstance(a, Tensor) and a.is_floating_point()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        found = self.function(**x, backend=backend)
+        outputs: Arrays = dict(zip(self.outputs, found if isinstance(found, tuple) else (found,)))
+        if not reached:
+            return outputs
+        arriving = [arrays[f"to {n}"].to(outputs[n].dtype).masked_fill(outputs[n] == -torch.inf, 0) for n in reached]
+        ends = [outputs[n] for n in reached]
+        grads = torch.autograd.grad(ends, list(leaves.values()), arriving, allow_unused=True, materialize_grads=True)
+        return {n: o.detach() for n, o in outputs.items()} | {f"grad {n}": g for n, g in zip(leaves, grads)}
 
 
-def in_halves(bench: Bench, checks: Iterable[Check]) -> Iterator[Check]:
-    """Checks in every type that kernels are checked in, those of one name once."""
+def _normal(device: torch.device, size: Sequence[int], strided: bool = False) -> Tensor:
+    if strided:
+        return _normal(device, (size[0], size[2], size[1], *size[3:])).transpose(1, 2)
+    return torch.randn(*size, device=device)
+
+
+def in_halves(bench: Bench, checks: Iterable[Check], **changed: Any) -> Iterator[Check]:
+    """Checks in every type that kernels are checked in, those of one name once, with some attributes changed."""
     known = {str(check): check for check in checks}
-    yield from (replace(check, dtype=dtype) for dtype in bench.halves for check in known.values())
+    yield from (replace(check, dtype=dtype, **changed) for dtype in bench.halves for check in known.values())
 
 
 def rows_of(bench: Bench, length: int) -> int:
     """Batch rows of a case: more for short ones, whose blocks hold too few numbers for a fair allowance."""
     return bench.pick(2 if length >= 63 else 16, 2)
+
+
+def last_of(x: Arrays) -> Arrays:
+    """The last tokens of the last head of every array."""
+    return {name: array[:, -KEEP:, -1:] for name, array in x.items()}
 
 
 class RoundedProducts(TorchDispatchMode):
@@ -120,13 +147,9 @@ class RoundedProducts(TorchDispatchMode):
         return op(*(x.to(self.dtype).to(x.dtype) for x in args)).to(self.dtype).to(args[0].dtype)
 
 
-def _upstream(arrays: Arrays) -> Arrays:
-    return {name: x for name, x in arrays.items() if name.startswith("to ")}
-
-
 def _replayed(call: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
     """The call on ``arrays`` by a graph that was captured with others; without a GPU a second call on their memory."""
-    held = {name: torch.ones_like(x) for name, x in arrays.items()}
+    held = {name: torch.zeros_like(x) for name, x in arrays.items()}
 
     def renew() -> None:
         for name, x in arrays.items():

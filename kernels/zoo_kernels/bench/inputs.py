@@ -29,13 +29,6 @@ def slopes(heads: int, device: torch.device) -> Tensor:
     return -(2.0 ** (-8.0 * (torch.arange(heads, dtype=torch.float32, device=device) + 1) / heads))
 
 
-def normal(device: torch.device, dtype: torch.dtype, *shape: int, strided: bool = False) -> Tensor:
-    """Normal numbers that were rounded to ``dtype``; ``strided``: heads lie outside of tokens in memory."""
-    if strided:
-        return normal(device, dtype, shape[0], shape[2], shape[1], *shape[3:]).transpose(1, 2)
-    return torch.randn(*shape, device=device).to(dtype)
-
-
 def draw_inputs(device: torch.device, shape: Shape, dtype: torch.dtype, queries: int = 0) -> list[Inputs]:
     """Sets of q, k, v, which want gradients, and an upstream gradient; ``queries``: fewer of them than keys."""
     b, t, h, d, _ = shape

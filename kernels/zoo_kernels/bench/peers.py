@@ -94,7 +94,7 @@ def fla_peer(bench: Bench, log_decay: Tensor, state: Tensor | None = None) -> di
     With a state it is the recurrent form, which a step of decoding calls with one token; the new state is written
     beside the old.
     """
-    if bench.dry:
+    if bench.dry or not bench.bounded:
         return {}
     options: dict[str, Any] = {"g_gamma": log_decay, "scale": 1.0}
     if state is not None:

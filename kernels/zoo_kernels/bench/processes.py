@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 import zoo_kernels
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.clock import Clock
-from zoo_kernels.bench.limits import at_most
 from zoo_kernels.bench.options import Options
 from zoo_kernels.bench.record import Record, environment, write
-from zoo_kernels.bench.registry import CHECKED, Item
+from zoo_kernels.bench.registry import Item
 
-CUT = 0.96  # share of the time of a step after which a row is cut off
 POLL = 0.25  # seconds
 LOST = 3  # status of a process whose GPU no longer answers
 WARM = "warm"  # the role of a process that calls what will be timed and keeps no number
@@ -96,29 +94,6 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def run_items(bench: Bench, items: Iterator[Item]) -> None:
-    """Measure items, as far as the minutes of ``bench`` go."""
-    with bench.guard(bench.piece), at_most(bench.options.minutes * 60 * CUT if bench.bounded else 0.0):
-        bench.each(items, lambda item: item.run(bench), alike=bench.piece.startswith(CHECKED))
-
-
-class Process(Protocol):
-    """What is needed of ``multiprocessing.Process``."""
-
-    @property
-    def exitcode(self) -> int | None:
-        """Status, None while it runs."""
-        ...
-
-    def is_alive(self) -> bool:
-        """Whether it still runs."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
-
-
 @dataclass(frozen=True)
 class Job:
     """Steps for one process, one after the other.
@@ -138,10 +113,10 @@ class Job:
     folder: Path
 
 
-Start = Callable[[Options, Job, float], Process]  # with the seconds that all of it may take
+Start = Callable[[Options, Job, float], Any]  # a multiprocessing.Process; with the seconds it may take
 
 
-def start_process(options: Options, job: Job, seconds: float) -> Process:
+def start_process(options: Options, job: Job, seconds: float) -> Any:
     """A fresh interpreter for a job; Ctrl-C is for its parent alone."""
     process = get_context("spawn").Process(target=work, args=(options, job, seconds), daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
@@ -165,11 +140,11 @@ def work(options: Options, job: Job, seconds: float) -> None:
         items = job.steps(bench)[name](bench)
         if job.role == WARM:
             bench.clock = Clock()
-            run_items(bench, items)
+            bench.run(items)
             continue
         files.keep(bench, complete=False)
         bench.after_row = lambda bench=bench: files.keep(bench, complete=False)  # type: ignore[misc]
-        run_items(bench, items)
+        bench.run(items)
         files.keep(bench, complete=not bench.dropped and not bench.lost and bench.left() > 0)
         if bench.lost:
             os._exit(LOST)
@@ -180,7 +155,7 @@ class Running:
     """A job with its process, the step that it is at, and since when."""
 
     job: Job
-    process: Process
+    process: Any
     since: float
     at: str | None = None
 
@@ -230,7 +205,7 @@ class Watch:
                 for name in one.job.names:
                     if one.job.role != WARM and self.files.read(name).get("complete") is False:
                         self.broken.append(name)
-                        self.files.append(name, "notes", f"{name} was cut off: the time was over")
+                        self.files.append(name, "notes", f"{name} was cut off: its time was over")
 
     def _ended(self, one: Running) -> str | None:
         """Why a process has ended, empty if all is well; None while it runs. One whose step hangs is ended here."""

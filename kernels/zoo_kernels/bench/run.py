@@ -12,7 +12,7 @@ import torch
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.first import First
 from zoo_kernels.bench.options import FIRST, RESULTS, Options
-from zoo_kernels.bench.processes import Files, Job, Steps, Watch, run_items
+from zoo_kernels.bench.processes import Files, Job, Steps, Watch
 from zoo_kernels.bench.record import Record, write
 from zoo_kernels.bench.registry import items_of
 from zoo_kernels.bench.report import joined, table, verdict
@@ -51,7 +51,7 @@ def run_here(options: Options, draw: Draw | None = None) -> list[Bench]:
             benches.append(bench := Bench(options, name))
             _note_others_at_work(bench)
             bench.after_row = lambda: _write(benches, False)
-            run_items(bench, steps(bench)[name](bench))
+            bench.run(steps(bench)[name](bench))
             _write(benches, False)
     except KeyboardInterrupt:
         interrupted = True

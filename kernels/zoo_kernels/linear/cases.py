@@ -50,6 +50,14 @@ def linear(bench: Bench) -> Iterator[Case]:
             bench.add(row, "slowest over fastest tokens/s", 1 / ratio, "", ">= 0.95")
 
 
+@piece("first", "lightning-8k", length=8192)
+@piece("first", "lightning-64k", length=65_536)
+def headline(bench: Bench, length: int) -> Iterator[Case]:
+    """One context."""
+    tokens, context, heads, width = bench.pick((256 * 1024, length, 16, 128), (32, 16, 2, 16))
+    yield _lightning(bench, "lightning", Shape(tokens // context, context, heads, width), ROOFLINE)
+
+
 @piece("cuda", "few_heads")
 def few_heads(bench: Bench) -> Iterator[Case]:
     """One row of few heads over a long context, per byte, against a batch that fills the GPU."""
@@ -100,11 +108,13 @@ def _steps(shape: Shape) -> Iterator[Case]:
         yield Case(f"linear step{how}", shape, forms, (FORWARD,), metrics, queries=1, clock=clock)
 
 
-@piece("cuda", "decode")
-def steps(bench: Bench) -> Iterator[Case]:
+@piece("cuda", "decode", batches=(1, 4, 32, 256))
+@piece("first", "decode", batches=(1,))
+def steps(bench: Bench, batches: tuple[int, ...]) -> Iterator[Case]:
     """Steps over batch sizes."""
-    for batch in bench.pick((1, 4, 32, 256), (1,)):
-        yield from _steps(Shape(batch, 1, bench.pick(64, 2), bench.pick(128, 16)))
+    heads, width = bench.pick((64, 128), (2, 16))
+    for batch in bench.pick(batches, (1,)):
+        yield from _steps(Shape(batch, 1, heads, width))
 
 
 @piece("cuda", "overhead")
@@ -116,23 +126,6 @@ def overhead(bench: Bench) -> Iterator[Case]:
     )
     yield Case("linear", shape, lightning_forms, (FORWARD, BOTH), (told,), clock=HostClock())
     yield Case("linear step", shape, _our_step, (FORWARD,), (microseconds("per call"),), queries=1, clock=HostClock())
-
-
-def _headline(length: int) -> None:
-    @piece("first", f"lightning-{length // 1024}k")
-    def headline(bench: Bench) -> Iterator[Case]:
-        tokens, context, heads, width = bench.pick((256 * 1024, length, 16, 128), (32, 16, 2, 16))
-        yield _lightning(bench, "lightning", Shape(tokens // context, context, heads, width), ROOFLINE)
-
-
-_headline(8192)
-_headline(65_536)
-
-
-@piece("first", "decode")
-def first_step(bench: Bench) -> Iterator[Case]:
-    """A step of one row."""
-    yield from _steps(Shape(1, 1, bench.pick(64, 2), bench.pick(128, 16)))
 
 
 @piece("cpu", "linear")

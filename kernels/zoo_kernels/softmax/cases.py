@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,12 +67,13 @@ def _causal(bench: Bench, name: str, shape: Shape, goals: Goals = NO_GOALS, *rat
 
 
 @piece("cuda", "softmax")
-def softmax(bench: Bench) -> Iterator[Case]:
-    """Forward and backward apart: long rows at a width of 128, then heads 64 and 256 wide."""
+@piece("first", "flash-8k", first=1, flex=False)
+def softmax(bench: Bench, first: int = 5, flex: bool = True) -> Iterator[Case]:
+    """Long rows at a width of 128, then heads 64 and 256 wide; FlexAttention is compiled for long."""
     shapes = [Shape(max(1, 16384 // t), t, 16, 128) for t in (AIM, 2 * AIM, 4 * AIM)]
     shapes += [Shape(2, AIM, 32, 64), Shape(2, AIM, 8, 256)]
-    for shape in bench.pick(shapes, [Shape(1, 33, 2, 16)]):
-        yield _causal(bench, "causal", shape, GOALS if shape.width == 128 else {})
+    for shape in bench.pick(shapes[:first], [Shape(1, 33, 2, 16)]):
+        yield _causal(bench, "causal", shape, GOALS if shape.width == 128 else {}, flex=flex)
 
 
 @piece("cuda", "few_heads_exact")
@@ -112,6 +114,7 @@ def _part(
 
 
 @piece("cuda", "windows")
+@piece("first", "window-32k", sizes=WINDOWS[:1])
 def windows(bench: Bench, sizes: tuple[tuple[int, int], ...] = WINDOWS) -> Iterator[Case]:
     """Windows over a long context, against the share of the pairs that they hold, and FlexAttention."""
     shape, sizes = bench.pick((Shape(1, 32768, 16, 128), sizes), (Shape(1, 20, 2, 16), ((8, 0), (8, 2))))
@@ -122,42 +125,30 @@ def windows(bench: Bench, sizes: tuple[tuple[int, int], ...] = WINDOWS) -> Itera
         yield _part(name, shape, density, {}, mask, **banded(window, first))
 
 
-class Pattern(NamedTuple):
-    """A layout to build: ``near`` tokens of window and ``first`` global tokens, in blocks of ``block``."""
-
-    name: str
-    block: int
-    near: int
-    first: int
-    random: int = 0
-
-    def visible(self, length: int, heads: int) -> Tensor:
-        """The blocks that each block of queries lists."""
-        blocks, near, first = -(-length // self.block), self.near // self.block, self.first // self.block
-        if not self.random:
-            return longformer_blocks(blocks, near, first)
-        return bigbird_blocks(blocks, heads, near, first, self.random // self.block)
-
-
-def _patterns(bench: Bench) -> list[Pattern]:
-    if bench.dry:
-        return [Pattern("longformer", 16, 16, 16), Pattern("bigbird", 16, 16, 16, 16)]
-    kinds = ("longformer", 1536, 512, 0), ("bigbird", 768, 512, 768)
-    return [Pattern(kind[0], block, *kind[1:]) for kind in kinds for block in (128, 64)]
+def _visible(kind: str, block: int, shape: Shape) -> Tensor:
+    """Blocks that each block of queries lists; of bigbird, half of the window's are random."""
+    tokens = {"longformer": (1536, 512), "bigbird": (768, 512, 768)}[kind] if shape.length > 1024 else (16, 16, 16)
+    near, first, *random = (n // block for n in tokens)
+    blocks = -(-shape.length // block)
+    if kind == "longformer":
+        return longformer_blocks(blocks, near, first)
+    return bigbird_blocks(blocks, shape.heads, near, first, *random)
 
 
 @piece("cuda", "sparse")
-def sparse(bench: Bench, count: int = 4, start: int = 0) -> Iterator[Case]:
+@piece("first", "bigbird-32k", only=("bigbird", 128))
+def sparse(bench: Bench, only: tuple[str, int] | None = None) -> Iterator[Case]:
     """Longformer- and BigBird-like layouts of about an eighth of the pairs, with the time to make them."""
-    shape = bench.pick(Shape(1, 32768, 16, 128), Shape(1, 60, 2, 16))
+    shape, sizes = bench.pick((Shape(1, 32768, 16, 128), (128, 64)), (Shape(1, 60, 2, 16), (16,)))
     yield _dense(shape)
-    for pattern in _patterns(bench)[start:][:count]:
-        name, visible = f"{pattern.name}, blocks of {pattern.block}", pattern.visible(shape.length, shape.heads)
-        yield _building(f"{name}, layout", shape, visible.to(bench.device), pattern.block)
-        layout = BlockLayout.from_blocks(visible.to(bench.device), pattern.block)
-        density = float(layout.density(shape.length))
-        mask = partial(layout.to_block_mask, shape.length)
-        yield _part(name, shape, density, both_ways("<= 1.15"), mask, layout=layout)
+    for kind, block in product(("longformer", "bigbird"), sizes):
+        if only in (None, (kind, block)) or bench.dry:
+            name, visible = f"{kind}, blocks of {block}", _visible(kind, block, shape).to(bench.device)
+            yield _building(f"{name}, layout", shape, visible, block)
+            layout = BlockLayout.from_blocks(visible, block)
+            density = float(layout.density(shape.length))
+            mask = partial(layout.to_block_mask, shape.length)
+            yield _part(name, shape, density, both_ways("<= 1.15"), mask, layout=layout)
 
 
 def _building(name: str, shape: Shape, visible: Tensor, block: int) -> Case:
@@ -198,10 +189,13 @@ def _steps(bench: Bench, shapes: list[Shape]) -> Iterator[Case]:
 
 
 @piece("cuda", "decode")
-def steps(bench: Bench) -> Iterator[Case]:
-    """Steps over contexts with eight key heads."""
-    long = [Shape(1, 1024 << i, 32, 128, 8) for i in range(10)] + [Shape(b, 8192, 32, 128, 8) for b in (8, 32)]
-    yield from _steps(bench, bench.pick(long, [Shape(1, 40, 4, 16, 2)]))
+@piece("first", "decode", contexts=(32_768, 131_072), batches=())
+def steps(
+    bench: Bench, contexts: Iterable[int] = tuple(1024 << i for i in range(10)), batches: tuple[int, ...] = (8, 32)
+) -> Iterator[Case]:
+    """Steps over contexts, then batches, with eight key heads."""
+    shapes = [Shape(1, t, 32, 128, 8) for t in contexts] + [Shape(b, 8192, 32, 128, 8) for b in batches]
+    yield from _steps(bench, bench.pick(shapes, [Shape(1, 40, 4, 16, 2)]))
 
 
 @piece("cuda", "overhead")
@@ -217,31 +211,6 @@ def overhead(bench: Bench) -> Iterator[Case]:
 
     yield Case("softmax", shape, forms, (FORWARD, BOTH), (told,), clock=HostClock())
     yield Case("softmax step", shape, _our_step, (FORWARD,), (microseconds("per call"),), queries=1, clock=HostClock())
-
-
-@piece("first", "flash-8k")
-def first_flash(bench: Bench) -> Iterator[Case]:
-    """The headline of exact attention, without FlexAttention, which is compiled for long."""
-    yield _causal(bench, "causal", bench.pick(Shape(2, AIM, 16, 128), Shape(1, 33, 2, 16)), GOALS, flex=False)
-
-
-@piece("first", "window-32k")
-def first_window(bench: Bench) -> Iterator[Case]:
-    """One window."""
-    yield from windows(bench, WINDOWS[:1])
-
-
-@piece("first", "bigbird-32k")
-def first_bigbird(bench: Bench) -> Iterator[Case]:
-    """One layout."""
-    yield from sparse(bench, 1, len(_patterns(bench)) // 2)
-
-
-@piece("first", "decode")
-def first_steps(bench: Bench) -> Iterator[Case]:
-    """Two long contexts."""
-    long = [Shape(1, length, 32, 128, 8) for length in (32_768, 131_072)]
-    yield from _steps(bench, bench.pick(long, [Shape(1, 40, 4, 16, 2)]))
 
 
 @piece("cpu", "sparse")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.check import LENGTHS, Arrays, Check, in_halves, rows_of
-from zoo_kernels.bench.inputs import documents_of, normal
+from zoo_kernels.bench.check import KEEP, LENGTHS, PACKED, Arrays, Check, in_halves, last_of, rows_of
+from zoo_kernels.bench.inputs import documents_of
 from zoo_kernels.bench.patterns import bigbird_blocks, longformer_blocks, window_blocks
 from zoo_kernels.bench.record import Shape
 from zoo_kernels.bench.registry import piece
@@ -18,21 +19,11 @@ from zoo_kernels.layout import BlockLayout
 from zoo_kernels.softmax.api import softmax_attention, softmax_attention_step
 
 PAIRS = ((1, 239), (64, 1000), (113, 203), (108, 256), (127, 513))  # queries, and more keys
-PACKED = (1, 7, 64, 9, 2000)  # lengths of documents
-KEEP = 64  # last tokens, which are compared where arrays are large
 
 
 def banded(window: int | None, first: int = 0) -> dict[str, Any]:
     """Options of a window beside which the first tokens of each document stay visible."""
     return {"window": window, "sinks": first}
-
-
-def _layout(pattern: str, block: int, shape: Shape, device: torch.device) -> BlockLayout:
-    blocks = -(-shape.length // block)
-    visible = (
-        longformer_blocks(blocks, 2, 1) if pattern == "longformer" else bigbird_blocks(blocks, shape.heads, 1, 1, 1)
-    )
-    return BlockLayout.from_blocks(visible.to(device), block)
 
 
 def _whole(
@@ -55,55 +46,47 @@ def _whole(
     weight per head.
     """
     batch, length, heads, width = shape[:4]
-    queries, value = queries or length, value or width
+    queries, value, blocks = queries or length, value or width, -(-length // block)
+    of_queries, of_keys = (batch, queries, heads), (batch, length, shape.key_heads)
 
-    def draw(device: torch.device, dtype: torch.dtype) -> Arrays:
-        sizes = {
-            "q": (queries, heads, width),
-            "k": (length, shape.key_heads, width),
-            "v": (length, shape.key_heads, value),
-        }
-        sizes["to output"] = (queries, heads, value)
-        x = {n: normal(device, dtype, batch, *size, strided=strided) for n, size in sizes.items()}
-        x["to lse"] = normal(device, torch.float32, batch, queries, heads)
-        if logits:
-            x["sink_logits"] = normal(device, torch.float32, heads)
-        if bias:
-            x["block_bias"] = normal(device, torch.float32, 1, heads, *2 * (-(-length // block),))
-        return x
+    def other(device: torch.device) -> Arrays:
+        made = {"documents": documents_of(documents, batch, length, device)}
+        if not layout:
+            return made
+        visible = longformer_blocks(blocks, 2, 1) if layout == "longformer" else bigbird_blocks(blocks, heads, 1, 1, 1)
+        return made | {"layout": BlockLayout.from_blocks(visible.to(device), block)}
 
-    def call(x: Arrays, backend: str) -> Arrays:
-        device = x["q"].device
-        how = options | {"documents": documents_of(documents, batch, length, device)}
-        how |= {name: x[name] for name in ("sink_logits", "block_bias") if name in x}
-        how |= {"layout": _layout(layout, block, shape, device)} if layout else {}
-        o, lse = softmax_attention(x["q"], x["k"], x["v"], return_lse=True, backend=backend, **how)
-        return {"output": o, "lse": lse}
-
-    return Check(f"softmax {name}", shape, draw, call)
+    wide: dict[str, tuple[int, ...]] = {"to lse": of_queries}
+    wide |= {"sink_logits": (heads,)} if logits else {}
+    wide |= {"block_bias": (1, heads, blocks, blocks)} if bias else {}
+    sizes = {
+        "q": (*of_queries, width),
+        "k": (*of_keys, width),
+        "v": (*of_keys, value),
+        "to output": (*of_queries, value),
+    }
+    call = partial(softmax_attention, return_lse=True, **options)
+    return Check(f"softmax {name}", shape, call, sizes, wide, other, ("output", "lse"), strided=strided)
 
 
 @piece("cuda", "correctness_softmax")
 def whole(bench: Bench) -> Iterator[Check]:
     """Forward and backward, the plainest first, and that a repeat gives the same bits; dry: one of each kind."""
     yield from in_halves(bench, _whole_cases(bench))
-    heads, length, width = bench.pick((8, 3000, 128), (2, 20, 16))
-    for groups in (heads // 2, 1):
-        shape = Shape(bench.pick(2, 1), length, heads, width, groups)
-        yield replace(_whole(f"repeats G{groups}", shape), repeats=20, dtype=bench.halves[0])
+    shape = bench.pick(Shape(2, 3000, 8, 128), Shape(1, 20, 2, 16))
+    groups = shape.heads // 2, 1
+    yield from in_halves(bench, [_whole(f"repeats G{g}", shape._replace(groups=g)) for g in groups], repeats=20)
 
 
 def _whole_cases(bench: Bench) -> Iterator[Check]:
     base, width, heads, block = bench.pick((129, 64, 4, 64), (35, 16, 2, 16))
 
     def at(name: str, length: int = base, width: int = width, groups: int = heads, **rest: Any) -> Check:
-        queries = rest.get("queries", length)
-        if queries != length:
-            name += f" of {queries}"
-        return _whole(name, Shape(rows_of(bench, queries), length, heads, width, groups), **{"block": block, **rest})
+        rows = rows_of(bench, rest.get("queries", length))
+        return _whole(name, Shape(rows, length, heads, width, groups), **{"block": block, **rest})
 
     yield from (at("causal", length) for length in bench.pick(LENGTHS, (base,)))
-    yield from (at("tail", keys, queries=queries) for queries, keys in bench.pick(PAIRS, ((5, 35),)))
+    yield from (at(f"tail of {q}", keys, queries=q) for q, keys in bench.pick(PAIRS, ((5, 35),)))
     yield from (at(f"gqa{groups}", groups=groups) for groups in bench.pick((1, 2), (1,)))
     yield from (at(f"window{w}", window=w) for w in bench.pick((0, 1, 17, 64, 100), (0, 9)))
     yield at("window,sinks", **banded(9, 4))
@@ -130,40 +113,31 @@ def _whole_cases(bench: Bench) -> Iterator[Check]:
 @piece("cuda", "correctness_large")
 def large(bench: Bench) -> Iterator[Check]:
     """More than 2^31 numbers, whose last ones offsets of 32 bits would not reach: the last tokens of the last head."""
-    shape = bench.pick(Shape(1, 140_000, 128, 128), Shape(1, 140, 2, 16))
-    reach, block = bench.pick((192, 64), (32, 16))
+    shape, reach, block = bench.pick((Shape(1, 140_000, 128, 128), 192, 64), (Shape(1, 140, 2, 16), 32, 16))
     span = KEEP + reach
-    yield from in_halves(
-        bench,
-        [
-            _large("softmax", shape, shape.length),
-            _large("softmax, window", shape, span, window=reach),
-            # so that the span begins where a block does
-            _large("softmax, layout", shape, span + shape.length % block, near=reach // block, block=block),
-        ],
-    )
+    near = partial(_of_near_blocks, near=reach // block, block=block)
+    calls = {
+        "softmax": (softmax_attention, shape.length),
+        "softmax, window": (partial(softmax_attention, window=reach), span),
+        "softmax, layout": (near, span + shape.length % block),  # so that the span begins where a block does
+    }
+    yield from in_halves(bench, [_large(name, shape, *how) for name, how in calls.items()])
 
 
-def _large(name: str, shape: Shape, span: int, near: int = 0, block: int = 64, **options: Any) -> Check:
-    """The last KEEP outputs and gradients, which depend on the last ``span`` keys; ``near``: blocks that one reads."""
+def _of_near_blocks(q: Tensor, k: Tensor, v: Tensor, near: int, block: int, backend: str) -> Tensor:
+    blocks = window_blocks(-(-k.shape[1] // block), near).to(k.device)
+    output: Tensor = softmax_attention(q, k, v, layout=BlockLayout.from_blocks(blocks, block), backend=backend)
+    return output
 
-    def draw(device: torch.device, dtype: torch.dtype) -> Arrays:
-        return {name: normal(device, dtype, *shape[:4]) for name in ("q", "k", "v", "to output")}
 
-    def call(x: Arrays, backend: str) -> Arrays:
-        how = dict(options)
-        if near:
-            blocks = window_blocks(-(-x["k"].shape[1] // block), near)
-            how["layout"] = BlockLayout.from_blocks(blocks.to(x["k"].device), block)
-        return {"output": softmax_attention(x["q"], x["k"], x["v"], backend=backend, **how)}
+def _large(name: str, shape: Shape, call: Any, span: int) -> Check:
+    """The last outputs and gradients, which depend on the last ``span`` keys."""
 
     def cut(x: Arrays) -> Arrays:
         return {n: array[:, -(span if n in ("k", "v") else KEEP) :, -1:] for n, array in x.items()}
 
-    def part(x: Arrays) -> Arrays:
-        return {n: array[:, -KEEP:, -1:] for n, array in x.items()}
-
-    return Check(f"large {name}", shape, draw, call, cut, part)
+    sizes = dict.fromkeys(("q", "k", "v", "to output"), shape[:4])
+    return Check(f"large {name}", shape, call, sizes, cut=cut, part=last_of)
 
 
 def _step(
@@ -174,29 +148,35 @@ def _step(
     ring: bool = False,
     graph: bool = False,
     last: bool = False,
-    **options: Any,
+    **rest: Any,
 ) -> Check:
     """One step over a cache of rows of different lengths, of which ``last`` compares the last alone."""
     batch, capacity, heads, width = shape[:4]
+    cache = (batch, capacity, shape.key_heads, width)
 
-    def draw(device: torch.device, dtype: torch.dtype) -> Arrays:
-        x = {"q": normal(device, dtype, batch, heads, width)}
-        size = (batch, capacity, shape.key_heads, width)
-        x |= {n: torch.randn(size, device=device, dtype=dtype) for n in ("k", "v")}
+    def other(device: torch.device) -> Arrays:
         row = torch.arange(batch, device=device)
-        x["lengths"] = capacity * row // (batch - 1)  # the first row has no key yet
-        if ring:
-            x["lengths"] += row * (capacity // 2)  # the last rows have gone round
-        return x | ({"sink_logits": normal(device, torch.float32, heads)} if logits else {})
+        lengths = capacity * row // (batch - 1)  # the first row has no key yet
+        return {"lengths": lengths + row * (capacity // 2) if ring else lengths}  # the last rows have gone round
 
-    def call(x: Arrays, backend: str) -> Arrays:
-        how = options | {"ring": ring, "sink_logits": x.get("sink_logits"), "backend": backend}
-        return {"output": softmax_attention_step(x["q"], x["k"], x["v"], x["lengths"], **how)[:, None]}
+    def call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, **how: Any) -> Tensor:
+        output: Tensor = softmax_attention_step(q, k, v, lengths, ring=ring, **how, **rest)
+        return output[:, None]
 
     def rows(x: Arrays) -> Arrays:
         return {n: array[-1:] for n, array in x.items()} if last else x
 
-    return Check(f"step softmax {name}", shape, draw, call, rows, rows, graph)
+    return Check(
+        f"step softmax {name}",
+        shape,
+        call,
+        sizes={"q": (batch, heads, width), "k": cache, "v": cache},
+        wide={"sink_logits": (heads,)} if logits else {},
+        other=other,
+        cut=rows,
+        part=rows,
+        graph=graph,
+    )
 
 
 @piece("cuda", "correctness_decode")
