@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import MILLISECONDS, Case, Forms, Metric, Ratio, Together, constant, microseconds, rates
+from zoo_kernels.bench.case import MILLISECONDS, Case, Forms, Ratio, Together, constant, microseconds, rates
 from zoo_kernels.bench.inputs import slopes
 from zoo_kernels.bench.peers import causal_mask, flex_peer, sdpa_peers
 from zoo_kernels.bench.record import BOTH, FORWARD, Row, Shape
@@ -61,10 +61,8 @@ def _context(shape: Shape, direction: str, flex: bool = False) -> Case:
         Ratio(f"over {SOFTMAX}", SOFTMAX, ahead if shape.length >= LEAD[direction] else {}, of=LIGHTNING),
         Ratio("over sdpa flash", "sdpa flash", ahead, of=SOFTMAX),
     )
-    return Case("contexts", shape, _exact_and_lightning, (direction,), (TIME_OF_LIGHTNING, *exact), ratios)
-
-
-TIME_OF_LIGHTNING: Metric = MILLISECONDS._replace(whose=(LIGHTNING,))
+    metrics = MILLISECONDS._replace(whose=(LIGHTNING,)), *exact
+    return Case("contexts", shape, _exact_and_lightning, (direction,), metrics, ratios)
 
 
 def tell_leads(bench: Bench, shapes: list[Shape], direction: str) -> None:

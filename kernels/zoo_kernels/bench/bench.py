@@ -220,7 +220,8 @@ class Bench:
             value, reached = 0.0, None if target is None else False
         letters = dict(zip("BTHGD", (shape.batch, shape.length, shape.heads, shape.key_heads, shape.width)))
         about = row.name, letters, str(row.dtype).removeprefix("torch."), row.implementation, row.direction
-        self.records.append(Record(self.piece, *about, *(timing or (None,) * 3), metric, value, target, unit, reached))
+        median, low, high = timing or (None, None, None)
+        self.records.append(Record(self.piece, *about, median, low, high, metric, value, target, unit, reached))
 
     def content(self, interrupted: bool = False) -> dict[str, Any]:
         """All that is written to the file."""

@@ -121,9 +121,10 @@ def _steps(name: str, shape: Shape, decay: str = "slopes", normalize: bool = Fal
     batch, _, heads, width, _ = shape
 
     def call(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor | None, backend: str) -> Any:
-        s, how = _parted(state.clone(), normalize), {"normalize": normalize, "backend": backend}
+        s = _parted(state.clone(), normalize)
+        how: dict[str, Any] = {"scale": 0.25, "normalize": normalize, "backend": backend}
         tokens = zip(q.unbind(1), k.unbind(1), v.unbind(1))
-        outputs = [linear_attention_step(*token, log_decay, s, scale=0.25, **how) for token in tokens]
+        outputs = [linear_attention_step(*token, log_decay, s, **how) for token in tokens]
         return torch.stack(outputs, 1), _joined(s)
 
     return Check(
