@@ -304,6 +304,18 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(tmp_path, capsys):
         assert run.run(parse(["piece=gqa"])) == [RESULTS, "cuda", ("gqa",)]
 
 
+def test_a_piece_in_a_real_process(tmp_path, capfd):
+    (bench,) = run.run_apart(parse(["device=cpu", "dry=true", "piece=ceilings", f"out={tmp_path}"]))
+    assert {r.metric for r in bench.records} == {"bandwidth", "rate"} and not bench.errors
+    assert read(tmp_path / "ceilings.json")["complete"] and "ceilings: copy 1000000" in capfd.readouterr().out
+
+
+def test_a_row_that_others_are_compared_with_is_measured_whatever_is_asked_for():
+    bench = Bench(parse(["device=cpu", "dry=true", "only=window 8 B"]), "windows")
+    bench.each(registry.items_of(bench, "cuda", "windows"), lambda item: bench.note(str(item)))
+    assert [note.partition(" B1")[0] for note in bench.notes] == ["dense", "window 8"]
+
+
 def test_ctrl_c_writes_what_is_there(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(registry._pieces["cpu"], "sparse", piece_that(stop))
     file = tmp_path / "out.json"

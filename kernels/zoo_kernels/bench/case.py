@@ -113,6 +113,7 @@ class Case:
         queries: fewer than keys, as in decoding; 0 for as many.
         clock: another one than the piece's; peak memory is then not asked for.
         patience: seconds of a call from which it is left out.
+        always: it is measured whatever ``only=`` says, since others are compared with it.
         same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
     """
 
@@ -126,6 +127,7 @@ class Case:
     clock: Clock | None = None
     patience: float = math.inf
     same: str = ""
+    always: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"

@@ -47,21 +47,21 @@ class Clock:
         ``limit``: seconds after which no further round begins; the first one is made in any case.
         """
         begin = time.perf_counter()
-        plans = {who: Plan(1, 1) if who in once else self.plan(run) for who, run in runs.items()}
+        plans = {who: Plan(1, 1) if who in once else self._plan(run) for who, run in runs.items()}
         samples = {who: list(plan.samples) for who, plan in plans.items()}
         for number in range(self.rounds):
             if number and time.perf_counter() - begin > limit:
                 break
             for who, plan in plans.items():
                 if number < plan.rounds:
-                    samples[who] += self.sample(runs[who], plan)
+                    samples[who] += self._sample(runs[who], plan)
         return {who: Timing(statistics.median(x) * 1e3, min(x) * 1e3, max(x) * 1e3) for who, x in samples.items()}
 
-    def plan(self, run: Run) -> Plan:
+    def _plan(self, run: Run) -> Plan:
         """How a function will be timed, for which it may be called."""
         return Plan(1, 1)
 
-    def sample(self, run: Run, plan: Plan) -> list[float]:
+    def _sample(self, run: Run, plan: Plan) -> list[float]:
         """Seconds of a call in one round: their mean, or those of each call."""
         begin = time.perf_counter()
         for number in range(plan.calls):
@@ -81,9 +81,8 @@ class WallClock(Clock):
     def __init__(self, rounds: int = 7, seconds: float = 15.0, least: float = 0.02) -> None:
         self.rounds, self.seconds, self.least = rounds, seconds, least
 
-    def plan(self, run: Run) -> Plan:
-        """Calls that fill a sample, rounds that fit into the seconds."""
-        took = self.sample(run, Plan(1, 1))[0]
+    def _plan(self, run: Run) -> Plan:
+        took = self._sample(run, Plan(1, 1))[0]
         calls = max(1, round(self.least / max(took, 1e-7)))
         return Plan(calls, max(2, min(self.rounds, int(self.seconds / (took * calls)))))
 
@@ -93,17 +92,15 @@ class HostClock(Clock):
 
     rounds, calls = 7, 200
 
-    def plan(self, run: Run) -> Plan:
-        """The same for all, after a few calls to warm up."""
+    def _plan(self, run: Run) -> Plan:
         for number in range(5):
             run(number)
         return Plan(self.calls, self.rounds)
 
-    def sample(self, run: Run, plan: Plan) -> list[float]:
-        """Mean of a round."""
+    def _sample(self, run: Run, plan: Plan) -> list[float]:
         wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         wait()
-        found = super().sample(run, plan)
+        found = super()._sample(run, plan)
         wait()
         return found
 
@@ -124,9 +121,8 @@ class EventClock(Clock):
     def __init__(self, rounds: int = 5, seconds: float = 0.3, calls: int = 40, slow: float = 0.5) -> None:
         self.rounds, self.seconds, self.calls, self.slow = rounds, seconds, calls, slow
 
-    def plan(self, run: Run) -> Plan:
-        """Five calls, or one if it is slow, tell what the host and the GPU need."""
-        took = self.sample(run, Plan(1, 1))[0]
+    def _plan(self, run: Run) -> Plan:
+        took = self._sample(run, Plan(1, 1))[0]
         if took > self.slow:
             return Plan(1, 1, samples=(took,))
         for number in range(2):
@@ -136,12 +132,11 @@ class EventClock(Clock):
         run(0)
         host = time.perf_counter() - begin
         torch.cuda.synchronize()
-        took = self.sample(run, Plan(1, 1, host))[0]
+        took = self._sample(run, Plan(1, 1, host))[0]
         wanted = min(self.calls, round(self.seconds / max(took, 1e-6)))
         return Plan(max(1, wanted // self.rounds), self.rounds, host)
 
-    def sample(self, run: Run, plan: Plan) -> list[float]:
-        """One sample a call."""
+    def _sample(self, run: Run, plan: Plan) -> list[float]:
         cycles = int(min(1.5 * plan.host + 2e-5, 1e-2) * 2e9)  # of a clock of up to 2 GHz
         pairs = []
         for number in range(plan.calls):

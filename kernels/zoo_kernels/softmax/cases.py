@@ -95,7 +95,7 @@ def gqa(bench: Bench) -> Iterator[Case]:
 
 def _dense(shape: Shape) -> Case:
     """What rows with fewer pairs are compared with: ours and PyTorch's kernels over all pairs."""
-    return Case("dense", shape, _forms(None, True), metrics=rates(shape))
+    return Case("dense", shape, _forms(None, True), metrics=rates(shape), always=True)
 
 
 def _part(
