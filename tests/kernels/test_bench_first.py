@@ -198,7 +198,7 @@ def test_end_to_end_in_the_interpreter(tmp_path):
     assert "== first ==" in done.stdout
     begin = time.monotonic()
     again = run_script(*arguments)
-    assert again.returncode == 0 and "9 of 9 steps are done already" in again.stdout
+    assert again.returncode == 0 and "10 of 10 steps are done already" in again.stdout
     assert time.monotonic() - begin < 60
 
 

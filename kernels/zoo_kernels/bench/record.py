@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,9 @@ def environment(device: torch.device) -> dict[str, Any]:
     found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "interpreted": interpreting()}
     if hasattr(os, "getloadavg"):
         found |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
-    found["triton"] = getattr(sys.modules.get("triton"), "__version__", None)
+    found["triton"] = None
+    with contextlib.suppress(PackageNotFoundError):
+        found["triton"] = version("triton")
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
