@@ -39,7 +39,8 @@ def checks(bench: Bench) -> dict[str, list[Check]]:
     for name in names_of("cuda"):
         if name.startswith(CHECKED):
             found = (item for item in items_of(bench, "cuda", name) if isinstance(item, Check))
-            small = [check for check in found if check.shape.length <= SMALL][:: STRIDE if bench.dry else 1]
+            small = [check for check in found if check.shape.length <= SMALL and not check.repeats]
+            small = small[:: STRIDE if bench.dry else 1]
             groups = [small[i : i + GROUP] for i in range(0, len(small), GROUP)]
             kind = name.removeprefix(CHECKED)
             pieces.append([(f"check-{kind}-{number}", group) for number, group in enumerate(groups)])
