@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ Start = Callable[[Options, Job, float], Any]  # a multiprocessing.Process; with 
 def start_process(options: Options, job: Job, seconds: float) -> Any:
     """A fresh interpreter for a job; Ctrl-C is for its parent alone."""
     process = get_context("spawn").Process(target=work, args=(options, job, seconds), daemon=True)
+    resource_tracker.ensure_running()  # which unblocks the signal, so that it must not be left to the start below
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
     try:
         process.start()
@@ -187,8 +188,10 @@ class Watch:
         end = self.now() + seconds
         if seconds <= 0:
             return
-        running = [Running(job, self.start(self.options, job, seconds), self.now()) for job in jobs]
+        running: list[Running] = []
         try:
+            for job in jobs:
+                running.append(Running(job, self.start(self.options, job, seconds), self.now()))
             while running and self.now() < end:
                 self.sleep(POLL)
                 for one in running.copy():
