@@ -111,7 +111,7 @@ def density(mixer: Any, length: int, dense: float) -> float:
         rates = [(d.rate, d.taps or length) for d in mixer.dilations]
         return statistics.mean(listed(-(-length // rate), taps) / rate for rate, taps in rates)
     if isinstance(mixer, WindowAttention):
-        return listed(length, mixer.window, mixer.sinks)
+        return listed(length, mixer.window, mixer.sink_tokens)
     if isinstance(mixer, LongformerAttention):
         return listed(length, mixer.window, mixer.tokens.first)
     return mixer.mixing_flops(length) / dense if isinstance(mixer, HeadMixer) else 1.0

@@ -27,9 +27,10 @@ import torch
 from annotated_types import Gt
 from omegaconf import DictConfig
 
-from zoo.config import instantiate, to_dict
+from zoo.config import to_dict
 from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
+from zoo.data.sources.build import build_source
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.model.loss import next_token_loss
@@ -92,7 +93,7 @@ def main() -> None:
     config.trainer.update(validate_every=rare, checkpoint_every=rare)
     config.data.val_tokens = config.data.length
     data = LanguageData(
-        instantiate(config.data.source),
+        build_source(to_dict(config.data.source)),
         to_dict(config.tokenizer),
         length=config.data.length,
         batch_size=config.trainer.batch_size,

@@ -62,6 +62,7 @@ def main() -> int:
     os.environ["ZOO_CACHE"] = str(work / "cache")
     print(f"seed={seed}, cases begin as copies of {work / 'start'}", flush=True)
     load_programs()
+    (work / "home").mkdir(exist_ok=True)
     os.environ["HOME"] = str(work / "home")  # of ~ in what is drawn
     torch.set_num_threads(1)
     make_start(work / "start", work)

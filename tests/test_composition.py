@@ -4,13 +4,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 
-from zoo.config import CONFIGS, ConfigError, instantiate, load_run_config, register_mixers
+from zoo.config import CONFIGS, ConfigError, load_run_config, register_mixers, to_dict
+from zoo.data.documents import DataError
+from zoo.data.sources.build import build_source
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
-from zoo.training.optimizers.build import OPTIMIZERS, rate_factor
+from zoo.registry import OPTIMIZERS
+from zoo.training.optimizers.build import rate_factor
 from zoo.training.strategies import build_strategy
 
 GROUPS = (
@@ -48,7 +50,7 @@ def test_every_file_composes_and_builds(group, name):
     options = {k: config.optimizer[k] for k in ("schedule", "warmup_steps", "decay_fraction", "final_factor")}
     assert 0 < rate_factor(0, 100, **options) <= 1
     build_strategy(config.trainer.strategy)
-    assert instantiate(config.data.source).name
+    assert build_source(to_dict(config.data.source)).name
 
 
 @pytest.mark.parametrize("name", files("model"))
@@ -76,10 +78,11 @@ def test_an_unknown_attention_says_what_exists():
 
 
 @pytest.mark.parametrize("target", ["os.system", "subprocess.run", "zoolander.Evil", "builtins.eval"])
-def test_targets_outside_the_project_are_refused(target):
-    for node in ({"_target_": target}, {"_target_": "zoo.data.TextSource", "path": {"_target_": target}}):
-        with pytest.raises(ConfigError, match=f"_target_='{target}' is refused"):
-            instantiate(OmegaConf.create(node))
+def test_a_source_is_a_registered_name_and_nothing_else(target):
+    with pytest.raises(ValueError, match=f"unknown data source '{target}': expected one of hub, stdlib, text"):
+        build_source({"kind": target})
+    with pytest.raises(DataError, match="has no kind: expected one of hub, stdlib, text"):
+        build_source({"_target_": target})
 
 
 def test_a_damaged_run_configuration_is_named(tmp_path):

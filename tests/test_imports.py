@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHTS = (  # from below; rooms of one line do not import each other
     ("zoo_kernels",),
-    ("paths", "ranks", "files", "config", "cli", "entry", "schema"),
+    ("paths", "ranks", "files", "registry", "plugins", "config", "cli", "entry", "schema"),
     ("mixers",),
     ("generation", "data"),
     ("model",),
     ("runs",),
-    ("costs",),
+    ("costs", "conformance"),
     ("conversion",),
     ("options",),
     ("training", "evaluation"),

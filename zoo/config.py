@@ -1,23 +1,22 @@
-"""Configuration: the mixers' YAML files, safe building of objects, and reading a run's saved configuration."""
+"""Configuration: the mixers' YAML files, and reading a run's saved configuration."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.paths import expand, literal
 
 ROOM = Path(__file__).resolve().parent
 CONFIGS = ROOM / "configs" if (ROOM / "configs").is_dir() else ROOM.parent / "configs"  # of a wheel, or a checkout
-NAMESPACE = "zoo."
 LABEL = 80  # characters of a run's name that tell its layers
 
 
@@ -25,11 +24,16 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what is wrong and what is expected."""
 
 
-def register_mixers(folder: Path = CONFIGS / "attention") -> None:
-    """Make the ``mixers`` part of every file of configs/attention known, so that any entry can be overridden."""
+def register_mixers(more: Mapping[str, Any] | None = None) -> None:
+    """Make the ``mixers`` part of every file of configs/attention known, so that any entry can be overridden.
+
+    Args:
+        more: entries of attentions from outside, by name.
+    """
     entries: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted((CONFIGS / "attention").glob("*.yaml")):
         entries |= yaml.safe_load(file.read_text(encoding="utf-8"))["mixers"]
+    entries |= more or {}
     ConfigStore.instance().store(name="all_mixers", node={"mixers": entries})
 
 
@@ -40,28 +44,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def instantiate(config: DictConfig, **kwargs: Any) -> Any:
-    """Build the object that ``_target_`` names; only this project's own classes.
+def require_plugins(names: Iterable[str]) -> None:
+    """Refuse what needs packages from outside that are not imported; it imports none.
 
     Raises:
-        ConfigError: if a ``_target_`` anywhere in the configuration is outside ``zoo.``.
+        ConfigError: the line that says what to add.
     """
-    options = to_dict(config)
-    for target in _targets(options):
-        if not isinstance(target, str) or not target.startswith(NAMESPACE):
-            raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
-    return get_class(options.pop("_target_"))(**options, **kwargs)
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
+    wanted = list(names)
+    if any(name not in sys.modules for name in wanted):
+        raise ConfigError(f"this run needs plugins=[{','.join(wanted)}]: add it.")
 
 
 def run_dir(resume: str | None, init: str | None, name: str, time: str) -> str:
@@ -83,7 +74,7 @@ def load_run_config(run: str | Path) -> DictConfig:
     """The resolved configuration that a run folder keeps.
 
     Raises:
-        ConfigError: if the folder or its config.yaml is missing or damaged.
+        ConfigError: if the folder or its config.yaml is missing or damaged, or needs plugins that are not imported.
     """
     folder = expand(run)
     file = folder / "config.yaml"
@@ -95,6 +86,7 @@ def load_run_config(run: str | Path) -> DictConfig:
         raise ConfigError(f"{file} is damaged: {error}. Restore it, or start the run again elsewhere.") from error
     if not isinstance(config, DictConfig) or "model" not in config or "data" not in config:
         raise ConfigError(f"{file} is not the configuration of a run: it has no model or no data.")
+    require_plugins(config.get("plugins") or ())
     return config
 
 

@@ -19,11 +19,13 @@ def run(*arguments):
 
 def test_attentions_take_options(tmp_path):
     file = tmp_path / "layers.json"
-    done = run(*SMALL, "attentions=window:window=64:sinks=0,window:window=128:sinks=0,lightning", f"out={file}")
+    done = run(
+        *SMALL, "attentions=window:window=64:sink_tokens=0,window:window=128:sink_tokens=0,lightning", f"out={file}"
+    )
     assert done.returncode == 0, done.stderr
     rows = {row["attention"]: row for row in json.loads(file.read_text())["rows"]}
-    assert list(rows) == ["softmax", "window:window=64:sinks=0", "window:window=128:sinks=0", "lightning"]
-    narrow, wide = (rows[f"window:window={n}:sinks=0"] for n in (64, 128))
+    assert list(rows) == ["softmax", "window:window=64:sink_tokens=0", "window:window=128:sink_tokens=0", "lightning"]
+    narrow, wide = (rows[f"window:window={n}:sink_tokens=0"] for n in (64, 128))
     assert narrow["density"] < wide["density"] < 1 == rows["softmax"]["density"]
     assert all(row["layer_ms"] > 0 and row["mixing_ms"] > 0 for row in rows.values())
     assert done.stdout.count("\n") == 2 + len(rows)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
 from tests.conformance.cases import assert_equal, draw, every_mixer, make, new_cache, tensors
+from zoo.conformance.search import random_split
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.usefixtures("without_gradients")]
 
@@ -18,15 +17,6 @@ LENGTH = 131
 def without_gradients():
     with torch.no_grad():
         yield
-
-
-def random_split(seed: int, length: int) -> list[int]:
-    """Pieces of 1 token and of many, in any order."""
-    choose, pieces = random.Random(seed), []
-    while sum(pieces) < length:
-        most = length - sum(pieces)
-        pieces.append(min(most, choose.choice([1, 1, 1, 2, choose.randint(1, most)])))
-    return pieces
 
 
 SPLITS = {"whole": [LENGTH], "tokens": [1] * LENGTH, "prefill": [100] + [1] * 31, "chunks": [64, 64, 3]}

@@ -236,6 +236,6 @@ def test_wrong_values_of_choices_are_refused_by_name(name, options):
 def test_two_mixers_of_one_name_are_refused():
     from zoo.mixers.registry import register
 
-    with pytest.raises(ValueError, match="two mixers are called 'softmax'"):
+    with pytest.raises(ValueError, match="two attentions are called 'softmax'"):
         register("softmax")(zoo.mixers.get("lightning"))
     assert zoo.mixers.get("softmax") is not zoo.mixers.get("lightning")

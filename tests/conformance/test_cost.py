@@ -114,13 +114,13 @@ def widths(args: Any) -> int:
 
 def pairs_read(
     q: Tensor, k: Tensor, v: Tensor, documents: Any, bias: Any, layout: list[Tensor], block: int, window: int,
-    sinks: int, *_: Any,
+    sink_tokens: int, *_: Any,
 ) -> int:  # fmt: skip
     """Pairs that the rule of a call shows: all scores being 0, a log-sum-exp is the logarithm of their number.
 
     Queries of zeros are padding: a real one is never that.
     """
-    rule = KeyRule(k.shape[1] - q.shape[1], None if window < 0 else window, sinks, None if layout else documents)
+    rule = KeyRule(k.shape[1] - q.shape[1], None if window < 0 else window, sink_tokens, None if layout else documents)
     lists = BlockLayout.from_tensors(block, layout) if layout else None
     _, lse = reference_softmax_attention(torch.zeros_like(q), k, v, rule, 1.0, lists)
     return round((lse.exp() * (q != 0).any(-1)).sum().item())

@@ -23,9 +23,9 @@ from zoo.runs.loaded_run import open_run
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [
     {},
-    {"rope": None},
+    {"rope_theta": None},
     {"rope_fraction": 0.5},
-    {"gate": "silu", "sinks": True},
+    {"gate": "silu", "sink_logits": True},
     {"qk_norm": True},
 ]
 
@@ -57,7 +57,7 @@ def ids(length=24, rows=2):
 @pytest.fixture
 def run(tmp_path):
     """A run folder of an fp64 decoder with two softmax layers of different options around a lightning layer."""
-    mixers = {"nope": {"name": "softmax", "rope": None}, "softmax": {"rope_fraction": 0.5}, "lightning": {}}
+    mixers = {"nope": {"name": "softmax", "rope_theta": None}, "softmax": {"rope_fraction": 0.5}, "lightning": {}}
     folder = make_run(tmp_path, decoder_of("softmax", "lightning", "nope", mixers=mixers))
     config = OmegaConf.load(folder / "config.yaml")
     config.attention = "softmax"
@@ -173,7 +173,7 @@ def test_a_converted_run_is_a_run(run):
     assert new.decoder.config.layer_types == ["gqa", "lightning", "nope_gqa"]
     assert new.config.attention == "gqa"
     assert new.decoder.config.mixers["gqa"] == {"rope_fraction": 0.5, "kv_heads": 2}
-    assert new.decoder.config.mixers["nope_gqa"] == {"name": "gqa", "rope": None, "kv_heads": 2}
+    assert new.decoder.config.mixers["nope_gqa"] == {"name": "gqa", "rope_theta": None, "kv_heads": 2}
     built = decoder_config(new.config, 257, run.decoder.config.separator_tokens)
     assert built == new.decoder.config, "training must build what the checkpoint holds"
     expected, _ = convert_decoder(run.decoder, plan_conversion(run.decoder, "gqa", 2, "svd"))

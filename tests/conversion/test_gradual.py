@@ -48,7 +48,7 @@ def test_without_gradients_heads_are_the_blend_of_own_and_shared_ones():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("options", [{}, {"rope_fraction": 0.5, "gate": "silu"}, {"rope": None}])
+@pytest.mark.parametrize("options", [{}, {"rope_fraction": 0.5, "gate": "silu"}, {"rope_theta": None}])
 def test_at_alpha_1_the_model_converts_exactly_whatever_the_optimizer_did(method, options):
     decoder, x = decoder_of("softmax", "softmax", mixers={"softmax": options}), ids()
 

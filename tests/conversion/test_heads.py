@@ -71,7 +71,7 @@ def test_svd_is_no_worse_than_mean_and_mean_no_worse_than_first(structure, momen
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_each_metric_is_best_minimised_by_itself(structure):
+def test_each_metric_is_best_minimized_by_itself(structure):
     weight, covariance = torch.randn(HEADS, WIDTH, INPUTS), random_moments()
     plain, white = (merge_heads(weight, KV, "svd", covariance=c, **structure).heads() for c in (None, covariance))
     assert relative_error(weight, plain) < relative_error(weight, white)
@@ -134,10 +134,10 @@ def test_zero_heads_give_zero_heads():
     [
         ({}, 2),
         ({}, 1),
-        ({"rope": None}, 2),
+        ({"rope_theta": None}, 2),
         ({"rope_fraction": 0.5}, 2),
         ({"gate": "silu"}, 2),
-        ({"gate": "linear", "sinks": True, "rope_fraction": 0.5}, 1),
+        ({"gate": "linear", "sink_logits": True, "rope_fraction": 0.5}, 1),
         ({"kv_heads": 4}, 2),
     ],
 )

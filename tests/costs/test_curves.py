@@ -14,14 +14,14 @@ def test_curves_that_agree_share_a_label():
     assert merge(values) == [("b",), ("d",), ("a", "c")]
 
 
-@pytest.mark.parametrize("centres", [[0.5, 0.5, 0.5], [1.0, 0.99, 0.98], [0.02, 0.01, 0.0], [0.9, 0.5, 0.49]])
-def test_labels_are_near_and_apart(centres):
+@pytest.mark.parametrize("centers", [[0.5, 0.5, 0.5], [1.0, 0.99, 0.98], [0.02, 0.01, 0.0], [0.9, 0.5, 0.49]])
+def test_labels_are_near_and_apart(centers):
     heights = [0.1, 0.2, 0.1]
-    places = spread(centres, heights)
+    places = spread(centers, heights)
     edges = [(p + h / 2, p - h / 2) for p, h in zip(places, heights)]
     assert edges[0][0] <= 1 + 1e-9 and edges[-1][1] >= -1e-9
     assert all(above[1] >= below[0] - 1e-9 for above, below in pairwise(edges))
-    assert np.abs(np.subtract(places, centres)).max() < 0.35
+    assert np.abs(np.subtract(places, centers)).max() < 0.35
 
 
 def test_labels_with_room_stay():

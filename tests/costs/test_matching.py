@@ -71,8 +71,8 @@ def test_every_attention_is_matched_to_softmax(nano, name, quantity):
     assert (result.changed == {}) == (config.model.mlp_width is None)
     width = decoder_config(config, 10).hidden_width()
     assert width % 8 == 0
-    for neighbour in (width - 8, width + 8):
-        config.model.mlp_width = neighbour
+    for neighbor in (width - 8, width + 8):
+        config.model.mlp_width = neighbor
         assert abs(counted(config, quantity) - target) >= abs(after - target)
 
 
@@ -245,7 +245,7 @@ def test_an_entry_of_the_schedule_can_be_the_knob(nano):
         ({"match__knob": None}, r"match\.knob=null: the configuration has no such value"),
         ({"match__knob": "model.style"}, "is 'llama': expected the path of a whole number"),
         ({"match__knob": "model.tie_embeddings"}, "is True: expected the path of a whole number"),
-        ({"match__knob": "mixers.linear.rope"}, "is 10000.0: expected the path of a whole number"),
+        ({"match__knob": "mixers.linear.rope_theta"}, "is 10000.0: expected the path of a whole number"),
         ({"match__knob": "model"}, "expected the path of a whole number"),
         ({"match__quantity": "speed"}, r"match\.quantity='speed': expected null or one of params, flops, cache"),
         ({"match__tolerance": -0.1}, r"match\.tolerance=-0\.1: expected a number >= 0"),

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 import zoo.data
 from zoo.data.datamodule import LanguageData
+from zoo.data.sources.build import build_source
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "base")
@@ -28,7 +28,7 @@ def test_data_sets(name, monkeypatch):
     config = load(f"+data={name}", "++data.path=/some/where").data
     assert config.name == name and config.length == 512 and config.isolate_documents is False
     assert config.cache_dir == "~/.cache/attention-zoo" and config.num_workers == 0
-    source = instantiate(config.source)
+    source = build_source(config.source)
     assert type(source) is getattr(zoo.data, type(source).__name__)
     if name not in ("stdlib", "mqar", "recall_mix"):
         assert source.path == "/some/where"
@@ -55,7 +55,7 @@ def test_wikitext_by_its_preset(shared_data, cache):
     if not folder.is_dir():
         pytest.skip("no wikitext folder")
     config = load("+data=wikitext2", f"++data.path={folder}", f"++data.cache_dir={cache}", "++data.length=64").data
-    source = instantiate(config.source)
+    source = build_source(config.source)
     module = LanguageData(source, {"kind": "bytes"}, length=config.length, batch_size=2, cache_dir=config.cache_dir)
     module.prepare()
     assert len(module.stores["train"]) > 40 and len(module.stores["validation"]) > 2

@@ -51,7 +51,7 @@ def test_round_trip_is_exact(tokenizer, text):
     assert token_byte_lengths(tokenizer)[ids].sum() == len(text.encode())
 
 
-def test_spelt_out_end_of_text_is_text(tokenizer):
+def test_spelled_out_end_of_text_is_text(tokenizer):
     assert tokenizer.eos_token_id not in encode(tokenizer, ODD[7])
     assert tokenizer.eos_token_id not in tokenizer(ODD[7])["input_ids"]
     assert tokenizer.eos_token == tokenizer.bos_token == END
@@ -117,7 +117,7 @@ def test_training_is_deterministic_and_cached(list_source, tmp_path, capfd):
     assert capfd.readouterr().err.count("training") == 1
 
 
-def test_only_the_head_of_the_text_is_learnt(list_source, cache):
+def test_only_the_head_of_the_text_is_learned(list_source, cache):
     spec = {"kind": "bpe", "vocab_size": 300, "train_bytes": 100}
     small = build_tokenizer(spec, list_source("ab" * 100, "zq" * 5000), cache)
     assert "abab" in small.get_vocab() and "zq" not in small.get_vocab()

@@ -12,10 +12,10 @@ import pytest
 
 from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer
 from zoo.data.documents import DataError, digest_documents
+from zoo.data.store import fingerprints
 from zoo.data.store.fingerprints import Stamp, known_fingerprint
 from zoo.data.store.store_files import FILES, write_meta
 from zoo.data.store.store_writer import StoreWriter
-from zoo.data.store.token_store import fingerprints
 from zoo.runs.corpus import LocalText
 
 

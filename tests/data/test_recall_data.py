@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 
 from zoo.data import BatchPlan, TokenStore, TrainBatches, build_tokenizer
 from zoo.data.datamodule import LanguageData
-from zoo.data.recall import registry
 from zoo.data.recall.base import RecallTask
+from zoo.data.recall.build import build_task
 from zoo.data.recall.compose import Facts
 from zoo.data.recall.options import RecallOptions, read_entries
 from zoo.data.recall.samples import Question, RecallError
 from zoo.data.recall_data import RecallRows, RecallValidation
+from zoo.registry import RECALL_TASKS
 
 LENGTH = 256
 TASKS = {"mqar": {"variants": ["pairs4", "pairs8"]}, "niah": {"weight": 2.0, "variants": ["single", "multikey"]}}
@@ -41,7 +42,7 @@ class Capitals(RecallTask):
 
 @pytest.fixture
 def toys(monkeypatch):
-    monkeypatch.setitem(registry.TASKS, "capitals", Capitals)
+    monkeypatch.setitem(RECALL_TASKS._entries, "capitals", Capitals)
 
 
 @pytest.fixture
@@ -271,7 +272,7 @@ def test_the_facts_are_plain_and_name_every_variant(rows):
 def test_entries():
     assert [(e.name, e.variant, e.weight) for e in read_entries("mqar", None)] == [("mqar", "pairs8", 1.0)]
     (own,) = read_entries("few", {"task": "mqar", "variants": ["pairs4"], "weight": 3, "power": 1.0})
-    assert (own.name, own.weight, own.task) == ("few", 3.0, registry.build_task("mqar", "pairs4", power=1.0))
+    assert (own.name, own.weight, own.task) == ("few", 3.0, build_task("mqar", "pairs4", power=1.0))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from zoo.data import DataError, Document, TokenStore, build_tokenizer, encode_batch
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import digest_documents
-from zoo.data.store.token_store import store_files, store_writer
-from zoo.data.store.token_store import token_store as store
+from zoo.data.store import store_files, store_writer
+from zoo.data.store import token_store as store
 from zoo.data.tokenizers import tokenizer_fingerprint
 from zoo.files import WriteError
 
@@ -107,7 +107,7 @@ def test_pickling_carries_the_place_not_the_tokens(list_source, tokenizer, cache
 def test_progress_without_a_terminal_is_two_lines(list_source, tokenizer, cache, capfd):
     TokenStore.open_or_build(list_source(*TEXTS), "train", tokenizer, cache)
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[1].startswith("tokenising list (train): 5 documents, 550 bytes, 555 tokens in")
+    assert len(lines) == 2 and lines[1].startswith("tokenizing list (train): 5 documents, 550 bytes, 555 tokens in")
     TokenStore.open_or_build(list_source(*TEXTS), "train", tokenizer, cache)
     assert capfd.readouterr().err == ""
 

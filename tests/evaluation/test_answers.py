@@ -20,12 +20,12 @@ from tests.evaluation.answer_samples import (
 )
 from zoo.data import build_tokenizer
 from zoo.data.recall.samples import Answer, Sample
+from zoo.evaluation.scoring import answer_passes
 from zoo.evaluation.scoring.answers import score_samples
-from zoo.evaluation.scoring.documents import answer_passes
 from zoo.generation.prompts import read_in_pieces
 
 SCHEDULES = {"softmax": ["softmax"] * 2, "lightning": ["lightning"] * 2, "hybrid": ["lightning", "window", "softmax"]}
-OPTIONS = {"window": {"window": 9, "sinks": 1}}
+OPTIONS = {"window": {"window": 9, "sink_tokens": 1}}
 every_schedule = pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES)
 
 
@@ -122,7 +122,7 @@ def test_others_are_the_first_that_differ():
     assert (only_itself[0].rank, only_itself[0].choices) == (None, 1)
 
 
-def relabelled(decoder, samples, wanted):
+def relabeled(decoder, samples, wanted):
     """The same decoder of the same samples, but for the names of tokens: what it says often is called ``wanted``."""
     prompts = [sample.tokens[: answer.start].tolist() for sample in samples for answer in sample.answers]
     names = np.arange(VOCABULARY)
@@ -139,7 +139,7 @@ def relabelled(decoder, samples, wanted):
 @every_schedule
 def test_text_ends_with_its_line_or_document(layers, tokenizer):
     decoder = build(layers, OPTIONS)
-    samples = relabelled(decoder, some_samples(2), [NEWLINE, DOCUMENT])
+    samples = relabeled(decoder, some_samples(2), [NEWLINE, DOCUMENT])
     ends = set()
     for generate in (1, 12):
         scores = score_samples(decoder, samples, generate=generate, tokenizer=tokenizer)
@@ -166,7 +166,7 @@ def test_right_answers_are_generated(tokenizer):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_decoder_stays_as_it_was(training):
-    noisy = {"block": 16, "k": 1, "estimator": "gumbel"}  # while it is trained
+    noisy = {"block": 16, "top_k": 1, "estimator": "gumbel"}  # while it is trained
     decoder = build(["learned_sparse", "softmax"], {"learned_sparse": noisy}).train(training)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
     scores = score_samples(decoder, some_samples())

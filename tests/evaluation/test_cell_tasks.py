@@ -11,23 +11,23 @@ from omegaconf import OmegaConf
 from zoo.config import CONFIGS, ConfigError
 from zoo.data import DataError
 from zoo.data.recall.cache import sample_cache, samples_digest
-from zoo.data.recall.registry import TASKS
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation.evaluate import evaluate, evaluate_run
 from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
-from zoo.evaluation.tasks.base import TASKS as NAMES
-from zoo.evaluation.tasks.base import build_task, cell_task
+from zoo.evaluation.tasks import cell_task
+from zoo.evaluation.tasks.base import build_task
 from zoo.evaluation.tasks.suite import Suite
+from zoo.registry import RECALL_TASKS, TASKS
 from zoo.runs.loaded_run import open_run
 
 SMALL = {"lengths": [400, 300], "samples": 3}
 
 
 def recall(name="niah", **options):
-    return build_task({"name": name, "variants": [next(iter(TASKS[name].VARIANTS))], **SMALL} | options)
+    return build_task({"name": name, "variants": [next(iter(RECALL_TASKS.get(name).VARIANTS))], **SMALL} | options)
 
 
 def composed(name):
@@ -140,8 +140,8 @@ def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(TASKS["passkey"], "sample", never)
-    monkeypatch.setattr(TASKS["passkey"], "without_context", never)
+    monkeypatch.setattr(RECALL_TASKS.get("passkey"), "sample", never)
+    monkeypatch.setattr(RECALL_TASKS.get("passkey"), "without_context", never)
     assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
     monkeypatch.undo()
     for damage in (lambda content: content[:-30], lambda content: inverted(content, 200)):
@@ -220,7 +220,7 @@ def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
         ({"lengths": [0]}, r"task\.lengths=\[0\]: expected .*a whole number >= 1"),
         ({"depths": [2]}, r"task\.depths=\[2\]: expected .*from 0 to 1"),
         ({"variants": ["double"]}, "niah has no variant 'double': expected one of single"),
-        ({"options": {"colour": 3}}, "colour is not an option of niah: expected one of keys"),
+        ({"options": {"color": 3}}, "color is not an option of niah: expected one of keys"),
         ({"haystack": "nowhere.txt"}, r"task\.haystack=nowhere\.txt"),
         ({"lengths": [300.5]}, r"task\.lengths=\[300\.5\]"),
         ({"lengths": True}, r"task\.lengths=true"),
@@ -269,11 +269,11 @@ def test_results_of_other_questions_have_other_names(run_folder):
     assert all(re.fullmatch(r"[\w.-]+", stem) for stem in stems)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", list(RECALL_TASKS))
 def test_a_task_as_its_yaml_has_it_needs_no_more_than_its_name(run_folder, name):
     run, options = open_run(run_folder), composed(name)
     assert build_task(options)._stem(run, 0) == name
-    variant = next(iter(TASKS[name].VARIANTS))
+    variant = next(iter(RECALL_TASKS.get(name).VARIANTS))
     narrow = build_task(options | {"variants": [variant], "lengths": [256]})
     assert narrow._stem(run, 0) == f"{name}-{variant}-lengths256"
 
@@ -294,8 +294,8 @@ def test_a_question_asked_at_several_depths_is_one_unit(run_folder):
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_is_refused(run_folder, monkeypatch):
-    from zoo.evaluation import run as module
     from zoo.model.checkpoint import CheckpointError
+    from zoo.runs import loaded_run as module
 
     real = module.load
 
@@ -316,7 +316,7 @@ def test_generation_adds_texts_and_their_scores(run_folder):
     assert all(len(line["generated"]) == len(line["references"]) == 1 for line in outcome.samples)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("lm_eval", "hub", "offline")])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("lm_eval", "hub", "offline")])
 def test_every_yaml_builds_its_task(name):
     options = composed(name)
     task = build_task(options)

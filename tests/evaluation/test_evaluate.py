@@ -167,7 +167,7 @@ def test_table_shows_values_warnings_and_files(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "ppl"}, r"task\.name=ppl: unknown task; expected one of offline, perplexity"),
+        ({"name": "ppl"}, r"task\.name=ppl: unknown task; expected one of babi, cwe"),
         ({"window": 3}, r"task\.window: unknown option; expected one of task\.split"),
         ({"length": 0}, r"task\.length=0"),
         ({"stride": 17}, r"task\.stride=17: expected a number in 1\.\.16"),

@@ -35,7 +35,7 @@ def test_accuracy_has_wilsons_interval_and_its_chance():
     assert (record.chance, record.higher_is_better, record.wall_s) == (0.25, True, 1.5)
 
 
-def test_variants_name_shots_filter_and_normalisation():
+def test_variants_name_shots_filter_and_normalization():
     results = harness("acc_norm", [1, 0], 0.5, kind="strict", **{"n-shot": {"t": 5}})
     assert (only(results).metric, only(results).variant) == ("accuracy", "t/5-shot/strict/acc_norm")
 

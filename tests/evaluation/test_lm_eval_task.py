@@ -20,7 +20,7 @@ from zoo.evaluation.lm_eval import completion
 from zoo.evaluation.lm_eval import model as lm_eval
 from zoo.evaluation.lm_eval.task import LmEvalTask
 from zoo.evaluation.results.records import read_results, read_samples
-from zoo.evaluation.scoring.documents import documents as scoring
+from zoo.evaluation.scoring import documents as scoring
 from zoo.evaluation.tasks.perplexity import PerplexityTask
 from zoo.runs import corpus
 from zoo.runs.file_names import path_part

@@ -7,8 +7,8 @@ import pytest
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.evaluation.evaluate import evaluate_run
-from zoo.evaluation.scoring.documents import documents as scoring
-from zoo.evaluation.scoring.documents import stateful
+from zoo.evaluation.scoring import documents as scoring
+from zoo.evaluation.scoring import stateful
 from zoo.evaluation.tasks.base import build_task
 from zoo.runs import corpus
 from zoo.runs.loaded_run import open_run

@@ -5,7 +5,8 @@ import torch
 from tests.evaluation.test_perplexity import BOS, SCHEDULES, some_documents
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
-from zoo.evaluation.scoring.documents import score_documents, stateful
+from zoo.evaluation.scoring import stateful
+from zoo.evaluation.scoring.documents import score_documents
 from zoo.evaluation.scoring.stateful import score_stateful
 from zoo.evaluation.tasks.perplexity import PerplexityTask
 from zoo.runs.loaded_run import open_run

@@ -44,7 +44,7 @@ def save_checkpoint(file, decoder, **trained):
 def make_run(folder, decoder=None, texts=TEXTS):
     """A run folder with the checkpoint ``last`` and text, tokenizer, configuration and metrics to go with it."""
     write_texts(folder / "text", texts)
-    source = {"_target_": "zoo.data.TextSource", "path": str(folder / "text"), "text_column": "text"}
+    source = {"kind": "text", "path": str(folder / "text"), "text_column": "text"}
     data = {"name": "text", "length": 16, "cache_dir": str(folder / "cache"), "source": source}
     run = folder / "a run, with=signs"
     run.mkdir()

@@ -8,7 +8,7 @@ from tests.fuzz.forked import Ended
 
 SUCCESS, REFUSAL = "success", "refusal"
 HINT = "Set the environment variable HYDRA_FULL_ERROR=1"
-TOLD = ("warning: ", "note: ", "tokenising ")  # lines that may stand before an error: what is told, and progress
+TOLD = ("warning: ", "note: ", "tokenizing ")  # lines that may stand before an error: what is told, and progress
 
 
 def verdict(ended: Ended) -> str:

@@ -50,7 +50,7 @@ class Space:
         ways: list[tuple[float, Callable[[Random], str]]] = [
             (9, self._plausible),
             (9, self._odd),
-            (1, self._misspelt),
+            (1, self._misspelled),
             (1, lambda rng: rng.choice(values.ARGUMENTS)),
         ]
         ways += [(3, self._group), (1, self._odd_group)] if self.groups else []
@@ -72,9 +72,9 @@ class Space:
         key = self._key(rng)
         return f"{key}={values.odd(rng, key)}"
 
-    def _misspelt(self, rng: Random) -> str:
+    def _misspelled(self, rng: Random) -> str:
         key, _, value = self._plausible(rng).partition("=")
-        return f"{values.misspelt(rng, key)}={value}"
+        return f"{values.misspelled(rng, key)}={value}"
 
     def _group(self, rng: Random) -> str:
         group = rng.choice(sorted(self.groups))
@@ -83,7 +83,7 @@ class Space:
     def _odd_group(self, rng: Random) -> str:
         group = rng.choice(sorted(self.groups))
         name = rng.choice(self.groups[group])
-        return rng.choice((f"{group}={values.misspelt(rng, name)}", f"{group}={values.odd(rng, group)}", f"~{group}"))
+        return rng.choice((f"{group}={values.misspelled(rng, name)}", f"{group}={values.odd(rng, group)}", f"~{group}"))
 
     def _form(self, rng: Random) -> str:
         key = self._key(rng)
@@ -159,6 +159,7 @@ SMALL_MODEL = ("model.width=32", "model.depth=1", "model.heads=2")
 SCRIPTS: dict[str, tuple[str, ...]] = {  # arguments that make each one small
     "plan": ("attentions=softmax",),
     "report": (),
+    "check": ("softmax", "longest=3", "compile=false"),
     "compare": ("run",),
     "gallery": ("--help",),  # draws for minutes
     "bench_layers": ("length=64", "width=32", "heads=2", "rounds=1", "attentions=window"),

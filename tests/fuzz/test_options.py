@@ -24,7 +24,7 @@ REFUSED = [
     ("train.py", (*TINY, "model.widht=64"), "did you mean model.width"),
     ("train.py", (*TINY, "attention=lightening"), "did you mean lightning"),
     ("train.py", (*TINY, "+foo=1"), "foo"),
-    ("train.py", (*TINY, "data.source._target_={a: 1}"), "is refused: only classes of this project"),
+    ("train.py", (*TINY, "data.source.kind={a: 1}"), "data.source.kind={a: 1}: unknown data source"),
     ("train.py", (*TINY, "seed=${nothing}"), "nothing"),
     ("train.py", (*TINY, "seed={"), "seed={"),
     ("train.py", (*TINY, "data.path=missing"), "missing"),

@@ -116,7 +116,7 @@ def is_many(value: str) -> bool:
         return False
 
 
-def misspelt(rng: Random, name: str) -> str:
+def misspelled(rng: Random, name: str) -> str:
     """A name with one letter dropped, doubled, exchanged or replaced."""
     at = rng.randrange(len(name))
     before, letter, after = name[:at], name[at], name[at + 1 :]

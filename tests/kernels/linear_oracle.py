@@ -25,7 +25,7 @@ def recurrence(
     normalize: bool = False,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last state and last normaliser by the definition; a new document starts from zero."""
+    """Outputs, last state and last normalizer by the definition; a new document starts from zero."""
     batch, length, heads, width = q.shape
     s = q.new_zeros(batch, heads, width, v.shape[-1]) if state is None else state
     z = q.new_zeros(batch, heads, width) if normalizer is None else normalizer

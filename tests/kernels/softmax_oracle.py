@@ -11,7 +11,7 @@ from zoo_kernels import BlockLayout
 
 
 def visible(
-    queries: int, keys: int, window: int | None = None, sinks: int = 0, documents: list[int] | None = None
+    queries: int, keys: int, window: int | None = None, sink_tokens: int = 0, documents: list[int] | None = None
 ) -> list[list[int]]:
     """Keys that each query of one row may read."""
     ids = [0] * keys if documents is None else documents
@@ -20,7 +20,7 @@ def visible(
         start = t
         while start > 0 and ids[start - 1] == ids[t]:
             start -= 1
-        lists.append([j for j in range(start, t + 1) if window is None or t - j < window or j - start < sinks])
+        lists.append([j for j in range(start, t + 1) if window is None or t - j < window or j - start < sink_tokens])
     return lists
 
 
@@ -30,7 +30,7 @@ def dense(
     v: Tensor,
     *,
     window: int | None = None,
-    sinks: int = 0,
+    sink_tokens: int = 0,
     sink_logits: Tensor | None = None,
     scale: float | None = None,
     documents: Tensor | None = None,
@@ -42,7 +42,7 @@ def dense(
     mask = torch.zeros(batch, queries, keys, dtype=torch.bool)
     for b in range(batch):
         ids = None if documents is None else documents[b].tolist()
-        for t, listed in enumerate(visible(queries, keys, window, sinks, ids)):
+        for t, listed in enumerate(visible(queries, keys, window, sink_tokens, ids)):
             mask[b, t, listed] = True
     scores = torch.einsum("bthd,bjhd->bthj", q, k) * (width**-0.5 if scale is None else scale)
     weights = scores.exp() * mask[:, :, None]

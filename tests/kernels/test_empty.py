@@ -33,7 +33,7 @@ def blocks(batch, heads):
 RULES = {
     "causal": lambda b, h, t: {},
     "window": lambda b, h, t: {"window": 3},
-    "sinks": lambda b, h, t: {"window": 2, "sinks": 1},
+    "sinks": lambda b, h, t: {"window": 2, "sink_tokens": 1},
     "documents": lambda b, h, t: {"documents": torch.zeros(b, t, dtype=torch.long)},
     "layout": lambda b, h, t: {"layout": blocks(1, 1)},
     "own layout": lambda b, h, t: {"layout": blocks(b, h)},
@@ -77,7 +77,7 @@ def test_rows_without_a_key_beside_a_logit_of_minus_infinity(sink, backend):
     inputs = [torch.randn(1, 6, 2, 8, requires_grad=True) for _ in range(3)]
     logits = torch.tensor([sink, -torch.inf], requires_grad=True)
     ids = torch.tensor([[0, 0, 0, 1, 1, 1]])
-    for rule in ({"window": 0}, {"window": 0, "sinks": 1, "documents": ids}, {}):
+    for rule in ({"window": 0}, {"window": 0, "sink_tokens": 1, "documents": ids}, {}):
         options = rule | {"backend": backend, "return_lse": True}
         o, lse = softmax_attention(*inputs, **options, sink_logits=logits)
         plain, plain_lse = softmax_attention(*inputs, **options)

@@ -49,7 +49,7 @@ def softmax_case(seed: int) -> None:
         index = torch.randint(-1, rows, (draw.choice((1, batch)), draw.choice((1, groups * fold)), rows, 2))
         options["layout"] = BlockLayout.from_index(index, 16)
     elif draw.random() < 0.6:
-        options |= {"window": draw.randint(0, 20), "sinks": draw.randint(0, 3)}
+        options |= {"window": draw.randint(0, 20), "sink_tokens": draw.randint(0, 3)}
     if draw.random() < 0.4:
         options["documents"] = documents(draw, batch, keys)
     if draw.random() < 0.3:

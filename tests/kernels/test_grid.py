@@ -31,7 +31,13 @@ WIDTHS = ((16, 24), (60, 36), (64, 64), (24, 128), (100, 80), (128, 128), (256, 
 NARROW = WIDTHS[2:3]
 DECAYS = ("zero", "alibi", "paper", "strong", "token", "soft_token")
 ALGORITHMS = ("chunk", "auto", "scan", "parallel", "chunk")
-RULES: tuple[dict[str, Any], ...] = ({}, {"window": 9}, {"window": 40, "sinks": 3}, {"documents": True}, {"window": 1})
+RULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"window": 9},
+    {"window": 40, "sink_tokens": 3},
+    {"documents": True},
+    {"window": 1},
+)
 HEADS = ((1, 1), (4, 2), (3, 1), (2, 2), (6, 3), (8, 2))
 TOLERANCE = 2e-5  # of fp32 numbers around 1, as in test_linear_triton.py
 

@@ -104,7 +104,7 @@ def test_a_segment_reads_only_what_its_decay_leaves(kind, documents, monkeypatch
     close(case, algorithm="auto")
 
 
-def test_the_widest_heads_have_a_normaliser_too():
+def test_the_widest_heads_have_a_normalizer_too():
     q, k, v = (torch.rand(1, 5, 2, 256, dtype=torch.float16) for _ in range(3))
     o, state = linear_attention(q, k, v, normalize=True, return_state=True, backend="triton")
     want, want_state = linear_attention(*(x.double() for x in (q, k, v)), normalize=True, return_state=True)
@@ -137,7 +137,7 @@ def test_normalized(algorithm):
 @every_algorithm
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_a_state_that_half_precision_cannot_hold_is_read(algorithm, size):
-    """As a normaliser is after many tokens: each column of the state is read to within the rounding of its largest."""
+    """As a normalizer is after many tokens: each column of the state is read to within the rounding of its largest."""
     q, zero = torch.rand(1, 70, 2, 16).half(), torch.zeros(1, 70, 2, 16).half()
     state = size * torch.rand(1, 2, 16, 16)
     state[..., 3] *= 1e-3

@@ -9,7 +9,7 @@ from tests.kernels.linear_oracle import make_documents
 from zoo_kernels import BlockLayout, linear_attention, softmax_attention, softmax_attention_step
 
 FILLS = (torch.nan, torch.inf, -torch.inf, 3e38)
-RULES = {"all": {}, "window": {"window": 4}, "sinks": {"window": 3, "sinks": 2}}
+RULES = {"all": {}, "window": {"window": 4}, "sinks": {"window": 3, "sink_tokens": 2}}
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
@@ -42,14 +42,14 @@ def test_a_ring_takes_any_slot_that_was_not_written():
     q, k = torch.randn(1, 2, 8), torch.randn(1, 6, 2, 8)
     dirty = k.clone()
     dirty[:, 3:] = torch.nan
-    options = {"window": 4, "sinks": 2, "ring": True}
+    options = {"window": 4, "sink_tokens": 2, "ring": True}
     got = softmax_attention_step(q, dirty, dirty, torch.tensor([3]), **options)
     torch.testing.assert_close(got, softmax_attention_step(q, k, k, torch.tensor([3]), **options))
 
 
 FORMS = {
     "causal": {},
-    "window": {"window": 5, "sinks": 1},
+    "window": {"window": 5, "sink_tokens": 1},
     "documents": {"documents": make_documents([[20, 20], [7, 33]])},
     "layout": {"layout": BlockLayout.from_index(torch.tensor([[[[0, -1], [0, 1], [0, 2]]]]), 16)},
 }

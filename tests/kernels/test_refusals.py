@@ -103,7 +103,7 @@ def test_what_counts_must_be_integers(call, name, array, backend):
     ("call", "change", "message"),
     [
         (softmax, {"window": 2.5}, "window=2.5: expected an integer"),
-        (softmax, {"sinks": True}, "sinks=True: expected an integer"),
+        (softmax, {"sink_tokens": True}, "sink_tokens=True: expected an integer"),
         (softmax, {"k": X[:1]}, r"expected q \(B, Tq, H, D\)"),
         (softmax, {"v": X[0]}, r"expected q \(B, Tq, H, D\)"),
         (softmax, {"sink_logits": torch.zeros(1)}, r"sink_logits has shape \(1,\), expected \(2,\)"),

@@ -13,7 +13,7 @@ BLOCKS = torch.tensor([[[[0, -1, -1], [0, 1, -1], [0, 2, -1]]]])
 FORMS = {
     "causal": {},
     "window": {"window": 5},
-    "sinks": {"window": 4, "sinks": 2},
+    "sinks": {"window": 4, "sink_tokens": 2},
     "documents": {"documents": make_documents([[20, 1, 19]])},
     "layout": {"layout": BlockLayout.from_index(BLOCKS, 16)},
     "bias": {"layout": BlockLayout.from_index(BLOCKS, 16), "block_bias": torch.linspace(-1, 1, 9).view(1, 1, 3, 3)},
@@ -73,7 +73,7 @@ def test_scores_beyond_any_finite_mask_hide_the_future(scale, name):
     torch.testing.assert_close(got[0].double(), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", [{"window": 600}, {"window": 100, "sinks": 3}], ids=str)
+@pytest.mark.parametrize("rule", [{"window": 600}, {"window": 100, "sink_tokens": 3}], ids=str)
 @pytest.mark.parametrize("scale", [-2.0, 0.0, 1e25])
 def test_long_windows_take_any_scale(scale, rule):
     inputs = draw(8, 8, 2100)

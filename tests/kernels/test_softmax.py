@@ -23,16 +23,16 @@ RULES = {
     "window 7": {"window": 7},
     "window T": {"window": 37},
     "window > T": {"window": 1000},
-    "sinks": {"window": 4, "sinks": 3},
-    "sinks alone": {"window": 0, "sinks": 2},
-    "sinks without window": {"sinks": 2},
+    "sinks": {"window": 4, "sink_tokens": 3},
+    "sinks alone": {"window": 0, "sink_tokens": 2},
+    "sinks without window": {"sink_tokens": 2},
     "documents": {"documents": DOCUMENTS},
     "documents, window": {"documents": DOCUMENTS, "window": 5},
-    "documents, sinks": {"documents": DOCUMENTS, "window": 3, "sinks": 2},
-    "documents, no key": {"documents": DOCUMENTS, "window": 0, "sinks": 1},
+    "documents, sinks": {"documents": DOCUMENTS, "window": 3, "sink_tokens": 2},
+    "documents, no key": {"documents": DOCUMENTS, "window": 0, "sink_tokens": 1},
     "sink logits": {"sink_logits": SINK_LOGITS},
     "sink logits, window 0": {"sink_logits": SINK_LOGITS, "window": 0},
-    "sink logits, documents": {"sink_logits": SINK_LOGITS, "documents": DOCUMENTS, "window": 3, "sinks": 1},
+    "sink logits, documents": {"sink_logits": SINK_LOGITS, "documents": DOCUMENTS, "window": 3, "sink_tokens": 1},
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
@@ -112,14 +112,14 @@ def test_any_width(width, value, rule, backend):
 
 
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 300])
-@pytest.mark.parametrize("rule", [{}, {"window": 100, "sinks": 1}], ids=["causal", "window"])
+@pytest.mark.parametrize("rule", [{}, {"window": 100, "sink_tokens": 1}], ids=["causal", "window"])
 def test_any_length(length, rule):
     inputs = draw(queries=length, keys=length)
     assert_same(gradients(softmax_attention, inputs, rule, return_lse=True), gradients(dense, inputs, rule))
 
 
 @both
-@pytest.mark.parametrize("rule", [{}, {"window": 4}, {"window": 3, "sinks": 2}], ids=str)
+@pytest.mark.parametrize("rule", [{}, {"window": 4}, {"window": 3, "sink_tokens": 2}], ids=str)
 def test_packed_documents_equal_each_alone(rule, backend):
     inputs = draw()
     packed = softmax_attention(*inputs, **rule, documents=DOCUMENTS, backend=backend)
@@ -145,7 +145,7 @@ def test_rows_without_a_key_give_zero_and_no_gradient(backend):
 @both
 def test_rows_without_a_key_pass_no_gradient_from_their_lse(backend):
     inputs = draw()
-    o, lse = softmax_attention(*inputs, window=0, sinks=1, documents=DOCUMENTS, backend=backend, return_lse=True)
+    o, lse = softmax_attention(*inputs, window=0, sink_tokens=1, documents=DOCUMENTS, backend=backend, return_lse=True)
     for grad in torch.autograd.grad([o.sum(), lse.exp().sum()], inputs):
         assert torch.isfinite(grad).all()
 
@@ -182,7 +182,7 @@ def test_strided_inputs_and_broadcast_gradients(backend):
 
 @both
 @pytest.mark.parametrize(
-    "rule", [{}, {"window": 2, "sinks": 1}, {"documents": make_documents([[1, 4], [3, 2]])}], ids=str
+    "rule", [{}, {"window": 2, "sink_tokens": 1}, {"documents": make_documents([[1, 4], [3, 2]])}], ids=str
 )
 def test_gradients_equal_finite_differences(rule, backend):
     inputs = draw(queries=4, keys=5, heads=2, groups=1, width=3, value=2)
@@ -193,7 +193,7 @@ def test_gradients_equal_finite_differences(rule, backend):
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"window": 1}, {"window": 6}, {"window": 4, "sinks": 2}, {"sink_logits": SINK_LOGITS}, {"scale": 0.7}],
+    [{}, {"window": 1}, {"window": 6}, {"window": 4, "sink_tokens": 2}, {"sink_logits": SINK_LOGITS}, {"scale": 0.7}],
     ids=["all", "window 1", "window 6", "sinks", "sink logits", "scale"],
 )
 def test_a_step_equals_the_last_query_of_each_row(rule):
@@ -222,7 +222,7 @@ def test_a_step_with_a_window_of_no_key_gives_zero():
 
 
 @pytest.mark.parametrize(
-    "rule", [{}, {"window": 6}, {"window": 4, "sinks": 2}, {"window": 4, "sinks": 2, "ring": True}], ids=str
+    "rule", [{}, {"window": 6}, {"window": 4, "sink_tokens": 2}, {"window": 4, "sink_tokens": 2, "ring": True}], ids=str
 )
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_step_in_fp32_equals_one_in_fp64(rule, groups):

@@ -15,7 +15,7 @@ from zoo_kernels import BackendError, backend, softmax_attention, softmax_attent
 both = pytest.mark.parametrize("backend_name", ["torch", "reference"])
 RULES = {
     "causal": {},
-    "window": {"window": 20, "sinks": 1},
+    "window": {"window": 20, "sink_tokens": 1},
     "documents": {"documents": make_documents([[1, 60, 68], [129], [64, 65], [70, 58, 1]])},
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
@@ -107,7 +107,7 @@ def test_compiled_in_one_graph_equals_eager():
     compiled = torch.compile(softmax_attention, backend="aot_eager", fullgraph=True, dynamic=False)
     results = []
     for function in (softmax_attention, compiled):
-        o, lse = function(*inputs, window=20, sinks=1, documents=RULES["documents"]["documents"], return_lse=True)
+        o, lse = function(*inputs, window=20, sink_tokens=1, documents=RULES["documents"]["documents"], return_lse=True)
         results.append((o, lse, *torch.autograd.grad((o + lse[..., None]).square().sum(), inputs)))
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -130,7 +130,7 @@ Q, K = torch.zeros(2, 5, 4, 8), torch.zeros(2, 5, 2, 8)
         ({"q": Q[..., :4]}, "of equal width"),
         ({"k": K[:, :4], "v": K[:, :4]}, "5 queries but only 4 keys"),
         ({"window": -1}, "window=-1: expected an integer >= 0"),
-        ({"sinks": -2}, "sinks=-2"),
+        ({"sink_tokens": -2}, "sink_tokens=-2"),
         ({"documents": torch.zeros(2, 4)}, r"documents has shape \(2, 4\), expected \(2, 5\)"),
     ],
 )

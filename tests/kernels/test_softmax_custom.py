@@ -70,7 +70,7 @@ def test_opcheck_of_a_step(ring):
 
 RULES = {
     "causal": {},
-    "window": {"window": 20, "sinks": 1},
+    "window": {"window": 20, "sink_tokens": 1},
     "documents": {"documents": DOCUMENTS},
     "layout": {"layout": layout(4)},
     "packed layout": {"layout": layout(1), "documents": DOCUMENTS},
@@ -111,7 +111,9 @@ def assert_counts(inputs, pairs, **rule):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("queries", [45, 7])
-@pytest.mark.parametrize("rule", [{}, {"window": 6}, {"window": 6, "sinks": 3}, {"window": 44, "sinks": 9}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{}, {"window": 6}, {"window": 6, "sink_tokens": 3}, {"window": 44, "sink_tokens": 9}], ids=str
+)
 def test_flops_are_those_of_the_pairs_that_the_rule_shows(rule, queries, dtype):
     pairs = sum(map(len, visible(queries, 45, **rule)))
     assert_counts(draw(queries=queries, value=6, dtype=dtype), 2 * 4 * pairs, **rule)
@@ -143,23 +145,23 @@ def test_a_hidden_key_block_is_never_read():
         assert torch.isfinite(grad).all()
 
 
-def filled_ring(k, lengths, capacity, sinks):
+def filled_ring(k, lengths, capacity, sink_tokens):
     """Cache of each row after its tokens were written one after another."""
     cache = torch.full((len(k), capacity, *k.shape[2:]), 1e3, dtype=k.dtype)
     for row, n in enumerate(lengths.tolist()):
         for t in range(n):
-            cache[row, ring_slots(torch.tensor(t), capacity, sinks)] = k[row, t]
+            cache[row, ring_slots(torch.tensor(t), capacity, sink_tokens)] = k[row, t]
     return cache
 
 
-@pytest.mark.parametrize(("window", "sinks", "capacity"), [(4, 0, 4), (4, 0, 7), (5, 3, 8), (1, 2, 9), (0, 2, 3)])
+@pytest.mark.parametrize(("window", "sink_tokens", "capacity"), [(4, 0, 4), (4, 0, 7), (5, 3, 8), (1, 2, 9), (0, 2, 3)])
 @pytest.mark.parametrize("logits", [None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)], ids=["", "logits"])
-def test_a_step_over_a_ring_equals_the_last_query_of_each_row(window, sinks, capacity, logits):
+def test_a_step_over_a_ring_equals_the_last_query_of_each_row(window, sink_tokens, capacity, logits):
     lengths = torch.tensor([1, 2, 7, 8, 9, 30])
     q = torch.randn(6, 4, 8, dtype=torch.float64)
     k, v = (torch.randn(6, 30, 2, 8, dtype=torch.float64) for _ in range(2))
-    rule = {"window": window, "sinks": sinks, "sink_logits": logits}
-    caches = [filled_ring(x, lengths, capacity, sinks) for x in (k, v)]
+    rule = {"window": window, "sink_tokens": sink_tokens, "sink_logits": logits}
+    caches = [filled_ring(x, lengths, capacity, sink_tokens) for x in (k, v)]
     o = softmax_attention_step(q, *caches, lengths, **rule, ring=True)
     for row, n in enumerate(lengths):
         part = slice(row, row + 1)
@@ -170,7 +172,7 @@ def test_a_step_over_a_ring_equals_the_last_query_of_each_row(window, sinks, cap
 def test_slots_of_a_ring():
     assert ring_slots(torch.arange(10), 6, 2).tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5]
     assert ring_slots(torch.arange(7), 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    with pytest.raises(ValueError, match="2 slots has no room beside 2 sinks"):
+    with pytest.raises(ValueError, match="2 slots has no room beside sink_tokens=2"):
         ring_slots(torch.arange(3), 2, 2)
 
 
@@ -187,7 +189,7 @@ def test_flops_of_a_step():
     q, k, v = (x.detach() for x in draw(queries=1, value=6))
     lengths = torch.tensor([9, 45])
     assert count(lambda: softmax_attention_step(q[:, 0], k, v, lengths)) == 2 * 2 * 4 * 45 * 14
-    assert count(lambda: softmax_attention_step(q[:, 0], k, v, lengths, window=5, sinks=1)) == 2 * 2 * 4 * 6 * 14
+    assert count(lambda: softmax_attention_step(q[:, 0], k, v, lengths, window=5, sink_tokens=1)) == 2 * 2 * 4 * 6 * 14
 
 
 STEP = {"q": torch.zeros(2, 4, 8), "k_cache": torch.zeros(2, 6, 2, 8), "v_cache": torch.zeros(2, 6, 2, 8)}
@@ -200,8 +202,8 @@ STEP = {"q": torch.zeros(2, 4, 8), "k_cache": torch.zeros(2, 6, 2, 8), "v_cache"
         ({"q": torch.zeros(2, 3, 8)}, "a multiple of key heads"),
         ({"lengths": torch.ones(3).long()}, r"lengths \(B,\), got .*\(3,\)"),
         ({"window": -1}, "window=-1"),
-        ({"ring": True}, "a ring of 6 slots with 0 sinks cannot serve window=None"),
-        ({"ring": True, "window": 5, "sinks": 2}, "6 slots with 2 sinks cannot serve window=5"),
+        ({"ring": True}, "a ring of 6 slots with sink_tokens=0 cannot serve window=None"),
+        ({"ring": True, "window": 5, "sink_tokens": 2}, "6 slots with sink_tokens=2 cannot serve window=5"),
         ({"backend": "flash"}, "backend='flash' does not exist"),
     ],
 )

@@ -97,7 +97,7 @@ FUSED = {
     "biased": lambda: {"layout": pattern(lists=4).layout(), "block_bias": make_bias(2, 4).detach()},
     "whole": lambda: {"layout": everything(5)},
     "window": lambda: {"window": 9},
-    "window, sinks": lambda: {"window": 9, "sinks": 2},
+    "window, sinks": lambda: {"window": 9, "sink_tokens": 2},
     "window, documents": lambda: {"window": 9, "documents": DOCUMENTS},
     "documents alone": lambda: {"documents": DOCUMENTS},
     "long window": lambda: {"window": 60},
@@ -232,8 +232,8 @@ BIAS = torch.zeros(1, 1, 3, 3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": LAYOUT, "window": 3}, "window=3 and sinks=0 do not go with a layout"),
-        ({"layout": LAYOUT, "sinks": 1}, "sinks=1 do not go with a layout"),
+        ({"layout": LAYOUT, "window": 3}, "window=3 and sink_tokens=0 do not go with a layout"),
+        ({"layout": LAYOUT, "sink_tokens": 1}, "sink_tokens=1 do not go with a layout"),
         ({"layout": everything(2)}, r"of 1 rows, 1 heads, 2 blocks, expected 1 or 2, 1 or 4, at least 3"),
         ({"layout": pattern(batches=3).layout()}, "of 3 rows"),
         ({"layout": pattern(lists=2).layout()}, "of 1 rows, 2 heads"),

@@ -43,16 +43,16 @@ def compare(function, oracle, inputs, strided=False):
 
 
 @pytest.mark.parametrize("length", [200, 256, 301])
-@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (2, 3), (16, 0), (17, 1), (33, 5), (40, 20), (50, 0)])
-def test_windows(served, length, window, sinks):
-    rule = {"window": window, "sinks": sinks}
+@pytest.mark.parametrize(("window", "sink_tokens"), [(1, 0), (2, 3), (16, 0), (17, 1), (33, 5), (40, 20), (50, 0)])
+def test_windows(served, length, window, sink_tokens):
+    rule = {"window": window, "sink_tokens": sink_tokens}
     compare(lambda *x: softmax_attention(*x, **rule, return_lse=True), lambda *x: dense(*x, **rule), draw(length))
     assert len(served) == 2
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (3, 3), (6, 2), (4, 1)])
 def test_heads_share_keys(served, heads, groups):
-    rule = {"window": 20, "sinks": 2}
+    rule = {"window": 20, "sink_tokens": 2}
     inputs = draw(130, heads, groups)
     compare(lambda *x: softmax_attention(*x, **rule, return_lse=True), lambda *x: dense(*x, **rule), inputs, True)
     assert len(served) == 2
@@ -101,7 +101,7 @@ def test_a_layout_without_a_band_goes_another_way(served):
 
 
 @pytest.mark.parametrize("of_output", [0.0, 1e-3, 1.0])
-@pytest.mark.parametrize("rule", [{}, {"window": 20, "sinks": 2}, {"window": 100}], ids=str)
+@pytest.mark.parametrize("rule", [{}, {"window": 20, "sink_tokens": 2}, {"window": 100}], ids=str)
 def test_gradients_of_the_log_sum_exp(served, of_output, rule):
     """Carried by the output, or, where that has no gradient, by the plain form."""
     inputs = [x.detach().float().requires_grad_() for x in draw(130)]

@@ -108,22 +108,22 @@ def assert_close(got, exact, eager, dtype, terms=None):
             assert (error <= allowed).all(), (name, error, allowed)
 
 
-def mask_of(queries, keys, window=None, sinks=0, documents=None, batch=1):
+def mask_of(queries, keys, window=None, sink_tokens=0, documents=None, batch=1):
     mask = torch.zeros(batch, 1, queries, keys, dtype=torch.bool)
     for b in range(batch):
-        listed = visible(queries, keys, window, sinks, None if documents is None else documents[b].tolist())
+        listed = visible(queries, keys, window, sink_tokens, None if documents is None else documents[b].tolist())
         for t, read in enumerate(listed):
             mask[b, 0, t, read] = True
     return mask
 
 
-def check_rule(keys, queries=None, dtype=FULL, scale=None, batch=1, lengths=None, window=None, sinks=0, **shape):
+def check_rule(keys, queries=None, dtype=FULL, scale=None, batch=1, lengths=None, window=None, sink_tokens=0, **shape):
     queries = queries or keys
     documents = None if lengths is None else make_documents(lengths)
     inputs, upstream = draw(keys, queries, dtype=dtype, batch=batch, **shape)
     scale = inputs[0].shape[-1] ** -0.5 if scale is None else scale
-    rule = {"window": window, "sinks": sinks, "documents": documents}
-    got = kernel(inputs, upstream, KeyRule(keys - queries, window, sinks, documents), scale)
+    rule = {"window": window, "sink_tokens": sink_tokens, "documents": documents}
+    got = kernel(inputs, upstream, KeyRule(keys - queries, window, sink_tokens, documents), scale)
     exact = differentiate(lambda *x: dense(*x, scale=scale, **rule), inputs, upstream, torch.float64)
     mask = mask_of(queries, keys, batch=batch, **rule)
     eager = differentiate(lambda *x: plain(*x, mask, scale), inputs, upstream, dtype)
@@ -148,16 +148,24 @@ CASES = [
     {"keys": 33, "window": 33},
     {"keys": 33, "window": 1000, "dtype": HALF},
     {"keys": 127, "window": 60, "heads": 1},
-    {"keys": 100, "window": 8, "sinks": 3, "heads": 1},
-    {"keys": 100, "queries": 30, "window": 9, "sinks": 40, "dtype": HALF},
-    {"keys": 65, "window": 0, "sinks": 2, "heads": 1},
-    {"keys": 40, "sinks": 2, "dtype": HALF},
+    {"keys": 100, "window": 8, "sink_tokens": 3, "heads": 1},
+    {"keys": 100, "queries": 30, "window": 9, "sink_tokens": 40, "dtype": HALF},
+    {"keys": 65, "window": 0, "sink_tokens": 2, "heads": 1},
+    {"keys": 40, "sink_tokens": 2, "dtype": HALF},
     {"keys": 65, "lengths": ONE_ROW, "heads": 1},
     {"keys": 65, "lengths": [[65], [64, 1]], "batch": 2, "dtype": HALF, "heads": 1},
     {"keys": 65, "lengths": ONE_ROW, "queries": 35, "window": 6, "heads": 1},
-    {"keys": 65, "lengths": ONE_ROW, "window": 5, "sinks": 2, "dtype": HALF},
-    {"keys": 100, "lengths": [[17, 1, 82], [99, 1]], "batch": 2, "heads": 1, "window": 5, "sinks": 2, "dtype": HALF},
-    {"keys": 65, "lengths": ONE_ROW, "queries": 50, "window": 0, "sinks": 1, "heads": 1},
+    {"keys": 65, "lengths": ONE_ROW, "window": 5, "sink_tokens": 2, "dtype": HALF},
+    {
+        "keys": 100,
+        "lengths": [[17, 1, 82], [99, 1]],
+        "batch": 2,
+        "heads": 1,
+        "window": 5,
+        "sink_tokens": 2,
+        "dtype": HALF,
+    },
+    {"keys": 65, "lengths": ONE_ROW, "queries": 50, "window": 0, "sink_tokens": 1, "heads": 1},
     {"keys": 18, "width": 1, "value": 5},
     {"keys": 18, "width": 24, "value": 40, "dtype": HALF, "window": 5},
     {"keys": 18, "width": 100, "value": 32},
@@ -239,7 +247,7 @@ def test_layouts_and_biases_may_have_more_blocks_than_the_call_needs(of_layout, 
 def test_lengths_and_bits_may_be_strided():
     (q, k, v), _ = draw(40, 1, 2, 1, 16, 16, FULL, 3)
     lengths = torch.tensor([[20, 1], [33, 1], [7, 1]])
-    options = {"window": None, "sinks": 0, "ring": False, "scale": 0.3}
+    options = {"window": None, "sink_tokens": 0, "ring": False, "scale": 0.3}
     want = triton_step(q[:, 0], k, v, lengths[:, 0].contiguous(), **options)
     for got, known in zip(triton_step(q[:, 0], k, v, lengths[:, 0], **options), want):
         assert got.equal(known)
@@ -301,36 +309,38 @@ def test_document_bounds():
 STEPS = [
     {"capacity": 70},
     {"capacity": 70, "dtype": HALF, "heads": 6, "groups": 3, "width": 20, "value": 36},
-    {"capacity": 70, "window": 9, "sinks": 3},
+    {"capacity": 70, "window": 9, "sink_tokens": 3},
     {"capacity": 70, "window": 0},
     {"capacity": 70, "window": 50, "heads": 20, "dtype": HALF},
     {"capacity": 40, "heads": 80, "groups": 2},
-    {"capacity": 40, "heads": 70, "dtype": HALF, "window": 20, "sinks": 3, "ring": True},
-    {"capacity": 40, "window": 37, "sinks": 3, "ring": True},
-    {"capacity": 40, "window": 20, "sinks": 3, "ring": True, "dtype": HALF},
+    {"capacity": 40, "heads": 70, "dtype": HALF, "window": 20, "sink_tokens": 3, "ring": True},
+    {"capacity": 40, "window": 37, "sink_tokens": 3, "ring": True},
+    {"capacity": 40, "window": 20, "sink_tokens": 3, "ring": True, "dtype": HALF},
     {"capacity": 40, "window": 40, "ring": True},
 ]
 
 
 @pytest.mark.parametrize("case", STEPS, ids=lambda case: " ".join(f"{n}={x}" for n, x in case.items()))
 def test_a_step_equals_the_last_query_of_each_row(case):
-    case = {"window": None, "sinks": 0, "ring": False, "dtype": FULL, "heads": 2, "groups": 1} | case
-    capacity, window, sinks, ring, dtype = (case[n] for n in ("capacity", "window", "sinks", "ring", "dtype"))
+    case = {"window": None, "sink_tokens": 0, "ring": False, "dtype": FULL, "heads": 2, "groups": 1} | case
+    capacity, window, sink_tokens, ring, dtype = (
+        case[n] for n in ("capacity", "window", "sink_tokens", "ring", "dtype")
+    )
     lengths = [0, 1, 33, capacity] if not ring else [0, 3, capacity + 1, 100]
     width, value = case.get("width", 16), case.get("value", 16)
     (q, k, v), _ = draw(max(lengths), 1, case["heads"], case["groups"], width, value, dtype, len(lengths))
     caches = [torch.full((len(lengths), capacity, *x.shape[2:]), torch.nan, dtype=dtype) for x in (k, v)]
     for row, length in enumerate(lengths):
         for p in range(length):
-            slot = sinks + (p - sinks) % (capacity - sinks) if ring and p >= sinks else p
+            slot = sink_tokens + (p - sink_tokens) % (capacity - sink_tokens) if ring and p >= sink_tokens else p
             caches[0][row, slot], caches[1][row, slot] = k[row, p], v[row, p]
-    options = {"window": window, "sinks": sinks, "ring": ring, "scale": 0.3}
+    options = {"window": window, "sink_tokens": sink_tokens, "ring": ring, "scale": 0.3}
     o, lse = triton_step(q[:, 0], *caches, torch.tensor(lengths), **options)
     assert not o[0].any() and (lse[0] == -torch.inf).all()
     for row, n in enumerate(lengths[1:], 1):
         one = [x[row : row + 1, : x.shape[1] if x is q else n] for x in (q, k, v)]
-        exact = dense(*(x.double() for x in one), window=window, sinks=sinks, scale=0.3)
-        eager = plain(*one, mask_of(1, n, window, sinks), 0.3)
+        exact = dense(*(x.double() for x in one), window=window, sink_tokens=sink_tokens, scale=0.3)
+        eager = plain(*one, mask_of(1, n, window, sink_tokens), 0.3)
         assert_close((o[row : row + 1, None], lse[row : row + 1, None]), exact, eager, dtype)
 
 
@@ -339,16 +349,16 @@ def recorded(batch, keys, queries, options, strided=False):
     if strided:
         q, k, v, grad_o = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, grad_o))
     documents = torch.zeros(batch, keys, dtype=torch.int64) if options else None
-    rule = KeyRule(keys - queries, options.get("window"), options.get("sinks", 0), documents)
+    rule = KeyRule(keys - queries, options.get("window"), options.get("sink_tokens", 0), documents)
     with record("sm_90") as launches:
         o, lse = triton_forward(q, k, v, rule, 0.1, None, None)
         triton_backward(q, k, v, o, lse, grad_o, grad_lse, rule, 0.1, None, None)
         lengths = torch.zeros(batch, dtype=torch.int64)
-        triton_step(q[:, 0], k, v, lengths, window=options.get("window"), sinks=0, ring=False, scale=0.1)
+        triton_step(q[:, 0], k, v, lengths, window=options.get("window"), sink_tokens=0, ring=False, scale=0.1)
     return compile_keys(launches, "sm_90")
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 1, "sinks": 1}], ids=["causal", "all"])
+@pytest.mark.parametrize("options", [{}, {"window": 1, "sink_tokens": 1}], ids=["causal", "all"])
 @pytest.mark.parametrize("strided", [False, True], ids=["packed", "heads first"])
 def test_neither_batch_nor_length_compiles_again(options, strided):
     first = recorded(1, 64, 64, options, strided)

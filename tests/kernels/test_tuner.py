@@ -62,10 +62,10 @@ def test_kernel_names_are_unique_over_the_families():
 
 def test_a_row_is_replaced_for_a_while_and_no_other():
     row = Row("linear", "mix", ARCHITECTURES[-1], 2, 64)
-    before, neighbour = row.config, row._replace(kernel="parallel").config
+    before, neighbor = row.config, row._replace(kernel="parallel").config
     with using(row, SHIPPED):
         assert row.config is SHIPPED
-        assert row._replace(kernel="parallel").config is neighbour
+        assert row._replace(kernel="parallel").config is neighbor
     assert row.config is before
 
 

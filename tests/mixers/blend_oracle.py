@@ -55,7 +55,7 @@ def heads_of(mixer: zoo.mixers.Mixer, x: Tensor) -> list[Tensor]:
 
 
 def read(weights: Tensor, v: Tensor) -> Tensor:
-    """Values by weights ``(B, H, T, T)`` that are normalised here."""
+    """Values by weights ``(B, H, T, T)`` that are normalized here."""
     return torch.einsum("bhtj,bjhe->bthe", weights / weights.sum(-1, keepdim=True), v)
 
 

@@ -7,7 +7,7 @@ import torch
 
 import zoo
 
-SMALL = {"full_below": 64, "window_below": 112, "block": 16, "window": 2, "random": 1, "globals": 1}
+SMALL = {"full_below": 64, "window_below": 112, "block": 16, "window_blocks": 2, "random_blocks": 1, "global_blocks": 1}
 
 
 def build(name="adaptive", **options):
@@ -33,7 +33,7 @@ def like(name, mixer, **options):
 
 def test_lists_are_all_then_a_window_then_those_of_bigbird():
     pattern = build().pattern
-    beyond = build("bigbird", block=16, window=2, random=1, globals=1).pattern
+    beyond = build("bigbird", block=16, window_blocks=2, random_blocks=1, global_blocks=1).pattern
     blocks = torch.arange(20)
     for h, rows in enumerate(pattern.lists(blocks).tolist()):
         for i, row in enumerate(rows):
@@ -55,13 +55,16 @@ def test_a_threshold_behind_the_end_is_full_attention(full):
 
 def test_thresholds_of_zero_are_bigbird():
     mixer, x = build(full_below=0, window_below=0), draw(150)
-    same(mixer(x), like("bigbird", mixer, block=16, window=2, random=1, globals=1)(x))
+    same(mixer(x), like("bigbird", mixer, block=16, window_blocks=2, random_blocks=1, global_blocks=1)(x))
 
 
 def test_tokens_change_their_rule_at_the_thresholds():
     mixer, x = build(), draw(150)
-    full, sparse = like("softmax", mixer)(x), like("bigbird", mixer, block=16, window=2, random=1, globals=1)(x)
-    window = like("bigbird", mixer, block=16, window=2, random=0, globals=0)(x)
+    full, sparse = (
+        like("softmax", mixer)(x),
+        like("bigbird", mixer, block=16, window_blocks=2, random_blocks=1, global_blocks=1)(x),
+    )
+    window = like("bigbird", mixer, block=16, window_blocks=2, random_blocks=0, global_blocks=0)(x)
     y = mixer(x)
     same(y[:, :64], full[:, :64])
     same(y[:, 64:112], window[:, 64:112])
@@ -128,7 +131,7 @@ def test_far_behind_the_thresholds_decoding_costs_no_more_than_training():
         ({"window_below": 120}, "window_below=120: expected multiples of block=16"),
         ({"full_below": 128}, "the first not above the second"),
         ({"full_below": -16}, "full_below=-16"),
-        ({"window": 0}, "window=0"),
+        ({"window_blocks": 0}, "window_blocks=0"),
         ({"block": 0}, "block=0: expected one of 16"),
     ],
 )

@@ -13,6 +13,7 @@ from zoo.mixers.bigbird import bigbird_blocks, sample
 from zoo.mixers.parts.patterns import hashed
 
 HEADS = 4
+NUMBERS = "window_blocks", "random_blocks", "global_blocks"
 
 
 def build(name="bigbird", **options):
@@ -27,29 +28,30 @@ def draw(length):
 
 def lists(count, **options):
     """``(H or 1, count, L)`` of all query blocks."""
-    given = {"window": 2, "random": 3, "globals": 1, "seed": 0, "layer": 0, "heads": HEADS} | options
-    return bigbird_blocks(torch.arange(count), **given)
+    given = {"window_blocks": 2, "random_blocks": 3, "global_blocks": 1} | options
+    return bigbird_blocks(torch.arange(count), **({"seed": 0, "layer": 0, "heads": HEADS} | given))
 
 
-@pytest.mark.parametrize(("window", "random", "globals"), [(1, 0, 0), (2, 3, 1), (3, 1, 2), (1, 4, 0), (4, 2, 6)])
-def test_each_list_is_the_globals_the_window_and_a_draw_from_all_between(window, random, globals):
+@pytest.mark.parametrize(NUMBERS, [(1, 0, 0), (2, 3, 1), (3, 1, 2), (1, 4, 0), (4, 2, 6)])
+def test_each_list_is_the_globals_the_window_and_a_draw_from_all_between(window_blocks, random_blocks, global_blocks):
     for i in range(30):
-        listed = lists(30, window=window, random=random, globals=globals)[:, i].tolist()
+        numbers = window_blocks, random_blocks, global_blocks
+        listed = lists(30, **dict(zip(NUMBERS, numbers)))[:, i].tolist()
         for row in listed:
             row = [j for j in row if 0 <= j <= i]
-            fixed = {*range(min(globals, i + 1)), *range(max(i - window + 1, 0), i + 1)}
-            between = set(range(globals, i - window + 1))
+            fixed = {*range(min(global_blocks, i + 1)), *range(max(i - window_blocks + 1, 0), i + 1)}
+            between = set(range(global_blocks, i - window_blocks + 1))
             drawn = [j for j in row if j not in fixed]
             assert fixed <= set(row)
-            assert len(drawn) == len(set(drawn)) == min(random, len(between))
+            assert len(drawn) == len(set(drawn)) == min(random_blocks, len(between))
             assert set(drawn) <= between
 
 
-@pytest.mark.parametrize("random", [0, 2, 5])
-def test_lists_are_a_prefix_of_those_of_a_longer_sequence(random):
-    assert torch.equal(lists(20, random=random), lists(57, random=random)[:, :20])
-    assert torch.equal(lists(57, random=random)[:, 41:42], bigbird_blocks(
-        torch.tensor([41]), window=2, random=random, globals=1, seed=0, layer=0, heads=HEADS
+@pytest.mark.parametrize("random_blocks", [0, 2, 5])
+def test_lists_are_a_prefix_of_those_of_a_longer_sequence(random_blocks):
+    assert torch.equal(lists(20, random_blocks=random_blocks), lists(57, random_blocks=random_blocks)[:, :20])
+    assert torch.equal(lists(57, random_blocks=random_blocks)[:, 41:42], bigbird_blocks(
+        torch.tensor([41]), window_blocks=2, random_blocks=random_blocks, global_blocks=1, seed=0, layer=0, heads=HEADS
     ))  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def test_heads_layers_and_seeds_have_draws_of_their_own():
 
 def test_the_draw_is_known():
     """A seed is a promise: what was trained with it must find the same blocks again."""
-    assert lists(40, random=3)[:2, 39, 3:].tolist() == [[5, 26, 13], [7, 30, 23]]
+    assert lists(40, random_blocks=3)[:2, 39, 3:].tolist() == [[5, 26, 13], [7, 30, 23]]
 
 
 @pytest.mark.parametrize(("population", "count"), [(5, 2), (6, 3), (4, 3), (7, 1)])
@@ -90,41 +92,43 @@ def test_all_are_drawn_where_there_are_no_more(population, count):
     assert (drawn[..., kept:] == -1).all()
 
 
-@pytest.mark.parametrize(("window", "random", "globals"), [(7, 0, 0), (1, 6, 0), (1, 0, 6), (2, 3, 2), (9, 9, 9)])
-def test_as_many_blocks_as_there_are_equal_full_attention(window, random, globals):
-    sparse, full, x = build(block=16, window=window, random=random, globals=globals), build("softmax"), draw(100)
+@pytest.mark.parametrize(NUMBERS, [(7, 0, 0), (1, 6, 0), (1, 0, 6), (2, 3, 2), (9, 9, 9)])
+def test_as_many_blocks_as_there_are_equal_full_attention(window_blocks, random_blocks, global_blocks):
+    numbers = {"window_blocks": window_blocks, "random_blocks": random_blocks, "global_blocks": global_blocks}
+    sparse, full, x = build(block=16, **numbers), build("softmax"), draw(100)
     full.load_state_dict(sparse.state_dict())
     torch.testing.assert_close(sparse(x), full(x), rtol=1e-11, atol=1e-11)
 
 
 def test_one_block_fewer_is_not_full_attention():
-    sparse, full, x = build(block=16, window=2, random=2, globals=2), build("softmax"), draw(100)
+    sparse, full, x = build(block=16, window_blocks=2, random_blocks=2, global_blocks=2), build("softmax"), draw(100)
     full.load_state_dict(sparse.state_dict())
     torch.testing.assert_close(sparse(x)[:, :96], full(x)[:, :96], rtol=1e-11, atol=1e-11)
     assert (sparse(x)[:, 96:] - full(x)[:, 96:]).abs().amax(-1).min() > 1e-6
 
 
-@pytest.mark.parametrize("window", [1, 2, 3])
-def test_without_globals_and_random_blocks_it_is_a_local_window_of_blocks(window):
-    mixer, x = build(block=16, window=window, random=0, globals=0, rope=None), draw(90)
+@pytest.mark.parametrize("window_blocks", [1, 2, 3])
+def test_without_globals_and_random_blocks_it_is_a_local_window_of_blocks(window_blocks):
+    mixer, x = build(block=16, window_blocks=window_blocks, random_blocks=0, global_blocks=0, rope_theta=None), draw(90)
     q, k, v = (m(x).unflatten(-1, (HEADS, 8)).transpose(1, 2) for m in (mixer.query, mixer.key, mixer.value))
     time = torch.arange(90)
-    shown = (time[:, None] >= time) & (time[:, None] // 16 - time // 16 < window)
+    shown = (time[:, None] >= time) & (time[:, None] // 16 - time // 16 < window_blocks)
     weights = (q @ k.mT / 8**0.5).masked_fill(~shown, -torch.inf).softmax(-1)
     torch.testing.assert_close(mixer(x), mixer.out((weights @ v).transpose(1, 2).flatten(2)), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
-    ("options", "want"), [({}, [0, 2, 3]), ({"globals": 0}, [2, 3]), ({"window": 3}, [0, 1, 2, 3])]
+    ("options", "want"), [({}, [0, 2, 3]), ({"global_blocks": 0}, [2, 3]), ({"window_blocks": 3}, [0, 1, 2, 3])]
 )
 def test_a_token_hears_of_the_blocks_of_its_list_and_of_no_others(options, want):
-    mixer, x = build(**({"block": 16, "window": 2, "random": 0, "globals": 1} | options)), draw(64).requires_grad_()
+    given = {"window_blocks": 2, "random_blocks": 0, "global_blocks": 1} | options
+    mixer, x = build(block=16, **given), draw(64).requires_grad_()
     (grad,) = torch.autograd.grad(mixer(x)[0, -1].sum(), x)
     assert grad[0].unflatten(0, (4, 16)).any(-1).any(-1).nonzero()[:, 0].tolist() == want
 
 
 def test_training_and_evaluation_read_the_same():
-    mixer, x = build(block=16, window=1, random=1), draw(120)
+    mixer, x = build(block=16, window_blocks=1, random_blocks=1), draw(120)
     assert torch.equal(mixer.train()(x), mixer.eval()(x))
 
 
@@ -134,7 +138,7 @@ def test_at_8192_tokens_at_most_a_sixth_of_the_pairs_is_read():
 
 
 def test_counted_flops_are_those_of_the_listed_blocks():
-    mixer, x = build(block=16, window=2, random=2, globals=1), draw(200).requires_grad_()
+    mixer, x = build(block=16, window_blocks=2, random_blocks=2, global_blocks=1), draw(200).requires_grad_()
     entries = (mixer.pattern.lists(torch.arange(13)) >= 0).sum().item()
     with FlopCounterMode(display=False) as counter:
         y = mixer(x)
@@ -156,9 +160,9 @@ def test_costs_do_not_grow_with_the_context():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window=0: expected at least 1 block"),
-        ({"random": -1}, "random=-1 and globals=1"),
-        ({"globals": -2}, "globals=-2"),
+        ({"window_blocks": 0}, "window_blocks=0: expected at least 1 block"),
+        ({"random_blocks": -1}, "random_blocks=-1 and global_blocks=1"),
+        ({"global_blocks": -2}, "global_blocks=-2"),
         ({"block": 24}, "block=24: expected one of 16, 32, 64, 128"),
     ],
 )

@@ -30,18 +30,18 @@ PACKED = 1000, 1000, 48  # tokens of documents
 DENSE = 2 * WIDTH * TOKENS * (TOKENS + 1)
 ACROSS = ("bigbird", "topk", "longformer, global")  # documents
 CASES = {
-    "window": ("window", {"window": 64, "sinks": 0}),
-    "window, wide": ("window", {"window": 800, "sinks": 0}),
+    "window": ("window", {"window": 64, "sink_tokens": 0}),
+    "window, wide": ("window", {"window": 800, "sink_tokens": 0}),
     "window, wide, sinks": ("window", {"window": 800}),
     "window, sinks": ("window", {"window": 64}),
     "dilated": ("dilated", {"window": 64, "dilation": [1, 4]}),
     "dilated, strided": ("dilated", {"kind": "strided", "dilation": 128}),
     "longformer": ("longformer", {"window": 64}),
-    "longformer, dilated": ("longformer", {"window": 64, "dilation": [1, 4], "globals": 64}),
+    "longformer, dilated": ("longformer", {"window": 64, "dilation": [1, 4], "global_tokens": 64}),
     "longformer, global": ("longformer", {"window": 64, "global_every": 32}),
     "longformer, full": ("longformer", {"window": 64, "global_every": 64, "global_rows": "full"}),
     "bigbird": ("bigbird", {"block": 16}),
-    "topk": ("topk", {"k": 3, "block": 32}),
+    "topk": ("topk", {"top_k": 3, "block": 32}),
     "learned_sparse": ("learned_sparse", {"block": 16, "frozen": True}),
     "adaptive": ("adaptive", {"full_below": 128, "window_below": 512, "block": 16}),
 }

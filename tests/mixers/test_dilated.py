@@ -73,7 +73,7 @@ def assert_same(got, want, leaves, tolerance=1e-11):
 @every_kind
 @pytest.mark.parametrize("length", [1, 2, 11, 12, 61])
 def test_equals_a_dense_mask(options, length):
-    mixer, x = build(rope=None, **options), draw(2, length, 32).requires_grad_()
+    mixer, x = build(rope_theta=None, **options), draw(2, length, 32).requires_grad_()
     assert_same(mixer(x), dense(mixer, x, seen(length, options)), [x, *mixer.parameters()])
 
 
@@ -82,7 +82,7 @@ def test_equals_a_dense_mask_inside_documents(options):
     """Documents shorter than a rate, of one token, and with as many tokens as a rate among them."""
     lengths = [[1, 2, 29, 6, 6, 17], [61], [5] * 12 + [1]]
     ids = torch.stack([torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in lengths])
-    mixer, x = build(rope=None, **options), draw(3, 61, 32).requires_grad_()
+    mixer, x = build(rope_theta=None, **options), draw(3, 61, 32).requires_grad_()
     mask = seen(61, options) & (ids[:, None, :, None] == ids[:, None, None])
     assert_same(mixer(x, documents=ids), dense(mixer, x, mask), [x, *mixer.parameters()])
 
@@ -104,7 +104,7 @@ def test_the_last_queries_alone_get_the_same(options, asked, hidden):
 @pytest.mark.parametrize("options", [{}, {"kv_heads": 2, "qk_norm": True, "gate": "linear"}], ids=str)
 def test_a_rate_of_one_is_a_window(window, options):
     mixer, x = build(dilation=1, window=window, **options), draw(2, 40, 32)
-    plain = build("window", window=window, sinks=0, **options)
+    plain = build("window", window=window, sink_tokens=0, **options)
     plain.load_state_dict(mixer.state_dict())
     torch.testing.assert_close(mixer(x), plain(x), rtol=1e-12, atol=1e-12)
 

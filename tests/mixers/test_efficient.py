@@ -31,7 +31,7 @@ FORMS = list(OUTPUTS)
 
 def build(dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return zoo.mixers.build("efficient", **({"width": 32, "heads": 4, "rope": None} | options)).to(dtype)
+    return zoo.mixers.build("efficient", **({"width": 32, "heads": 4, "rope_theta": None} | options)).to(dtype)
 
 
 def draw(*shape):

@@ -16,7 +16,7 @@ ESTIMATORS = ("straight_through", "gumbel")
 
 def build(**options):
     torch.manual_seed(0)
-    given = {"width": 16, "heads": HEADS, "block": BLOCK, "k": 2, "reach": 5, "globals": 1} | options
+    given = {"width": 16, "heads": HEADS, "block": BLOCK, "top_k": 2, "reach": 5, "global_blocks": 1} | options
     mixer = zoo.mixers.build("learned_sparse", **given).double()
     if not mixer.frozen:
         mixer.logits.data.normal_()
@@ -37,14 +37,14 @@ def distances(length):
     return block[:, None] - block
 
 
-def dense(mixer, x, bias, globals=1):
+def dense(mixer, x, bias, global_blocks=1):
     """Attention with ``bias (H, reach)`` of the distances in blocks, -inf for none; 0 for the first blocks."""
     q, k, v = heads(mixer, x)
     far = torch.full((HEADS, 1), -torch.inf, dtype=x.dtype)
     distance = distances(x.shape[1])
     scores = q @ k.mT / q.shape[-1] ** 0.5
     added = torch.cat([bias, far], 1)[:, distance.clamp(0, bias.shape[1])]
-    added = torch.where(torch.arange(x.shape[1]) < globals * BLOCK, 0, added)
+    added = torch.where(torch.arange(x.shape[1]) < global_blocks * BLOCK, 0, added)
     shown = torch.ones(x.shape[1], x.shape[1]).tril().bool()
     weights = (scores + added).masked_fill(~shown, -torch.inf).softmax(-1)
     return mixer.out((weights @ v).transpose(1, 2).flatten(2))
@@ -62,10 +62,10 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("globals", [0, 1, 2])
-def test_the_values_are_those_of_the_best_distances(estimator, globals):
-    mixer, x = build(estimator=estimator, globals=globals, rope=None).eval(), draw(150)
-    want = dense(mixer, x, hard_bias(mixer.logits.detach(), 2), globals)
+@pytest.mark.parametrize("global_blocks", [0, 1, 2])
+def test_the_values_are_those_of_the_best_distances(estimator, global_blocks):
+    mixer, x = build(estimator=estimator, global_blocks=global_blocks, rope_theta=None).eval(), draw(150)
+    want = dense(mixer, x, hard_bias(mixer.logits.detach(), 2), global_blocks)
     close(mixer(x), want)
     with torch.no_grad():
         close(mixer(x), want)
@@ -80,14 +80,14 @@ def test_training_without_noise_has_no_gap_to_evaluation():
 
 
 def test_equal_logits_keep_the_nearest_blocks():
-    mixer = zoo.mixers.build("learned_sparse", width=16, heads=2, block=16, k=3, reach=9, globals=0)
+    mixer = zoo.mixers.build("learned_sparse", width=16, heads=2, block=16, top_k=3, reach=9, global_blocks=0)
     assert mixer.pattern.lists(torch.tensor([7])).tolist() == [[[4, 5, 6, 7]]] * 2
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_all_distances_and_a_long_reach_are_full_attention(estimator):
     mixer, full, x = (
-        build(k=9, reach=10, estimator=estimator),
+        build(top_k=9, reach=10, estimator=estimator),
         zoo.mixers.build("softmax", width=16, heads=2),
         draw(150),
     )
@@ -97,14 +97,14 @@ def test_all_distances_and_a_long_reach_are_full_attention(estimator):
 
 
 def test_a_distance_beyond_the_reach_is_never_read():
-    mixer, x = build(k=4, globals=0), draw(96).requires_grad_()
+    mixer, x = build(top_k=4, global_blocks=0), draw(96).requires_grad_()
     (grad,) = torch.autograd.grad(mixer(x)[0, -1].sum(), x)
     assert grad[0].unflatten(0, (6, BLOCK)).any(-1).any(-1).tolist() == [False, True, True, True, True, True]
 
 
 @pytest.mark.parametrize("documents", [None, torch.zeros(2, 150, dtype=torch.long)], ids=["plain", "packed"])
 def test_straight_through_takes_the_gradient_of_all_distances(documents):
-    mixer, x, temperature = build(temperature=0.7, rope=None), draw(150), 0.7
+    mixer, x, temperature = build(temperature=0.7, rope_theta=None), draw(150), 0.7
     weight = torch.randn_like(x)
     grads = torch.autograd.grad((mixer(x, documents=documents) * weight).sum(), [mixer.logits, mixer.query.weight])
     logits = mixer.logits.detach().requires_grad_()
@@ -117,7 +117,7 @@ def test_straight_through_takes_the_gradient_of_all_distances(documents):
 
 @pytest.mark.parametrize("documents", [None, torch.zeros(2, 150, dtype=torch.long)], ids=["plain", "packed"])
 def test_gumbel_takes_the_gradient_of_the_chosen_distances(documents):
-    mixer, x = build(estimator="gumbel", temperature=0.7, rope=None), draw(150)
+    mixer, x = build(estimator="gumbel", temperature=0.7, rope_theta=None), draw(150)
     weight = torch.randn_like(x)
     grads = torch.autograd.grad((mixer(x, documents=documents) * weight).sum(), [mixer.logits, mixer.query.weight])
     scores = (mixer.logits + 0.7 * mixer.noise).detach()
@@ -259,7 +259,7 @@ def test_logits_take_any_other_move():
 
 
 def test_costs_are_those_of_the_kept_blocks():
-    how = {"width": 64, "heads": 2, "block": 16, "k": 4, "reach": 32}
+    how = {"width": 64, "heads": 2, "block": 16, "top_k": 4, "reach": 32}
     mixer = zoo.mixers.build("learned_sparse", **how)
     assert mixer.cost(10_000).decode_flops_per_token == 8 * 64**2 + 4 * 64 * 6 * 16
     expected = 2 * 4 * 64**2 + 4 * 64 * (5 * 16 + 8.5)
@@ -272,7 +272,7 @@ def test_costs_are_those_of_the_kept_blocks():
 def test_it_finds_the_one_distance_that_matters(estimator):
     """The target is the content of the block three before the own one, which a uniform attention can read."""
     torch.manual_seed(1)
-    how = {"k": 1, "reach": 7, "globals": 0, "block": BLOCK, "estimator": estimator, "rope": None}
+    how = {"top_k": 1, "reach": 7, "global_blocks": 0, "block": BLOCK, "estimator": estimator, "rope_theta": None}
     mixer = zoo.mixers.build("learned_sparse", width=8, heads=1, **how)
     optimizer = torch.optim.Adam(mixer.parameters(), lr=0.05)
     assert (mixer.eval()._best() == 1).all()
@@ -292,9 +292,9 @@ def test_it_finds_the_one_distance_that_matters(estimator):
     ("options", "message"),
     [
         ({"estimator": "soft"}, "estimator='soft': expected one of straight_through, gumbel"),
-        ({"k": 0}, "k=0 of reach=5"),
-        ({"k": 5}, "k=5 of reach=5: expected 1 to reach - 1"),
-        ({"globals": -1}, "globals=-1"),
+        ({"top_k": 0}, "top_k=0 of reach=5"),
+        ({"top_k": 5}, "top_k=5 of reach=5: expected 1 to reach - 1"),
+        ({"global_blocks": -1}, "global_blocks=-1"),
         ({"temperature": 0.0}, r"temperature=0\.0"),
         ({"block": 7}, "block=7: expected one of 16, 32, 64, 128"),
     ],

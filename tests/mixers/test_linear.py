@@ -1,4 +1,4 @@
-"""Linear attention: feature maps, normalisers and the quadratic form of each of their combinations."""
+"""Linear attention: feature maps, normalizers and the quadratic form of each of their combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUTS = [
     [0.990343554287, -1.323291525318, 1.281599602153, -0.388912554532,
      -0.42262583909, -1.5780773761, -0.144763825876, 1.482328011531],
 ]  # fmt: skip
-MAPS = {  # map, and normaliser where it is not the sum; taylor of 6 features
+MAPS = {  # map, and normalizer where it is not the sum; taylor of 6 features
     "exp": [
         [1.80994474003, -2.04383286763, 2.05754463484, -0.0139345329435,
          -0.816934400221, -3.02016632106, -0.669310618171, 2.50690165835],
@@ -98,15 +98,15 @@ def test_maps_and_normalizers_equal_those_computed_elsewhere(name):
     assert_golden(golden_mixer("linear", feature_map=feature_map, normalizer=normalizer or "sum", **narrow), MAPS[name])
 
 
-@pytest.mark.parametrize("rope", [None, 100.0])
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
 @pytest.mark.parametrize("normalizer", ["sum", "l2", "none"])
 @pytest.mark.parametrize("feature_map", SCORES)
-def test_equals_the_quadratic_form(feature_map, normalizer, rope):
-    """The sum of the normaliser runs over time, and each head has its own."""
-    mixer, x = build(feature_map=feature_map, normalizer=normalizer, rope=rope), draw(2, 70, 32)
+def test_equals_the_quadratic_form(feature_map, normalizer, rope_theta):
+    """The sum of the normalizer runs over time, and each head has its own."""
+    mixer, x = build(feature_map=feature_map, normalizer=normalizer, rope_theta=rope_theta), draw(2, 70, 32)
     q, k = (y.unflatten(-1, (4, -1)) for y in queries_and_keys(mixer, x))
-    if rope is not None:
-        q, k = (rotate(y, torch.arange(70)[None], rope) for y in (q, k))
+    if rope_theta is not None:
+        q, k = (rotate(y, torch.arange(70)[None], rope_theta) for y in (q, k))
     scores = SCORES[feature_map](q.transpose(1, 2), k.transpose(1, 2)).tril()
     y = scores @ mixer.value(x).view(2, 70, 4, 8).transpose(1, 2)
     if normalizer == "sum":
@@ -128,7 +128,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("feature_map", POSITIVE)
 @pytest.mark.parametrize("size", [1, 30])
 def test_a_constant_value_comes_out_as_it_is(feature_map, size):
-    mixer, x = build(torch.float32, feature_map=feature_map, rope=None), size * torch.randn(2, 70, 32)
+    mixer, x = build(torch.float32, feature_map=feature_map, rope_theta=None), size * torch.randn(2, 70, 32)
     mixer.value, mixer.out = Constant(), nn.Identity()
     if size == 1 or feature_map in ("exp", "taylor"):  # the others' products fall below the least sum
         torch.testing.assert_close(mixer(x), Constant()(x), rtol=1e-4, atol=1e-5)
@@ -137,7 +137,7 @@ def test_a_constant_value_comes_out_as_it_is(feature_map, size):
 
 @pytest.mark.parametrize("feature_map", ["identity", "relu"])
 def test_weights_that_can_all_be_zero_are_not_called_normalized(feature_map):
-    mixer, x = build(feature_map=feature_map, rope=None), torch.randn(8, 70, 32, dtype=torch.float64)
+    mixer, x = build(feature_map=feature_map, rope_theta=None), torch.randn(8, 70, 32, dtype=torch.float64)
     mixer.value, mixer.out = Constant(), nn.Identity()
     assert not mixer.normalized and build(feature_map="elu+1").normalized
     if feature_map == "relu":
@@ -209,8 +209,8 @@ def test_l2_leaves_the_direction_alone():
         ({"feature_map": "taylor", "features": 0}, "features=0: expected at least 1"),
         ({"features": 8}, r"features=8 with feature_map='elu\+1': .* Only taylor takes a number, leave it null"),
         ({"feature_map": "exp", "features": 16}, "features=16 with feature_map='exp'"),
-        ({"feature_map": "taylor", "features": 5}, "features=5: .* even number where rope"),
-        ({"width": 12}, "rope needs an even head width"),
+        ({"feature_map": "taylor", "features": 5}, "features=5: .* even number where rope_theta"),
+        ({"width": 12}, "rope_theta needs an even head width"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

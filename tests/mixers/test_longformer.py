@@ -15,22 +15,22 @@ from zoo.mixers.parts.positions import rotate
 WIDTH, HEADS = 32, 4
 
 OPTIONS = [
-    {"window": 5, "globals": 0},
-    {"window": 5, "globals": 3},
-    {"window": 5, "globals": 3, "global_every": 7},
-    {"window": 1, "globals": 0, "global_every": 2, "kv_heads": 1},
-    {"window": 9, "globals": 2, "global_every": 1},
-    {"window": 300, "globals": 2, "global_every": 3},
-    {"window": 5, "globals": 0, "separators": True},
-    {"window": 5, "globals": 3, "separators": True, "global_every": 11, "kv_heads": 2},
-    {"window": 4, "globals": 3, "dilation": 3},
-    {"window": 4, "globals": 0, "global_every": 5, "dilation": [1, 3, 4]},
-    {"window": 3, "globals": 2, "separators": True, "dilation": [2, 1], "kv_heads": 2},
-    {"window": 4, "globals": 9, "global_rows": "full"},
-    {"window": 9, "globals": 4, "global_rows": "full"},
-    {"window": 5, "globals": 1, "global_every": 6, "global_rows": "full", "kv_heads": 2},
-    {"window": 5, "globals": 2, "separators": True, "global_rows": "full"},
-    {"window": 3, "globals": 2, "separators": True, "global_every": 9, "global_rows": "full", "dilation": [1, 5]},
+    {"window": 5, "global_tokens": 0},
+    {"window": 5, "global_tokens": 3},
+    {"window": 5, "global_tokens": 3, "global_every": 7},
+    {"window": 1, "global_tokens": 0, "global_every": 2, "kv_heads": 1},
+    {"window": 9, "global_tokens": 2, "global_every": 1},
+    {"window": 300, "global_tokens": 2, "global_every": 3},
+    {"window": 5, "global_tokens": 0, "separators": True},
+    {"window": 5, "global_tokens": 3, "separators": True, "global_every": 11, "kv_heads": 2},
+    {"window": 4, "global_tokens": 3, "dilation": 3},
+    {"window": 4, "global_tokens": 0, "global_every": 5, "dilation": [1, 3, 4]},
+    {"window": 3, "global_tokens": 2, "separators": True, "dilation": [2, 1], "kv_heads": 2},
+    {"window": 4, "global_tokens": 9, "global_rows": "full"},
+    {"window": 9, "global_tokens": 4, "global_rows": "full"},
+    {"window": 5, "global_tokens": 1, "global_every": 6, "global_rows": "full", "kv_heads": 2},
+    {"window": 5, "global_tokens": 2, "separators": True, "global_rows": "full"},
+    {"window": 3, "global_tokens": 2, "separators": True, "global_every": 9, "global_rows": "full", "dilation": [1, 5]},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
@@ -57,7 +57,7 @@ def read_keys(length, mark, head, *, window, dilation=None, kv_heads=HEADS, **op
     rate = rates[:kv_heads][(head // (HEADS // kv_heads)) % len(rates[:kv_heads])]
     every = options.get("global_every")
     is_global = [
-        t < options["globals"]
+        t < options["global_tokens"]
         or (every is not None and t % every == every - 1)
         or bool(options.get("separators") and mark[t])
         for t in range(length)
@@ -162,7 +162,7 @@ def test_ragged_pieces_with_marks_equal_each_row_alone(options, steps):
 
 
 def test_pieces_with_and_without_marks_mix():
-    mixer, x, marks = build(window=4, globals=1, separators=True), draw(1, 60), draw_marks(1, 60)
+    mixer, x, marks = build(window=4, global_tokens=1, separators=True), draw(1, 60), draw_marks(1, 60)
     marks[:, 20:40] = False
     with torch.no_grad():
         cache = mixer.new_cache(1, dtype=torch.float64)
@@ -173,7 +173,8 @@ def test_pieces_with_and_without_marks_mix():
 
 @pytest.mark.parametrize("rows", ["sparse", "full"])
 def test_a_mark_changes_nothing_before_it(rows):
-    mixer, x, marks = build(window=4, globals=1, separators=True, global_rows=rows), draw(1, 90), draw_marks(1, 90)
+    mixer = build(window=4, global_tokens=1, separators=True, global_rows=rows)
+    x, marks = draw(1, 90), draw_marks(1, 90)
     want = mixer(x, marks=marks)
     for t in (7, 40, 63, 64):
         changed = marks.clone()
@@ -186,8 +187,8 @@ def test_a_mark_changes_nothing_before_it(rows):
 
 
 def test_without_globals_it_is_the_window():
-    mixer, x = build(window=7, globals=0), draw(2, 90)
-    window = zoo.mixers.build("window", width=WIDTH, heads=HEADS, window=7, sinks=0).double()
+    mixer, x = build(window=7, global_tokens=0), draw(2, 90)
+    window = zoo.mixers.build("window", width=WIDTH, heads=HEADS, window=7, sink_tokens=0).double()
     window.load_state_dict(mixer.state_dict())
     assert torch.equal(mixer(x), window(x))
 
@@ -204,7 +205,7 @@ def test_a_window_of_the_whole_sequence_is_softmax(options):
     ("growth", "windows"), [(1.0, [6, 6, 6]), (2.0, [6, 12, 24]), (1.3, [6, 8, 10]), (0.1, [6, 1, 1])]
 )
 def test_the_window_grows_with_the_layer(growth, windows):
-    mixers = [build(window=6, window_growth=growth, globals=0, depth=3, layer=layer) for layer in range(3)]
+    mixers = [build(window=6, window_growth=growth, global_tokens=0, depth=3, layer=layer) for layer in range(3)]
     x = draw(1, 40).requires_grad_()
     for mixer, window in zip(mixers, windows):
         (grad,) = torch.autograd.grad(mixer(x)[:, -1].square().sum(), x)
@@ -213,7 +214,7 @@ def test_the_window_grows_with_the_layer(growth, windows):
 
 def test_the_host_counts_the_keys_of_a_step_without_a_walk_over_the_window(monkeypatch):
     """Once for rows of equal length, and not tap by tap."""
-    mixer, x = build(window=30, globals=2, dilation=[1, 3], global_every=7), draw(5, 60)
+    mixer, x = build(window=30, global_tokens=2, dilation=[1, 3], global_every=7), draw(5, 60)
     walked, counted = [], []
     fixed, reads = GlobalTokens.fixed, type(mixer)._reads
     monkeypatch.setattr(GlobalTokens, "fixed", lambda *given: (walked.append(given), fixed(*given))[1])
@@ -250,7 +251,7 @@ def test_a_step_reads_no_more_than_the_definition(options):
 
 
 def test_separators_that_left_the_window_are_all_that_a_cache_adds():
-    mixer, x = build(window=8, globals=2, separators=True), draw(1, 200)
+    mixer, x = build(window=8, global_tokens=2, separators=True), draw(1, 200)
     marks = torch.zeros(1, 200, dtype=torch.bool)
     marks[:, [0, 50, 120, 121, 191, 192]] = True
     for pieces in ([200], [190] + [1] * 10, [1] * 200):
@@ -270,7 +271,7 @@ def test_work_does_not_grow_with_the_square(documents, rows):
     flops = []
     for name, options in (
         ("softmax", {}),
-        ("longformer", {"window": 64, "globals": 8, "global_every": 128, "global_rows": rows}),
+        ("longformer", {"window": 64, "global_tokens": 8, "global_every": 128, "global_rows": rows}),
     ):
         mixer = zoo.mixers.build(name, width=WIDTH, heads=HEADS, **options)
         with FlopCounterMode(display=False) as counter:
@@ -296,7 +297,7 @@ def test_compiled_in_one_graph_equals_eager(options):
         ({"window_growth": 0.0}, r"window_growth=0.0: expected a factor"),
         ({"window_growth": 1e300, "depth": 4, "layer": 3}, r"window_growth=1e\+300 give layer 3 more than 2\^40 keys"),
         ({"window_growth": 1e5, "depth": 90, "layer": 80}, r"window_growth=100000.0 give layer 80 more than 2\^40"),
-        ({"globals": -1}, "globals=-1"),
+        ({"global_tokens": -1}, "global_tokens=-1"),
         ({"global_every": 0}, "global_every=0"),
         ({"global_rows": "some"}, "global_rows='some': expected one of sparse, full"),
         ({"dilation": [1, 0]}, r"dilation=\[1, 0\]"),

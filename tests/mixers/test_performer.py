@@ -1,4 +1,4 @@
-"""Performer: the formula, its limit, its stabilisers and its draws."""
+"""Performer: the formula, its limit, its stabilizers and its draws."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def call(q, documents=None):
 
 
 def naive(q, k, v, weight, relu=False):
-    """Weights of all pairs ``(B, H, T, T)`` from one feature after the other, without any stabiliser, in fp64."""
+    """Weights of all pairs ``(B, H, T, T)`` from one feature after the other, without any stabilizer, in fp64."""
     q, k = (x.double() * x.shape[-1] ** -0.25 for x in (q, k))
     kernel = torch.zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[1]).double()
     for f in range(weight.shape[1]):
@@ -63,20 +63,21 @@ def naive(q, k, v, weight, relu=False):
 
 @pytest.mark.parametrize("feature_map", ["exp", "relu"])
 @pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize("rope", [None, 100.0])
-def test_the_layer_is_its_formula(feature_map, qk_norm, rope):
-    mixer, x = build(feature_map=feature_map, qk_norm=qk_norm, rope=rope, features=20), torch.randn(2, 70, 32).double()
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
+def test_the_layer_is_its_formula(feature_map, qk_norm, rope_theta):
+    mixer = build(feature_map=feature_map, qk_norm=qk_norm, rope_theta=rope_theta, features=20)
+    x = torch.randn(2, 70, 32).double()
     q, k, v = (heads_of(x, p) for p in (mixer.query, mixer.key, mixer.value))
     if qk_norm:
         q, k = (y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.query_norm.weight for y in (q, k))
-    if rope:
-        q, k = (rotate(y, torch.arange(70)[None], rope) for y in (q, k))
+    if rope_theta:
+        q, k = (rotate(y, torch.arange(70)[None], rope_theta) for y in (q, k))
     y = naive(q, k, v, mixer.projection.weight(), relu=feature_map == "relu")
     torch.testing.assert_close(mixer(x), F.linear(y.flatten(-2), mixer.out.weight), rtol=1e-9, atol=1e-10)
 
 
 def relative_error(q, k, v, features):
-    mixer = build(width=8 * 64, heads=8, features=features, qk_norm=False, rope=None)
+    mixer = build(width=8 * 64, heads=8, features=features, qk_norm=False, rope_theta=None)
     with torch.no_grad():
         got = mixer.mix(q, k, v, call(q))
         want = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
@@ -93,7 +94,7 @@ def test_the_error_to_softmax_attention_falls_as_the_root_of_the_features():
     assert errors[-1] < 0.02
 
 
-def test_normalised_queries_and_keys_start_where_the_default_features_are_enough():
+def test_normalized_queries_and_keys_start_where_the_default_features_are_enough():
     """At weights of 1 as in other layers the estimate would be useless."""
     mixer = build(width=8 * 64, heads=8)
     x = torch.randn(1, 128, 512).double()
@@ -125,7 +126,7 @@ def test_an_outlier_key_changes_only_what_comes_after_it(place, factor):
             after = mixer.mix(q, k, v, call(q))
         assert torch.equal(before[:, :place], after[:, :place])
         want = naive(q, k, v, weight)
-        rows = ~want.isnan()  # exp(-|k|^2 / 2) is 0 without a stabiliser: a row that sees nothing else
+        rows = ~want.isnan()  # exp(-|k|^2 / 2) is 0 without a stabilizer: a row that sees nothing else
         assert torch.isfinite(after).all()
         torch.testing.assert_close(after.double()[rows], want[rows], rtol=tolerance, atol=tolerance)
 

@@ -48,13 +48,13 @@ def test_outputs_equal_those_computed_elsewhere():
     assert_golden(golden_mixer("retention"), OUTPUTS, 1e-6)
 
 
-@pytest.mark.parametrize("rope", [None, 100.0])
-def test_equals_decayed_products_of_pairs_turned_by_the_distance(rope):
-    mixer, x = build(rope=rope), draw(2, 70, 32)
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
+def test_equals_decayed_products_of_pairs_turned_by_the_distance(rope_theta):
+    mixer, x = build(rope_theta=rope_theta), draw(2, 70, 32)
     q, k, v = (m(x).view(2, 70, 4, 8) for m in (mixer.query, mixer.key, mixer.value))
     q, k = (torch.view_as_complex(y.unflatten(-1, (4, 2)).contiguous()) for y in (q, k))
     distance = (torch.arange(70)[:, None] - torch.arange(70)).double()
-    frequency = torch.zeros(4) if rope is None else rope ** (-torch.arange(4).double() / 4)
+    frequency = torch.zeros(4) if rope_theta is None else rope_theta ** (-torch.arange(4).double() / 4)
     turn = torch.exp(1j * distance[..., None] * frequency)
     decay = ((1 - 2.0 ** -torch.arange(5, 9).double())[:, None, None] ** distance).tril()
     scores = torch.einsum("bthd,bjhd,tjd->bhtj", q, k.conj(), turn).real / 8**0.5

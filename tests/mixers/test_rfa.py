@@ -67,16 +67,16 @@ def naive(mixer, q, k, v, decay=None):
     return torch.einsum("bhij,bjhd->bihd", kernel / den, v)
 
 
-@pytest.mark.parametrize("rope", [None, 100.0])
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
 @pytest.mark.parametrize("decay", ["none", "gate"])
 @pytest.mark.parametrize("tau", [1.0, 1.7])
-def test_the_layer_is_its_formula(rope, decay, tau):
-    mixer, x = build(rope=rope, decay=decay, tau=tau, features=12), torch.randn(2, 50, 32).double()
+def test_the_layer_is_its_formula(rope_theta, decay, tau):
+    mixer, x = build(rope_theta=rope_theta, decay=decay, tau=tau, features=12), torch.randn(2, 50, 32).double()
     with torch.no_grad():
         mixer.sigma.uniform_(0.5, 1.5)
         q, k, v = (p(x).unflatten(-1, (4, 8)) for p in (mixer.query, mixer.key, mixer.value))
-        if rope:
-            q, k = (rotate(y, torch.arange(50)[None], rope) for y in (q, k))
+        if rope_theta:
+            q, k = (rotate(y, torch.arange(50)[None], rope_theta) for y in (q, k))
         gate = None
         if decay == "gate":
             gate = torch.sigmoid(x @ mixer.forget.projection.weight.T + mixer.forget.bias)
@@ -87,7 +87,7 @@ def test_the_layer_is_its_formula(rope, decay, tau):
 @pytest.mark.parametrize("decay", ["none", "gate"])
 @pytest.mark.parametrize("tau", [0.3, 1.0])
 def test_the_first_token_gets_its_value(decay, tau):
-    """Whatever the sign and size of its normaliser; a bound of 1, as in the published code, would shrink it."""
+    """Whatever the sign and size of its normalizer; a bound of 1, as in the published code, would shrink it."""
     mixer, (q, k, v) = build(decay=decay, tau=tau), qkv(1, dtype=torch.float64)
     torch.testing.assert_close(mix(mixer, q, k, v), v, rtol=1e-12, atol=1e-12)
     single, (q, k, v) = build(torch.float32, decay=decay, tau=tau), qkv(1, dtype=torch.float32)
@@ -106,7 +106,7 @@ def test_a_high_temperature_gives_the_running_mean():
     torch.testing.assert_close(mix(mixer, q, k, v), want, rtol=1e-9, atol=1e-9)
 
 
-def test_negative_weights_and_normalisers_keep_their_sign():
+def test_negative_weights_and_normalizers_keep_their_sign():
     mixer, (q, k, v) = build(tau=0.2, features=8), qkv()
     weight = mixer.projection.weight().double() / 0.2
     kernel = torch.einsum("bijhd,hfd->bhijf", unit(q)[:, :, None] - unit(k)[:, None], weight).cos().mean(-1).tril()

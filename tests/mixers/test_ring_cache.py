@@ -14,12 +14,12 @@ from zoo_kernels import softmax_attention, softmax_attention_step
 HEADS, GROUPS, WIDTH = 4, 2, 6
 
 RINGS = [(5, 0), (5, 2), (1, 0), (1, 3), (16, 1)]
-rings = pytest.mark.parametrize(("window", "sinks"), RINGS, ids=str)
+rings = pytest.mark.parametrize(("window", "sink_tokens"), RINGS, ids=str)
 capacities = pytest.mark.parametrize("capacity", [0, 3, 1000])
 
 
-def ring(window, sinks, capacity=0, batch=1, dtype=torch.float64):
-    return RingCache(batch, window, sinks, capacity, GROUPS, WIDTH, None, dtype)
+def ring(window, sink_tokens, capacity=0, batch=1, dtype=torch.float64):
+    return RingCache(batch, window, sink_tokens, capacity, GROUPS, WIDTH, None, dtype)
 
 
 def draw(batch, length):
@@ -28,16 +28,16 @@ def draw(batch, length):
 
 def attend(cache, q, k, v, lengths=None):
     """A piece of window attention with sinks through the cache."""
-    rule = {"window": cache.window, "sinks": cache.sinks}
+    rule = {"window": cache.window, "sink_tokens": cache.sink_tokens}
     step = partial(softmax_attention_step, ring=cache.wrapped, **rule)
     return cache.attend(q, k, v, lengths, partial(softmax_attention, **rule), step)
 
 
-def dense(q, k, v, window, sinks):
+def dense(q, k, v, window, sink_tokens):
     """The same of a whole sequence, by a mask over all pairs."""
     t, k, v = torch.arange(q.shape[1]), k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
     distance = t[:, None] - t
-    seen = (distance >= 0) & ((distance < window) | (t < sinks))
+    seen = (distance >= 0) & ((distance < window) | (t < sink_tokens))
     scores = torch.einsum("bthd,bjhd->bhtj", q, k) / WIDTH**0.5
     return torch.einsum("bhtj,bjhd->bthd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
@@ -58,24 +58,24 @@ PIECES = {
 @rings
 @capacities
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES.keys())
-def test_pieces_equal_the_whole(window, sinks, capacity, pieces):
+def test_pieces_equal_the_whole(window, sink_tokens, capacity, pieces):
     arrays = draw(2, sum(pieces))
-    cache = ring(window, sinks, capacity, batch=2)
+    cache = ring(window, sink_tokens, capacity, batch=2)
     parts = zip(*(x.split(pieces, 1) for x in arrays))
-    equal(torch.cat([attend(cache, *part) for part in parts], 1), dense(*arrays, window, sinks))
+    equal(torch.cat([attend(cache, *part) for part in parts], 1), dense(*arrays, window, sink_tokens))
 
 
 @rings
 @capacities
 @pytest.mark.parametrize("seed", range(4))
-def test_ragged_pieces_equal_each_row_alone(window, sinks, capacity, seed):
+def test_ragged_pieces_equal_each_row_alone(window, sink_tokens, capacity, seed):
     """Rows advance by anything from nothing to more than the ring, in pieces whose padding is full of outliers."""
     choose = random.Random(seed)
-    steps = [[choose.choice([0, 1, 1, 3, window, 2 * (window + sinks) + 1]) for _ in range(3)] for _ in range(12)]
+    steps = [[choose.choice([0, 1, 1, 3, window, 2 * (window + sink_tokens) + 1]) for _ in range(3)] for _ in range(12)]
     steps += [[choose.randint(0, 1) for _ in range(3)] for _ in range(12)]
     rows = [draw(1, sum(step[i] for step in steps)) for i in range(3)]
-    want = [dense(*row, window, sinks) for row in rows]
-    cache, done = ring(window, sinks, capacity, batch=3), [0, 0, 0]
+    want = [dense(*row, window, sink_tokens) for row in rows]
+    cache, done = ring(window, sink_tokens, capacity, batch=3), [0, 0, 0]
     for step in steps:
         padded = [1e3 * x for x in draw(3, max(*step, 1))]
         for i, n in enumerate(step):
@@ -93,10 +93,10 @@ def numbered(start, length):
     return torch.arange(start, start + length, dtype=torch.float64)[None, :, None, None].expand(1, -1, GROUPS, WIDTH)
 
 
-@pytest.mark.parametrize(("window", "sinks"), [(5, 0), (5, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize(("window", "sink_tokens"), [(5, 0), (5, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("before", [1, 4, 5, 6, 7, 8, 23])
-def test_a_piece_sees_the_sinks_and_the_window_in_order(window, sinks, before):
-    cache, seen = ring(window, sinks), []
+def test_a_piece_sees_the_sinks_and_the_window_in_order(window, sink_tokens, before):
+    cache, seen = ring(window, sink_tokens), []
 
     def whole(q, k, v, *, documents=None):
         seen.append((k[0, :, 0, 0].tolist(), documents))
@@ -105,35 +105,35 @@ def test_a_piece_sees_the_sinks_and_the_window_in_order(window, sinks, before):
     for start, length in ((0, before), (before, 3)):
         keys = numbered(start, length)
         cache.attend(keys, keys, -keys, None, whole)
-    first = list(range(min(sinks, before)))
-    latest = list(range(max(before - window, sinks), before))
+    first = list(range(min(sink_tokens, before)))
+    latest = list(range(max(before - window, sink_tokens), before))
     assert seen[-1] == ([*first, *latest, *range(before, before + 3)], None)
 
 
 @rings
-def test_a_token_is_written_to_the_slot_that_the_step_reads(window, sinks):
+def test_a_token_is_written_to_the_slot_that_the_step_reads(window, sink_tokens):
     """After any number of tokens, the slots hold the sinks and the latest tokens, each once."""
-    cache = ring(window, sinks)
-    for t in range(3 * (window + sinks)):
+    cache = ring(window, sink_tokens)
+    for t in range(3 * (window + sink_tokens)):
         keys = numbered(t, 1)
         cache.attend(keys, keys, -keys, None, step=lambda q, k, v, lengths: q)
         held = cache.keys[0, : t + 1, 0, 0].tolist()
-        latest = range(max(t + 1 - window, sinks), t + 1)
-        assert sorted(held) == [*range(min(sinks, t + 1)), *latest]
+        latest = range(max(t + 1 - window, sink_tokens), t + 1)
+        assert sorted(held) == [*range(min(sink_tokens, t + 1)), *latest]
         assert torch.equal(cache.values, -cache.keys)
-        assert cache.wrapped == (t + 1 >= window + sinks)
+        assert cache.wrapped == (t + 1 >= window + sink_tokens)
 
 
 @rings
 @capacities
-def test_it_stops_growing(window, sinks, capacity):
-    cache, sizes = ring(window, sinks, capacity), []
+def test_it_stops_growing(window, sink_tokens, capacity):
+    cache, sizes = ring(window, sink_tokens, capacity), []
     for piece in (3, 1, 1, 40, 1, 100):
         attend(cache, *draw(1, piece))
         sizes.append(cache.keys.shape[1])
-        held = min(int(cache.lengths), window + sinks)
+        held = min(int(cache.lengths), window + sink_tokens)
         assert cache.nbytes() == 2 * held * GROUPS * WIDTH * 8
-    assert max(sizes) == window + sinks
+    assert max(sizes) == window + sink_tokens
     assert sizes == sorted(sizes)
 
 

@@ -55,17 +55,18 @@ def test_rotation_keeps_the_dtype_and_far_positions_precise(dtype):
 
 
 @pytest.mark.parametrize(
-    ("rope", "fraction"), [(None, 1.0), (100.0, 1.0), (10000.0, 1.0), (100.0, 0.5), (10000.0, 0.25)]
+    ("rope_theta", "fraction"), [(None, 1.0), (100.0, 1.0), (10000.0, 1.0), (100.0, 0.5), (10000.0, 0.25)]
 )
-def test_equals_plain_attention_with_pairs_turned_by_the_distance(rope, fraction):
+def test_equals_plain_attention_with_pairs_turned_by_the_distance(rope_theta, fraction):
     """Of a fraction, the first pairs turn, at the frequencies of a head of that width."""
-    mixer, x, pairs = build("softmax", rope=rope, rope_fraction=fraction), draw(2, 19, 32), round(4 * fraction)
+    mixer = build("softmax", rope_theta=rope_theta, rope_fraction=fraction)
+    x, pairs = draw(2, 19, 32), round(4 * fraction)
     q, k, v = (m(x).view(2, 19, 4, 8).transpose(1, 2) for m in (mixer.query, mixer.key, mixer.value))
     q, k = (torch.view_as_complex(y.unflatten(-1, (4, 2)).contiguous()) for y in (q, k))
     time = torch.arange(19, dtype=torch.float64)
     frequency = torch.zeros(4, dtype=torch.float64)
-    if rope is not None:
-        frequency[:pairs] = rope ** (-time[:pairs] / pairs)
+    if rope_theta is not None:
+        frequency[:pairs] = rope_theta ** (-time[:pairs] / pairs)
     turn = torch.exp(1j * (time[:, None] - time)[..., None] * frequency)
     scores = torch.einsum("bhtd,bhjd,tjd->bhtj", q, k.conj(), turn).real / 8**0.5
     scores = scores.masked_fill(torch.ones(19, 19).triu(1).bool(), -torch.inf)
@@ -121,12 +122,12 @@ def test_a_gate_multiplies_what_is_projected_out(gate, f):
         ({"kv_heads": 3}, "heads=4 is not divisible by kv_heads=3"),
         ({"kv_heads": 0}, "kv_heads=0"),
         ({"kv_heads": 8}, "kv_heads=8"),
-        ({"width": 12}, r"rope needs an even head width, got width / heads = 3"),
+        ({"width": 12}, r"rope_theta needs an even head width, got width / heads = 3"),
         ({"rope_fraction": 1.5}, r"rope_fraction=1\.5: expected a part of each head, over 0 and at most 1"),
         ({"rope_fraction": 0.0}, r"rope_fraction=0\.0: expected a part"),
-        ({"rope_fraction": 0.4}, r"rope needs an even head width, got rope_fraction=0\.4 of width / heads = 8"),
-        ({"rope": 0}, "rope=0: expected a base over 0"),
-        ({"rope": -1.0}, r"rope=-1\.0: expected a base over 0"),
+        ({"rope_fraction": 0.4}, r"rope_theta needs an even head width, got rope_fraction=0\.4 of width / heads = 8"),
+        ({"rope_theta": 0}, "rope_theta=0: expected a base over 0"),
+        ({"rope_theta": -1.0}, r"rope_theta=-1\.0: expected a base over 0"),
         ({"gate": "tanh"}, "gate='tanh': expected one of none, linear, sigmoid, silu"),
     ],
 )
@@ -136,7 +137,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 
 def test_an_odd_head_width_is_fine_without_rope():
-    assert build("softmax", width=12, rope=None)(draw(1, 4, 12)).shape == (1, 4, 12)
+    assert build("softmax", width=12, rope_theta=None)(draw(1, 4, 12)).shape == (1, 4, 12)
 
 
 @pytest.mark.parametrize("name", ["softmax", "gqa", "mqa"])
@@ -170,7 +171,7 @@ OUTPUTS = {
     ],
 }
 # fmt: on
-OPTIONS = {"window": {"window": 2, "sinks": 1}}
+OPTIONS = {"window": {"window": 2, "sink_tokens": 1}}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

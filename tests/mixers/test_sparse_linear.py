@@ -25,9 +25,10 @@ def listed_pairs(mixer):
 @pytest.mark.parametrize("feature_map", ["elu+1", "taylor", "hedgehog"])
 @pytest.mark.parametrize("blocks", [(1, 0, 0), (2, 1, 1), (1, 2, 0)], ids=str)
 def test_equals_the_weights_of_all_pairs(mode, feature_map, blocks):
-    window, random, globals = blocks
-    options = {"mode": mode, "feature_map": feature_map, "window": window, "random": random, "globals": globals}
-    mixer = build("sparse_linear", block=16, rope=None, **options)
+    window_blocks, random_blocks, global_blocks = blocks
+    options = {"window_blocks": window_blocks, "random_blocks": random_blocks, "global_blocks": global_blocks}
+    options |= {"mode": mode, "feature_map": feature_map}
+    mixer = build("sparse_linear", block=16, rope_theta=None, **options)
     x = draw(2, LENGTH, 32).requires_grad_()
     near = listed_pairs(mixer)
     assert near.any(-1).all()
@@ -42,7 +43,7 @@ def test_equals_the_weights_of_all_pairs(mode, feature_map, blocks):
     assert_same(stepped(mixer, x, [1, 70, 1, 1, 77]), want)
 
 
-BLOCKS = {"block": 16, "window": 2, "random": 2, "globals": 1, "seed": 5, "layer": 1}
+BLOCKS = {"block": 16, "window_blocks": 2, "random_blocks": 2, "global_blocks": 1, "seed": 5, "layer": 1}
 
 
 def test_all_heads_sparse_are_bigbird_and_none_linear_attention():
@@ -65,7 +66,8 @@ def test_the_sparse_heads_are_those_of_bigbird():
 
 
 def test_a_gated_sum_over_all_blocks_is_that_of_softmax_and_linear_attention():
-    mixer, x = build("sparse_linear", mode="gate", block=16, window=10, random=0, globals=0), draw(2, LENGTH, 32)
+    options = {"window_blocks": 10, "random_blocks": 0, "global_blocks": 0}
+    mixer, x = build("sparse_linear", mode="gate", block=16, **options), draw(2, LENGTH, 32)
     softmax, linear = build("softmax"), build("sparse_linear", local_heads=0)
     for part in (softmax, linear):
         part.load_state_dict(mixer.state_dict(), strict=False)
@@ -95,8 +97,8 @@ def test_the_cache_is_all_keys_of_the_sparse_heads_and_a_state(dtype):
     ("options", "message"),
     [
         ({"mode": "shared"}, "mode='shared': expected one of heads, gate"),
-        ({"window": 0}, "window=0: expected at least 1 block"),
-        ({"random": -1}, "random=-1"),
+        ({"window_blocks": 0}, "window_blocks=0: expected at least 1 block"),
+        ({"random_blocks": -1}, "random_blocks=-1"),
         ({"block": 17}, "block=17: expected one of 16, 32, 64, 128"),
         ({"local_heads": -1}, "local_heads=-1: expected 0 to heads=4"),
         ({"feature_map": "exp"}, r"feature_map='exp': expected one of elu\+1, taylor, hedgehog"),

@@ -15,7 +15,7 @@ WIDTH, HEADS = 32, 4
 
 def build(**options):
     torch.manual_seed(0)
-    mixer = zoo.mixers.build("topk", **({"width": WIDTH, "heads": HEADS, "rope": None} | options)).double()
+    mixer = zoo.mixers.build("topk", **({"width": WIDTH, "heads": HEADS, "rope_theta": None} | options)).double()
     with torch.no_grad():
         mixer.query.weight *= 3
     return mixer
@@ -78,28 +78,30 @@ def assert_same(got, want, mixer, x):
 )
 @pytest.mark.parametrize(("groups", "weight"), [(4, 1.0), (2, 0.0), (1, 0.7)])
 def test_blocks_equal_the_equation_with_all_gradients(k, block, length, groups, weight):
-    mixer = build(k=k, block=block, kv_heads=groups, score_weight=weight)
+    mixer = build(top_k=k, block=block, kv_heads=groups, score_weight=weight)
     x = draw(2, length, WIDTH).requires_grad_()
     assert_same(mixer(x), naive(mixer, x, k, block, weight), mixer, x)
 
 
 @pytest.mark.parametrize("k", [1, 5, 500])
 def test_tokens_equal_the_dense_top_k_with_all_gradients(k):
-    mixer, x = build(k=k, unit="token", kv_heads=2), draw(2, 90, WIDTH).requires_grad_()
+    mixer, x = build(top_k=k, unit="token", kv_heads=2), draw(2, 90, WIDTH).requires_grad_()
     assert_same(mixer(x), naive_tokens(mixer, x, k), mixer, x)
 
 
-@pytest.mark.parametrize("options", [{"k": 8, "block": 16, "score_weight": 0.0}, {"k": 200, "unit": "token"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"top_k": 8, "block": 16, "score_weight": 0.0}, {"top_k": 200, "unit": "token"}], ids=str
+)
 def test_everything_picked_is_softmax_attention(options):
     mixer, x = build(**options), draw(2, 140, WIDTH)
-    full = zoo.mixers.build("softmax", width=WIDTH, heads=HEADS, rope=None).double()
+    full = zoo.mixers.build("softmax", width=WIDTH, heads=HEADS, rope_theta=None).double()
     full.load_state_dict(mixer.state_dict())
     torch.testing.assert_close(mixer(x), full(x), rtol=1e-10, atol=1e-10)
 
 
 def test_every_query_may_pick_the_same_block():
     """The first block is then read by as many groups as there are blocks behind it."""
-    mixer, x = build(k=2, block=16, score_weight=0.3), draw(1, 180, WIDTH)
+    mixer, x = build(top_k=2, block=16, score_weight=0.3), draw(1, 180, WIDTH)
     with torch.no_grad():
         mixer.key.weight.copy_(mixer.query.weight)
         x[:, :, :] = x[:, :1] + 0.1 * x
@@ -122,7 +124,7 @@ def test_picks_come_best_first_and_the_earlier_of_equal_ones():
 
 
 def test_equal_keys_give_the_first_blocks_in_a_sequence_and_in_a_step():
-    mixer, x = build(k=2, block=16), draw(1, 101, WIDTH)
+    mixer, x = build(top_k=2, block=16), draw(1, 101, WIDTH)
     with torch.no_grad():
         mixer.key.weight.zero_()
     want = naive(mixer, x, 2, 16, 1.0)
@@ -139,7 +141,7 @@ def test_more_picks_read_more(unit):
     x, t = draw(1, 112, WIDTH), 110
     sizes = []
     for k in (1, 2, 3, 200):
-        mixer = build(k=k, block=16, unit=unit, score_weight=0.0, heads=1)
+        mixer = build(top_k=k, block=16, unit=unit, score_weight=0.0, heads=1)
         seen = []
         mixer.value.register_forward_hook(lambda _, __, v, seen=seen: seen.append(v.requires_grad_()) or v)
         (grad,) = torch.autograd.grad(mixer(x)[0, t].sum(), seen)
@@ -148,7 +150,7 @@ def test_more_picks_read_more(unit):
 
 
 def test_a_small_change_of_a_block_that_is_not_picked_changes_nothing_at_all():
-    mixer, t = build(k=1, block=16, heads=1).float(), 75
+    mixer, t = build(top_k=1, block=16, heads=1).float(), 75
     x = torch.randn(1, 80, WIDTH)
     q, k, _ = heads(mixer, x)
     scores = k[:, :, :64].unflatten(2, (4, 16)).mean(3) @ q[:, :, t, :, None]
@@ -162,7 +164,7 @@ def test_a_small_change_of_a_block_that_is_not_picked_changes_nothing_at_all():
 
 def test_a_query_chooses_for_itself_inside_its_block():
     """With queries pooled over a block, a later query would change what earlier ones of its block read."""
-    mixer, x = build(k=1, block=16), draw(1, 80, WIDTH)
+    mixer, x = build(top_k=1, block=16), draw(1, 80, WIDTH)
     changed = x.clone()
     changed[:, 63] *= -30
     y, z = mixer(x), mixer(changed)
@@ -173,7 +175,7 @@ def test_a_query_chooses_for_itself_inside_its_block():
 def test_the_score_has_a_gradient():
     """Moving a picked block's mean key while its attention inside stays the same moves weight between blocks."""
     x = draw(1, 60, WIDTH)
-    mixer = build(k=2, block=16, score_weight=1.0)
+    mixer = build(top_k=2, block=16, score_weight=1.0)
     weight, direction, step = draw(1, 60, WIDTH), draw(WIDTH, WIDTH), 1e-6
     (grad,) = torch.autograd.grad((mixer(x) * weight).sum(), mixer.query.weight)
     losses, start = [], mixer.query.weight.detach().clone()
@@ -182,7 +184,7 @@ def test_the_score_has_a_gradient():
             mixer.query.weight.copy_(start + sign * step * direction)
             losses.append((mixer(x) * weight).sum())
     torch.testing.assert_close((grad * direction).sum(), (losses[0] - losses[1]) / (2 * step), rtol=1e-6, atol=1e-6)
-    plain = build(k=2, block=16, score_weight=0.0)
+    plain = build(top_k=2, block=16, score_weight=0.0)
     assert not torch.allclose(torch.autograd.grad((plain(x) * weight).sum(), plain.query.weight)[0], grad)
 
 
@@ -198,7 +200,7 @@ def test_picked_blocks_are_counted(length, count):
 def test_only_own_and_picked_blocks_are_touched_forward_and_backward(k):
     """Groups are padded to whole blocks: at most one block of queries per block of keys and one sequence of K + 1."""
     length, block, width = 1024, 32, WIDTH
-    mixer, x = build(k=k, block=block), draw(1, length, WIDTH).requires_grad_()
+    mixer, x = build(top_k=k, block=block), draw(1, length, WIDTH).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         y = mixer(x)
     forward = counter.get_total_flops()
@@ -213,7 +215,7 @@ def test_only_own_and_picked_blocks_are_touched_forward_and_backward(k):
 
 
 def test_a_step_reads_own_and_picked_keys_only():
-    mixer, cost = build(k=2, block=16), {}
+    mixer, cost = build(top_k=2, block=16), {}
     for context in (100, 1000):
         cost[context] = mixer.step_flops(context)
     assert cost[1000] - cost[100] == WIDTH * (2 * (62 - 6) + 4 * (8 - 4))
@@ -221,7 +223,7 @@ def test_a_step_reads_own_and_picked_keys_only():
 
 @pytest.mark.parametrize("lengths", [[64, 1, 135], [1] * 200, [40, 40, 40, 80]])
 def test_packed_blocks_count_from_the_start_of_a_document(lengths):
-    mixer, x = build(k=1, block=16), draw(1, 200, WIDTH)
+    mixer, x = build(top_k=1, block=16), draw(1, 200, WIDTH)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
     want = torch.cat([naive(mixer, part, 1, 16, 1.0) for part in x.split(lengths, 1)], 1)
     torch.testing.assert_close(mixer(x, documents=ids), want, rtol=1e-10, atol=1e-10)
@@ -230,8 +232,8 @@ def test_packed_blocks_count_from_the_start_of_a_document(lengths):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k=0: expected at least one block"),
-        ({"k": 0, "unit": "token"}, "k=0: expected at least one token"),
+        ({"top_k": 0}, "top_k=0: expected at least one block"),
+        ({"top_k": 0, "unit": "token"}, "top_k=0: expected at least one token"),
         ({"block": 48}, "block=48: expected one of 16, 32, 64, 128"),
         ({"unit": "head"}, "unit='head': expected one of block, token"),
     ],

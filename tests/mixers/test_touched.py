@@ -11,13 +11,13 @@ from zoo.mixers.parts.heads import Call
 TOKENS, POISONED = 2048, 64
 TILE = 64  # what is out of reach by less can lie in one tile with what is not
 CASES = {
-    "window": ("window", {"window": 32, "sinks": 0}, 32),
+    "window": ("window", {"window": 32, "sink_tokens": 0}, 32),
     "dilated": ("dilated", {"window": 16, "dilation": [1, 4]}, 61),
-    "longformer": ("longformer", {"window": 32, "globals": 0}, 32),
-    "longformer, dilated": ("longformer", {"window": 16, "globals": 0, "dilation": [1, 3]}, 46),
-    "bigbird": ("bigbird", {"block": 16, "window": 2, "random": 0, "globals": 0}, 32),
-    "adaptive": ("adaptive", {"full_below": 128, "window_below": 4096, "block": 16, "window": 2}, 64),
-    "learned_sparse": ("learned_sparse", {"block": 16, "k": 2, "reach": 6, "globals": 0, "frozen": True}, 96),
+    "longformer": ("longformer", {"window": 32, "global_tokens": 0}, 32),
+    "longformer, dilated": ("longformer", {"window": 16, "global_tokens": 0, "dilation": [1, 3]}, 46),
+    "bigbird": ("bigbird", {"block": 16, "window_blocks": 2, "random_blocks": 0, "global_blocks": 0}, 32),
+    "adaptive": ("adaptive", {"full_below": 128, "window_below": 4096, "block": 16, "window_blocks": 2}, 64),
+    "learned_sparse": ("learned_sparse", {"block": 16, "top_k": 2, "reach": 6, "global_blocks": 0, "frozen": True}, 96),
     "window_linear": ("window_linear", {"local_heads": 4, "window": 32}, 32),
 }
 

@@ -32,7 +32,7 @@ def naive(mixer, x, case, window):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case.values()))
 @pytest.mark.parametrize("window", [1, 7, 64, 100])
 def test_equals_the_weights_of_all_pairs(case, window):
-    mixer, x = build("window_linear", rope=None, window=window, **case), draw(2, 90, 32).requires_grad_()
+    mixer, x = build("window_linear", rope_theta=None, window=window, **case), draw(2, 90, 32).requires_grad_()
     y, want, leaves = mixer(x), naive(mixer, x, case, window), [x, *mixer.parameters()]
     assert_same(y, want)
     weight = draw(*y.shape)
@@ -42,7 +42,7 @@ def test_equals_the_weights_of_all_pairs(case, window):
 
 
 @pytest.mark.parametrize("case", SHARED, ids=lambda case: case["feature_map"])
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "gate": "sigmoid"}, {"rope": None}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "gate": "sigmoid"}, {"rope_theta": None}], ids=str)
 @pytest.mark.parametrize("window", [70, 71, 1000])
 def test_a_window_over_everything_is_softmax(case, options, window):
     mixer, softmax = build("window_linear", window=window, **case, **options), build("softmax", **options)
@@ -62,12 +62,12 @@ def test_a_window_of_nothing_is_linear_attention(case):
     linear.load_state_dict(shared.state_dict())
     x = draw(2, 70, 32)
     assert_same(shared(x), linear(x))
-    shared.rope = None
+    shared.rope_theta = None
     assert_same(shared(x), naive(shared, x, case, 0))
 
 
 def test_all_heads_windowed_are_window_attention():
-    mixer, window = build("window_linear", local_heads=4, window=9), build("window", window=9, sinks=0)
+    mixer, window = build("window_linear", local_heads=4, window=9), build("window", window=9, sink_tokens=0)
     window.load_state_dict(mixer.state_dict())
     x = draw(2, 70, 32)
     assert_same(mixer(x), window(x), 1e-12)

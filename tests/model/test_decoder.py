@@ -241,7 +241,7 @@ def test_documents_and_a_cache_together_are_refused():
 
 def test_separators_reach_the_attentions_that_ask_for_them():
     """Far from a marked token, its key is read if it is a separator, in every way through the decoder."""
-    options = {"longformer": {"window": 4, "globals": 0, "separators": True}}
+    options = {"longformer": {"window": 4, "global_tokens": 0, "separators": True}}
     layers, ids = ["longformer"], draw(1, 40).clamp(min=2)
     ids[0, 5] = 1
     with_marks = build(layers, mixers=options, separator_tokens=[1])

@@ -1,15 +1,16 @@
 """Which options are paths: those that the schema marks, and no others, are taken from a command line as typed."""
 
-import yaml
 from pydantic import BaseModel
 
-from zoo.config import CONFIGS
 from zoo.data.recall.options import RecallOptions
-from zoo.evaluation.tasks.base import TASKS, task_class
+from zoo.evaluation.tasks.base import task_class
 from zoo.options.data import source_model
+from zoo.options.optimizer import optimizer_model
 from zoo.options.programs import Conversion, Evaluation, Generation
 from zoo.options.train import TrainConfig
+from zoo.options.trainer import logger_model
 from zoo.paths import LISTS, PATH_KEYS, IsPath
+from zoo.registry import LOGGERS, OPTIMIZERS, SOURCES, TASKS
 from zoo.schema.messages import models_below
 
 HYDRAS = {"hydra.run.dir", "hydra.sweep.dir"}
@@ -40,10 +41,12 @@ def everything():
         yield from options(model)
     for name in TASKS:
         yield from options(task_class(name), "task.")
-    for file in (CONFIGS / "data").glob("*.yaml"):
-        target = (yaml.safe_load(file.read_text(encoding="utf-8")).get("source") or {}).get("_target_")
-        if target:
-            yield from options(source_model(target), "data.source.")
+    for name in SOURCES:
+        yield from options(source_model(name), "data.source.")
+    for name in LOGGERS:
+        yield from options(logger_model(name), f"logger.{name}.")
+    for name in OPTIMIZERS:
+        yield from options(optimizer_model(name), "optimizer.")
     yield from options(RecallOptions, "data.recall.")
 
 

@@ -1,38 +1,22 @@
-"""Numbers of a sweep's report, against sums on paper: means, intervals, verdicts, fronts, and what is missing."""
+"""Numbers of a sweep's report, against sums on paper: means, intervals, facts, and what is missing."""
 
 import gzip
 import json
 import math
-import random
 import statistics
 
 import pytest
 
 from tests.sweeps import sweep_folder
-from tests.sweeps.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, write_mqar, write_perplexity, write_sweep
+from tests.sweeps.sweep_folder import ARMS, BITS, LENGTHS, RIGHT, half, write_mqar, write_perplexity, write_sweep
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_samples
-from zoo.evaluation.results.statistics import student_interval
 from zoo.model import Decoder, DecoderConfig
-from zoo.sweeps.page.analysis import analyse, findings
+from zoo.sweeps.page.analysis import analyze
 from zoo.sweeps.page.analysis import number as shown
-from zoo.sweeps.page.arm_tables import commands, detail_tables, front_table, group_tables, signed
+from zoo.sweeps.page.arm_tables import commands, detail_tables, group_tables, signed
 from zoo.sweeps.page.figures import draw_all
 from zoo.sweeps.page.read import read_sweep
-from zoo.sweeps.page.summary import Difference, compare, pareto_standing, summarize, unpaired_verdict
-
-T2 = 4.302652729911275  # Student's 0.975 quantile for two degrees of freedom
-
-
-@pytest.fixture(scope="module")
-def standard(tmp_path_factory):
-    """Analysis of three arms with three seeds."""
-    return analyse(read_sweep(write_sweep(tmp_path_factory.mktemp("sweep"))))
-
-
-def half(values):
-    """Half of a 95 % interval of a mean of three."""
-    return T2 * statistics.stdev(values) / math.sqrt(3)
 
 
 def odds(share):
@@ -81,7 +65,7 @@ def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
             run = folder / "arms" / arm / f"seed-{seed}"
             right = RIGHT[arm][seed] - 1
             write_mqar(run, ARMS[arm], (RIGHT[arm][seed], right), variants=("pairs4", "pairs8"))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     _, by_variant = group_tables(analysis)
     assert [row[0].text for row in by_variant.rows] == [f"mqar, pairs{n}: answers right" for n in (4, 8)]
     for number, row in enumerate(by_variant.rows):
@@ -96,7 +80,7 @@ def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
 def test_the_command_does_not_say_where_the_folder_was(tmp_path):
     command = "python train.py -m sweep=ratio 'hydra.sweep.dir=/some where/else' seed=0,1"
     folder = write_sweep(tmp_path / "s", command=command)
-    assert commands(analyse(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
+    assert commands(analyze(read_sweep(folder)))[0] == "python train.py -m sweep=ratio seed=0,1"
 
 
 def test_arms_that_were_never_started_have_no_command(tmp_path):
@@ -104,7 +88,7 @@ def test_arms_that_were_never_started_have_no_command(tmp_path):
     facts = json.loads((folder / "sweep.json").read_text())
     facts["arms"].insert(0, {"name": "later", "overrides": ["attention=bigbird"]})
     (folder / "sweep.json").write_text(json.dumps(facts))
-    found = commands(analyse(read_sweep(folder)))[1:]
+    found = commands(analyze(read_sweep(folder)))[1:]
     assert len(found) == len(ARMS) and not any("bigbird" in command for command in found)
 
 
@@ -117,7 +101,7 @@ def test_answers_told_in_another_way_are_shown_and_no_part_of_the_mean(tmp_path)
         first = next(r for r in content["results"] if r["metric"] == "exact_match")
         content["results"].append(first | {"variant": "pairs4/generated", "value": 0.125})
         file.write_text(json.dumps(content))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     shown = [m for m in analysis.measures.all if m.variant == "pairs4/generated"]
     assert [analysis.summaries["exact", m].mean for m in shown] == [0.125]
     assert {part.variant for part in analysis.measures.recall.parts} == {"pairs4"}
@@ -127,186 +111,6 @@ def test_baselines_without_context_are_no_part_of_recall(standard):
     assert {m.variant for m in standard.measures.all if m.task == "mqar" and not m.parts} == {"pairs4"}
     rank = next(m for m in standard.measures.headline if m.label == "mqar: best among the values, chance 0.25")
     assert standard.summaries["exact", rank].mean == pytest.approx(statistics.fmean([1, 13 / 16, 1]), abs=0.1)
-
-
-def test_differences_are_paired_by_seed(standard):
-    loss, recall = standard.measures.loss, standard.measures.recall
-    for arm in ("linear", "hybrid"):
-        for measure, table, scale in ((loss, BITS, 1), (recall, RIGHT, 8)):
-            each = [(a - b) / scale for a, b in zip(table[arm], table["exact"])]
-            found = standard.comparisons[arm, measure].difference
-            assert found.mean == pytest.approx(statistics.fmean(each))
-            if measure is loss:
-                assert found.ci95 == pytest.approx((found.mean - half(each), found.mean + half(each)))
-            else:  # of a number from -1 to 1, as that of a share is
-                share = student_interval((1 + found.mean) / 2, statistics.stdev(each) / 2, 3, (0, 1))
-                assert found.ci95 == pytest.approx([2 * end - 1 for end in share])
-    verdicts = {arm: standard.comparisons[arm, recall].verdict for arm in ("linear", "hybrid")}
-    assert verdicts == {"linear": "worse", "hybrid": "worse"}
-    assert standard.comparisons["linear", loss].verdict == "not resolved"
-    assert not any(arm == "exact" for arm, _ in standard.comparisons)
-    sentence = next(line for line in findings(standard) if line.startswith("bits per byte, text"))
-    assert sentence == "bits per byte, text: from 2.042 (hybrid) to 2.25 (linear). " + (
-        "Against exact: linear, hybrid not resolved."
-    )
-
-
-def test_pairing_resolves_what_overlapping_intervals_hide(tmp_path, monkeypatch):
-    monkeypatch.setitem(sweep_folder.BITS, "linear", tuple(bits + 0.1 + 0.001 * n for n, bits in enumerate((1, 2, 3))))
-    monkeypatch.setitem(sweep_folder.BITS, "exact", (1.0, 2.0, 3.0))
-    analysis = analyse(read_sweep(write_sweep(tmp_path, {arm: ARMS[arm] for arm in ("linear", "exact")})))
-    loss = analysis.measures.loss
-    (_, high), (low, _) = (analysis.summaries[arm, loss].ci95 for arm in ("exact", "linear"))
-    assert low < high
-    assert analysis.comparisons["linear", loss].verdict == "worse"
-
-
-def test_verdict_follows_the_sign_and_what_is_good():
-    up = [Difference(value) for value in (1.0, 1.1, 1.2)]
-    assert compare(up, True).verdict == "better"
-    assert compare(up, False).verdict == "worse"
-    assert compare([Difference(-d.value) for d in up], False).verdict == "better"
-    assert compare([Difference(value) for value in (-1.0, 1.1, 1.2)], True).verdict == "not resolved"
-    assert compare([Difference(value) for value in (1.0, 1.4)], True).verdict == "not resolved"  # t of one is 12.7
-    assert compare([], True) is None
-
-
-def test_one_seed_rests_on_samples_of_which_six_are_needed():
-    assert compare([Difference(1.0, (0.5, 1.5), 6)], True).verdict == "better"
-    assert compare([Difference(1.0, (0.5, 1.5), 5)], True).verdict == "not resolved"
-    assert compare([Difference(1.0, (-0.5, 1.5), 60)], True).verdict == "not resolved"
-    assert compare([Difference(1.0)], True).verdict == "not tested"
-
-
-def test_rounding_is_no_spread():
-    values = [(2 / 3 - 1) / 32, (1 / 3 - 2 / 3) / 32, (2 / 3 - 1) / 32]
-    assert len(set(values)) > 1
-    found = compare([Difference(value, (-0.03, 0.01), 32) for value in values], True)
-    assert found.verdict == "not resolved" and found.difference.ci95 == (-0.03, 0.01)
-
-
-def test_seeds_that_agree_exactly_do_not_make_an_interval_of_no_width():
-    found = summarize([0.5, 0.5], [(0.3, 0.6), (0.4, 0.7)])
-    assert (found.ci95, found.over, found.n) == ((0.3, 0.7), "samples", 2)
-    assert summarize([0.5, 0.5], [(0.3, 0.6), None]).ci95 is None
-
-
-def test_a_sweep_of_one_seed_says_so(tmp_path):
-    analysis = analyse(read_sweep(write_sweep(tmp_path, seeds=(0,))))
-    loss, recall = analysis.measures.loss, analysis.measures.recall
-    found = analysis.summaries["linear", loss]
-    assert (found.ci95, found.n, found.over) == ((1.5, 2.5), 1, "samples")  # the record's own
-    compared = analysis.comparisons["linear", loss]
-    assert compared.difference.mean == pytest.approx(0.25) and compared.difference.over == "samples"
-    assert compared.verdict == "worse"  # every document by the same amount
-    assert analysis.summaries["linear", recall].ci95 is None
-    assert analysis.comparisons["linear", recall].verdict == "not tested"
-
-
-def standing(costs, values, unresolved=0.0):
-    """Of names with a cost and a quality, the more the better; qualities no further apart are not resolved."""
-
-    def cheaper(a, b):
-        return "better" if costs[a] < costs[b] else "worse" if costs[a] > costs[b] else "not resolved"
-
-    def quality(a, b):
-        apart = values[a] - values[b]
-        return "not resolved" if abs(apart) <= unresolved else "better" if apart > 0 else "worse"
-
-    return {name: (s.state, set(s.others)) for name, s in pareto_standing(list(costs), cheaper, quality).items()}
-
-
-def test_dominated_is_what_a_sweep_over_sorted_points_leaves_behind():
-    generator = random.Random(0)
-    for _ in range(50):
-        qualities = generator.sample(range(40), generator.randrange(1, 12))
-        costs = {n: generator.randrange(6) for n in range(len(qualities))}
-        found, best = standing(costs, dict(enumerate(qualities))), -math.inf
-        for cost in sorted(set(costs.values())):
-            level = [n for n in costs if costs[n] == cost]
-            top = max(level, key=lambda n: qualities[n])
-            for name in level:
-                ahead = name == top and qualities[name] > best
-                assert found[name][0] == ("on the front" if ahead else "dominated")
-            best = max(best, qualities[top])
-
-
-def test_what_noise_decides_is_neither_dominated_nor_on_the_front():
-    equal = standing({"a": 1, "b": 1}, {"a": 0.5, "b": 0.50001}, unresolved=0.1)
-    assert equal == {"a": ("not resolved", {"b"}), "b": ("not resolved", {"a"})}
-    dearer = standing({"a": 1, "b": 2, "c": 3}, {"a": 0.5, "b": 0.45, "c": 0.2}, unresolved=0.1)
-    assert dearer == {"a": ("on the front", set()), "b": ("not resolved", {"a"}), "c": ("dominated", {"a", "b"})}
-
-
-def test_costs_that_are_not_resolved_save_nobody():
-    quality = {("a", "b"): "better", ("b", "a"): "worse"}
-    found = pareto_standing(["a", "b"], lambda a, b: "not resolved", lambda a, b: quality[a, b])
-    assert (found["a"].state, found["b"].state, found["b"].others) == ("on the front", "dominated", ("a",))
-
-
-def test_without_a_seed_in_common_arms_are_told_apart_by_welchs_test():
-    near, far = summarize([1.0, 1.1, 1.2], [None] * 3), summarize([2.0, 2.1, 2.2], [None] * 3)
-    wide, one = summarize([1.0, 2.0, 3.0], [None] * 3), summarize([9.0], [None])
-    assert unpaired_verdict(near, far, higher_is_better=True) == "worse"
-    assert unpaired_verdict(near, far, higher_is_better=False) == "better"
-    assert unpaired_verdict(near, wide, higher_is_better=True) == "not resolved"
-    assert unpaired_verdict(near, one, higher_is_better=True) == "not tested"
-
-
-def test_fronts_of_quality_against_each_cost(standard):
-    loss, recall = standard.measures.loss, standard.measures.recall
-    found = {
-        (m.label, kind): {p.arm: p.standing.state for p in standard.points(m, kind)}
-        for m in (loss, recall)
-        for kind in ("cache", "flops")
-    }
-    # hybrid has fewer bits than linear in each seed; exact cannot be told from either
-    assert found[loss.label, "cache"] == {"linear": "on the front", "hybrid": "on the front", "exact": "not resolved"}
-    # exact recalls more than both; linear and hybrid differ by the same in all seeds, which is not tested
-    assert found[recall.label, "cache"] == {"linear": "on the front", "hybrid": "not resolved", "exact": "on the front"}
-    assert standard.speed["linear"].mean == pytest.approx(304.5)  # median of 301..308
-
-
-def test_equal_arms_are_named_equal(tmp_path):
-    """The same layers twice, with numbers that differ by noise alone, in quality and in speed."""
-    folder = write_sweep(tmp_path, {"first": ARMS["hybrid"], "second": ARMS["hybrid"]}, reference="first")
-    for seed, bits in enumerate((1.76, 2.12, 2.24)):
-        write_perplexity(folder / f"arms/second/seed-{seed}", ARMS["hybrid"], bits)
-    analysis = analyse(read_sweep(folder))
-    for kind in ("cache", "flops", "speed"):
-        states = {p.arm: (p.standing.state, p.standing.others) for p in analysis.points(analysis.measures.loss, kind)}
-        assert states == {"first": ("not resolved", ("second",)), "second": ("not resolved", ("first",))}
-    table = front_table(analysis, "Pareto fronts", ("cache",))
-    assert [cell.text for cell in table.rows[0][1:]] == ["-", "-", "first (from second), second (from first)"]
-
-
-def test_pairs_are_of_the_same_samples_and_seeds(standard):
-    loss, recall = standard.measures.loss, standard.measures.recall
-    assert standard.pairs["linear", "exact", recall] == standard.pairs["hybrid", "exact", recall] == "worse"
-    assert standard.pairs["linear", "hybrid", loss] == "worse"  # which no comparison with the reference says
-    assert standard.pairs["linear", "exact", loss] == standard.comparisons["linear", loss].verdict == "not resolved"
-
-
-def test_the_faster_is_the_cheaper(tmp_path):
-    folder = write_sweep(tmp_path, {arm: ARMS[arm] for arm in ("linear", "exact")})
-    for seed in range(3):
-        for arm, rate in (("linear", 300.0), ("exact", 100.0)):
-            sweep_folder.write_run(
-                folder / f"arms/{arm}/seed-{seed}", ARMS[arm], seed, BITS[arm][seed], RIGHT[arm][seed], rate + seed
-            )
-    analysis = analyse(read_sweep(folder))
-    states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.recall, "speed")}
-    assert states == {"linear": "on the front", "exact": "on the front"}  # one is faster, the other recalls more
-    states = {p.arm: p.standing.state for p in analysis.points(analysis.measures.loss, "speed")}
-    assert states == {"linear": "on the front", "exact": "not resolved"}
-
-
-def test_intervals_of_speed_stay_above_zero(tmp_path, monkeypatch):
-    folder = write_sweep(tmp_path, {"exact": ARMS["exact"]})
-    for seed, rate in enumerate((10.0, 100.0, 1000.0)):
-        sweep_folder.write_run(folder / f"arms/exact/seed-{seed}", ARMS["exact"], seed, 2.0, 8, rate)
-    found = analyse(read_sweep(folder)).speed["exact"]
-    assert 0 < found.ci95[0] < found.mean < found.ci95[1]
 
 
 def test_what_is_next_to_nothing_is_printed_as_0():
@@ -338,7 +142,7 @@ def test_named_instances_count_as_the_mixers_they_are(tmp_path):
     folder = write_sweep(tmp_path, {"exact": ["lightning", "wide", "wide", "lightning"]}, seeds=(0,))
     config = folder / "arms/exact/seed-0/config.yaml"
     config.write_text(config.read_text().replace("  softmax: {}", "  wide: {name: gqa, kv_heads: 1}"))
-    facts = analyse(read_sweep(folder)).facts["exact"]
+    facts = analyze(read_sweep(folder)).facts["exact"]
     assert facts.share == 0.5 and facts.flops is not None
 
 
@@ -350,7 +154,7 @@ def test_unfinished_and_failed_runs_are_said_and_not_counted(tmp_path):
     (folder / "sweep.json").write_text(
         (folder / "sweep.json").read_text().replace('"seeds": [0, 1]', '"seeds": [0, 1, 2]')
     )
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.progress == "4 of 9 runs finished, 1 failed, 4 not finished yet" and not analysis.complete
     (failed,) = analysis.failures
     assert (failed.arm, failed.seed, failed.reason) == ("hybrid", 1, "loss is NaN at step 7")
@@ -377,7 +181,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (runs["hybrid"] / "config.yaml").unlink()
     (runs["exact"] / "eval" / "perplexity-text-test.samples.jsonl.gz").write_bytes(b"\x1f\x8b broken")
     (runs["exact"] / "metrics.jsonl").unlink()
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     notes = "\n".join(analysis.notes)
     assert "linear, seed 0: no result of mqar" in notes
     assert "hybrid, seed 0: eval/mqar.json cannot be read" in notes
@@ -393,7 +197,7 @@ def test_other_questions_are_not_compared(tmp_path):
     folder = write_sweep(tmp_path, seeds=(0,))
     file = folder / "arms/linear/seed-0/eval/perplexity-text-test.json"
     file.write_text(file.read_text().replace('"f00"', '"other text"'))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert ("linear", analysis.measures.loss) in analysis.summaries
     assert ("linear", analysis.measures.loss) not in analysis.comparisons
     assert ("hybrid", analysis.measures.loss) in analysis.comparisons
@@ -405,7 +209,7 @@ def test_values_of_other_samples_are_not_compared_either(tmp_path):
     file = folder / "arms/linear/seed-0/eval/perplexity-text-test.samples.jsonl.gz"
     lines = gzip.decompress(file.read_bytes()).decode()
     file.write_bytes(gzip.compress(lines.replace('"d0"', '"another"').encode()))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.measures.loss and not [
         m for arm, m in analysis.comparisons if (arm, m.task) == ("linear", "perplexity")
     ]
@@ -416,7 +220,7 @@ def test_values_of_other_samples_are_not_compared_either(tmp_path):
 def test_a_reference_that_has_nothing_is_said(tmp_path, reference):
     folder = write_sweep(tmp_path, seeds=(0,), reference=reference)
     sweep_folder.log(folder, "exact", 0, "failed", "out of memory")
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.comparisons == {}
     assert any(note.startswith(f"the reference {reference!r}") for note in analysis.notes)
 
@@ -428,7 +232,7 @@ def test_a_mean_over_tasks_needs_all_of_them(tmp_path):
         write_mqar(run, ARMS[arm], 4, lengths=(256,), samples=4)
         (run / "eval" / "mqar.json").rename(run / "eval" / "mqar-other.json")
         write_mqar(run, ARMS[arm], RIGHT[arm][0])
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     recall = analysis.measures.recall
     assert recall.label == "mean of 2 recall tasks: answers right"
     assert analysis.summaries["linear", recall].mean == pytest.approx((3 / 16 + 1) / 2)
@@ -447,7 +251,7 @@ def test_the_sum_over_samples_is_the_difference_that_is_shown(tmp_path):
         for arm in ("linear", "exact")
     ]
     want = sum(lines[0][key] - lines[1][key] for key in lines[0]) / (8 * 1000 * math.log(2))
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     found = analysis.comparisons["linear", analysis.measures.loss].difference
     assert found.mean == pytest.approx(want) == pytest.approx(1.25)
 
@@ -472,6 +276,6 @@ def test_what_is_no_sweep_is_refused(tmp_path, content, message):
 def test_a_sweep_that_has_just_begun(tmp_path):
     folder = write_sweep(tmp_path)
     (folder / "ledger.jsonl").unlink()
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     assert analysis.progress == "0 of 9 runs finished, 9 not finished yet"
     assert analysis.summaries == {} and analysis.measures.loss is None

@@ -16,9 +16,9 @@ from tests.sweeps import sweep_folder
 from tests.sweeps.sweep_folder import ARMS, write_sweep
 from zoo.config import ConfigError
 from zoo.evaluation.display.training_plots import plt
-from zoo.sweeps.page.analysis import analyse
+from zoo.sweeps.page.analysis import analyze
 from zoo.sweeps.page.arm_tables import front_table
-from zoo.sweeps.page.canvas import layer_colours
+from zoo.sweeps.page.canvas import layer_colors
 from zoo.sweeps.page.figures import draw_all
 from zoo.sweeps.page.html import html_page, without_measured
 from zoo.sweeps.page.read import read_sweep
@@ -95,10 +95,10 @@ def test_ids_are_unique_and_every_reference_has_one(text):
     assert used and used <= set(ids)
 
 
-def test_layers_are_drawn_as_strips_in_the_colours_of_the_key(folder, text):
-    colours = layer_colours(analyse(read_sweep(folder)))
-    assert len(set(colours.values())) == len(colours) == 2
-    assert Page(text).strips == [[(layer, colours[layer]) for layer in layers] for layers in ARMS.values()]
+def test_layers_are_drawn_as_strips_in_the_colors_of_the_key(folder, text):
+    colors = layer_colors(analyze(read_sweep(folder)))
+    assert len(set(colors.values())) == len(colors) == 2
+    assert Page(text).strips == [[(layer, colors[layer]) for layer in layers] for layers in ARMS.values()]
 
 
 def test_every_file_is_there_and_markdown_shows_every_picture(folder):
@@ -113,7 +113,7 @@ def test_every_file_is_there_and_markdown_shows_every_picture(folder):
 
 
 def test_csv_has_the_numbers(folder):
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     rows = {row["arm"]: row for row in csv.DictReader((folder / "report" / "arms.csv").open())}
     assert list(rows) == list(ARMS)
     row, label = rows["hybrid"], analysis.measures.recall.label
@@ -184,7 +184,7 @@ def test_arms_without_an_axis_of_numbers_are_drawn_by_name(tmp_path):
     """Attentions of which none is softmax, but for one: shares of softmax layers would lie on each other."""
     arms = {name: [name] * 4 for name in ("lightning", "ssd", "retention", "softmax")}
     folder = write_sweep(tmp_path, arms, reference="softmax")
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     drawn = {picture.name: picture.svg for picture in draw_all(analysis, tmp_path)}
     for name in ("share-loss", "share-recall"):
         texts = [part.strip() for part in Page(drawn[name]).texts if part.strip()]
@@ -237,7 +237,7 @@ def test_an_unfinished_sweep_says_so_on_top(tmp_path):
     folder = write_sweep(tmp_path, seeds=(0,))
     sweep_folder.log(folder, "hybrid", 0, "failed", "out of memory")
     sweep_folder.log(folder, "linear", 0, "trained")
-    analysis = analyse(read_sweep(folder))
+    analysis = analyze(read_sweep(folder))
     text = html_page(analysis, [])
     assert Page(text) and text.index("1 of 3 runs finished, 1 failed, 1 not finished yet") < text.index("<h2>")
     assert "out of memory" in text and "one seed" in text
@@ -258,7 +258,9 @@ def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path,
     folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"]}, seeds=(0,))
     script = str(ROOT / "scripts" / "report.py")
     monkeypatch.setattr(sys, "argv", [script, str(folder), f"out={tmp_path / 'a=b, c'}"])
-    runpy.run_path(script, run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert not ended.value.code
     assert (tmp_path / "a=b, c" / "report.html").is_file() and not (folder / "report").exists()
     assert "report.html" in capsys.readouterr().out
     for arguments, message in (([str(tmp_path)], "has no sweep.json"), ([], "0 folders given: expected one SWEEP_DIR")):

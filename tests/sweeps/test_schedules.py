@@ -127,7 +127,7 @@ def test_patterns_and_patches_from_the_command_line_change_a_preset():
 
 
 def test_two_windows_of_different_width_side_by_side():
-    near = ("+mixers.near.name=window", "+mixers.near.window=8", "+mixers.near.sinks=0")
+    near = ("+mixers.near.name=window", "+mixers.near.window=8", "+mixers.near.sink_tokens=0")
     decoder = built(*near, "mixers.window.window=32", "schedule.pattern=near+window+softmax", "model.depth=4")
     first, second, third, fourth = (block.mixer for block in decoder.layers)
     assert type(first) is type(second) is type(fourth) is WindowAttention and type(third) is SoftmaxAttention
@@ -138,8 +138,8 @@ def test_two_windows_of_different_width_side_by_side():
 def test_two_windows_of_different_width_read_as_far_as_they_say():
     def reach(pattern):
         config = composed(
-            "+mixers.near.name=window", "+mixers.near.window=3", "mixers.window.window=6", "mixers.window.sinks=0",
-            "+mixers.near.sinks=0", f"schedule.pattern={pattern}", "model.depth=2",
+            "+mixers.near.name=window", "+mixers.near.window=3", "+mixers.near.sink_tokens=0",
+            "mixers.window.window=6", "mixers.window.sink_tokens=0", f"schedule.pattern={pattern}", "model.depth=2",
         )  # fmt: skip
         torch.manual_seed(0)
         decoder = Decoder(decoder_config(config, 10)).eval()

@@ -13,7 +13,8 @@ from zoo.config import ConfigError, load_run_config
 from zoo.files import WriteError, read_metrics, replace_file, replace_text
 from zoo.model import CheckpointError
 from zoo.options.continued import resumed_config
-from zoo.training.monitoring.loggers import LocalLogger, build_loggers, wandb_mode
+from zoo.training.monitoring.loggers import LocalLogger, build_loggers
+from zoo.training.monitoring.remote_loggers import wandb_mode
 from zoo.training.run import train
 
 NASTY = "it's ${a} [1], {b} = #ü \udce9"
@@ -117,6 +118,6 @@ def test_a_logger_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):
     def fails(**options):
         raise RuntimeError("no key\nlog in first")
 
-    monkeypatch.setattr("zoo.training.monitoring.loggers.WandbLogger", fails)
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", fails)
     with pytest.raises(ConfigError, match=r"logger=wandb cannot be started: no key log in first.*WANDB_MODE=offline"):
-        build_loggers(tmp_path, None, {"mode": "online"}, False, {})
+        build_loggers(tmp_path, None, {"wandb": {"mode": "online"}}, {})

@@ -166,14 +166,14 @@ def test_the_schedule_reaches_the_layers(small):
     config = decoder_config(
         small(
             "attention=softmax",
-            "mixers.softmax.rope=null",
+            "mixers.softmax.rope_theta=null",
             "+mixers.mine={name: lightning, gate: none}",
             "schedule.pattern=softmax+mine",
         ),
         10,
     )
     assert config.mixers["mine"] == {"name": "lightning", "gate": "none"}
-    assert config.mixers["softmax"]["rope"] is None and config.mixers["softmax"]["gate"] == "none"
+    assert config.mixers["softmax"]["rope_theta"] is None and config.mixers["softmax"]["gate"] == "none"
     assert list(config.mixers) == ["softmax", "mine"]
 
 

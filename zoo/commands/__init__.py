@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "what a model costs, and what a machine makes of it",
     "compare": "runs side by side as Markdown",
     "conversion_table": "a run and its conversions as Markdown",
+    "check": "test whether a module is a causal token mixer",
     "gallery": "draw every attention: its weights and its costs",
 }
 HELP = ("-h", "--help", "help")

@@ -11,6 +11,7 @@ from zoo.cli import choose_device
 from zoo.options.programs import Conversion as Options
 from zoo.options.programs import read_program
 from zoo.paths import program_command
+from zoo.plugins import plugin_words
 
 if TYPE_CHECKING:
     from zoo.conversion.convert_run import Conversion
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> None:
     before, after = done.cache_bytes
     length = run.trained["train_length"]
     print(f"cache of {length:,} tokens: {before:,} bytes before, {after:,} after")
-    print(f"written: {done.folder}\nevaluate: {program_command('eval.py', f'run={config.run},{done.folder}')}")
+    evaluate = program_command("eval.py", f"run={config.run},{done.folder}", *plugin_words())
+    print(f"written: {done.folder}\nevaluate: {evaluate}")
 
 
 def error_table(done: Conversion, chosen: str) -> str:

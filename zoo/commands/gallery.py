@@ -34,8 +34,8 @@ Written by `python scripts/gallery.py`: what each attention reads, and what that
 ## All of them
 
 Weights of {LENGTH} queries (downwards) for {LENGTH} keys (to the right), two heads each, with random weights and small
-windows and blocks, so that the patterns can be seen. They are read off the mixers' own code. Grey is the future. White
-is not read. Weights that are not normalised are divided by the largest; signed ones are red (positive) and blue.
+windows and blocks, so that the patterns can be seen. They are read off the mixers' own code. Gray is the future. White
+is not read. Weights that are not normalized are divided by the largest; signed ones are red (positive) and blue.
 
 ![Attention weights of every mixer](gallery/weights.png)
 

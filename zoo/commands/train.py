@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.cli import COMMAND
-from zoo.config import ConfigError, load_run_config, register_mixers, run_dir, run_label
+from zoo.config import ConfigError, load_run_config, run_dir, run_label
 from zoo.entry import Job, start
+from zoo.options.choices import register_choices
 from zoo.options.command import check_command
 from zoo.paths import program_command, read_path, take_paths, take_text
+from zoo.plugins import import_typed, plugin_words
 from zoo.ranks import job_id, this_launch
 from zoo.sweeps.compose import SHOWS, asks_for_sweep
 
@@ -31,13 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: on what cannot be run.
     """
+    import_typed(arguments, "train")
     if asks_for_sweep(list(arguments)):
         from zoo.sweeps.driver import run_sweep
 
         return run_sweep(list(arguments))
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("run_label", run_label, replace=True)
-    register_mixers()
+    register_choices(arguments)
     chosen = list(arguments) if any(a in SHOWS for a in arguments) else choose_folder(arguments)
     if chosen is None:
         return 0
@@ -132,7 +135,7 @@ def tell_interrupted(stop: Interrupted, folder: str) -> int:
 
     launch = this_launch()
     if launch.speaks:
-        again = program_command("train.py", f"resume={folder}")
+        again = program_command("train.py", f"resume={folder}", *plugin_words())
         how = f"continue with: {again}" if RunFolder(folder).holds_run() else "nothing was kept: start it again"
         print(f"{stop}; {how}", file=sys.stderr, flush=True)
         with suppress(OSError):
@@ -148,4 +151,4 @@ def tell_end(folder: str) -> None:
 
     if text := held_out(Path(folder)):
         print(f"held-out  {text}")
-    print(f"finished: {folder}\nevaluate: {program_command('eval.py', f'run={folder}')}", flush=True)
+    print(f"finished: {folder}\nevaluate: {program_command('eval.py', f'run={folder}', *plugin_words())}", flush=True)

@@ -48,7 +48,7 @@ def convert_decoder(
     """The converted decoder, in the device, dtype and mode of ``decoder``, and the errors of every converted layer.
 
     Args:
-        moments: of :func:`second_moments`, to minimise and to measure errors of keys and values, not of weights.
+        moments: of :func:`second_moments`, to minimize and to measure errors of keys and values, not of weights.
     """
     state, errors = dict(decoder.state_dict()), []
     for layer, layout in zip(plan.layers, plan.layouts):
@@ -113,7 +113,7 @@ def convert_run(
 
     Args:
         out: the new folder; None for one beside the run's, named after the conversion.
-        whiten_tokens: minimise errors over so many tokens of the run's training text; None for errors of weights.
+        whiten_tokens: minimize errors over so many tokens of the run's training text; None for errors of weights.
 
     Raises:
         ConfigError: if the folder exists, and as :func:`zoo.conversion.conversion_plan.plan_conversion`.

@@ -1,12 +1,12 @@
 """Fewer key and value heads for trained softmax attention: plain linear algebra on the weights of one layer.
 
-Key (or value) heads are taken in groups of neighbours, as query heads read them. Each group keeps one shared head, from
+Key (or value) heads are taken in groups of neighbors, as query heads read them. Each group keeps one shared head, from
 which head i is rebuilt by a D x D factor: W_i ~ B_i W. Keys: q . B_i k = (B_i^T q) . k, so that factors go into the
 query projection; values: W_o B_i v, so that they go into the output projection. Nothing is added at inference.
 
     mean   W = the mean of the heads, B_i = 1 (Ainslie et al. 2023, arXiv:2305.13245)
     first  W = the first head, B_i = 1
-    svd    the W and B_i that minimise sum_i |W_i - B_i W|^2: the leading singular vectors of the stacked heads
+    svd    the W and B_i that minimize sum_i |W_i - B_i W|^2: the leading singular vectors of the stacked heads
 
 A factor must commute with what stands between the projection and the product. Rotated key dimensions keep their place
 only under one complex number per frequency (singular vectors of rank 1 over the complex numbers); values that a gate
@@ -49,7 +49,7 @@ class HeadErrors:
     """Relative errors of a layer's conversion, root mean square over its heads.
 
     Attributes:
-        keys, values: of the rebuilt heads, what the methods minimise.
+        keys, values: of the rebuilt heads, what the methods minimize.
         scores: of W_q^T W_k per head, the products of queries and keys at the same position; None for normed keys.
         outputs: of W_o W_v per head.
     """

@@ -1,4 +1,4 @@
-"""Curves over context lengths, labelled at their ends."""
+"""Curves over context lengths, labeled at their ends."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ class Panel:
 def draw_curves(file: Path, title: str, panels: Sequence[Panel], contexts: Sequence[int] = CONTEXTS) -> None:
     """The panels side by side, both axes logarithmic, as a PNG."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.values))
-    colours = palette(names)
+    colors = palette(names)
     lines = max(sum(map(_height, merge(panel.values))) for panel in panels)
     height = max(HEIGHT, 0.19 * lines + 1.4)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(5.9 * len(panels), height), squeeze=False)
         for panel, one in zip(panels, axes[0]):
-            draw_panel(one, panel, contexts, colours, LINE * HEIGHT / height)
+            draw_panel(one, panel, contexts, colors, LINE * HEIGHT / height)
         figure.suptitle(title, fontsize=12)
         figure.tight_layout(w_pad=2.5)
         save_png(file, figure)
 
 
-def draw_panel(axes: Axes, panel: Panel, contexts: Sequence[int], colours: dict[str, Any], line: float = LINE) -> None:
+def draw_panel(axes: Axes, panel: Panel, contexts: Sequence[int], colors: dict[str, Any], line: float = LINE) -> None:
     """Curves with a label at the right end of each; names whose curves nearly agree share one."""
     groups = merge(panel.values)
     for names in groups:
-        axes.plot(contexts, panel.values[names[0]], color=colours[names[0]], linewidth=1.6)
+        axes.plot(contexts, panel.values[names[0]], color=colors[names[0]], linewidth=1.6)
     axes.set(xscale="log", yscale="log", title=panel.title, xlabel="context (tokens)", ylabel=panel.ylabel)
     axes.xaxis.set_major_locator(LogLocator(base=4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens(x)))
@@ -74,7 +74,7 @@ def draw_panel(axes: Axes, panel: Panel, contexts: Sequence[int], colours: dict[
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlim(contexts[0], contexts[-1])
-    _label_ends(axes, contexts[-1], {names: panel.values[names[0]][-1] for names in groups}, colours, line)
+    _label_ends(axes, contexts[-1], {names: panel.values[names[0]][-1] for names in groups}, colors, line)
 
 
 def merge(values: dict[str, list[float]]) -> list[tuple[str, ...]]:
@@ -90,8 +90,8 @@ def merge(values: dict[str, list[float]]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in sorted(groups, key=lambda group: -values[group[0]][-1])]
 
 
-def spread(centres: Sequence[float], heights: Sequence[float], low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Positions near ``centres`` (descending) of labels of these heights that do not overlap.
+def spread(centers: Sequence[float], heights: Sequence[float], low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Positions near ``centers`` (descending) of labels of these heights that do not overlap.
 
     Labels that touch move together, as a block whose mean displacement is 0 unless an end holds it.
     """
@@ -100,10 +100,10 @@ def spread(centres: Sequence[float], heights: Sequence[float], low: float = 0.0,
 
     def top(block: list[int]) -> float:
         offsets = np.cumsum([0.0, *(heights[i] for i in block[:-1])])
-        wanted = np.mean([centres[i] + heights[i] / 2 + offset for i, offset in zip(block, offsets)])
+        wanted = np.mean([centers[i] + heights[i] / 2 + offset for i, offset in zip(block, offsets)])
         return float(min(max(wanted, low + sum(heights[i] for i in block)), high))
 
-    for i in range(len(centres)):
+    for i in range(len(centers)):
         blocks.append([i])
         places.append(top([i]))
         while len(blocks) > 1 and places[-1] > places[-2] - sum(heights[j] for j in blocks[-2]):
@@ -120,7 +120,7 @@ def spread(centres: Sequence[float], heights: Sequence[float], low: float = 0.0,
 
 
 def palette(names: Sequence[str]) -> dict[str, Any]:
-    """A colour for each name, dark enough for text."""
+    """A color for each name, dark enough for text."""
     wheel = [plt.get_cmap("tab10")(i) for i in range(10)] + [plt.get_cmap("Dark2")(i) for i in range(8)]
     return {name: wheel[i % len(wheel)] for i, name in enumerate(names)}
 
@@ -130,14 +130,14 @@ def tokens(value: float) -> str:
     return f"{value / 2**20:g}M" if value >= 2**20 else f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
 
 
-def save_png(file: Path, figure: Any, dpi: int = 110, colours: int = 128) -> None:
-    """Write and close a figure; a palette instead of full colour makes the file a third of the size."""
+def save_png(file: Path, figure: Any, dpi: int = 110, colors: int = 128) -> None:
+    """Write and close a figure; a palette instead of full color makes the file a third of the size."""
     from PIL import Image
 
     def write(unfinished: Path) -> None:
         figure.savefig(unfinished, format="png", dpi=dpi)
         with Image.open(unfinished) as image:
-            small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+            small = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
         small.save(unfinished, format="png", optimize=True)
 
     try:
@@ -154,22 +154,22 @@ def _height(names: tuple[str, ...]) -> int:
     return len(_wrapped(names))
 
 
-def _label_ends(axes: Axes, x: float, ends: dict[tuple[str, ...], float], colours: dict[str, Any], line: float) -> None:
+def _label_ends(axes: Axes, x: float, ends: dict[tuple[str, ...], float], colors: dict[str, Any], line: float) -> None:
     """Text to the right of the axes, joined to the end of its curve by a thin line."""
     to_axes = axes.transScale + axes.transLimits
-    centres = [float(to_axes.transform((x, y))[1]) for y in ends.values()]
+    centers = [float(to_axes.transform((x, y))[1]) for y in ends.values()]
     heights = [line * (_height(names) + 0.25) for names in ends]
-    for (names, y), place in zip(ends.items(), spread(centres, heights, -0.05, 1.05)):
+    for (names, y), place in zip(ends.items(), spread(centers, heights, -0.05, 1.05)):
         axes.annotate(
             "\n".join(_wrapped(names)),
             (x, y),
             xytext=(1.06, place),
             textcoords="axes fraction",
             fontsize=8,
-            color=colours[names[0]],
+            color=colors[names[0]],
             va="center",
             linespacing=1.05,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[names[0]], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
+            arrowprops={"arrowstyle": "-", "color": colors[names[0]], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
             | {"relpos": (0.0, 0.5)},
         )

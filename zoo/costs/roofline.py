@@ -30,6 +30,7 @@ from zoo.model.parameters import split_parameters
 FULL = 4  # bytes of fp32
 SHORT = 256  # tokens
 MOMENTS = {"adamw": (2, 2), "muon": (1, 2)}  # per number of the blocks' matrices, and of the rest
+NOT_KNOWN = (0, 0)  # of an optimizer from outside: sums are lower bounds
 TRAINED = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -90,11 +91,7 @@ def floor(phase: Phase, hardware: Hardware, dtype: str) -> Floor:
 def training(
     decoder: Decoder, context: int, batch: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
 ) -> Phase:
-    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer.
-
-    Raises:
-        ValueError: on an optimizer whose state is not known here.
-    """
+    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer."""
     cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
     memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
     weights, moments = memory["weights"], memory["optimizer"]
@@ -118,15 +115,13 @@ def training_memory(
 ) -> dict[str, float]:
     """Bytes that training holds at once, by what they are; arguments as of :func:`training`, for ``tokens`` in all.
 
-    Raises:
-        ValueError: on an optimizer whose state is not known here.
+    The state of an optimizer from outside is not known, and left out.
     """
-    if optimizer not in MOMENTS:
-        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(MOMENTS)}.")
     size, layers = DTYPES[dtype].itemsize, len(decoder.layers)
     matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
     weights = FULL * (matrices + rest)
-    moments = FULL * (matrices * MOMENTS[optimizer][0] + rest * MOMENTS[optimizer][1])
+    of_matrices, of_rest = MOMENTS.get(optimizer, NOT_KNOWN)
+    moments = FULL * (matrices * of_matrices + rest * of_rest)
     layer = activation_numbers(decoder) * size * tokens
     kept = decoder.config.width * size * tokens * layers + layer if recompute else layer * layers
     return {"weights": weights, "gradients": weights, "optimizer": moments, "activations": kept}

@@ -227,7 +227,7 @@ def document_ids(offsets: np.ndarray, starts: np.ndarray, length: int) -> np.nda
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on uint64 arrays, which wrap around."""
+    """Finalizer of SplitMix64 (Steele, Lea and Flood, 2014) on uint64 arrays, which wrap around."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

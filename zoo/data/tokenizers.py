@@ -60,7 +60,7 @@ def build_tokenizer(spec: Mapping[str, Any], source: Source, cache_dir: str | Pa
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids (int64) of every text, in parallel; no special token is added, and one spelt out in a text is plain text."""
+    """Ids (int64) of every text, in parallel; no special token is added: one spelled out in a text is plain text."""
     backend = tokenizer.backend_tokenizer
     cuttable = _may_be_cut(backend)
     pieces = [list(_pieces(text)) if cuttable else [text] for text in texts]

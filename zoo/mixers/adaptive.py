@@ -30,14 +30,14 @@ class AdaptiveAttention(BlockSparseMixer):
         full_below: queries at positions below this read all; in tokens, a multiple of block.
         window_below: queries at positions below this, and not below the other, read the window; as above.
         block: tokens of a block: 16, 32, 64 or 128.
-        window: latest blocks that are read, the query's own included.
-        random: blocks per query block and head that are drawn from all others, from ``window_below`` on.
-        globals: first blocks of the document, read from ``window_below`` on.
+        window_blocks: latest blocks that are read, the query's own included.
+        random_blocks: blocks per query block and head that are drawn from all others, from ``window_below`` on.
+        global_blocks: first blocks of the document, read from ``window_below`` on.
         seed: of the draw.
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
 
     Raises:
@@ -53,29 +53,28 @@ class AdaptiveAttention(BlockSparseMixer):
         full_below: int = 512,
         window_below: int = 4096,
         block: int = 64,
-        window: int = 8,
-        random: int = 3,
-        globals: int = 1,
+        window_blocks: int = 8,
+        random_blocks: int = 3,
+        global_blocks: int = 1,
         seed: int = 0,
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
-        check_counts(window, random, globals)
+        check_counts(window_blocks, random_blocks, global_blocks)
+        full, windowed = full_below // max(block, 1), window_below // max(block, 1)
         listed = partial(
-            adaptive_blocks, full=full_below // max(block, 1), windowed=window_below // max(block, 1), window=window,
-            random=random, globals=globals, seed=seed, layer=layer, heads=heads,
+            adaptive_blocks, full=full, windowed=windowed, window_blocks=window_blocks, random_blocks=random_blocks,
+            global_blocks=global_blocks, seed=seed, layer=layer, heads=heads,
         )  # fmt: skip
-        longest = partial(
-            adaptive_longest, full=full_below // max(block, 1), windowed=window_below // max(block, 1), window=window,
-            others=random + globals,
-        )  # fmt: skip
+        others = random_blocks + global_blocks
+        longest = partial(adaptive_longest, full=full, windowed=windowed, window_blocks=window_blocks, others=others)
         self._pattern = BlockPattern(block, listed, longest)
         if full_below < 0 or window_below < full_below or full_below % block or window_below % block:
             raise ValueError(
@@ -89,13 +88,13 @@ class AdaptiveAttention(BlockSparseMixer):
         return self._pattern
 
 
-def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window: int, **of_bigbird: int) -> Tensor:
+def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window_blocks: int, **of_bigbird: int) -> Tensor:
     """Key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``: all below ``full``, a window below ``windowed``.
 
     See :class:`zoo.mixers.parts.patterns.BlockPattern`, of which this is a rule, and :func:`bigbird_blocks`.
     """
-    first, recent = (torch.arange(n, device=blocks.device) for n in (full, window))
-    sparse = bigbird_blocks(blocks, window=window, **of_bigbird)
+    first, recent = (torch.arange(n, device=blocks.device) for n in (full, window_blocks))
+    sparse = bigbird_blocks(blocks, window_blocks=window_blocks, **of_bigbird)
     rules = first.expand(1, len(blocks), -1), (blocks[:, None] - recent)[None], sparse
     longest = max(rule.shape[-1] for rule in rules)
     everything, latest, sparse = (F.pad(rule, (0, longest - rule.shape[-1]), value=-1) for rule in rules)
@@ -103,8 +102,8 @@ def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window: int, **
     return torch.where(place < full, everything, torch.where(place < windowed, latest, sparse))
 
 
-def adaptive_longest(block: int, *, full: int, windowed: int, window: int, others: int) -> int:
+def adaptive_longest(block: int, *, full: int, windowed: int, window_blocks: int, others: int) -> int:
     """Blocks that a query block lists at most: ``others`` beside the window where it is BigBird's."""
     if block < full:
         return block + 1
-    return min(window if block < windowed else window + others, block + 1)
+    return min(window_blocks if block < windowed else window_blocks + others, block + 1)

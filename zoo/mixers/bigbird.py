@@ -25,14 +25,14 @@ class BigBirdAttention(BlockSparseMixer):
 
     Args:
         block: tokens of a block: 16, 32, 64 or 128.
-        window: latest blocks that are read, the query's own included.
-        random: blocks per query block and head that are drawn from all others.
-        globals: first blocks of the document, which all read.
+        window_blocks: latest blocks that are read, the query's own included.
+        random_blocks: blocks per query block and head that are drawn from all others.
+        global_blocks: first blocks of the document, which all read.
         seed: of the draw.
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
 
     Raises:
@@ -46,24 +46,25 @@ class BigBirdAttention(BlockSparseMixer):
         depth: int = 1,
         layer: int = 0,
         block: int = 64,
-        window: int = 3,
-        random: int = 3,
-        globals: int = 1,
+        window_blocks: int = 3,
+        random_blocks: int = 3,
+        global_blocks: int = 1,
         seed: int = 0,
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
-        check_counts(window, random, globals)
+        check_counts(window_blocks, random_blocks, global_blocks)
         listed = partial(
-            bigbird_blocks, window=window, random=random, globals=globals, seed=seed, layer=layer, heads=heads
-        )
+            bigbird_blocks, window_blocks=window_blocks, random_blocks=random_blocks, global_blocks=global_blocks,
+            seed=seed, layer=layer, heads=heads,
+        )  # fmt: skip
         self._pattern = BlockPattern(block, listed)
 
     @property
@@ -72,29 +73,29 @@ class BigBirdAttention(BlockSparseMixer):
         return self._pattern
 
 
-def check_counts(window: int, random: int, globals: int) -> None:
+def check_counts(window_blocks: int, random_blocks: int, global_blocks: int) -> None:
     """Raises ValueError unless there are so many blocks: a window of at least the query's own."""
-    if window < 1:
-        raise ValueError(f"window={window}: expected at least 1 block, the query's own.")
-    if random < 0 or globals < 0:
-        raise ValueError(f"random={random} and globals={globals}: expected numbers of blocks >= 0.")
+    if window_blocks < 1:
+        raise ValueError(f"window_blocks={window_blocks}: expected at least 1 block, the query's own.")
+    if random_blocks < 0 or global_blocks < 0:
+        raise ValueError(f"random_blocks={random_blocks} and global_blocks={global_blocks}: expected numbers >= 0.")
 
 
 def bigbird_blocks(
-    blocks: Tensor, *, window: int, random: int, globals: int, seed: int, layer: int, heads: int
+    blocks: Tensor, *, window_blocks: int, random_blocks: int, global_blocks: int, seed: int, layer: int, heads: int
 ) -> Tensor:
-    """Key blocks of query blocks ``(N,)``: ``(H, N, globals + window + random)``, of one list for all where random = 0.
+    """Key blocks of query blocks ``(N,)``: ``(H, N, L)``, L the sum of the three; one list for all without random ones.
 
     See :class:`zoo.mixers.parts.patterns.BlockPattern`, of which this is a rule.
     """
-    first, recent = (torch.arange(n, device=blocks.device) for n in (globals, window))
+    first, recent = (torch.arange(n, device=blocks.device) for n in (global_blocks, window_blocks))
     fixed = torch.cat([first.expand(len(blocks), -1), blocks[:, None] - recent], -1)[None]
-    if random == 0:
+    if random_blocks == 0:
         return fixed
     head = torch.arange(heads, device=blocks.device)[:, None]
-    others = (blocks - window + 1 - globals).clamp(min=0)
-    drawn = sample(others, random, hashed(head, seed, layer, blocks))
-    return torch.cat([fixed.expand(heads, -1, -1), torch.where(drawn < 0, drawn, drawn + globals)], -1)
+    others = (blocks - window_blocks + 1 - global_blocks).clamp(min=0)
+    drawn = sample(others, random_blocks, hashed(head, seed, layer, blocks))
+    return torch.cat([fixed.expand(heads, -1, -1), torch.where(drawn < 0, drawn, drawn + global_blocks)], -1)
 
 
 def sample(population: Tensor, count: int, seeds: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class DilatedAttention(HeadMixer):
         dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
             more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
             are told in a warning.
-        kv_heads, qk_norm, gate, rope: of :class:`HeadMixer`.
+        kv_heads, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
@@ -53,9 +53,11 @@ class DilatedAttention(HeadMixer):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, gate=gate)
+        super().__init__(
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta, gate=gate
+        )
         if kind not in RATES:
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(RATES)}.")
         if window < 1:

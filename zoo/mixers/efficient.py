@@ -58,13 +58,13 @@ class EfficientAttention(StateMixer):
     """Efficient attention.
 
     Args:
-        form: ``prefix`` (one normaliser per feature, as in the paper) or ``scalar`` (one per row).
-        rope: base of the rotary frequencies, before softmax and exponential; None for no positions.
+        form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
+        rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
-        ValueError: on values outside these, or if heads are of odd width and ``rope`` is given.
+        ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class EfficientAttention(StateMixer):
         depth: int = 1,
         layer: int = 0,
         form: str = "prefix",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         gate: str = "none",
         algorithm: str = "auto",
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}.")
-        super().__init__(width, heads, depth, layer, rope=rope, gate=gate)
+        super().__init__(width, heads, depth, layer, rope_theta=rope_theta, gate=gate)
         self.normalize, self.algorithm = form == "scalar", algorithm
 
     @property

@@ -22,10 +22,10 @@ class GroupedQueryAttention(SoftmaxAttention):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
         if kv_heads is None:
             kv_heads = next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope, rope_fraction, sinks)
+        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope_theta, rope_fraction, sink_logits)

@@ -35,22 +35,22 @@ ESTIMATORS = {"straight_through": False, "gumbel": True}  # whether noise search
 
 @register("learned_sparse")
 class LearnedSparseAttention(BlockSparseMixer):
-    """Softmax attention over the own block, the first ones, and k blocks at learned distances.
+    """Softmax attention over the own block, the first ones, and ``top_k`` blocks at learned distances.
 
     Args:
         block: tokens of a block: 16, 32, 64 or 128.
-        k: distances that a head keeps, beside its own block.
+        top_k: distances that a head keeps, beside its own block.
         reach: blocks that can be chosen: distances below this, the own block's of 0 included. Distances that the
             training sequences do not have are not trained: reach * block should not be longer than these.
-        globals: first blocks of the document, which all read.
+        global_blocks: first blocks of the document, which all read.
         estimator: of the gradient of the logits, ``straight_through`` or ``gumbel``.
         temperature: of the sigmoid and the noise.
         frozen: the logits are not trained, as after :meth:`freeze`.
         seed: of the noise.
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
 
     Attributes:
@@ -73,9 +73,9 @@ class LearnedSparseAttention(BlockSparseMixer):
         depth: int = 1,
         layer: int = 0,
         block: int = 32,
-        k: int = 8,
+        top_k: int = 8,
         reach: int = 16,
-        globals: int = 1,
+        global_blocks: int = 1,
         estimator: str = "straight_through",
         temperature: float = 1.0,
         frozen: bool = False,
@@ -83,17 +83,18 @@ class LearnedSparseAttention(BlockSparseMixer):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
-        _check(k, reach, globals, estimator, temperature)
-        self.block, self.k, self.globals, self.temperature, self.seed = block, k, globals, temperature, seed
+        _check(top_k, reach, global_blocks, estimator, temperature)
+        self.block, self.top_k, self.global_blocks = block, top_k, global_blocks
+        self.temperature, self.seed = temperature, seed
         self.samples, self.frozen = ESTIMATORS[estimator], False
-        self.reachable = BlockPattern(block, partial(_reachable, reach=reach, globals=globals))
+        self.reachable = BlockPattern(block, partial(_reachable, reach=reach, global_blocks=global_blocks))
         self.logits = nn.Parameter(_start(heads, reach))
         self.register_buffer("noise", torch.zeros(heads, reach - 1, dtype=torch.float32))
         self.start_step(0)
@@ -174,14 +175,14 @@ class LearnedSparseAttention(BlockSparseMixer):
         return logits + self.temperature * self.noise if noisy else logits
 
     def _best(self) -> Tensor:
-        """Distances that are kept, ``(H, k)``."""
+        """Distances that are kept, ``(H, top_k)``."""
         scores = self._scores().detach()
         if scores.is_meta:  # what a cost is asked of, before there are values: those at the start
             scores = _start(self.heads, scores.shape[1] + 1, "cpu")
-        return scores.argsort(dim=-1, descending=True, stable=True)[:, : self.k] + 1
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, : self.top_k] + 1
 
     def _pattern(self, distances: Tensor) -> BlockPattern:
-        return BlockPattern(self.block, partial(_at_distances, distances=distances, globals=self.globals))
+        return BlockPattern(self.block, partial(_at_distances, distances=distances, global_blocks=self.global_blocks))
 
     def _bias(self, count: int) -> Tensor:
         """Relaxed choice as logits of pairs of blocks, ``(1, H, count, count)``; 0 for what is always read."""
@@ -189,7 +190,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         gates = torch.cat([torch.zeros_like(gates[:, :1]), gates], 1)
         place = torch.arange(count, device=gates.device)
         distance = (place[:, None] - place).clamp(0, gates.shape[1] - 1)
-        return gates[:, torch.where(place < self.globals, 0, distance)][None]
+        return gates[:, torch.where(place < self.global_blocks, 0, distance)][None]
 
 
 def _start(heads: int, reach: int, device: str | None = None) -> Tensor:
@@ -197,15 +198,17 @@ def _start(heads: int, reach: int, device: str | None = None) -> Tensor:
     return SLOPE * torch.arange(1 - reach, 0, dtype=torch.float32, device=device).flip(0).repeat(heads, 1)
 
 
-def _at_distances(blocks: Tensor, *, distances: Tensor, globals: int) -> Tensor:
-    """The own block, those at ``distances (H or 1, K)`` and the first ones, ``(H or 1, N, 1 + K + globals)``."""
-    own, first = blocks[:, None], torch.arange(globals, device=blocks.device)
+def _at_distances(blocks: Tensor, *, distances: Tensor, global_blocks: int) -> Tensor:
+    """The own block, those at ``distances (H or 1, K)`` and the first ones, ``(H or 1, N, 1 + K + global_blocks)``."""
+    own, first = blocks[:, None], torch.arange(global_blocks, device=blocks.device)
     near = own - distances.to(blocks.device)[:, None]
     return torch.cat([x.expand(*near.shape[:2], -1) for x in (own, near, first)], -1)
 
 
-def _reachable(blocks: Tensor, *, reach: int, globals: int) -> Tensor:
-    return _at_distances(blocks, distances=torch.arange(1, reach, device=blocks.device)[None], globals=globals)
+def _reachable(blocks: Tensor, *, reach: int, global_blocks: int) -> Tensor:
+    return _at_distances(
+        blocks, distances=torch.arange(1, reach, device=blocks.device)[None], global_blocks=global_blocks
+    )
 
 
 def _unnarrowed(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -221,10 +224,12 @@ def _loaded(mixer: Any, incompatible: Any) -> None:
         mixer.freeze()
 
 
-def _check(k: int, reach: int, globals: int, estimator: str, temperature: float) -> None:
+def _check(top_k: int, reach: int, global_blocks: int, estimator: str, temperature: float) -> None:
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r}: expected one of {', '.join(ESTIMATORS)}.")
-    if not 1 <= k < reach:
-        raise ValueError(f"k={k} of reach={reach}: expected 1 to reach - 1 distances, the own block is read besides.")
-    if globals < 0 or not temperature > 0:
-        raise ValueError(f"globals={globals} and temperature={temperature}: expected >= 0 and > 0.")
+    if not 1 <= top_k < reach:
+        raise ValueError(
+            f"top_k={top_k} of reach={reach}: expected 1 to reach - 1 distances, the own block is read besides."
+        )
+    if global_blocks < 0 or not temperature > 0:
+        raise ValueError(f"global_blocks={global_blocks} and temperature={temperature}: expected >= 0 and > 0.")

@@ -1,7 +1,7 @@
 """Lightning attention (TransNormerLLM, Qin et al. 2023, arXiv:2307.14995; Lightning Attention-2, arXiv:2401.04658).
 
     S_t = lambda_h S_{t-1} + k_t v_t^T,   o_t = q_t S_t,   y_t = W_o (W_u x_t * norm(o_t)),
-    q, k = SiLU(W x), v = W x; no normaliser: the norm over all heads takes its place.
+    q, k = SiLU(W x), v = W x; no normalizer: the norm over all heads takes its place.
 
 lambda_h = exp(-slope) is fixed per head and layer; two conventions exist and are not interchangeable, and a third
 option starts at the first of them:

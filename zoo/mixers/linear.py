@@ -1,4 +1,4 @@
-"""Linear attention with a choice of feature map and normaliser.
+"""Linear attention with a choice of feature map and normalizer.
 
     S_t = S_{t-1} + phi(k_t) v_t^T,   z_t = z_{t-1} + phi(k_t),
     sum    o_t = phi(q_t) S_t / (phi(q_t) . z_t)      weights of a row sum to one
@@ -34,13 +34,13 @@ class LinearAttention(StateMixer):
         normalizer: ``sum``, ``l2`` (RMS norm of each head of the output, no weight) or ``none``.
         features: width of queries and keys for ``taylor``, which squares it; None for 16. The others take the head
             width.
-        rope: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the feature
-            map, so that weights stay positive; they then depend on both positions and not on the distance alone.
+        rope_theta: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the
+            feature map, so that weights stay positive; they then depend on both positions, not on the distance alone.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
-        ValueError: on values outside these, or if ``rope`` is given and queries are of odd width.
+        ValueError: on values outside these, or if ``rope_theta`` is given and queries are of odd width.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LinearAttention(StateMixer):
         feature_map: str = "elu+1",
         normalizer: str = "sum",
         features: int | None = None,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         gate: str = "none",
         algorithm: str = "auto",
     ) -> None:
@@ -60,7 +60,7 @@ class LinearAttention(StateMixer):
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         if normalizer not in NORMALIZERS:
             raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}.")
-        check_base(rope)
+        check_base(rope_theta)
         small = feature_map == "taylor"
         if features is not None and not small:
             raise ValueError(
@@ -70,14 +70,16 @@ class LinearAttention(StateMixer):
         features = FEATURES if features is None else features
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(
-            width, heads, depth, layer, rope=None if small else rope, gate=gate, norm=norm, norm_heads=True
+            width, heads, depth, layer, rope_theta=None if small else rope_theta, gate=gate, norm=norm, norm_heads=True
         )  # fmt: skip
         self.feature_map, self.normalize, self.algorithm = FEATURE_MAPS[feature_map], normalizer == "sum", algorithm
-        self.features, self.theta = features if small else self.head_width, rope
+        self.features, self.theta = features if small else self.head_width, rope_theta
         self.small: nn.Linear | None = None
         if small:  # one projection takes the place of those to queries and keys, which are of the head width
-            if features < 1 or (rope is not None and features % 2):
-                raise ValueError(f"features={features}: expected at least 1, and an even number where rope is given.")
+            if features < 1 or (rope_theta is not None and features % 2):
+                raise ValueError(
+                    f"features={features}: expected at least 1, and an even number where rope_theta is given."
+                )
             self.small = nn.Linear(width, 2 * heads * features, bias=False)
             for name in ("query", "key"):
                 self.add_module(name, nn.Identity())

@@ -39,14 +39,14 @@ class LongformerAttention(HeadMixer):
     Args:
         window: keys of a query beside the global ones, its own included, in the first layer.
         window_growth: layer l has ``round(window * window_growth ** l)``.
-        globals: first tokens of a document that are global.
+        global_tokens: first tokens of a document that are global.
         global_every: the tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
         separators: tokens in ``marks`` are global too.
         global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which
             all have to be cached.
         dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
             see what lies between through global tokens alone.
-        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`HeadMixer`.
+        kv_heads, qk_norm, gate, rope_theta, rope_fraction: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on numbers or choices that do not exist, or heads that do not fit together.
@@ -60,7 +60,7 @@ class LongformerAttention(HeadMixer):
         layer: int = 0,
         window: int = 256,
         window_growth: float = 1.0,
-        globals: int = 16,
+        global_tokens: int = 16,
         global_every: int | None = None,
         separators: bool = False,
         global_rows: str = "sparse",
@@ -68,25 +68,25 @@ class LongformerAttention(HeadMixer):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if global_rows not in ROWS:
             raise ValueError(f"global_rows={global_rows!r}: expected one of {', '.join(ROWS)}.")
         self.window = _window(window, window_growth, layer)
         self.uses_marks = separators
-        self.tokens = GlobalTokens(globals, global_every, separators)
+        self.tokens = GlobalTokens(global_tokens, global_every, separators)
         rates = used_rates(1 if dilation is None else dilation, self.kv_heads, heads, self.kv_heads)
         #: key head g has that of number g modulo their count
         self.near = [Dilation(rate, self.window) for rate in rates]
         self.dilated = any(near.rate > 1 for near in self.near)
         more = global_every is not None or separators
         #: global rows that the window does not serve already
-        self.full = global_rows == "full" and (self.dilated or more or globals > self.window)
+        self.full = global_rows == "full" and (self.dilated or more or global_tokens > self.window)
         #: nothing but a window and the first tokens
         self.plain = not self.dilated and not more and not self.full
 
@@ -99,10 +99,10 @@ class LongformerAttention(HeadMixer):
         """Window, global tokens that it does not read, and rows of global tokens."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
-            whole = partial(softmax_attention, window=self.window, sinks=first)
+            whole = partial(softmax_attention, window=self.window, sink_tokens=first)
             if cache is None:
                 return whole(q, k, v, documents=call.documents)
-            step = partial(softmax_attention_step, window=self.window, sinks=first, ring=cache.wrapped)
+            step = partial(softmax_attention_step, window=self.window, sink_tokens=first, ring=cache.wrapped)
             return cache.attend(q, k, v, call.lengths, whole, step)
         flags = self.tokens.flags(call.positions, call.marks)
         marked = self.tokens.separators and call.marks is not None
@@ -128,7 +128,9 @@ class LongformerAttention(HeadMixer):
         length, start, stop = k.shape[1], 0, k.shape[1] - 1
         if near.rate == 1:  # the kernel reads the first tokens beside the window; nothing in the last window is far
             start, stop = self.tokens.first, length - self.window
-            part = softmax_attention(q, k, v, window=self.window, sinks=start, documents=documents, return_lse=True)
+            part = softmax_attention(
+                q, k, v, window=self.window, sink_tokens=start, documents=documents, return_lse=True
+            )
             flags = flags & (_positions(k, documents) >= start) & (torch.arange(length, device=k.device) < stop)
         else:
             part = attend_residues(q, k, v, near.rate, near.taps, documents)

@@ -21,8 +21,8 @@ class MultiQueryAttention(SoftmaxAttention):
         layer: int = 0,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
-        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope, rope_fraction, sinks)
+        super().__init__(width, heads, depth, layer, 1, qk_norm, gate, rope_theta, rope_fraction, sink_logits)

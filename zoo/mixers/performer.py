@@ -4,9 +4,9 @@
     exp    phi(x) = exp(W x' - |x'|^2 / 2),   x' = x / D^(1/4):   E[phi(q) . phi(k)] = features * exp(q . k / sqrt(D))
     relu   phi(x) = relu(W x') + 0.001
 
-Exponents are stabilised by what a token may know: those of a query by their own maximum, those of a key by the maximum
+Exponents are stabilized by what a token may know: those of a query by their own maximum, those of a key by the maximum
 M_t of the keys so far, S_t being kept in units of exp(M_t): a log-decay M_{t-1} - M_t. Both cancel in the quotient, so
-no gradient passes through them. The usual maximum over all keys shows tokens the future through the normaliser's
+no gradient passes through them. The usual maximum over all keys shows tokens the future through the normalizer's
 epsilon, and one maximum per key does not cancel.
 """
 
@@ -24,7 +24,7 @@ from zoo.mixers.registry import register
 
 FEATURE_MAPS = ("exp", "relu")
 RELU_FLOOR = 1e-3
-EPS = 1e-20  # only against 0 / 0: products of stabilised features can be small
+EPS = 1e-20  # only against 0 / 0: products of stabilized features can be small
 
 
 @register("performer")
@@ -35,11 +35,11 @@ class Performer(StateMixer):
         features: random features m per head; the Triton kernel takes up to 256.
         feature_map: ``exp`` (the softmax kernel) or ``relu``.
         redraw: training steps between draws of the features; 0 or None for never. In evaluation they stay.
-        qk_norm: RMS-normalise queries and keys per head, before the positions, with weights that start at D^(-1/4),
+        qk_norm: RMS-normalize queries and keys per head, before the positions, with weights that start at D^(-1/4),
             so that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
             practical number of features is enough.
         seed: of the features, with the layer and the number of the draw.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -58,9 +58,9 @@ class Performer(StateMixer):
         redraw: int | None = 1000,
         qk_norm: bool = True,
         seed: int = 0,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, rope=rope)
+        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, rope_theta=rope_theta)
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map={feature_map!r}: expected one of {', '.join(FEATURE_MAPS)}.")
         self.features, self.stabilized = features, feature_map == "exp"
@@ -90,7 +90,7 @@ class Performer(StateMixer):
         return attend_linear(q.to(v.dtype), k.to(v.dtype), v, log_decay, call, normalize=True, eps=EPS)
 
     def _exponentials(self, q: Tensor, k: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Stabilised features of queries and keys, none above 1, and the log-decay that goes with those of the keys.
+        """Stabilized features of queries and keys, none above 1, and the log-decay that goes with those of the keys.
 
         A factor of a query's own cancels, so its ``|q'|^2 / 2`` is left out.
         """

@@ -10,9 +10,9 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from zoo.mixers.base import Mixer
+from zoo.registry import ATTENTIONS
 
-_REGISTRY: dict[str, type[Mixer]] = {}
-SHARED = ("self", "width", "heads", "depth", "layer")
+SHARED = ATTENTIONS.shared
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
 MixerType = TypeVar("MixerType", bound=type[Mixer])
@@ -20,19 +20,12 @@ MixerType = TypeVar("MixerType", bound=type[Mixer])
 
 def register(name: str) -> Callable[[MixerType], MixerType]:
     """Class decorator: makes a mixer known as ``name``."""
-
-    def add(cls: MixerType) -> MixerType:
-        if name in _REGISTRY:
-            raise ValueError(f"two mixers are called {name!r}: {_REGISTRY[name].__name__} and {cls.__name__}.")
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
+    return ATTENTIONS.register(name)
 
 
 def names() -> list[str]:
     """All registered names, sorted."""
-    return sorted(_REGISTRY)
+    return ATTENTIONS.names()
 
 
 def get(name: str) -> type[Mixer]:
@@ -41,9 +34,8 @@ def get(name: str) -> type[Mixer]:
     Raises:
         ValueError: if there is none; the message lists what exists.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown attention {name!r}: expected one of {', '.join(names())}.")
-    return _REGISTRY[name]
+    found: type[Mixer] = ATTENTIONS.get(name)
+    return found
 
 
 def option_names(name: str) -> list[str]:

@@ -23,13 +23,13 @@ class Retention(StateMixer):
     """Retention.
 
     Args:
-        rope: base of the rotary frequencies; None for no positions beside the decay.
+        rope_theta: base of the rotary frequencies; None for no positions beside the decay.
         algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         norm: of each head of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (RetNet), ``linear``, ``sigmoid`` or ``none``.
 
     Raises:
-        ValueError: on values outside these, or if heads are of odd width and ``rope`` is given.
+        ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Retention(StateMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         algorithm: str = "auto",
         norm: str = "rms",
         gate: str = "silu",
     ) -> None:
-        super().__init__(width, heads, depth, layer, rope=rope, norm=checked_norm(norm), norm_heads=True, gate=gate)
+        super().__init__(
+            width, heads, depth, layer, rope_theta=rope_theta, norm=checked_norm(norm), norm_heads=True, gate=gate
+        )
         self.algorithm = algorithm
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:

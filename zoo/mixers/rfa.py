@@ -6,7 +6,7 @@
     gate   S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T,         z_t alike,   g_t = sigmoid(w . x_t + b)
 
 On the unit sphere the Gaussian kernel is that of softmax attention, exp(q . k / tau^2), but for a factor that cancels.
-sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normaliser
+sigma is learned per head and dimension. No maximum is needed. Products of features can be negative, and the normalizer
 with them: its sign is kept and its absolute value bounded below, so that the first token gets exactly its value.
 """
 
@@ -55,7 +55,7 @@ class RandomFeatureAttention(StateMixer):
         decay: ``none`` or ``gate``.
         redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
         seed: of W, with the layer and the number of the draw.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -74,9 +74,9 @@ class RandomFeatureAttention(StateMixer):
         decay: str = "none",
         redraw: int | None = 1000,
         seed: int = 0,
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, rope=rope)
+        super().__init__(width, heads, depth, layer, rope_theta=rope_theta)
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if not tau > 0:

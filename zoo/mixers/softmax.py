@@ -25,11 +25,11 @@ class SoftmaxAttention(HeadMixer):
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
-        sinks: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
+        sink_logits: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
 
     Raises:
         ValueError: if heads is not divisible by kv_heads, or the rotated part of a head is odd.
@@ -44,15 +44,15 @@ class SoftmaxAttention(HeadMixer):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
-        sinks: bool = False,
+        sink_logits: bool = False,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
-        self.sink_logits = nn.Parameter(torch.zeros(heads)) if sinks else None
+        self.sink_logits = nn.Parameter(torch.zeros(heads)) if sink_logits else None
 
     @property
     def normalized(self) -> bool:
@@ -90,5 +90,5 @@ class SoftmaxAttention(HeadMixer):
         return 2 * context * self.kv_heads * self.head_width * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
-        """The logits of the sinks."""
+        """The learned logits."""
         return 0, 0 if self.sink_logits is None else self.heads

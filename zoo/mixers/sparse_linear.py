@@ -25,16 +25,16 @@ class SparseLinearAttention(BlendMixer):
     Args:
         mode: how the two are blended: ``heads`` or ``gate``.
         block: tokens of a block: 16, 32, 64 or 128.
-        window: latest blocks that are read, the query's own included.
-        random: blocks per query block and head that are drawn from all others.
-        globals: first blocks of the document, which all read.
+        window_blocks: latest blocks that are read, the query's own included.
+        random_blocks: blocks per query block and head that are drawn from all others.
+        global_blocks: first blocks of the document, which all read.
         seed: of the draw.
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies, for both parts; None for no positions.
+        rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -48,24 +48,25 @@ class SparseLinearAttention(BlendMixer):
         layer: int = 0,
         mode: str = "heads",
         block: int = 64,
-        window: int = 3,
-        random: int = 3,
-        globals: int = 1,
+        window_blocks: int = 3,
+        random_blocks: int = 3,
+        global_blocks: int = 1,
         seed: int = 0,
         feature_map: str = "elu+1",
         features: int | None = None,
         local_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
-        )
-        check_counts(window, random, globals)
+            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate,
+            rope_theta=rope_theta,
+        )  # fmt: skip
+        check_counts(window_blocks, random_blocks, global_blocks)
         listed = partial(
-            bigbird_blocks, window=window, random=random, globals=globals, seed=seed, layer=layer,
-            heads=self.local_heads,
+            bigbird_blocks, window_blocks=window_blocks, random_blocks=random_blocks, global_blocks=global_blocks,
+            seed=seed, layer=layer, heads=self.local_heads,
         )  # fmt: skip
         linear = LinearPart(self.linear_heads, self.head_width, feature_map, features)
         self.take([PatternPart(self.local_heads, self.head_width, BlockPattern(block, listed)), linear])

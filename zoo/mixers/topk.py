@@ -112,8 +112,8 @@ def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) 
 class _Blocks:
     """Selection of blocks. FLOPs and numbers are per number of the width that all heads, or all key heads, have."""
 
-    def __init__(self, k: int, block: int, score_weight: float) -> None:
-        self.how = Selection(k, block, score_weight)
+    def __init__(self, top_k: int, block: int, score_weight: float) -> None:
+        self.how = Selection(top_k, block, score_weight)
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
         """See :class:`Whole`."""
@@ -200,15 +200,15 @@ class TopKAttention(HeadMixer):
     """Softmax attention to the own block and the best past ones, or to the best tokens.
 
     Args:
-        k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
+        top_k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
         block: tokens of a block, 16, 32, 64 or 128; blocks count from the start of a document.
         unit: what is picked, ``block`` or ``token`` (dense, a reference).
         score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
             Tokens that are picked by their own logits need none: it is not read then.
         kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies; None for no positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated.
 
     Raises:
@@ -221,27 +221,27 @@ class TopKAttention(HeadMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        k: int = 8,
+        top_k: int = 8,
         block: int = 64,
         unit: str = "block",
         score_weight: float = 1.0,
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope=rope, rope_fraction=rope_fraction,
-            gate=gate,
+            width, heads, depth, layer, kv_heads=kv_heads, qk_norm=qk_norm, rope_theta=rope_theta,
+            rope_fraction=rope_fraction, gate=gate,
         )  # fmt: skip
         if unit not in UNITS:
             raise ValueError(f"unit={unit!r}: expected one of {', '.join(UNITS)}.")
-        if k < 1:
-            raise ValueError(f"k={k}: expected at least one {unit} to pick.")
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected at least one {unit} to pick.")
         if block not in BLOCKS:
             raise ValueError(f"block={block}: expected one of {', '.join(map(str, BLOCKS))}.")
-        self.selection = UNITS[unit](k, block, score_weight)
+        self.selection = UNITS[unit](top_k, block, score_weight)
 
     @property
     def normalized(self) -> bool:

@@ -29,12 +29,12 @@ class WindowAttention(SoftmaxAttention):
 
     Args:
         window: latest keys that a query reads, its own included.
-        sinks: first tokens of the document that stay visible.
-        sink_logit: a learned logit per head that takes weight and gives nothing.
-        kv_heads, qk_norm, gate, rope, rope_fraction: of :class:`SoftmaxAttention`.
+        sink_tokens: first tokens of the document that stay visible.
+        sink_logits: a learned logit per head that takes weight and gives nothing.
+        kv_heads, qk_norm, gate, rope_theta, rope_fraction: of :class:`SoftmaxAttention`.
 
     Raises:
-        ValueError: if window < 1 or sinks < 0, and as of SoftmaxAttention.
+        ValueError: if window < 1 or sink_tokens < 0, and as of SoftmaxAttention.
     """
 
     def __init__(
@@ -44,28 +44,30 @@ class WindowAttention(SoftmaxAttention):
         depth: int = 1,
         layer: int = 0,
         window: int = 256,
-        sinks: int = 4,
-        sink_logit: bool = False,
+        sink_tokens: int = 4,
+        sink_logits: bool = False,
         kv_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
         rope_fraction: float = 1.0,
     ) -> None:
-        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope, rope_fraction, sink_logit)
+        super().__init__(width, heads, depth, layer, kv_heads, qk_norm, gate, rope_theta, rope_fraction, sink_logits)
         if window < 1:
             raise ValueError(f"window={window}: expected at least 1, which is the query's own key.")
-        if sinks < 0:
-            raise ValueError(f"sinks={sinks}: expected 0 or more of a document's first tokens.")
-        self.window, self.sinks = window, sinks
+        if sink_tokens < 0:
+            raise ValueError(f"sink_tokens={sink_tokens}: expected 0 or more of a document's first tokens.")
+        self.window, self.sink_tokens = window, sink_tokens
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(softmax_attention, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits)
+        whole = partial(
+            softmax_attention, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
+        )
         if call.cache is None:
             return whole(q, k, v, documents=call.documents)
         step = partial(
-            softmax_attention_step, window=self.window, sinks=self.sinks, sink_logits=self.sink_logits,
+            softmax_attention_step, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits,
             ring=call.cache.wrapped,
         )  # fmt: skip
         return call.cache.attend(q, k, v, call.lengths, whole, step)
@@ -77,19 +79,19 @@ class WindowAttention(SoftmaxAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> RingCache:
-        """Keys and values of the sinks and of the window; grows up to so many beyond ``capacity``."""
+        """Keys and values of the sink tokens and of the window; grows up to so many beyond ``capacity``."""
         return RingCache(
-            batch_size, self.window, self.sinks, capacity or 0, self.kv_heads, self.head_width, device, dtype
+            batch_size, self.window, self.sink_tokens, capacity or 0, self.kv_heads, self.head_width, device, dtype
         )
 
     def mixing_flops(self, context: int) -> float:
-        """Query t reads min(t + 1, window + sinks) keys: sinks inside the window count once."""
-        return 4 * self.width * window_pairs(context, self.window + self.sinks) / context
+        """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
+        return 4 * self.width * window_pairs(context, self.window + self.sink_tokens) / context
 
     def step_flops(self, context: int) -> float:
         """The next query reads all that are held."""
-        return 4 * self.width * min(context + 1, self.window + self.sinks)
+        return 4 * self.width * min(context + 1, self.window + self.sink_tokens)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of the sinks and of the window."""
-        return 2 * min(context, self.window + self.sinks) * self.kv_heads * self.head_width * dtype.itemsize
+        """Keys and values of the sink tokens and of the window."""
+        return 2 * min(context, self.window + self.sink_tokens) * self.kv_heads * self.head_width * dtype.itemsize

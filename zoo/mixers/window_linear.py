@@ -2,12 +2,12 @@
 
     heads    the first heads read a window, the others are linear; heads side by side
     gate     o = sigmoid(w_1 . x) o_window + sigmoid(w_2 . x) o_linear, per head
-    shared   one normaliser for both: a key in the window weighs exp(q . k / sqrt(D)), one that has left phi(q) . phi(k)
+    shared   one normalizer for both: a key in the window weighs exp(q . k / sqrt(D)), one that has left phi(q) . phi(k)
 
              o_t = (sum_{t-w < j <= t} e^{q_t . k_j / sqrt(D)} v_j + phi(q_t) S_{t-w}) / (the same with 1 for v),
              S_t = S_{t-1} + phi(k_t) v_t^T
 
-Gates: Yuan et al. 2025 (Native Sparse Attention, arXiv:2502.11089). One normaliser: Zhang et al. 2024 (LoLCATs,
+Gates: Yuan et al. 2025 (Native Sparse Attention, arXiv:2502.11089). One normalizer: Zhang et al. 2024 (LoLCATs,
 arXiv:2410.10254). There the state lags by the window, so that each key is counted once: it is softmax attention while
 all keys are in the window, and linear attention if the window is 0.
 """
@@ -44,9 +44,9 @@ class WindowLinearAttention(BlendMixer):
             if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
         features: numbers that a head is projected to before a learned map; None for the default of the map.
         local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
-        rope: base of the rotary frequencies, for both parts; None for no positions.
+        rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -67,11 +67,12 @@ class WindowLinearAttention(BlendMixer):
         local_heads: int | None = None,
         qk_norm: bool = False,
         gate: str = "none",
-        rope: float | None = 10000.0,
+        rope_theta: float | None = 10000.0,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate, rope=rope
-        )
+            width, heads, depth, layer, mode=mode, local_heads=local_heads, qk_norm=qk_norm, gate=gate,
+            rope_theta=rope_theta,
+        )  # fmt: skip
         if mode == "shared":
             chosen = "taylor" if feature_map is None else feature_map
             self.take([SharedPart(heads, self.head_width, window, chosen, features)])
@@ -81,7 +82,7 @@ class WindowLinearAttention(BlendMixer):
 
 
 class SharedPart(Part):
-    """A window and, under the same normaliser, the state of the keys that have left it.
+    """A window and, under the same normalizer, the state of the keys that have left it.
 
     Args:
         window: keys of softmax attention; 0 for none.
@@ -131,7 +132,7 @@ class SharedPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> BlendCache:
-        """The keys and values of the window, and the state, whose last column is its normaliser."""
+        """The keys and values of the window, and the state, whose last column is its normalizer."""
         ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.width, device, dtype)
         return BlendCache([ring, StateCache((batch_size, self.heads, self.map.width, self.width + 1), device, dtype)])
 

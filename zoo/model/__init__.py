@@ -1,4 +1,4 @@
-"""The decoder language model: blocks, schedule, initialisation, loss and loading."""
+"""The decoder language model: blocks, schedule, initialization, loss and loading."""
 
 from zoo.model.checkpoint import CheckpointError, load
 from zoo.model.decoder import Decoder, DecoderCache, DecoderConfig

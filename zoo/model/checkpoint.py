@@ -7,13 +7,17 @@ import io
 import pickle
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.config import require_plugins
 from zoo.files import replace_file
 from zoo.model.decoder import Decoder, DecoderConfig
+from zoo.plugins import import_plugins
+from zoo.registry import nothing_imported
 
 CHECKPOINTS = "checkpoints"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -85,19 +89,29 @@ def _load(file: str | Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def load(path: str | Path, checkpoint: str = "last", device: str | torch.device = "cpu") -> Decoder:
+def load(
+    path: str | Path,
+    checkpoint: str = "last",
+    device: str | torch.device = "cpu",
+    plugins: Sequence[str] = (),
+) -> Decoder:
     """The decoder of a run folder or of a checkpoint file, in evaluation mode.
 
     Args:
         path: run folder or checkpoint file. checkpoint: which one of a run folder, ``last`` or ``best`` or ``step-N``.
+        plugins: packages from outside that the run needs; they are imported, and none for being named in it.
 
     Raises:
         CheckpointError: if it cannot be found or read.
+        ConfigError: if a plugin cannot be imported, or the run needs one that is not.
     """
+    import_plugins(plugins)
     file = find_checkpoint(path, checkpoint)
     content = read_checkpoint(file)
+    require_plugins((content.get("zoo") or {}).get("plugins", ()))
     try:
-        decoder = Decoder(DecoderConfig(**content["decoder"]))
+        with nothing_imported():
+            decoder = Decoder(DecoderConfig(**content["decoder"]))
         weights = content["state_dict"].items()
         decoder.load_state_dict({key.removeprefix(PREFIX): x for key, x in weights if key.startswith(PREFIX)})
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:

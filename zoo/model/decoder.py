@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         cache: DecoderCache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Normalised last hidden states ``(B, T, C)``; arguments as of :meth:`forward`."""
+        """Normalized last hidden states ``(B, T, C)``; arguments as of :meth:`forward`."""
         self._check_call(ids, cache)
         if lengths is not None and cache is not None:  # padding can hold anything, a number of no token too
             check_array("lengths", lengths, ids.shape[:1], ids)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from zoo import mixers
 from zoo.config import ConfigError
-from zoo.mixers.registry import SHARED
-from zoo.schema.base import Options, model_of_signature
-from zoo.schema.messages import sentence, show, suggest
+from zoo.options.entries import entry_model
+from zoo.registry import ATTENTIONS
+from zoo.schema.base import Options
+from zoo.schema.messages import show
 
 
-@cache
 def attention_model(name: str) -> type[Options]:
     """Options of the registered attention ``name``."""
-    return model_of_signature(mixers.get(name), name, SHARED)
+    return entry_model(ATTENTIONS, name, "attention")
 
 
 def read_entry(entry: str, node: Any) -> dict[str, Any]:
@@ -30,9 +28,6 @@ def read_entry(entry: str, node: Any) -> dict[str, Any]:
         raise ConfigError(f"{path}={show(node)}: expected options below it.")
     options = {key: value for key, value in node.items() if key != "name"}
     name = node.get("name", entry)
-    if name not in mixers.names():
-        raise ConfigError(
-            f"{path}.name={show(name)}: unknown attention; {sentence(suggest(str(name), mixers.names()))}"
-        )
-    read = attention_model(name).read(options, path).model_dump(exclude_unset=True)
+    model: type[Options] = entry_model(ATTENTIONS, name, f"{path}.name")
+    read = model.read(options, path).model_dump(exclude_unset=True)
     return {**({"name": name} if "name" in node else {}), **read}

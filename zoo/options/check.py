@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, instantiate
+from zoo.config import ConfigError, to_dict
 from zoo.costs.machine import choose_accelerator, device_memory
 from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
+from zoo.data.sources.build import build_source
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.continued import initial_config, resumed_config
 from zoo.options.train import TrainConfig, normalize, read_config
+from zoo.registry import imported_entry_points, nothing_imported
 
 DTYPES = {"bf16-mixed": "bf16", "bf16-true": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 UNKNOWN_VOCABULARY = 1  # of a tokenizer that is not read yet: sizes are counted without its embeddings
@@ -63,6 +66,12 @@ def check_config(config: DictConfig, here: bool = True) -> DictConfig:
         ValueError: one line about what is wrong: options, sizes that do not fit together, a path that does not exist,
             devices that are not here, or more memory than there is.
     """
+    from_folder = config.get("resume") or config.get("init")
+    with nothing_imported() if from_folder else nullcontext():
+        return _check_config(config, here)
+
+
+def _check_config(config: DictConfig, here: bool) -> DictConfig:
     read = read_config(config)
     settled = normalize(config, read)
     steps = step_budget(settled)
@@ -73,7 +82,8 @@ def check_config(config: DictConfig, here: bool = True) -> DictConfig:
         )
     if here:
         _check_devices(read)
-    source = instantiate(settled.data.source)
+    settled.plugins = list(dict.fromkeys([*read.plugins, *imported_entry_points()]))
+    source = build_source(to_dict(settled.data.source))
     if hasattr(source, "check"):
         source.check()
     with torch.device("meta"):

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
 from zoo import mixers
-from zoo.config import CONFIGS, to_dict
+from zoo.config import to_dict
 from zoo.options.attention import attention_model
 from zoo.options.check import check_job
 from zoo.options.composing import Command, compose_config, read_command
 from zoo.options.data import source_model
 from zoo.options.train import TrainConfig
+from zoo.options.trainer import logger_model
 from zoo.options.unread import notes
 from zoo.options.usage import Row, group_rows, option_rows, render, signature_rows
+from zoo.plugins import config_files
+from zoo.registry import SOURCES
 
-ALONE = ("seed", "resume", "init")  # options of no group
+ALONE = ("seed", "resume", "init", "plugins")  # options of no group
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 HEAD = """\
 python train.py KEY=VALUE ...
@@ -68,19 +72,30 @@ def train_help(overrides: Sequence[str], program: str = "train") -> str:
             own = [row for row in rows if row.path.startswith(f"{group}.") and row.path != "data.source"]
             own += _source_rows(config) if group == "data" else []
             parts.append(render(f"{group}: {TrainConfig.model_fields[group].description}", own))
+    about = TrainConfig.model_fields["logger"].description
+    parts.append(render(f"logger: {about}", list(_logger_rows(values["logger"]))))
     return "\n\n".join([*parts, _attention_help(config)])
 
 
 def _source_rows(config: DictConfig) -> list[Row]:
     source = to_dict(config.data.source)
-    model = source_model(source.get("_target_"))
-    return list(signature_rows(model, source, "data.source", CONFIGS / "data" / f"{config.data.name}.yaml"))
+    file = config_files("data").get(config.data.name)
+    kind = Row("data.source.kind", source["kind"], "registered source of documents", ", ".join(SOURCES))
+    return [kind, *signature_rows(source_model(source["kind"]), source, "data.source", file)]
+
+
+def _logger_rows(loggers: Mapping[str, Any]) -> Iterator[Row]:
+    for name, options in loggers.items():
+        if options:
+            yield from option_rows(logger_model(name), options, f"logger.{name}")
+        else:
+            yield Row(f"logger.{name}", options, f"options of this logger, with logger={name}; null: not used", "")
 
 
 def _attention_help(config: DictConfig) -> str:
     """Options of the chosen attention, and the names of the others."""
     name = config.attention
-    file = CONFIGS / "attention" / f"{name}.yaml"
+    file = config_files("attention").get(name)
     rows = signature_rows(attention_model(name), to_dict(config.mixers)[name], f"mixers.{name}", file)
     others = ", ".join(other for other in mixers.names() if other != name)
     return render(f"options of attention={name}; add attention=NAME for another one ({others})", list(rows))

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.config import CONFIGS, ConfigError, register_mixers
+from zoo.config import CONFIGS, ConfigError
+from zoo.options.choices import BASES, register_choices
 from zoo.paths import command as shell_command
 from zoo.schema.messages import suggest
-
-BASES = ("base",)  # files that others are made of, no choices themselves
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,6 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
         yield list(job)
 
 
-@cache
-def _register_once() -> None:
-    register_mixers()
-
-
 def compose_config(program: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
     """The configuration of ``configs/PROGRAM.yaml`` with ``overrides``.
 
@@ -122,7 +115,7 @@ def compose_config(program: str, overrides: Sequence[str] = (), config_dir: str 
     Raises:
         ConfigError: one line about the override that cannot be composed, with the name that was meant.
     """
-    _register_once()
+    register_choices(overrides)
     search = [f"hydra.searchpath=[{Path(config_dir).resolve().as_uri()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

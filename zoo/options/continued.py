@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, absolute, copy_option, load_run_config, move_data
+from zoo.options.plugins import listed
 from zoo.paths import literal
 
 MOVABLE = ("data.path", "data.cache_dir")  # whose content is checked
@@ -33,7 +34,7 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     saved = load_run_config(config.resume)
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        if key in ("resume", "init", "experiment") or key.startswith("hydra"):
+        if key in ("resume", "init", "experiment", "plugins") or key.startswith("hydra"):
             continue
         node = next((name for name in RESUMABLE if key == name or key.startswith(f"{name}.")), None)
         if node is None:
@@ -48,7 +49,14 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     path, cache_dir = (absolute(OmegaConf.select(config, name)) if name in given else None for name in MOVABLE)
     move_data(saved, path, cache_dir)
     saved.resume = literal(config.resume)
+    _add_plugins(config, saved)
     return saved
+
+
+def _add_plugins(config: DictConfig, saved: DictConfig) -> None:
+    """Record what a run has from outside, and what it is continued with."""
+    names = [name for part in (saved, config) for name in listed(part.get("plugins"))]
+    OmegaConf.update(saved, "plugins", list(dict.fromkeys(names)), force_add=True)
 
 
 def _refuse_change(key: str, config: DictConfig, saved: DictConfig) -> None:
@@ -72,7 +80,7 @@ def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     saved = load_run_config(config.init)
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in sorted(given):
-        if key == "init" or key.startswith("hydra."):
+        if key in ("init", "plugins") or key.startswith("hydra."):
             continue
         group = key.partition("@")[0].replace("/", ".")
         if group.partition(".")[0] in FIXED:
@@ -88,4 +96,5 @@ def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     if not given & {"data", "data.source", "data.source.path"}:  # whose source has these places already
         move_data(saved, *(OmegaConf.select(saved, n) if n in given else None for n in ("data.path", "data.cache_dir")))
     saved.init, saved.resume = literal(config.init), None
+    _add_plugins(config, saved)
     return saved

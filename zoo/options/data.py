@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
-from hydra.utils import get_class
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
-from zoo.config import NAMESPACE, ConfigError
+from zoo.config import ConfigError
 from zoo.data.recall.options import RecallOptions
-from zoo.schema.base import Flag, Options, PathText, Positive, Text, Whole, model_of_signature, option
+from zoo.options.entries import entry_model
+from zoo.registry import SOURCES
+from zoo.schema.base import Flag, Options, PathText, Positive, Text, Whole, option
 
 LONGEST = 2**40  # of sequences, and more
 
@@ -34,14 +34,14 @@ class DataOptions(Options):
     recall: RecallOptions | None = option(
         "recall samples among the sequences, with data/recall=mix or mqar; null: none", default=None
     )
-    source: dict[str, Any] = option("class of the text's source, _target_, and its keywords")
+    source: dict[str, Any] = option("kind of the text's source, and its options")
 
     @field_validator("source")
     @classmethod
     def _check_source(cls, source: dict[str, Any]) -> dict[str, Any]:
-        options = {key: value for key, value in source.items() if key != "_target_"}
-        read = source_model(str(source.get("_target_"))).read(options, "data.source")
-        return {"_target_": source["_target_"], **read.model_dump(exclude_unset=True)}
+        options = {key: value for key, value in source.items() if key != "kind"}
+        read = source_model(source.get("kind")).read(options, "data.source")
+        return {"kind": source["kind"], **read.model_dump(exclude_unset=True)}
 
     @model_validator(mode="after")
     def _check_path(self) -> Self:
@@ -53,19 +53,13 @@ class DataOptions(Options):
         return self
 
 
-@cache
-def source_model(target: str) -> type[Options]:
-    """Options of the source class called ``target``.
+def source_model(kind: Any) -> type[Options]:
+    """Options of the registered source called ``kind``.
 
     Raises:
-        ConfigError: if it is not a class of this project.
+        ConfigError: if there is none.
     """
-    if not target.startswith(NAMESPACE):
-        raise ConfigError(f"_target_={target!r} is refused: only classes of this project ({NAMESPACE}*) are built.")
-    try:
-        return model_of_signature(get_class(target), target.rpartition(".")[2])
-    except Exception as error:  # Hydra's kinds, and all that an import can raise
-        raise ConfigError(f"data.source._target_={target}: there is no such class.") from error
+    return entry_model(SOURCES, kind, "data.source.kind")
 
 
 class BytesOptions(Options):

@@ -11,8 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import ConfigError
 from zoo.options.composing import compose_config
+from zoo.options.plugins import PLUGINS, PluginNames
 from zoo.options.train import LARGEST_SEED, TrainConfig, normalize, read_config
 from zoo.paths import print_any_name, take_paths
+from zoo.plugins import import_typed
 from zoo.schema.arguments import HELP, OutputFolder, option_lines
 from zoo.schema.base import Count, Flag, Number, Options, PathText, Positive, Text, Whole, option
 
@@ -43,6 +45,7 @@ class Evaluation(Options):
         "folder for results of one run, or for the comparison of several; null: RUN_DIR/eval, or one in comparisons/"
     )
     data: Places = option("places of the data of training")
+    plugins: PluginNames = option(PLUGINS)
 
 
 class Generation(Options):
@@ -59,6 +62,7 @@ class Generation(Options):
         "draw from the most likely tokens that together reach probability p; null: from all"
     )
     seed: Seed = option("of what is drawn")
+    plugins: PluginNames = option(PLUGINS)
 
 
 class Conversion(Options):
@@ -74,6 +78,7 @@ class Conversion(Options):
     data: Places = option("places of the data of training")
     checkpoint: Checkpoint
     device: Device
+    plugins: PluginNames = option(PLUGINS)
 
 
 TRAINING = (*TrainConfig.model_fields, "experiment")  # first parts of the keys of train.py's options
@@ -101,6 +106,7 @@ def read_program(
         ConfigError: one line about what is wrong.
     """
     print_any_name()
+    import_typed(arguments, program)
     if set(HELP) & set(arguments):
         lines = option_lines(kind, composed(program))
         print((usage or "").strip(), "", "Options:", "", *lines, *more(), sep="\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import field_validator, model_validator
+from pydantic import SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
 from zoo import mixers
@@ -15,9 +15,10 @@ from zoo.config import ConfigError, to_dict
 from zoo.options.attention import read_entry
 from zoo.options.data import BPEOptions, BytesOptions, DataOptions, PretrainedOptions
 from zoo.options.model import ModelOptions, ScheduleOptions, ShareHeadsOptions
-from zoo.options.optimizer import AdamWOptions, MuonOptions
+from zoo.options.optimizer import OptimizerOptions
+from zoo.options.plugins import PLUGINS, PluginNames
 from zoo.options.sweep import MatchOptions, NoSweep, SweepOptions
-from zoo.options.trainer import LoggerOptions, TrainerOptions
+from zoo.options.trainer import TrainerOptions, read_loggers
 from zoo.schema.base import Options, PathText, Whole, option
 from zoo.schema.messages import sentence, suggest
 
@@ -32,13 +33,14 @@ class TrainConfig(Options):
     model: ModelOptions = option("sizes of the decoder")
     data: DataOptions = option("text and sequences")
     tokenizer: BytesOptions | BPEOptions | PretrainedOptions = option("how text becomes tokens", discriminator="kind")
-    optimizer: AdamWOptions | MuonOptions = option("optimizer and schedule of the learning rate", discriminator="name")
+    optimizer: SerializeAsAny[OptimizerOptions] = option("optimizer and schedule of the learning rate")
     trainer: TrainerOptions = option("budget, batch and devices")
-    logger: LoggerOptions = option("what is written besides the run folder's own metrics")
+    logger: dict[str, Any] = option("what is written besides the run's own metrics, as logger.wandb.project=NAME")
     match: MatchOptions | None = option("what is made equal to that of a reference", default=None)
     sweep: SweepOptions | NoSweep | None = option("a series of runs: python train.py -m sweep=NAME", default=None)
     share_heads: ShareHeadsOptions | None = option("bring key heads together while training", default=None)
     mixers: dict[str, dict[str, Any]] = option("options of each attention, as mixers.window.window=128")
+    plugins: PluginNames = option(PLUGINS, default=[])
     seed: Annotated[Whole, Ge(0), Le(LARGEST_SEED)] = option(
         "seed of weights, of the order of data and of all that is drawn"
     )
@@ -49,6 +51,16 @@ class TrainConfig(Options):
     init: PathText | None = option(
         "run folder whose configuration, model, tokenizer and weights a new run starts from", default=None
     )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _read_optimizer(cls, node: Any) -> Any:
+        return OptimizerOptions.chosen(node).read(node, "optimizer") if isinstance(node, dict) else node
+
+    @field_validator("logger", mode="before")
+    @classmethod
+    def _read_loggers(cls, node: Any) -> Any:
+        return read_loggers(node) if isinstance(node, dict) else node
 
     @field_validator("mixers", mode="before")
     @classmethod
@@ -90,8 +102,11 @@ class TrainConfig(Options):
     def _check_sharding(self) -> Self:
         if self.trainer.strategy != "fsdp":
             return self
-        if self.optimizer.name == "muon":
-            raise ConfigError("trainer.strategy=fsdp shards matrices, which Muon needs whole: use optimizer=adamw.")
+        if self.optimizer.WHOLE:
+            raise ConfigError(
+                f"trainer.strategy=fsdp shards matrices, which optimizer={self.optimizer.name} needs whole: use "
+                "optimizer=adamw."
+            )
         if self.share_heads is not None and self.share_heads.kv_heads is not None:
             raise ConfigError("share_heads needs whole weights: use trainer.strategy=auto or ddp, not fsdp.")
         return self

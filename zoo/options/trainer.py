@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from zoo.config import ConfigError
+from zoo.options.entries import entry_model
+from zoo.registry import LOGGERS
 from zoo.schema.base import Count, Flag, Number, Options, Positive, Text, option
+from zoo.schema.messages import show
 
 
 class TrainerOptions(Options):
@@ -49,8 +54,26 @@ class WandbOptions(Options):
     )
 
 
-class LoggerOptions(Options):
-    """What is written besides metrics.jsonl and metrics.csv."""
+def read_loggers(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked options of each logger by its name; None for one that is not used.
 
-    wandb: WandbOptions | None = option("Weights & Biases, with logger=wandb; null: not used")
-    tensorboard: Flag = option("whether TensorBoard files are written to the run folder")
+    Raises:
+        ConfigError: on an unknown logger or option, and on values of other types.
+    """
+    read: dict[str, Any] = {}
+    for name, options in node.items():
+        path = f"logger.{name}"
+        model = logger_model(name)
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"{path}={show(options)}: expected options below it, or null.")
+        read[name] = None if options is None else model.read(options, path).model_dump(exclude_unset=True)
+    return read
+
+
+def logger_model(name: str) -> type[Options]:
+    """Options of the logger called ``name``.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    return entry_model(LOGGERS, name, "logger")

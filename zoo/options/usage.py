@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from zoo.config import CONFIGS
-from zoo.options.composing import BASES
+from zoo.options.choices import choices
+from zoo.plugins import config_folders
 from zoo.schema.messages import describe, model_below, show
 
 NAMES = 34  # characters of the column of names
@@ -64,13 +65,13 @@ def group_rows(program: str, chosen: Sequence[str] = ()) -> Iterator[Row]:
             if group.startswith("override "):
                 continue
             yield _group_row(group, given.get(group, default))
-            for nested in sorted(p.name for p in (CONFIGS / group).iterdir() if p.is_dir()):
+            folders = [folder / group for folder in config_folders() if (folder / group).is_dir()]
+            for nested in sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir()}):
                 yield _group_row(f"{group}/{nested}", given.get(f"{group}/{nested}"))
 
 
 def _group_row(group: str, default: Any) -> Row:
-    names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml") if p.stem not in BASES)
-    return Row(group, default, ", ".join(names), "")
+    return Row(group, default, ", ".join(choices(group)), "")
 
 
 def yaml_comments(file: Path) -> dict[str, str]:
@@ -79,13 +80,18 @@ def yaml_comments(file: Path) -> dict[str, str]:
     return {match["key"]: match["comment"] for match in found if match and match["comment"]}
 
 
-def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str, file: Path) -> Iterator[Row]:
-    """Rows of options that come from a signature, with the meanings of the comments of a file."""
-    comments = yaml_comments(file)
+def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str, file: Path | None) -> Iterator[Row]:
+    """Rows of options that come from a signature, with the meanings of the comments of a file, if there is one."""
+    comments = {} if file is None else yaml_comments(file)
     for name, field in model.model_fields.items():
         if name in values:
             takes = describe(field)  # where it is text, the comment lists the words
-            yield Row(f"{path}.{name}", values[name], comments.get(name, ""), takes if "text" not in takes else "")
+            yield Row(
+                f"{path}.{name}",
+                values[name],
+                comments.get(name, field.description or ""),
+                takes if "text" not in takes else "",
+            )
 
 
 def render(title: str, rows: Sequence[Row]) -> str:

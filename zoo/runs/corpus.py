@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from zoo.config import instantiate
+from zoo.config import to_dict
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
 from zoo.data.documents import SPLITS, digest_documents, escape_name, source_notes
+from zoo.data.sources.build import build_source
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL as WHOLE
 from zoo.data.sources.text_files import find_files
@@ -141,7 +142,7 @@ def open_corpus(
     """
     source: Source
     if path is None:
-        source, name = instantiate(run.config.data.source), str(run.config.data.get("name", "data"))
+        source, name = build_source(to_dict(run.config.data.source)), str(run.config.data.get("name", "data"))
     else:
         source = LocalText(path, text_column)
         name, split = source.name, WHOLE if WHOLE in source.files.by_split else split

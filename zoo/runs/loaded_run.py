@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, instantiate, load_run_config, move_data
+from zoo.config import ConfigError, load_run_config, move_data, to_dict
 from zoo.data import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from zoo.data.sources.build import build_source
 from zoo.data.sources.moved import check_moved
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, load, read_checkpoint
 from zoo.model.decoder import Decoder
@@ -97,7 +98,7 @@ def open_run(
     _check_tokenizer(folder, file, content["decoder"]["vocab_size"], trained["tokenizer"], tokenizer)
     if data_path is not None:
         caches = [own_cache, config.data.cache_dir]
-        check_moved(instantiate(config.data.source), trained.get("data") or {}, tokenizer, caches[-1], caches)
+        check_moved(build_source(to_dict(config.data.source)), trained.get("data") or {}, tokenizer, caches[-1], caches)
     decoder = load(file, device=device)
     if file_sha256(file) != sha256:
         raise CheckpointError(f"{file} was replaced while it was read: start again, once training has stopped.")

@@ -77,7 +77,7 @@ def split_cache_bytes(decoder: Decoder, length: int) -> tuple[int, int]:
 
 
 def layer_pattern(layers: list[str]) -> str:
-    """Layers as a schedule pattern, equal neighbours counted: ``7xlightning+softmax``."""
+    """Layers as a schedule pattern, equal neighbors counted: ``7xlightning+softmax``."""
     runs = [(name, len(list(group))) for name, group in groupby(layers)]
     return "+".join(name if count == 1 else f"{count}x{name}" for name, count in runs)
 

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo
 
 from zoo.config import ConfigError
 from zoo.paths import PathName, expand
-from zoo.schema.base import Options, is_union
+from zoo.plugins import KEY, import_typed, read_names
+from zoo.schema.base import Options, is_union, option
 from zoo.schema.messages import describe, show, unknown
 
 HELP = ("-h", "--help")
@@ -60,6 +61,8 @@ class Arguments(Options):
 
     model_config = ConfigDict(frozen=True)
 
+    plugins: list[str] = option("Python packages that are imported first, as plugins=[my_package]", default=[])
+
 
 Given = TypeVar("Given", bound=Arguments)
 
@@ -83,6 +86,7 @@ def read_arguments(
     Raises:
         ConfigError: on an unknown option, or a value that is not of its type or out of range.
     """
+    import_typed(arguments)
     if set(HELP) & set(arguments):
         print(help_text(kind, usage))
         raise SystemExit(0)
@@ -90,7 +94,9 @@ def read_arguments(
     others = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if equals and key in kind.model_fields:
+        if equals and key == KEY:
+            given[key] = read_names(text)
+        elif equals and key in kind.model_fields:
             given[key] = _read(kind.model_fields[key].rebuild_annotation(), text)
         elif key in kind.model_fields:
             raise ConfigError(f"{key} has no value: expected {key}=VALUE.")

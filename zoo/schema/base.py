@@ -26,6 +26,7 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 Whole = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[Whole, Ge(1)]
 Count = Annotated[Whole, Ge(0)]
@@ -87,15 +88,27 @@ def model_of_signature(
         left_out: parameters that are no options.
         base: model that has more options.
     """
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = get_type_hints(target, include_extras=True)
+    target = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
+    parameters = [
+        parameter
+        for parameter in inspect.signature(target).parameters.values()
+        if parameter.name not in ("self", *left_out) and parameter.kind not in (VAR_POSITIONAL, VAR_KEYWORD)
+    ]
+    hints = _hints(target, {parameter.name for parameter in parameters})
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(target).parameters.values():
-        if parameter.name == "self" or parameter.name in left_out:
-            continue
+    for parameter in parameters:
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (lenient(hints.get(parameter.name, Any)), default)
     return create_model(name, __base__=base, **fields)
+
+
+def _hints(function: Any, names: Collection[str]) -> dict[str, Any]:
+    """Annotations of the parameters ``names``; the others may name what only type checkers import."""
+
+    def wanted() -> None: ...
+
+    wanted.__annotations__ = {k: v for k, v in getattr(function, "__annotations__", {}).items() if k in names}
+    return get_type_hints(wanted, getattr(function, "__globals__", {}), include_extras=True)
 
 
 def lenient(hint: Any) -> Any:

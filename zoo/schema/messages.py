@@ -81,12 +81,18 @@ def model_below(hint: Any, value: Any = None) -> type[BaseModel] | None:
     """The model that an annotation holds; of several, the one whose ``Literal`` fields have the values of ``value``."""
     found = list(models_below(hint))
     if len(found) < 2 or not isinstance(value, Mapping):
-        return found[0] if found else None
+        return _chosen(found[0], value) if found else None
     for model in found:
         tags = {n: get_args(f.annotation) for n, f in model.model_fields.items() if get_origin(f.annotation) is Literal}
         if any(value.get(name) in choices for name, choices in tags.items() if len(choices) == 1):
             return model
     return found[0]
+
+
+def _chosen(model: type[BaseModel], value: Any) -> type[BaseModel]:
+    """The model, or the one that its value names where there is one for each name."""
+    chosen = getattr(model, "chosen", None)
+    return chosen(value) if chosen is not None and isinstance(value, Mapping) else model
 
 
 def models_below(hint: Any) -> Iterable[type[BaseModel]]:
@@ -155,15 +161,15 @@ def suggest(given: str, known: Iterable[str], others: Iterable[str] = ()) -> str
     for names in (near, list(others)):
         ends = {name.rpartition(".")[2]: name for name in reversed(names)}
         wanted = given.rpartition(".")[2]
-        if close := difflib.get_close_matches(wanted, list(ends), 1, 0.7) or _longer(wanted, ends):
-            return f"did you mean {ends[close[0]]}?"
+        if close := difflib.get_close_matches(wanted, list(ends), 1, 0.7) or _longer(wanted, reversed(ends)):
+            return f"did you mean {' or '.join(ends[name] for name in close)}?"
     return f"expected one of {', '.join(near)}"
 
 
 def _longer(wanted: str, names: Iterable[str]) -> list[str]:
-    """The one name that begins with ``wanted``."""
-    found = [name for name in names if len(wanted) > 2 and name.startswith(wanted)]
-    return found if len(found) == 1 else []
+    """The names that begin with ``wanted``, or with its singular, if they are few."""
+    found = [name for name in names if len(wanted) > 2 and name.startswith(wanted.removesuffix("s"))]
+    return found if len(found) <= SHOWN else []
 
 
 def show(value: Any) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.config import CONFIGS, ConfigError, register_mixers, to_dict
+from zoo.config import CONFIGS, ConfigError, to_dict
+from zoo.options.choices import choices, register_choices
 from zoo.paths import command, take_paths
+from zoo.plugins import imported_plugins
 from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, parse, without_replaced
 from zoo.sweeps.evaluations import EvalTask, give_options
 from zoo.sweeps.ledger import config_key, now
@@ -79,6 +80,7 @@ class Plan:
             "seeds": self.seeds,
             "tasks": [task.label for task in self.tasks],
             "reference": self.reference,
+            "plugins": imported_plugins(),
             "match": self.runs[0].config.match.quantity,
             "runs": [{"arm": run.arm, "seed": run.seed, "key": run.key, "folder": run.folder} for run in self.runs],
             "time": now(),
@@ -122,18 +124,13 @@ def read_plan(arguments: Sequence[str]) -> Plan:
 
 def compose_config(overrides: Sequence[str], program: str = "train") -> DictConfig:
     """The configuration of train.py, or eval.py, with ``overrides``; ConfigError if there is none."""
-    _register_once()
+    register_choices(overrides)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(program, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         line = command("python", f"{program}.py", *overrides)
         raise ConfigError(f"{line} cannot be composed: {error}") from error
-
-
-@cache
-def _register_once() -> None:
-    register_mixers()
 
 
 class _Given:
@@ -278,7 +275,7 @@ def _seeds(values: Any) -> list[int]:
 
 def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask]:
     """The evaluations with their options; those that the command line gives come last."""
-    known = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml") if p.stem != "base")
+    known = choices("task")
     if isinstance(entries, str):
         raise ConfigError(f"sweep.tasks={entries}: expected a list, as sweep.tasks=[{entries}].")
     made = []

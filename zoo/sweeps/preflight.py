@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.config import ConfigError, instantiate, to_dict
+from zoo.config import ConfigError, to_dict
 from zoo.costs.matching import match_config
 from zoo.data import build_tokenizer, tokens_with, vocabulary_size
 from zoo.data.documents import DataError, Source
@@ -24,6 +24,7 @@ from zoo.data.recall.haystack import NoiseHaystack
 from zoo.data.recall.options import RecallOptions
 from zoo.data.recall.samples import RecallError
 from zoo.data.recall_data import check_fit
+from zoo.data.sources.build import build_source
 from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
@@ -110,7 +111,7 @@ def _grounds(runs: Sequence[Run]) -> Iterator[Ground]:
     for members in groups.values():
         config = members[0].config
         with _named(f"arm {members[0].arm}"):
-            source = instantiate(config.data.source)
+            source = build_source(to_dict(config.data.source))
             for split in TRAINED_ON:
                 if next(iter(source.documents(split)), None) is None:
                     raise DataError(f"{config.data.name} has no documents of the split {split!r}, which training needs")

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from zoo.paths import ROOT
+from zoo.plugins import plugin_words
+from zoo.sweeps.arms import merge
 from zoo.sweeps.compose import EvalTask, Run
 from zoo.sweeps.ledger import Entry, Ledger
 
@@ -96,15 +98,15 @@ def train_command(folder: Path, run: Run) -> list[str]:
     """Train from the beginning, or go on from the checkpoint in ``folder``."""
     program = _program("train")
     if _has_checkpoint(folder):
-        return [*program, f"resume={folder}"]
-    return [*program, *run.overrides, f"hydra.run.dir={folder}"]
+        return [*program, f"resume={folder}", *plugin_words()]
+    return [*program, *merge(plugin_words(), run.overrides), f"hydra.run.dir={folder}"]
 
 
 def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:
     """Evaluate the run on a task, on the kind of device it was trained on."""
     device = ["device=cpu"] if run.config.trainer.accelerator == "cpu" else []
     program = _program("eval")
-    return [*program, f"run={folder}", f"task={task.name}", *device, *task.overrides]
+    return [*program, f"run={folder}", f"task={task.name}", *device, *plugin_words(), *task.overrides]
 
 
 def _program(name: str) -> list[str]:

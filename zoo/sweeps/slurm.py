@@ -54,7 +54,7 @@ class SlurmJob:
         self.ended = True
         try:
             self.codes = list(self.job.result())
-        except Exception as error:  # of submitit, or of SLURM: the job was cancelled, ran out of time, lost its node
+        except Exception as error:  # of submitit, or of SLURM: the job was canceled, ran out of time, lost its node
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.lost = f"job {self.job.job_id} ended with state {self.job.state}: {first}"
             self.codes = [1]

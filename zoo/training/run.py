@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import lightning
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, absolute, instantiate, to_dict
+from zoo.config import ConfigError, absolute, to_dict
 from zoo.costs.machine import choose_accelerator, choose_precision
 from zoo.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.data.documents import source_notes
+from zoo.data.sources.build import build_source
 from zoo.data.sources.moved import ChangedData, check_moved
 from zoo.model import CheckpointError
 from zoo.model.checkpoint import read_checkpoint
@@ -106,7 +107,7 @@ def _prepare_data(config: DictConfig, run: RunFolder, resumed: dict[str, Any] | 
     options = {k: config.data[k] for k in ("length", "isolate_documents", "num_workers", "cache_dir", "val_tokens")}
     given = run.tokenizer if resumed else expand(config.init) / "tokenizer" if config.get("init") else None
     data = LanguageData(
-        instantiate(config.data.source),
+        build_source(to_dict(config.data.source)),
         to_dict(config.tokenizer),
         batch_size=config.trainer.batch_size,
         micro_batch_size=config.trainer.micro_batch_size,
@@ -149,6 +150,7 @@ def _build_module(
         "train_length": config.data.length,
         "tokenizer": tokenizer_fingerprint(data.tokenizer),
         "data": data.fingerprint,
+        "plugins": list(config.plugins),
     }
     rows = data.recall_rows
     if rows is not None and rows.options.share > 0:
@@ -204,8 +206,7 @@ def _build_trainer(
         logger=build_loggers(
             run.path,
             None if config.resume is None else resumed["step"] if resumed else 0,
-            to_dict(config.logger.wandb) if config.logger.wandb else None,
-            config.logger.tensorboard,
+            to_dict(config.logger),
             to_dict(config),
         ),
         callbacks=[

@@ -89,7 +89,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_peer(bench: Bench, log_decay: Tensor, state: Tensor | None = None) -> dict[str, Attention]:
-    """The same maths in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
+    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
 
     With a state it is the recurrent form, which a step of decoding calls with one token; the new state is written
     beside the old.

@@ -24,7 +24,7 @@ ONES_WIDE = 8  # columns: 16 bytes in 16 bits
 
 @dataclass
 class NormalizedState:
-    """State of normalised linear attention: ``s`` (B, H, D, E) and the normaliser ``z`` (B, H, D), both fp32."""
+    """State of normalized linear attention: ``s`` (B, H, D, E) and the normalizer ``z`` (B, H, D), both fp32."""
 
     s: Tensor
     z: Tensor
@@ -222,7 +222,7 @@ def _normalized(
     ones: int,
     eps: float,
 ) -> tuple[Tensor, NormalizedState]:
-    """The normaliser is what values of one add up to: a further column of v, or a call of its own if ``ones`` > 1.
+    """The normalizer is what values of one add up to: a further column of v, or a call of its own if ``ones`` > 1.
 
     The tiles of the Triton kernels want rows of whole 16 bytes, and v one column wider would need the next wider ones.
     """

@@ -78,7 +78,7 @@ def linear_forward(
     wide: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unnormalised output, final state, and the states before each segment, which the backward pass starts from.
+    """Unnormalized output, final state, and the states before each segment, which the backward pass starts from.
 
     Args:
         wide: the output is in the precision of the state, not in that of q.

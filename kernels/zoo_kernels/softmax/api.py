@@ -27,7 +27,7 @@ def softmax_attention(
     *,
     layout: BlockLayout | None = None,
     window: int | None = None,
-    sinks: int = 0,
+    sink_tokens: int = 0,
     sink_logits: Tensor | None = None,
     block_bias: Tensor | None = None,
     scale: float | None = None,
@@ -39,9 +39,9 @@ def softmax_attention(
 
     Args:
         q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; query head h reads key head ``h // (H // G)``.
-        layout: pairs of blocks that are read, instead of a window and sinks; others cost nothing.
+        layout: pairs of blocks that are read, instead of a window and sink tokens; others cost nothing.
         window: keys a query may read, its own included; None for all, 0 for none.
-        sinks: first tokens of each document that stay visible beside the window.
+        sink_tokens: first tokens of each document that stay visible beside the window.
         sink_logits: ``(H,)`` learned logits that take weight and give nothing; -inf for none.
         block_bias: ``(B | 1, H | 1, blocks, blocks)`` added to the scores of a layout's pairs of blocks.
         scale: of the scores, ``D ** -0.5`` by default; any sign, and at most 1e30 in size. Scores may be as large as
@@ -59,15 +59,15 @@ def softmax_attention(
         ValueError: on shapes, types, numbers, a layout or a backend that do not fit.
         NotImplementedError: in forward mode and inside torch.func's transforms.
     """
-    _check(q, k, v, window, sinks, documents)
+    _check(q, k, v, window, sink_tokens, documents)
     scale = _checked_scale(q, scale, sink_logits)
     refuse_transforms("softmax attention", q, k, v, block_bias, sink_logits)
-    _check_layout(q, k, layout, window, sinks, block_bias)
+    _check_layout(q, k, layout, window, sink_tokens, block_bias)
     biased = block_bias is not None and documents is not None
     missing = "block_bias over packed documents" if biased else _too_many(q)
     chosen = resolve_backend(backend, "softmax attention", q, k, v, missing=missing)
     if chosen == "reference":
-        rule = KeyRule(k.shape[1] - q.shape[1], window, sinks, documents)
+        rule = KeyRule(k.shape[1] - q.shape[1], window, sink_tokens, documents)
         wide = torch.promote_types(q.dtype, torch.float32)
         output, lse = reference_softmax_attention(q.to(wide), k.to(wide), v.to(wide), rule, scale, layout, block_bias)
     else:
@@ -78,14 +78,14 @@ def softmax_attention(
         reach = -1 if window is None else window
         offer_flops()
         q, scale = _positive(q, scale)
-        how = of_bias, block_bias, tensors, block, reach, sinks, scale, chosen
+        how = of_bias, block_bias, tensors, block, reach, sink_tokens, scale, chosen
         if chosen == "triton":
             output, lse = softmax_forward(*(whole_vectors(x) for x in (q, k, v)), *how)
             output = output if output.shape[-1] == v.shape[-1] else output[..., : v.shape[-1]]
         else:
             output, lse = softmax_forward(q, k, v, *how)
     if sink_logits is not None:
-        output, lse = _with_sinks(output, lse, sink_logits)
+        output, lse = _with_sink_logits(output, lse, sink_logits)
     output = output.to(q.dtype)
     return (output, lse) if return_lse else output
 
@@ -98,7 +98,7 @@ def softmax_attention_step(
     lengths: Tensor,
     *,
     window: int | None = None,
-    sinks: int = 0,
+    sink_tokens: int = 0,
     sink_logits: Tensor | None = None,
     scale: float | None = None,
     ring: bool = False,
@@ -111,8 +111,8 @@ def softmax_attention_step(
         q: ``(B, H, D)``. k_cache: ``(B, capacity, G, D)``. v_cache: ``(B, capacity, G, E)``.
         lengths: ``(B,)`` tokens seen in each row, the query's own included; without a ring they lie at the front. What
             lies behind them may be anything, also NaN.
-        window, sinks, sink_logits, scale: as in :func:`softmax_attention`.
-        ring: the cache holds the sinks and, behind them, the latest tokens: see :func:`zoo_kernels.softmax.ring_slots`.
+        window, sink_tokens, sink_logits, scale: as in :func:`softmax_attention`.
+        ring: the cache holds the sink tokens, and behind them the latest: see :func:`zoo_kernels.softmax.ring_slots`.
         backend: ``auto``, ``triton`` or ``torch``; ``reference`` is ``torch``.
         return_lse: also return the natural log-sum-exp of the scores, ``(B, H)`` in fp32 or better.
 
@@ -123,16 +123,16 @@ def softmax_attention_step(
         ValueError: on shapes, types, numbers or a backend that do not fit, or a ring that is shorter than the window.
         NotImplementedError: in forward mode and inside torch.func's transforms.
     """
-    _check_step(q, k_cache, v_cache, lengths, window, sinks, ring)
+    _check_step(q, k_cache, v_cache, lengths, window, sink_tokens, ring)
     scale = _checked_scale(q, scale, sink_logits)
     refuse_transforms("a step of softmax attention", q, k_cache, v_cache, lengths, sink_logits)
     chosen = resolve_backend(backend, "softmax attention", q, k_cache, v_cache, missing=_too_many(q))
     q, scale = _positive(q, scale)
     reach = -1 if window is None else window
     offer_flops()
-    output, lse = softmax_step(q, k_cache, v_cache, lengths, reach, sinks, ring, scale, chosen)
+    output, lse = softmax_step(q, k_cache, v_cache, lengths, reach, sink_tokens, ring, scale, chosen)
     if sink_logits is not None:
-        output, lse = _with_sinks(output, lse, sink_logits)
+        output, lse = _with_sink_logits(output, lse, sink_logits)
     output = output.to(q.dtype)
     return (output, lse) if return_lse else output
 
@@ -146,7 +146,7 @@ def _positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
     return q * scale, 1.0
 
 
-def _with_sinks(output: Tensor, lse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _with_sink_logits(output: Tensor, lse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of rows in which a logit takes weight and gives nothing."""
     logits = logits.to(lse.dtype).expand(lse.shape)
     empty = (lse == -torch.inf) & (logits == -torch.inf)  # whose difference would be NaN
@@ -161,7 +161,7 @@ def _too_many(q: Tensor) -> str | None:
     return f"{batch} rows of {heads} heads, and it takes up to 65535 of both" if max(batch, heads) > 65535 else None
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, documents: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sink_tokens: int, documents: Tensor | None) -> None:
     check_arrays(q=q, k=k, v=v)
     shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
@@ -172,16 +172,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: int, docu
         raise ValueError(f"query heads must be a multiple of key heads, of equal width, got {shapes}.")
     if q.shape[1] > k.shape[1]:
         raise ValueError(f"{q.shape[1]} queries but only {k.shape[1]} keys: a query's own key must be among them.")
-    _check_rule(window, sinks)
+    _check_rule(window, sink_tokens)
     if documents is not None:
         check_integers("documents", documents, k.shape[:2])
         check_devices(q=q, documents=documents)
 
 
-def _check_rule(window: int | None, sinks: int) -> None:
+def _check_rule(window: int | None, sink_tokens: int) -> None:
     if window is not None:
         check_count("window", window)
-    check_count("sinks", sinks)
+    check_count("sink_tokens", sink_tokens)
 
 
 def _shared(heads: int, groups: int) -> bool:
@@ -190,7 +190,7 @@ def _shared(heads: int, groups: int) -> bool:
 
 
 def _checked_scale(q: Tensor, scale: float | None, sink_logits: Tensor | None) -> float:
-    """The scale, by default that of the width; the logits of sinks are checked too."""
+    """The scale, by default that of the width; sink_logits are checked too."""
     if sink_logits is not None:
         check_arrays(sink_logits=sink_logits)
         check_devices(q=q, sink_logits=sink_logits)
@@ -205,14 +205,16 @@ def _checked_scale(q: Tensor, scale: float | None, sink_logits: Tensor | None) -
 
 
 def _check_layout(
-    q: Tensor, k: Tensor, layout: BlockLayout | None, window: int | None, sinks: int, block_bias: Tensor | None
+    q: Tensor, k: Tensor, layout: BlockLayout | None, window: int | None, sink_tokens: int, block_bias: Tensor | None
 ) -> None:
     if layout is None:
         if block_bias is not None:
             raise ValueError("block_bias is added to the pairs of blocks of a layout: give one.")
         return
-    if window is not None or sinks:
-        raise ValueError(f"window={window} and sinks={sinks} do not go with a layout, which says all that is read.")
+    if window is not None or sink_tokens:
+        raise ValueError(
+            f"window={window} and sink_tokens={sink_tokens} do not go with a layout, which says all that is read."
+        )
     batches, heads, blocks = layout.shape
     needed = -(-k.shape[1] // layout.block)
     if batches not in (1, q.shape[0]) or heads not in (1, q.shape[2]) or blocks < needed:
@@ -230,7 +232,7 @@ def _check_layout(
 
 
 def _check_step(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, window: int | None, sinks: int, ring: bool
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, window: int | None, sink_tokens: int, ring: bool
 ) -> None:
     check_arrays(q=q)
     check_arrays(k_cache=k_cache, v_cache=v_cache)  # of another type than q, if the cache is
@@ -247,7 +249,9 @@ def _check_step(
     check_devices(q=q, k_cache=k_cache, lengths=lengths)
     if not _shared(q.shape[1], k_cache.shape[2]):
         raise ValueError(f"query heads must be a multiple of key heads, got {shapes}.")
-    _check_rule(window, sinks)
-    room = k_cache.shape[1] - sinks
+    _check_rule(window, sink_tokens)
+    room = k_cache.shape[1] - sink_tokens
     if ring and (window is None or window > room or room < 1):
-        raise ValueError(f"a ring of {k_cache.shape[1]} slots with {sinks} sinks cannot serve window={window}.")
+        raise ValueError(
+            f"a ring of {k_cache.shape[1]} slots with sink_tokens={sink_tokens} cannot serve window={window}."
+        )

@@ -23,7 +23,7 @@ PAIRS = ((1, 239), (64, 1000), (113, 203), (108, 256), (127, 513))  # queries, a
 
 def banded(window: int | None, first: int = 0) -> dict[str, Any]:
     """Options of a window beside which the first tokens of each document stay visible."""
-    return {"window": window, "sinks": first}
+    return {"window": window, "sink_tokens": first}
 
 
 def _whole(

@@ -8,19 +8,21 @@ from torch import Tensor
 from zoo_kernels.softmax.cpu.fused import fused_forward, fuses
 
 
-def ring_slots(positions: Tensor, capacity: int, sinks: int = 0) -> Tensor:
-    """Slot of each position in a ring cache: the sinks stay at the front, the others go round behind them.
+def ring_slots(positions: Tensor, capacity: int, sink_tokens: int = 0) -> Tensor:
+    """Slot of each position in a ring cache: the sink tokens stay at the front, the others go round behind them.
 
     Args:
         positions: integers of any shape, counted from 0.
-        capacity: slots; more than ``sinks``, or nothing but sinks can be held.
+        capacity: slots; more than ``sink_tokens``, or nothing else can be held.
 
     Raises:
-        ValueError: if there is no slot beside the sinks.
+        ValueError: if there is no slot beside the sink tokens.
     """
-    if capacity <= sinks or sinks < 0:
-        raise ValueError(f"a ring of {capacity} slots has no room beside {sinks} sinks.")
-    return torch.where(positions < sinks, positions, sinks + (positions - sinks) % (capacity - sinks))
+    if capacity <= sink_tokens or sink_tokens < 0:
+        raise ValueError(f"a ring of {capacity} slots has no room beside sink_tokens={sink_tokens}.")
+    return torch.where(
+        positions < sink_tokens, positions, sink_tokens + (positions - sink_tokens) % (capacity - sink_tokens)
+    )
 
 
 def step(
@@ -29,7 +31,7 @@ def step(
     v_cache: Tensor,
     lengths: Tensor,
     window: int | None,
-    sinks: int,
+    sink_tokens: int,
     ring: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -41,11 +43,11 @@ def step(
     last = lengths[:, None] - 1
     place = torch.arange(capacity, device=q.device)[None]
     if ring:  # the latest position that a slot has taken
-        turns = torch.div(last - place, capacity - sinks, rounding_mode="floor").clamp(min=0)
-        place = torch.where(place < sinks, place, place + turns * (capacity - sinks))
+        turns = torch.div(last - place, capacity - sink_tokens, rounding_mode="floor").clamp(min=0)
+        place = torch.where(place < sink_tokens, place, place + turns * (capacity - sink_tokens))
     valid = place <= last
     if window is not None:
-        valid = valid & ((place > last - window) | (place < sinks))
+        valid = valid & ((place > last - window) | (place < sink_tokens))
     blank = ~valid[..., None, None]
     if q.device.type != "cpu":  # asking whether it is needed would wait for the device
         k_cache, v_cache = (x.masked_fill(blank, 0) for x in (k_cache, v_cache))

@@ -16,11 +16,11 @@ from zoo_kernels.softmax.mask import KeyRule
 from zoo_kernels.softmax.step import step
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? documents, Tensor? block_bias, Tensor[] layout"
-_HOW = "int block, int window, int sinks, float scale, str backend"
+_HOW = "int block, int window, int sink_tokens, float scale, str backend"
 
 
-def _rule(q: Tensor, k: Tensor, documents: Tensor | None, window: int, sinks: int) -> KeyRule:
-    return KeyRule(k.shape[1] - q.shape[1], None if window < 0 else window, sinks, documents)
+def _rule(q: Tensor, k: Tensor, documents: Tensor | None, window: int, sink_tokens: int) -> KeyRule:
+    return KeyRule(k.shape[1] - q.shape[1], None if window < 0 else window, sink_tokens, documents)
 
 
 @torch.library.custom_op(
@@ -35,7 +35,7 @@ def softmax_forward(
     layout: list[Tensor],
     block: int,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ def softmax_forward(
     if not q.numel():
         lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         return q.new_empty(*q.shape[:3], v.shape[-1]), lse
-    rule = _rule(q, k, documents, window, sinks)
+    rule = _rule(q, k, documents, window, sink_tokens)
     lists = BlockLayout.from_tensors(block, layout) if layout else None
     if backend == "triton":
         from zoo_kernels.softmax.triton.host import triton_forward
@@ -77,7 +77,7 @@ def _(
     layout: list[Tensor],
     block: int,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def softmax_backward(
     grad_lse: Tensor | None,
     block: int,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     scale: float,
     backend: str,
     bias_gradient: bool,
@@ -116,7 +116,7 @@ def softmax_backward(
     if not q.numel():
         zeros = torch.zeros_like(block_bias) if bias_gradient and block_bias is not None else none
         return q.new_empty(q.shape), torch.zeros_like(k), torch.zeros_like(v), zeros
-    rule = _rule(q, k, documents, window, sinks)
+    rule = _rule(q, k, documents, window, sink_tokens)
     lists = BlockLayout.from_tensors(block, layout) if layout else None
     arrays = q, k, v, output, lse
     if backend == "triton":
@@ -157,7 +157,7 @@ def _(
     grad_lse: Tensor | None,
     block: int,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     scale: float,
     backend: str,
     bias_gradient: bool,
@@ -198,7 +198,7 @@ def softmax_step(
     v_cache: Tensor,
     lengths: Tensor,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     ring: bool,
     scale: float,
     backend: str,
@@ -212,8 +212,8 @@ def softmax_step(
     if backend == "triton":
         from zoo_kernels.softmax.triton.host import triton_step
 
-        return triton_step(q, k_cache, v_cache, lengths, window=reach, sinks=sinks, ring=ring, scale=scale)
-    return step(q, k_cache, v_cache, lengths, reach, sinks, ring, scale)
+        return triton_step(q, k_cache, v_cache, lengths, window=reach, sink_tokens=sink_tokens, ring=ring, scale=scale)
+    return step(q, k_cache, v_cache, lengths, reach, sink_tokens, ring, scale)
 
 
 @softmax_step.register_fake
@@ -223,7 +223,7 @@ def _(
     v_cache: Tensor,
     lengths: Tensor,
     window: int,
-    sinks: int,
+    sink_tokens: int,
     ring: bool,
     scale: float,
     backend: str,
@@ -233,13 +233,13 @@ def _(
     return q.new_empty(*q.shape[:2], v_cache.shape[-1]), lse
 
 
-def _pairs(q: Any, k: Any, layout: list[Any], block: int, window: int, sinks: int) -> int:
+def _pairs(q: Any, k: Any, layout: list[Any], block: int, window: int, sink_tokens: int) -> int:
     """Pairs of query and key of all heads: those that the rule shows, or all of the listed blocks."""
     batch, queries, heads, _ = q
     if layout:
         batches, lists, _ = layout[1]
         return layout[2][0] * block**2 * (batch // max(batches, 1)) * (heads // max(lists, 1))
-    reach = k[1] if window < 0 else min(window + sinks, k[1])
+    reach = k[1] if window < 0 else min(window + sink_tokens, k[1])
 
     def before(length: int) -> int:
         short = min(length, reach)
@@ -251,19 +251,19 @@ def _pairs(q: Any, k: Any, layout: list[Any], block: int, window: int, sinks: in
 @flop_formula(torch.ops.attention_zoo.softmax_attention)
 def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
     """Two FLOPs per multiplication and addition of the two matrix products."""
-    _, _, layout, block, window, sinks, *_ = rest
-    return 2 * _pairs(q, k, layout, block, window, sinks) * (q[-1] + v[-1])
+    _, _, layout, block, window, sink_tokens, *_ = rest
+    return 2 * _pairs(q, k, layout, block, window, sink_tokens) * (q[-1] + v[-1])
 
 
 @flop_formula(torch.ops.attention_zoo.softmax_attention_backward)
 def _backward_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
-    _, _, layout, _, _, _, _, block, window, sinks, *_ = rest
-    return 2 * _pairs(q, k, layout, block, window, sinks) * (3 * q[-1] + 2 * v[-1])
+    _, _, layout, _, _, _, _, block, window, sink_tokens, *_ = rest
+    return 2 * _pairs(q, k, layout, block, window, sink_tokens) * (3 * q[-1] + 2 * v[-1])
 
 
 @flop_formula(torch.ops.attention_zoo.softmax_attention_step)
 def _step_flops(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None) -> int:
     """Of a full cache."""
-    _, window, sinks, *_ = rest
-    keys = k[1] if window < 0 else min(window + sinks, k[1])
+    _, window, sink_tokens, *_ = rest
+    keys = k[1] if window < 0 else min(window + sink_tokens, k[1])
     return 2 * q[0] * q[1] * keys * (q[-1] + v[-1])

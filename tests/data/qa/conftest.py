@@ -5,14 +5,14 @@ from zoo.data.qa.records import QARecord
 from zoo.data.recall.encoder import Encoder
 
 THINGS = ("lamp", "desk", "coat", "boat", "gate", "drum", "vase", "bell")
-COLOURS = ("amber", "black", "cream", "denim", "ebony", "fawn", "green", "honey")
+COLORS = ("amber", "black", "cream", "denim", "ebony", "fawn", "green", "honey")
 
 
 def paragraph(number):
-    thing, colour = THINGS[number % 8], COLOURS[number % 8]
+    thing, color = THINGS[number % 8], COLORS[number % 8]
     more = " It was made by hand." * (1 + number % 3)
     return (
-        f"This is story {number}. The {thing} in it is {colour}.{more} Nobody knows who had it before {1900 + number}."
+        f"This is story {number}. The {thing} in it is {color}.{more} Nobody knows who had it before {1900 + number}."
     )
 
 
@@ -20,7 +20,7 @@ def record(number, **changes):
     fields = {
         "id": f"r{number}",
         "question": f"What colour is the {THINGS[number % 8]}?",
-        "answers": (COLOURS[number % 8],),
+        "answers": (COLORS[number % 8],),
         "paragraphs": (paragraph(number),),
         "where": f"file line {number + 1}",
     }

@@ -147,7 +147,7 @@ def load(tmp_path):
 
 def test_the_table_below_has_every_preset():
     assert set(ROWS) == set(EXPECTED) == set(PRESETS)
-    assert all(preset.licence for preset in PRESETS.values())
+    assert all(preset.license for preset in PRESETS.values())
 
 
 @pytest.mark.parametrize("ending", ["-00000-of-00001.parquet", ".jsonl", ".json"])

@@ -18,7 +18,7 @@ from zoo.data.recall.samples import Question, RecallError, belongs, sample_rng
 
 
 @dataclass(frozen=True)
-class Colour(RecallTask):
+class Color(RecallTask):
     """One fact, with a number below ``many``."""
 
     name: ClassVar[str] = "colour"
@@ -71,7 +71,7 @@ def store(encoder, tmp_path):
 
 
 def test_samples_have_exactly_the_length_asked_for(encoder, noise, store):
-    task = Colour()
+    task = Color()
     shortest = len(task.sample(Place(0, None), encoder, noise))
     for haystack in (noise, StoreHaystack(encoder, store)):
         for length in [*range(shortest, shortest + 130), 500, 2047]:
@@ -83,7 +83,7 @@ def test_samples_have_exactly_the_length_asked_for(encoder, noise, store):
 
 
 def test_no_length_means_no_filler(encoder, noise):
-    text = encoder.decode(Colour().sample(Place(3, None), encoder, noise).tokens)
+    text = encoder.decode(Color().sample(Place(3, None), encoder, noise).tokens)
     instruction, fact, question = text.splitlines()
     assert instruction == "Read this."
     assert question == "Which one? " + fact.removesuffix(".")
@@ -103,7 +103,7 @@ def test_the_shortest_length_is_named_and_is_enough(encoder, noise):
 
 def test_a_task_that_does_not_fit_says_what_to_do(encoder, noise):
     with pytest.raises(RecallError, match=r"colour: .* more than length=9\. Choose a longer task\.lengths"):
-        Colour().sample(Place(0, 9), encoder, noise)
+        Color().sample(Place(0, 9), encoder, noise)
 
 
 def test_filler_without_tokens_is_an_error_and_no_endless_loop(encoder):
@@ -172,7 +172,7 @@ def test_own_filler_replaces_the_haystack(encoder, noise):
 
 def test_answers_are_where_they_say(encoder, noise):
     for index in range(20):
-        sample = Colour().sample(Place(index, 256), encoder, noise)
+        sample = Color().sample(Place(index, 256), encoder, noise)
         (answer,) = sample.answers
         value = encoder.decode(sample.tokens[answer.start : answer.stop])
         text = encoder.decode(sample.tokens)
@@ -194,7 +194,7 @@ def test_several_questions_follow_each_other(encoder, noise):
 
 def test_the_filler_never_has_the_fact(encoder, noise):
     for index in range(30):
-        sample = Colour().sample(Place(index, 1024), encoder, noise)
+        sample = Color().sample(Place(index, 1024), encoder, noise)
         value = encoder.decode(sample.tokens[slice(sample.answers[0].start, None)])
         text = encoder.decode(sample.tokens)
         assert text.count(fact_of(int(value))) == 1
@@ -218,24 +218,24 @@ def test_answers_of_tokenizers_that_put_a_space_before_every_text_are_as_in_the_
 
 def test_samples_are_a_function_of_their_place(encoder, noise):
     place = Place(5, 300, depth=0.5)
-    first = Colour().sample(place, encoder, noise)
+    first = Color().sample(place, encoder, noise)
     for index in range(4):  # others, and other objects, change nothing
-        Colour().sample(Place(index, 300), encoder, noise)
+        Color().sample(Place(index, 300), encoder, noise)
     again = Encoder(encoder.tokenizer)
-    second = Colour().sample(place, again, NoiseHaystack(again))
+    second = Color().sample(place, again, NoiseHaystack(again))
     assert (first.id, tokens_of(first), first.answers) == (second.id, tokens_of(second), second.answers)
 
 
 @pytest.mark.parametrize("change", [{"index": 6}, {"seed": 1}, {"depth": 0.75}, {"split": "train"}, {"length": 301}])
 def test_other_places_have_other_samples(encoder, noise, change):
     place = Place(5, 300, depth=0.5)
-    one, other = (Colour().sample(p, encoder, noise) for p in (place, replace(place, **change)))
+    one, other = (Color().sample(p, encoder, noise) for p in (place, replace(place, **change)))
     assert one.id != other.id
     assert tokens_of(one) != tokens_of(other)
 
 
 def test_train_and_eval_share_no_content(encoder, noise):
-    task = Colour(many=60)
+    task = Color(many=60)
     drawn = {}
     for split in ("train", "eval"):
         samples = [task.sample(Place(n, length, split=split), encoder, noise) for n in range(60) for length in (60, 80)]
@@ -245,7 +245,7 @@ def test_train_and_eval_share_no_content(encoder, noise):
 
 
 def test_a_task_with_one_content_has_samples_of_one_split_alone(encoder, noise):
-    task, made = Colour(many=1), []
+    task, made = Color(many=1), []
     for split in ("train", "eval"):
         try:
             made.append(task.sample(Place(0, 100, split=split), encoder, noise))
@@ -264,7 +264,7 @@ def test_splits_are_halves_and_have_names():
 
 def test_without_context_only_the_question_is_left(encoder, noise):
     place = Place(7, 300, depth=0.5)
-    whole, bare = Colour().sample(place, encoder, noise), Colour().without_context(place, encoder, noise)
+    whole, bare = Color().sample(place, encoder, noise), Color().without_context(place, encoder, noise)
     value = encoder.decode(whole.tokens[whole.answers[0].start :])
     assert encoder.decode(bare.tokens) == f"Read this.\nWhich one? It is{value}"
     assert bare.id == whole.id

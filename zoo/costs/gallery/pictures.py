@@ -22,7 +22,7 @@ from zoo.costs.gallery.costs import LayerCosts, panels
 FUTURE = (0.90, 0.90, 0.92, 1.0)
 UNREAD = (1.0, 1.0, 1.0, 1.0)
 FLOOR = 1e-4
-LEVELS = 19  # few colours make small files; odd, so that 0 is white
+LEVELS = 19  # few colors make small files; odd, so that 0 is white
 POSITIVE = ("YlGnBu", LogNorm(FLOOR, 1, clip=True), "weight (white: not read)")
 SIGNED = (
     "RdBu_r",
@@ -34,17 +34,17 @@ REFERENCE = "softmax"
 
 
 def scale_of(weights: Tensor) -> tuple[str, Normalize, str]:
-    """Colour map, its scale and its label: diverging where weights are signed."""
+    """Color map, its scale and its label: diverging where weights are signed."""
     return SIGNED if (weights < 0).any() else POSITIVE
 
 
 def draw_weights(axes: Axes, weights: Tensor) -> None:
-    """One head ``(T, T)``: queries downwards, keys to the right; what is not normalised is divided by its maximum."""
-    colours, norm, _ = scale_of(weights)
+    """One head ``(T, T)``: queries downwards, keys to the right; what is not normalized is divided by its maximum."""
+    colors, norm, _ = scale_of(weights)
     values = weights.double().numpy()
     if values.sum(-1).max() > 1.001 or values.min() < 0:
         values = values / np.abs(values).max()
-    image = plt.get_cmap(colours, LEVELS)(norm(values))
+    image = plt.get_cmap(colors, LEVELS)(norm(values))
     image[values == 0] = UNREAD
     image[np.triu_indices(len(values), 1)] = FUTURE
     axes.imshow(image, interpolation="nearest")
@@ -64,14 +64,14 @@ def draw_overview(file: Path, weights: dict[str, Tensor]) -> None:
         chosen = heads[:: max(len(heads) // 2, 1)][:2]
         for axes, head in zip(cell.subplots(1, len(chosen), squeeze=False)[0], chosen):
             draw_weights(axes, head)
-    _colour_bars(bottom)
+    _color_bars(bottom)
     save_png(file, figure, dpi=100)
 
 
 def draw_mixer(file: Path, name: str, weights: Tensor, costs: dict[str, LayerCosts]) -> None:
     """All heads of one attention, and its costs beside those of softmax attention."""
     shown = {key: costs[key] for key in dict.fromkeys((REFERENCE, name)) if key in costs}
-    colours = {REFERENCE: "0.55", **({} if name == REFERENCE else {name: "#c2410c"})}
+    colors = {REFERENCE: "0.55", **({} if name == REFERENCE else {name: "#c2410c"})}
     with plt.rc_context(STYLE | {"font.size": 9}):
         figure: Any = plt.figure(figsize=(13.6, 5.0), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.0))
@@ -81,22 +81,22 @@ def draw_mixer(file: Path, name: str, weights: Tensor, costs: dict[str, LayerCos
             axes.set_title(f"head {number}" if len(weights) > 1 else "influence", fontsize=9)
             axes.set(xlabel="key", ylabel="query" if number == 0 else "")
             axes.grid(False)
-        _colour_bar(right, right.subplots(), scale_of(weights), "vertical")
+        _color_bar(right, right.subplots(), scale_of(weights), "vertical")
         for axes, panel in zip(bottom.subplots(1, 3), panels(shown)):
-            draw_panel(axes, panel, CONTEXTS, colours, line=0.09)
-        save_png(file, figure, dpi=80, colours=64)
+            draw_panel(axes, panel, CONTEXTS, colors, line=0.09)
+        save_png(file, figure, dpi=80, colors=64)
 
 
-def _colour_bars(figure: Any) -> None:
+def _color_bars(figure: Any) -> None:
     for axes, scale in zip(figure.subplots(1, 2), (POSITIVE, SIGNED)):
-        _colour_bar(figure, axes, scale, "horizontal")
+        _color_bar(figure, axes, scale, "horizontal")
 
 
-def _colour_bar(figure: Any, axes: Axes, scale: tuple[str, Normalize, str], orientation: str) -> None:
-    colours, norm, label = scale
+def _color_bar(figure: Any, axes: Axes, scale: tuple[str, Normalize, str], orientation: str) -> None:
+    colors, norm, label = scale
     axes.set_axis_off()
     aspect = 30 if orientation == "horizontal" else 14
-    mappable = ScalarMappable(norm, plt.get_cmap(colours, LEVELS))
+    mappable = ScalarMappable(norm, plt.get_cmap(colors, LEVELS))
     bar = figure.colorbar(mappable, ax=axes, orientation=orientation, fraction=0.9, aspect=aspect)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)

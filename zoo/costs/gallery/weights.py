@@ -20,11 +20,16 @@ from zoo.mixers.parts.heads import Call, HeadMixer
 
 WIDTH, HEADS, DEPTH, LENGTH = 128, 4, 4, 160
 SHARPNESS = 2.5  # of queries and keys at random: scores then differ by a few units, as trained ones do
-SMALL: dict[str, int] = {"window": 24, "block": 16, "k": 2, "random": 1, "reach": 8}  # so that patterns show
+SMALL: dict[str, int] = {  # so that patterns show
+    "block": 16,
+    "window": 24,
+    "window_blocks": 2,
+    "random_blocks": 1,
+    "top_k": 2,
+    "reach": 8,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
-    "adaptive": {"full_below": 48, "window_below": 96, "window": 2},
-    "bigbird": {"window": 2},
-    "sparse_linear": {"window": 2},
+    "adaptive": {"full_below": 48, "window_below": 96},
     "dilated": {"window": 12, "dilation": [1, 2, 4, 8]},
 }
 PROBES = 4
@@ -42,7 +47,7 @@ def gallery_options(name: str) -> dict[str, Any]:
 
 
 def build_sample(name: str, seed: int = 0) -> tuple[Mixer, Tensor]:
-    """A mixer of fp64 with random weights, and an input ``(1, T, C)`` in which neighbours resemble each other."""
+    """A mixer of fp64 with random weights, and an input ``(1, T, C)`` in which neighbors resemble each other."""
     torch.manual_seed(seed)
     mixer = mixers.build(name, width=WIDTH, heads=HEADS, depth=DEPTH, layer=1, **gallery_options(name))
     mixer = mixer.double().eval()

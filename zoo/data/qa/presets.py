@@ -32,7 +32,7 @@ class Preset:
 
     Attributes:
         id, revision: on the Hub. configs: those that hold questions, the plain one first; empty if there is only one.
-        split: to evaluate on. adapter: row to record. licence: of the data, as far as its authors state one.
+        split: to evaluate on. adapter: row to record. license: of the data, as far as its authors state one.
         fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`; long documents get no distractors.
         labels: the answers are few words, which every question then offers as options.
         streaming: rows are large, so that only the first ones are fetched, as many as are asked for or ``STREAMED``.
@@ -41,7 +41,7 @@ class Preset:
     id: str
     split: str
     adapter: adapters.Adapter
-    licence: str
+    license: str
     configs: tuple[str, ...] = ()
     revision: str | None = None
     fill: bool = True
@@ -50,8 +50,8 @@ class Preset:
     streaming: bool = False
 
 
-def _long(id: str, split: str, adapter: adapters.Adapter, licence: str, **options: Any) -> Preset:
-    return Preset(id, split, adapter, licence, fill=False, truncate="middle", **options)
+def _long(id: str, split: str, adapter: adapters.Adapter, license: str, **options: Any) -> Preset:
+    return Preset(id, split, adapter, license, fill=False, truncate="middle", **options)
 
 
 PRESETS: dict[str, Preset] = {
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
         "Xnhyacinth/LongBench",
         "test",
         adapters.longbench,
-        "MIT; the texts have their own licences",
+        "MIT; the texts have their own licenses",
         configs=("multifieldqa_en", "narrativeqa", "qasper", "hotpotqa", "2wikimqa", "musique"),
     ),
     "babilong": _long(

@@ -11,7 +11,7 @@ from zoo.data.documents import DataError
 
 KINDS = ("question", "completion", "choice")
 SHORT = 4  # characters: a shorter answer is looked for as whole words only, since it is part of many
-JUDGEMENTS = ("yes", "no")  # answers about a text that are not taken from it
+JUDGMENTS = ("yes", "no")  # answers about a text that are not taken from it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def fold(text: str) -> str:
 
 def mentions(folded: str, answers: Iterable[str]) -> bool:
     """Whether a folded text has one of the folded answers in it; yes and no are not looked for."""
-    return any(_stands_in(folded, answer) for answer in answers if answer not in JUDGEMENTS)
+    return any(_stands_in(folded, answer) for answer in answers if answer not in JUDGMENTS)
 
 
 def _stands_in(folded: str, answer: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.documents import DataError, expand
-from zoo.data.qa.records import JUDGEMENTS, QARecord, check_ids, check_text, fold, mentions, text_field
+from zoo.data.qa.records import JUDGMENTS, QARecord, check_ids, check_text, fold, mentions, text_field
 from zoo.data.sources.readers import content_suffix, read_whole
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def squad_record(row: Any, where: str, number: str) -> QARecord | None:
 
 def _needed(texts: tuple[str, ...], answers: list[str]) -> tuple[str, ...]:
     """Texts that have an answer in them, as words of its own if possible; all of them for yes and no."""
-    if all(answer in JUDGEMENTS for answer in answers):
+    if all(answer in JUDGMENTS for answer in answers):
         return texts
     whole = tuple(text for text in texts if mentions(fold(text), answers))
     return whole or tuple(text for text in texts if any(answer in fold(text) for answer in answers))

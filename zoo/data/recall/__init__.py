@@ -2,5 +2,5 @@
 
 A task draws facts and questions (:class:`zoo.data.recall.compose.Facts`) from random numbers, and ``compose`` adds
 filler to an exact length. The samples of the split ``train`` and of the split ``eval`` never have the same content.
-Names are looked up in :mod:`zoo.data.recall.registry`.
+A task is made by :mod:`zoo.data.recall.build`.
 """

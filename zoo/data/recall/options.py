@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from zoo.data.recall.base import RecallTask
-from zoo.data.recall.registry import TASKS, build_task
+from zoo.data.recall.build import build_task
 from zoo.data.recall.samples import RecallError
+from zoo.registry import RECALL_TASKS
 from zoo.schema.base import Number, Options, Positive, Whole, model_of_signature, option
 from zoo.schema.messages import sentence, suggest
 
@@ -48,9 +49,9 @@ def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
     """
     path, given = f"data.recall.tasks.{name}", dict(options or {})
     task = given.get("task") or name
-    if task not in TASKS:
-        raise RecallError(f"{path}: unknown task {task!r}; {sentence(suggest(str(task), TASKS))}")
-    read = _model(TASKS[task]).read(given, path)
+    if task not in RECALL_TASKS:
+        raise RecallError(f"{path}: unknown task {task!r}; {sentence(suggest(str(task), RECALL_TASKS))}")
+    read = _model(RECALL_TASKS.get(task)).read(given, path)
     own = read.model_dump(exclude_unset=True, exclude=set(EntryOptions.model_fields))
     variants: Sequence[str | None] = read.variants or [None]
     try:

@@ -26,11 +26,13 @@ from zoo.data.sources.plain_names import plain_cache, plain_folder
 from zoo.data.store.atomic import build_once
 from zoo.data.store.fingerprints import remember, stamp_files
 from zoo.paths import PathName
+from zoo.registry import SOURCES
 
 HEADING = re.compile(r" = (?P<title>(?!= ).*[^ ].*(?<! =)) = \n?")
 JOINS = ("none", "wikitext_articles")
 
 
+@SOURCES.register("hub")
 class HubSource:
     """A data set by its Hub id, or a local folder of the same layout when `path` is given.
 

@@ -35,6 +35,7 @@ from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL, LocalFiles, find_files
 from zoo.data.store.fingerprints import Stamp, stamp_files
 from zoo.paths import PathName
+from zoo.registry import SOURCES
 
 __all__ = ["DataError", "Document", "HubSource", "Source", "StdlibSource", "TextSource"]
 
@@ -60,6 +61,7 @@ GENERATED = re.compile(
 HEAD = 600
 
 
+@SOURCES.register("stdlib")
 class StdlibSource:
     """Python sources of the running interpreter's standard library, without tests and generated tables.
 
@@ -119,6 +121,7 @@ class StdlibSource:
         return None if GENERATED.search(text[:HEAD]) else text
 
 
+@SOURCES.register("text")
 class TextSource:
     """Local .txt, .md, .jsonl and .parquet files: one file, a folder (searched recursively) or a glob.
 

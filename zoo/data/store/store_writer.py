@@ -27,7 +27,7 @@ def build_store(
     source: Source, split: str, tokenizer: PreTrainedTokenizerFast, key: str, folder: Path, progress: bool
 ) -> None:
     """Writes the store of a split into an empty folder; DataError if the split has no documents or the disk is full."""
-    title = f"tokenising {source.name} ({split})"
+    title = f"tokenizing {source.name} ({split})"
     dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32)
     writer = StoreWriter(folder, tokenizer.eos_token_id, dtype)
     try:
@@ -38,7 +38,7 @@ def build_store(
                     writer.add(document, tokens)
                 advance()
         if not writer.documents:
-            raise DataError(f"the {split!r} split of {source.name} has no documents: there is nothing to tokenise")
+            raise DataError(f"the {split!r} split of {source.name} has no documents: there is nothing to tokenize")
         write_meta(folder, key, writer.eos, writer.dtype.name)
     except OSError as error:
         raise _no_space(error, folder, writer, source.documents(split)) from error

@@ -18,7 +18,7 @@ from zoo.evaluation.display.training_plots import (  # plots selects the backend
     save_figure,
 )
 
-COLOURS = (VALIDATION, HELD_OUT, "#238b45", "#6a51a3", "#cb181d", "#00838f", "#8c6d31", "#525252")
+COLORS = (VALIDATION, HELD_OUT, "#238b45", "#6a51a3", "#cb181d", "#00838f", "#8c6d31", "#525252")
 LINES = ("-", "--", ":")
 PARTS = {"": "all tokens", "-recall": "tokens that repeat a bigram", "-other": "other tokens"}
 PANELS = {"": "all tokens", "-recall": "recall tokens", "-other": "other tokens"}
@@ -128,13 +128,13 @@ def _draw_runs(axes: Any, curves: list[tuple[str, np.ndarray]]) -> None:
 
 def _band(axes: Any, curve: np.ndarray, label: str, number: int) -> None:
     """A line with its interval: a band, or a bar for a single point."""
-    colour = COLOURS[number % len(COLOURS)]
-    line = LINES[number // len(COLOURS) % len(LINES)]
+    color = COLORS[number % len(COLORS)]
+    line = LINES[number // len(COLORS) % len(LINES)]
     x, y, low, high = curve[:, :4].T
-    axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=4, linewidth=1.5, label=label)
+    axes.plot(x, y, color=color, linestyle=line, marker="o", markersize=4, linewidth=1.5, label=label)
     if len(curve) == 1 and np.isfinite(low).all():
-        axes.vlines(x, low, high, color=colour, linewidth=1.5)
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.vlines(x, low, high, color=color, linewidth=1.5)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _with_gains(

@@ -70,7 +70,7 @@ def _heat_map(axes: Axes, records: Records) -> None:
     lengths = sorted({r["length"] for r in records})
     depths = sorted({r["depth"] for r in records})
     if not records:
-        axes.text(0.5, 0.5, "one value only", ha="center", va="center", fontsize=8, color="grey")
+        axes.text(0.5, 0.5, "one value only", ha="center", va="center", fontsize=8, color="gray")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         return
@@ -94,13 +94,13 @@ def _lines(axes: Axes, records: Records, variants: list[str]) -> None:
         rows = sorted((r for r in records if r["variant"] == variant), key=lambda r: r["length"])
         if not rows:
             continue
-        colour = f"C{number}"
+        color = f"C{number}"
         lengths = [r["length"] for r in rows]
-        axes.plot(lengths, [r["value"] for r in rows], marker="o", markersize=4, color=colour, label=variant)
+        axes.plot(lengths, [r["value"] for r in rows], marker="o", markersize=4, color=color, label=variant)
         low, high = zip(*(r["ci95"] or (r["value"], r["value"]) for r in rows))
-        axes.fill_between(lengths, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(lengths, low, high, color=color, alpha=0.12, linewidth=0)
         if rows[0]["chance"] is not None:
-            axes.axhline(rows[0]["chance"], color=colour, linestyle=":", linewidth=1)
+            axes.axhline(rows[0]["chance"], color=color, linestyle=":", linewidth=1)
     lengths = sorted({r["length"] for r in records})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)

@@ -103,7 +103,7 @@ class ZooLM(TemplateLM):
         raise ValueError("apply_chat_template=True: these models are trained on plain text and have no chat template.")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; no special token is ever added, and one spelt out in the text is plain text."""
+        """Ids of a text; no special token is ever added, and one spelled out in the text is plain text."""
         return list(encode_batch(self.tokenizer, [string])[0].tolist())
 
     def tok_decode(self, tokens: int | Sequence[int], skip_special_tokens: bool = True) -> str:

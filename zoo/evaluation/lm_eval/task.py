@@ -18,6 +18,7 @@ from zoo.evaluation.lm_eval.records import as_json, make_records, make_samples
 from zoo.evaluation.results.cell_store import open_cells
 from zoo.evaluation.tasks.base import Folders, Outcome, TaskOptions, Words
 from zoo.paths import expand
+from zoo.registry import TASKS
 from zoo.runs.file_names import join_name, path_part
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import Count, Flag, Positive, option
@@ -35,6 +36,7 @@ def _share_or_count(limit: float) -> float:
     return limit if limit < 1 else int(limit)
 
 
+@TASKS.register("lm_eval")
 class LmEvalTask(TaskOptions):
     """Tasks of lm-evaluation-harness, scored by :class:`zoo.evaluation.lm_eval.model.ZooLM`."""
 

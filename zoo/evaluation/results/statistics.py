@@ -102,8 +102,8 @@ def student_interval(
         factor = math.exp(half / (mean - low))
         return low + (mean - low) / factor, low + (mean - low) * factor
     width = high - low
-    centre, slope = math.log((mean - low) / (high - mean)), width / ((mean - low) * (high - mean))
-    first, last = (low + width * float(special.expit(centre + sign * slope * half)) for sign in (-1, 1))
+    center, slope = math.log((mean - low) / (high - mean)), width / ((mean - low) * (high - mean))
+    first, last = (low + width * float(special.expit(center + sign * slope * half)) for sign in (-1, 1))
     return first, last
 
 

@@ -28,7 +28,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the prediction equals a reference once both are normalised, else 0.0.
+    """1.0 if the prediction equals a reference once both are normalized, else 0.0.
 
     Raises:
         ValueError: if there is no reference.
@@ -40,7 +40,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 def f1(prediction: str, references: Sequence[str]) -> float:
     """F1 of the words of prediction and reference as bags, 0..1, the best over the references.
 
-    If either is empty once normalised, both must be.
+    If either is empty once normalized, both must be.
 
     Raises:
         ValueError: if there is no reference.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import MinLen
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 
-from zoo.config import CONFIGS, ConfigError
+from zoo.config import ConfigError
 from zoo.evaluation.results.records import Record
 from zoo.options.programs import composed
+from zoo.plugins import config_files
+from zoo.registry import TASKS
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.arguments import option_lines
 from zoo.schema.base import Flag, Options, PathText, Positive, Text, option
@@ -99,21 +100,6 @@ class Task(Protocol):
         ...
 
 
-TASKS = {
-    "offline": "tasks.suite:Suite",
-    "perplexity": "tasks.perplexity:PerplexityTask",
-    "perplexity_position": "tasks.perplexity_position:PerplexityPositionTask",
-    "perplexity_context": "tasks.perplexity_context:PerplexityContextTask",
-    **dict.fromkeys(
-        ("mqar", "passkey", "kv", "niah", "vt", "cwe", "fwe", "babi"),
-        "tasks.recall:RecallEvaluation",
-    ),
-    "qa": "tasks.question_answering:QAEvaluation",
-    "hub": "tasks.question_answering:HubSuite",
-    "lm_eval": "lm_eval.task:LmEvalTask",
-}
-
-
 def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
     """The task that ``options["name"]`` names, with the other options as its fields: a Task, or a Suite of some.
 
@@ -126,9 +112,7 @@ def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
     """
     given = dict(options)
     name = given.pop("name", None)
-    if not isinstance(name, str) or name not in TASKS:
-        raise ConfigError(f"{path}.name={name}: unknown task; {sentence(suggest(str(name), TASKS))}")
-    task = task_class(name)
+    task = task_class(name, f"{path}.name")
     return task(path, **given, **({"name": name} if "name" in task.model_fields else {}))
 
 
@@ -136,14 +120,27 @@ def task_help() -> list[str]:
     """Lines about every task and its options, with the defaults of configs/task."""
     lines = []
     for name in TASKS:
-        about = (CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        file = config_files("task").get(name)
+        text = file.read_text(encoding="utf-8").removeprefix("# ") if file else task_class(name).__doc__ or ""
+        about = text.partition("\n")[0]
         defaults = composed("eval", [f"task={name}"])["task"]
         lines += ["", f"task={name}: {about}", "", *option_lines(task_class(name), defaults, f"{PATH}.")]
     return lines
 
 
-def task_class(name: str) -> type[TaskOptions]:
-    """The class of the task called ``name``."""
-    module, _, kind = TASKS[name].partition(":")
-    found: type[TaskOptions] = getattr(import_module(f"zoo.evaluation.{module}"), kind)
+def task_class(name: Any, path: str = PATH) -> type[TaskOptions]:
+    """The class of the task called ``name``.
+
+    Args:
+        name: a registered one.
+        path: of the option that names it, for messages.
+
+    Raises:
+        ConfigError: if there is none, or if it is none of this kind.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"{path}={name}: unknown task; {sentence(suggest(str(name), TASKS))}")
+    found: type[TaskOptions] = TASKS.get(name)
+    if not (isinstance(found, type) and issubclass(found, TaskOptions)):
+        raise ConfigError(f"{path}={name}: {found} is no TaskOptions, which a task has to be.")
     return found

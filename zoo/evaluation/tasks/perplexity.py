@@ -17,6 +17,7 @@ from zoo.evaluation.results.records import Record
 from zoo.evaluation.scoring.perplexity_sums import DocumentScores, estimate_metrics, evaluate_perplexity, part_records
 from zoo.evaluation.scoring.repeated_bigrams import split_sums
 from zoo.evaluation.tasks.base import Outcome, TextTask
+from zoo.registry import TASKS
 from zoo.runs.corpus import (
     Corpus,
     corpus_warnings,
@@ -40,6 +41,7 @@ class Protocol:
     stride: int
 
 
+@TASKS.register("perplexity")
 class PerplexityTask(TextTask):
     """Perplexity of a split of the run's data, or of other local text."""
 

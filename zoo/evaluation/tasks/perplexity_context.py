@@ -17,6 +17,7 @@ from zoo.evaluation.scoring.documents import Piece, score_windows
 from zoo.evaluation.scoring.perplexity_sums import part_records
 from zoo.evaluation.tasks.base import Lengths, Outcome, TextTask
 from zoo.evaluation.tasks.perplexity_position import choose_documents
+from zoo.registry import TASKS
 from zoo.runs.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import Positive, option
@@ -33,6 +34,7 @@ class Span:
     start: int
 
 
+@TASKS.register("perplexity_context")
 class PerplexityContextTask(TextTask):
     """Perplexity of fixed spans of text, each seen after its last L tokens, for every L of ``lengths``.
 

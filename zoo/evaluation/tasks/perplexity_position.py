@@ -19,6 +19,7 @@ from zoo.evaluation.scoring.documents import Piece, score_windows
 from zoo.evaluation.scoring.perplexity_sums import part_records, sum_groups
 from zoo.evaluation.scoring.repeated_bigrams import bigram_gaps
 from zoo.evaluation.tasks.base import Outcome, TextTask
+from zoo.registry import TASKS
 from zoo.runs.corpus import (
     Corpus,
     corpus_warnings,
@@ -34,6 +35,7 @@ from zoo.schema.base import Positive, option
 TASK = "perplexity_position"
 
 
+@TASKS.register("perplexity_position")
 class PerplexityPositionTask(TextTask):
     """Perplexity of the tokens 0..63, 64..127, 128..255, ... of documents, each read in one window from its start.
 

@@ -13,6 +13,7 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.samples import RecallError
 from zoo.evaluation.tasks.base import Words
 from zoo.evaluation.tasks.cell_task import CellTask, Questions
+from zoo.registry import TASKS
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import Flag, PathText, Positive, Text, option
 from zoo.schema.messages import sentence, suggest
@@ -31,6 +32,7 @@ def _known_preset(name: str) -> str:
     return name
 
 
+@TASKS.register("qa")
 class QAEvaluation(CellTask):
     """Questions of a set, each asked once per length and depth; the same questions at every length."""
 
@@ -78,6 +80,7 @@ class QAEvaluation(CellTask):
         raise reason
 
 
+@TASKS.register("hub")
 class HubSuite(QAEvaluation):
     """Several presets, each with its own result file; one that cannot be read is left out."""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.data.recall.build import build_task
 from zoo.data.recall.encoder import Encoder
-from zoo.data.recall.registry import TASKS, build_task
 from zoo.evaluation.tasks.base import Words
 from zoo.evaluation.tasks.cell_task import CellTask, Questions
+from zoo.registry import RECALL_TASKS, TASKS
 from zoo.runs.loaded_run import OpenedRun
 from zoo.schema.base import option
 
 
 class RecallEvaluation(CellTask):
-    """A task that is generated: one of :data:`zoo.data.recall.registry.TASKS`."""
+    """A task that is generated: one of :data:`zoo.registry.RECALL_TASKS`."""
 
     variants: Words | None = option("variants of the task; null: all", default=None)
     options: dict[str, Any] = option(
@@ -31,5 +32,8 @@ class RecallEvaluation(CellTask):
         return self._made()
 
     def _made(self) -> dict[str, Questions]:
-        names = self.variants if self.variants is not None else list(TASKS[self.name].VARIANTS)
+        names = self.variants if self.variants is not None else list(RECALL_TASKS.get(self.name).VARIANTS)
         return {name: build_task(self.name, name, **self.options) for name in names}
+
+
+TASKS.include(RECALL_TASKS, RecallEvaluation)

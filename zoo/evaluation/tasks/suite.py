@@ -10,9 +10,11 @@ from pydantic import PrivateAttr
 from zoo.config import ConfigError
 from zoo.evaluation.tasks.base import PATH, Lengths, Task, TaskOptions, build_task
 from zoo.evaluation.tasks.cell_task import CellTask
+from zoo.registry import TASKS
 from zoo.schema.base import Flag, Positive, Text, option
 
 
+@TASKS.register("offline")
 class Suite(TaskOptions):
     """Tasks that are evaluated one after the other, each with its own result file.
 

@@ -131,7 +131,7 @@ class PatternPart(Part):
 
 
 class LinearPart(Part):
-    """Normalised linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
+    """Normalized linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
 
     Args:
         feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
@@ -148,7 +148,7 @@ class LinearPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normaliser, in fp32 or wider."""
+        """The state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.width), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
@@ -219,7 +219,7 @@ class BlendMixer(HeadMixer):
     Args:
         mode: how they are blended, a key of ``modes``.
         local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
-        qk_norm, gate, rope: of :class:`HeadMixer`.
+        qk_norm, gate, rope_theta: of :class:`HeadMixer`.
 
     Raises:
         ValueError: on a mode or a number of heads that cannot be.
@@ -239,9 +239,9 @@ class BlendMixer(HeadMixer):
         local_heads: int | None,
         qk_norm: bool,
         gate: str,
-        rope: float | None,
+        rope_theta: float | None,
     ) -> None:
-        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope=rope)
+        super().__init__(width, heads, depth, layer, qk_norm=qk_norm, gate=gate, rope_theta=rope_theta)
         if mode not in self.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes)}.")
         if local_heads is not None and mode != "heads":

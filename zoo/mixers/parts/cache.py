@@ -34,7 +34,7 @@ class StateCache:
     """A state that does not grow, in fp32 or better, and the tokens seen.
 
     Attributes:
-        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalised attention. lengths: ``(B,)``.
+        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalized attention. lengths: ``(B,)``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StateCache:
         return self.state.dtype
 
     def nbytes(self) -> int:
-        """Bytes of the state and its normaliser."""
+        """Bytes of the state and its normalizer."""
         return self.state.nbytes + (0 if self.normalizer is None else self.normalizer.nbytes)
 
     def attend(

@@ -10,7 +10,7 @@ CHUNK = 64  # of the linear kernels
 def linear_flops(heads: int, key_width: int, value_width: int, context: int, algorithm: str = "auto") -> float:
     """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once.
 
-    Normalised attention appends a column of ones to the values: ``value_width`` is then one more. All tokens are one
+    Normalized attention appends a column of ones to the values: ``value_width`` is then one more. All tokens are one
     chunk if ``algorithm`` is ``parallel``.
     """
     chunk = context if algorithm == "parallel" else CHUNK
@@ -21,12 +21,12 @@ def linear_flops(heads: int, key_width: int, value_width: int, context: int, alg
 
 
 def linear_step_flops(heads: int, key_width: int, value_width: int, normalize: bool = False) -> float:
-    """FLOPs of one token of decoding: the state written and read, and a normaliser written."""
+    """FLOPs of one token of decoding: the state written and read, and a normalizer written."""
     return heads * key_width * (4 * value_width + 2 * normalize)
 
 
 def state_bytes(heads: int, key_width: int, value_width: int, dtype: torch.dtype) -> int:
-    """Bytes of a state, which is in fp32 or better; of a normalised one, ``value_width`` is one more."""
+    """Bytes of a state, which is in fp32 or better; of a normalized one, ``value_width`` is one more."""
     return heads * key_width * value_width * max(dtype.itemsize, torch.float32.itemsize)
 
 

@@ -66,7 +66,7 @@ class FeatureMap:
     """A feature map.
 
     Attributes:
-        apply: ``(..., D)`` -> ``(..., width(D))``. eps: least absolute sum that normalised attention divides by.
+        apply: ``(..., D)`` -> ``(..., width(D))``. eps: least absolute sum that normalized attention divides by.
         width: numbers that it makes of D. positive: whether products of features are, so that no sum can vanish.
     """
 

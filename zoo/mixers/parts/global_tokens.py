@@ -41,7 +41,7 @@ class GlobalTokens:
 
     def __post_init__(self) -> None:
         if self.first < 0:
-            raise ValueError(f"globals={self.first}: expected 0 or more of a document's first tokens.")
+            raise ValueError(f"global_tokens={self.first}: expected 0 or more of a document's first tokens.")
         if self.every is not None and self.every < 1:
             raise ValueError(f"global_every={self.every}: expected a distance of at least 1 token, or null for none.")
 

@@ -43,8 +43,8 @@ class HeadMixer(Mixer):
 
     Args:
         kv_heads: key and value heads G; None for one per query head.
-        qk_norm: RMS-normalise queries and keys per head, before the positions.
-        rope: base of the rotary frequencies; None for no positions.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: of the output before the gate, ``none``, ``rms`` or ``srms``.
@@ -63,7 +63,7 @@ class HeadMixer(Mixer):
         *,
         kv_heads: int | None = None,
         qk_norm: bool = False,
-        rope: float | None = None,
+        rope_theta: float | None = None,
         rope_fraction: float = 1.0,
         gate: str = "none",
         norm: str = "none",
@@ -75,7 +75,7 @@ class HeadMixer(Mixer):
             raise ValueError(
                 f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
             )
-        self.rope, self.rotated = rope, _rotated(rope, rope_fraction, self.head_width)
+        self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_width)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
         self.value = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
@@ -105,8 +105,8 @@ class HeadMixer(Mixer):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        if self.rope is not None:
-            q, k = (rotate(y, call.positions, self.rope, self.rotated) for y in (q, k))
+        if self.rope_theta is not None:
+            q, k = (rotate(y, call.positions, self.rope_theta, self.rotated) for y in (q, k))
         y = self.mix(q, k, v, call)
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
@@ -165,15 +165,15 @@ class HeadMixer(Mixer):
         )
 
 
-def _rotated(rope: float | None, fraction: float, width: int) -> int:
+def _rotated(rope_theta: float | None, fraction: float, width: int) -> int:
     """Numbers of each head that are rotated."""
-    check_base(rope)
+    check_base(rope_theta)
     if not 0 < fraction <= 1:
         raise ValueError(f"rope_fraction={fraction}: expected a part of each head, over 0 and at most 1.")
-    if rope is None:
+    if rope_theta is None:
         return 0
     rotated = round(width * fraction)
     if rotated < 2 or rotated % 2:
         part = f"width / heads = {width}" if fraction == 1 else f"rope_fraction={fraction} of width / heads = {width}"
-        raise ValueError(f"rope needs an even head width, got {part}.")
+        raise ValueError(f"rope_theta needs an even head width, got {part}.")
     return rotated

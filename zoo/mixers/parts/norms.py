@@ -14,7 +14,7 @@ EPS = 1e-6
 class _FusedBackward(torch.autograd.Function):
     """RMS norm for CPUs, where PyTorch's own backward pass is a chain of separate operations, several times slower.
 
-    Layer norm's fused backward with a mean of zero is that of the RMS norm but for the part that centres the gradient,
+    Layer norm's fused backward with a mean of zero is that of the RMS norm but for the part that centers the gradient,
     which is added back.
     """
 

@@ -27,10 +27,10 @@ def rotate(x: Tensor, positions: Tensor, theta: float, width: int | None = None)
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
-def check_base(rope: float | None) -> None:
+def check_base(rope_theta: float | None) -> None:
     """Raises ValueError unless the base of the rotary frequencies is over 0, or None for no positions."""
-    if rope is not None and not rope > 0:
-        raise ValueError(f"rope={rope}: expected a base over 0, or null for no positions.")
+    if rope_theta is not None and not rope_theta > 0:
+        raise ValueError(f"rope_theta={rope_theta}: expected a base over 0, or null for no positions.")
 
 
 class LinearizedRelativeEncoding(nn.Module):

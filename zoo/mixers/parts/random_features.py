@@ -90,7 +90,7 @@ class RandomProjection(nn.Module):
 
 
 class MaximumCache(StateCache):
-    """A normalised state in units of ``exp(maximum)``.
+    """A normalized state in units of ``exp(maximum)``.
 
     Attributes:
         maximum: ``(B, H)`` largest exponent of the keys seen, -inf before the first.
@@ -103,7 +103,7 @@ class MaximumCache(StateCache):
         self.maximum = torch.full_like(self.state[:, :, 0, 0], -torch.inf)
 
     def nbytes(self) -> int:
-        """Bytes of the state, its normaliser and the maximum."""
+        """Bytes of the state, its normalizer and the maximum."""
         return super().nbytes() + self.maximum.nbytes
 
 

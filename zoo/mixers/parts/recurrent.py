@@ -30,7 +30,7 @@ def attend_linear(
 
     Args:
         q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``, all <= 0.
-        call: of the mixer; its cache is None or a :class:`StateCache`, with a normaliser exactly if ``normalize``.
+        call: of the mixer; its cache is None or a :class:`StateCache`, with a normalizer exactly if ``normalize``.
         scale, normalize, eps, algorithm: of :func:`zoo_kernels.linear_attention`.
 
     Returns:
@@ -56,7 +56,7 @@ class StateMixer(HeadMixer):
     """A mixer whose cache is one state per head; a subclass writes ``mix`` and may widen its keys.
 
     Attributes:
-        key_width: numbers D of a key after its feature map. normalize: whether the state has a normaliser.
+        key_width: numbers D of a key after its feature map. normalize: whether the state has a normalizer.
         algorithm: of the kernel, for mixers that leave the choice.
 
     Raises:
@@ -84,7 +84,7 @@ class StateMixer(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Where the state has a normaliser."""
+        """Where the state has a normalizer."""
         return self.normalize
 
     def new_cache(

@@ -12,7 +12,7 @@ from zoo_kernels.softmax import ring_slots
 
 
 class RingCache(KeyValueCache):
-    """Keys and values of the first ``sinks`` and the latest ``window`` tokens: it stops growing at so many slots.
+    """Keys and values of the first ``sink_tokens`` and the latest ``window`` tokens: it stops growing at so many slots.
 
     What is computed for one token gets all slots, and must be told by :attr:`wrapped` that they are a ring.
     """
@@ -23,20 +23,20 @@ class RingCache(KeyValueCache):
         self,
         batch_size: int,
         window: int,
-        sinks: int,
+        sink_tokens: int,
         capacity: int,
         heads: int,
         width: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        self.window, self.sinks, self.limit = window, sinks, window + sinks
+        self.window, self.sink_tokens, self.limit = window, sink_tokens, window + sink_tokens
         super().__init__(batch_size, min(capacity, self.limit), heads, width, device, dtype)
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What has to agree with the mixer."""
-        return *super().kind, self.window, self.sinks
+        return *super().kind, self.window, self.sink_tokens
 
     def _slots(self, length: int) -> int:
         return min(length, self.limit)
@@ -47,15 +47,15 @@ class RingCache(KeyValueCache):
         return self._longest >= self.limit
 
     def _earlier(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """As of the class above: the sinks and the keys of the window."""
+        """As of the class above: the sink tokens and the keys of the window."""
         if not self._longest:
             return None
         columns, before = self._slots(self._longest), self.lengths[:, None]
         held = before.clamp(max=self.limit)
         place = torch.arange(columns, device=before.device)[None] - (columns - held)
-        at = torch.where(place < self.sinks, place, before - (held - place)).clamp(min=0)
+        at = torch.where(place < self.sink_tokens, place, before - (held - place)).clamp(min=0)
         rows = torch.arange(len(before), device=before.device)[:, None]
-        slots = ring_slots(at, self.limit, self.sinks)
+        slots = ring_slots(at, self.limit, self.sink_tokens)
         return self.keys[rows, slots], self.values[rows, slots], place < 0
 
     def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
@@ -64,7 +64,7 @@ class RingCache(KeyValueCache):
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         added = torch.full_like(self.lengths, length) if lengths is None else lengths.to(self.lengths)
         if length == 1:
-            slot = ring_slots(self.lengths[:, None], self.limit, self.sinks)
+            slot = ring_slots(self.lengths[:, None], self.limit, self.sink_tokens)
             keep = (added == 0)[:, None, None, None]
             for held, new in ((self.keys, k), (self.values, v)):
                 slots = slot.clamp(max=held.shape[1] - 1)
@@ -72,7 +72,7 @@ class RingCache(KeyValueCache):
             return
         slots = torch.arange(self.keys.shape[1], device=k.device)[None]
         turns = torch.div((self.lengths + added)[:, None] - 1 - slots, self.window, rounding_mode="floor")
-        latest = torch.where(slots < self.sinks, slots, slots + turns.clamp(min=0) * self.window)
+        latest = torch.where(slots < self.sink_tokens, slots, slots + turns.clamp(min=0) * self.window)
         source = latest - self.lengths[:, None]
         fresh = ((source >= 0) & (source < added[:, None]))[..., None, None]
         source = source.clamp(0, length - 1)

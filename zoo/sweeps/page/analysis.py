@@ -128,7 +128,7 @@ class Analysis:
         return unpaired_verdict(first, second, measure.higher_is_better)
 
 
-def analyse(sweep: SweepData) -> Analysis:
+def analyze(sweep: SweepData) -> Analysis:
     """Work a sweep out."""
     measures = find_measures(sweep)
     facts = {arm: arm_facts(sweep, arm) for arm in sweep.arms}

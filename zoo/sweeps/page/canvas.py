@@ -1,4 +1,4 @@
-"""What all pictures of a sweep share: size, look, colours, legends and marks."""
+"""What all pictures of a sweep share: size, look, colors, legends and marks."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ LOOK: Any = STYLE | {
 Key = tuple[Any, str]  # a line or patch of the legend, and its label
 
 
-def colours(analysis: Analysis) -> dict[str, str]:
-    """Colour of each arm, hexadecimal."""
+def colors(analysis: Analysis) -> dict[str, str]:
+    """Color of each arm, hexadecimal."""
     return hexadecimal(analysis.sweep.arms)
 
 
-def layer_colours(analysis: Analysis) -> dict[str, str]:
-    """Colour of each kind of layer, hexadecimal."""
+def layer_colors(analysis: Analysis) -> dict[str, str]:
+    """Color of each kind of layer, hexadecimal."""
     return hexadecimal(sorted({layer for facts in analysis.facts.values() for layer in facts.layers}))
 
 
 def hexadecimal(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, hexadecimal."""
-    return {name: to_hex(colour) for name, colour in palette(names).items()}
+    """A color for each name, hexadecimal."""
+    return {name: to_hex(color) for name, color in palette(names).items()}
 
 
 def panel(height: float = SIZE[1], legend: int = 0) -> tuple[Figure, Axes]:
@@ -75,14 +75,14 @@ def rows(count: int, columns: int = 2) -> int:
     return -(-count // columns)
 
 
-def mark(axes: Axes, place: float, summary: Any, colour: str, state: str = FRONT, sideways: bool = False) -> None:
+def mark(axes: Axes, place: float, summary: Any, color: str, state: str = FRONT, sideways: bool = False) -> None:
     """Draw a mean and its interval at ``place`` of the other axis; ``sideways`` along the axis x."""
     if summary.ci95 is not None:
-        (axes.hlines if sideways else axes.vlines)(place, *summary.ci95, color=colour, linewidth=1.2, alpha=0.7)
+        (axes.hlines if sideways else axes.vlines)(place, *summary.ci95, color=color, linewidth=1.2, alpha=0.7)
     x, y = ([summary.mean], [place]) if sideways else ([place], [summary.mean])
-    axes.plot(x, y, marker="o", markersize=5, color=colour, markerfacecolor=mark_face(colour, state), linestyle="")
+    axes.plot(x, y, marker="o", markersize=5, color=color, markerfacecolor=mark_face(color, state), linestyle="")
 
 
-def mark_face(colour: str, state: str) -> Any:
+def mark_face(color: str, state: str) -> Any:
     """Full on the front, empty if dominated, pale between the two."""
-    return {FRONT: colour, DOMINATED: "none"}.get(state, to_rgba(colour, 0.3))
+    return {FRONT: color, DOMINATED: "none"}.get(state, to_rgba(color, 0.3))

@@ -1,7 +1,7 @@
 """Pictures of a sweep: layers as strips, curves of loss, quality by share of softmax or by arm, and against costs.
 
 Each is a small panel with a title of its own, drawn once and kept as SVG for the page and as PNG for Markdown. Lines
-and text of the SVG take the colour of the page around them.
+and text of the SVG take the color of the page around them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis
 from zoo.sweeps.page.canvas import (
     INK,
     LOOK,
-    colours,
+    colors,
     hexadecimal,
-    layer_colours,
+    layer_colors,
     legend,
     mark,
     panel,
@@ -89,19 +89,19 @@ def _strips(analysis: Analysis) -> Figure | None:
     arms = [arm for arm in analysis.sweep.arms if analysis.facts[arm].layers]
     if not arms:
         return None
-    colour = layer_colours(analysis)
+    color = layer_colors(analysis)
     with plt.rc_context(LOOK | {"axes.grid": False}):
-        figure, axes = panel(0.5 + 0.27 * len(arms), rows(len(colour), 3))
+        figure, axes = panel(0.5 + 0.27 * len(arms), rows(len(color), 3))
         for row, arm in enumerate(arms):
             for number, layer in enumerate(analysis.facts[arm].layers):
-                axes.barh(row, 0.94, left=number + 0.03, height=0.72, color=colour[layer])
+                axes.barh(row, 0.94, left=number + 0.03, height=0.72, color=color[layer])
         axes.set_yticks(range(len(arms)), [short(arm, 28) for arm in arms])
         axes.set(
             xlim=(0, max(len(analysis.facts[arm].layers) for arm in arms)), ylim=(len(arms) - 0.5, -0.5), xticks=[]
         )
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        legend(figure, [(Patch(color=value), name) for name, value in colour.items()], 3)
+        legend(figure, [(Patch(color=value), name) for name, value in color.items()], 3)
     return figure
 
 
@@ -111,20 +111,20 @@ def _curves(analysis: Analysis, part: str, title: str) -> Figure | None:
     unit, by_arm = next(((unit, curves) for unit, curves in found if curves), ("", {}))
     if not by_arm:
         return None
-    colour = colours(analysis)
+    color = colors(analysis)
     with plt.rc_context(LOOK):
         figure, axes = panel(legend=rows(len(by_arm)))
         ends: list[float] = []
         for arm, seeds in by_arm.items():
             for seed in seeds if len(seeds) > 1 else ():
-                axes.plot(list(seed), list(seed.values()), color=colour[arm], linewidth=0.6, alpha=0.4)
+                axes.plot(list(seed), list(seed.values()), color=color[arm], linewidth=0.6, alpha=0.4)
             mean = _mean(seeds)
-            axes.plot(list(mean), list(mean.values()), color=colour[arm], linewidth=1.6, marker=".", markersize=3)
+            axes.plot(list(mean), list(mean.values()), color=color[arm], linewidth=1.6, marker=".", markersize=3)
             ends += list(mean.values())
         axes.set(title=f"{title}: {unit}", xlabel="training tokens", ylabel=unit)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         _leave_out_the_fall(axes, ends)
-        legend(figure, [(Line2D([], [], color=colour[arm]), arm) for arm in by_arm])
+        legend(figure, [(Line2D([], [], color=color[arm]), arm) for arm in by_arm])
     return figure
 
 
@@ -172,24 +172,24 @@ def _quality(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Fig
 
 
 def _by_share(analysis: Analysis, title: str, measures: Sequence[Measure], shares: dict[str, float]) -> Figure:
-    colour = hexadecimal([m.label for m in measures])
+    color = hexadecimal([m.label for m in measures])
     figure, axes = panel(legend=len(measures))
     for number, measure in enumerate(measures):
         arms = sorted((a for a in shares if (a, measure) in analysis.summaries), key=lambda a: shares[a])
         shift = (number - (len(measures) - 1) / 2) * 0.008
         for arm in arms:
-            mark(axes, shares[arm] + shift, analysis.summaries[arm, measure], colour[measure.label])
+            mark(axes, shares[arm] + shift, analysis.summaries[arm, measure], color[measure.label])
         means = [analysis.summaries[arm, measure].mean for arm in arms]
-        axes.plot([shares[arm] + shift for arm in arms], means, color=colour[measure.label], linewidth=1.2)
+        axes.plot([shares[arm] + shift for arm in arms], means, color=color[measure.label], linewidth=1.2)
     axes.set(title=title, ylabel=title, xlabel="share of layers with full softmax attention")
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    legend(figure, [(Line2D([], [], color=colour[m.label], marker="o"), m.label) for m in measures], 1)
+    legend(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
     return figure
 
 
 def _by_name(analysis: Analysis, title: str, measures: Sequence[Measure], arms: Sequence[str]) -> Figure:
     """A line per arm, the best in the last measure on top."""
-    colour, main = hexadecimal([m.label for m in measures]), measures[-1]
+    color, main = hexadecimal([m.label for m in measures]), measures[-1]
     means = {arm: found.mean for arm in arms if (found := analysis.summaries.get((arm, main))) is not None}
     sign = -1 if main.higher_is_better else 1
     ordered = [*sorted(means, key=lambda arm: sign * means[arm]), *(arm for arm in arms if arm not in means)]
@@ -199,10 +199,10 @@ def _by_name(analysis: Analysis, title: str, measures: Sequence[Measure], arms: 
         for row, arm in enumerate(ordered):
             summary = analysis.summaries.get((arm, measure))
             if summary is not None:
-                mark(axes, row + shift, summary, colour[measure.label], sideways=True)
+                mark(axes, row + shift, summary, color[measure.label], sideways=True)
     axes.set_yticks(range(len(ordered)), [short(arm, 24) for arm in ordered])
     axes.set(title=title, xlabel=title, ylim=(len(ordered) - 0.5, -0.5))
-    legend(figure, [(Line2D([], [], color=colour[m.label], marker="o"), m.label) for m in measures], 1)
+    legend(figure, [(Line2D([], [], color=color[m.label], marker="o"), m.label) for m in measures], 1)
     return figure
 
 

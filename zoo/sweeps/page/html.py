@@ -19,7 +19,7 @@ from zoo.sweeps.page.arm_tables import (
     headline_table,
     speed_table,
 )
-from zoo.sweeps.page.canvas import layer_colours
+from zoo.sweeps.page.canvas import layer_colors
 from zoo.sweeps.page.figures import Picture
 from zoo.sweeps.page.style import STYLE
 from zoo.sweeps.page.summary import BETTER, WORSE
@@ -61,7 +61,7 @@ def _top(analysis: Analysis) -> Iterator[str]:
 
 
 def _body(analysis: Analysis, pictures: Sequence[Picture]) -> Iterator[str]:
-    yield _section("Arms", _table(arms_table(analysis), layer_colours(analysis)) + _key(layer_colours(analysis)))
+    yield _section("Arms", _table(arms_table(analysis), layer_colors(analysis)) + _key(layer_colors(analysis)))
     if analysis.failures:
         yield _section("Failed runs", _table(failure_table(analysis)))
     if analysis.notes:
@@ -113,13 +113,13 @@ def _details(table: Table) -> str:
     return f"<details><summary>{escape(table.title)}: {len(table.rows)} numbers</summary>{_table(table)}</details>"
 
 
-def _table(table: Table, colours: dict[str, str] | None = None) -> str:
+def _table(table: Table, colors: dict[str, str] | None = None) -> str:
     """A table in a box that scrolls by itself; on a narrow screen its cells stand below each other with their heads."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     rows = []
     for first, *cells in table.rows:
         names = (f' data-of="{escape(text, quote=True)}"' for text in table.head[1:])
-        body = "".join(f"<td{_long(c)}{name}>{_cell(c, colours or {})}</td>" for c, name in zip(cells, names))
+        body = "".join(f"<td{_long(c)}{name}>{_cell(c, colors or {})}</td>" for c, name in zip(cells, names))
         rows.append(f'<tr><th scope="row">{_cell(first, {})}</th>{body}</tr>')
     label = escape(table.title, quote=True)
     return (
@@ -132,8 +132,8 @@ def _long(cell: Cell) -> str:
     return ' class="long"' if len(cell.text) > 60 else ""
 
 
-def _cell(cell: Cell, colours: dict[str, str]) -> str:
-    strip = "".join(f'<i style="background:{colours[n]}" title="{escape(n)}"></i>' for n in cell.layers if n in colours)
+def _cell(cell: Cell, colors: dict[str, str]) -> str:
+    strip = "".join(f'<i style="background:{colors[n]}" title="{escape(n)}"></i>' for n in cell.layers if n in colors)
     parts = [f'<div class="strip" role="img" aria-label="{escape(cell.text)}">{strip}</div>' if strip else ""]
     text = escape(cell.text)
     parts.append(text.replace("+", "+<wbr>") if strip else text)
@@ -145,9 +145,9 @@ def _cell(cell: Cell, colours: dict[str, str]) -> str:
     return "".join(parts)
 
 
-def _key(colours: dict[str, str]) -> str:
-    keys = (f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in colours.items())
-    return f'<div class="key">{"".join(keys)}</div>' if colours else ""
+def _key(colors: dict[str, str]) -> str:
+    keys = (f'<span><i style="background:{color}"></i>{escape(name)}</span>' for name, color in colors.items())
+    return f'<div class="key">{"".join(keys)}</div>' if colors else ""
 
 
 def _figures(pictures: Iterable[Picture]) -> str:

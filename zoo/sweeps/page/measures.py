@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from zoo.evaluation.compare import compare_runs, comparison_notes
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results.records import Record
-from zoo.evaluation.tasks.base import TASKS
 from zoo.evaluation.tasks.cell_task import NO_CONTEXT, ZERO_LENGTH
+from zoo.registry import TASKS
 from zoo.sweeps.page.read import RunData, SweepData
 from zoo.sweeps.page.summary import NOT_TESTED, Difference, Interval, compare
 
 PERPLEXITY = ("perplexity", "perplexity_context", "perplexity_position")
 PARTS = ("recall", "other")  # of the tokens of the task perplexity
-SUITES = ("Suite", "HubSuite")  # whose members have results of their own names
 RIGHT, RANK = "answers right", "best among the values"
 NAMES = {
     "bits_per_byte": "bits per byte",
@@ -296,6 +295,6 @@ def missing(sweep: SweepData) -> list[str]:
         if lacks:
             notes.append(f"{run.arm}, seed {run.seed}: no result of {', '.join(lacks)}")
     names = dict.fromkeys(task.split()[0] for task in sweep.tasks if task.strip())  # options may follow
-    asked = [name for name in names if finished and TASKS.get(name, "").split(":")[-1] not in SUITES]
+    asked = [name for name in names if finished and not (name in TASKS and hasattr(TASKS.get(name), "tasks"))]
     absent = [task for task in asked if not any(stem == task or stem.startswith(f"{task}-") for stem in stems)]
     return notes + [f"{task}: no finished run has a result of it" for task in absent]

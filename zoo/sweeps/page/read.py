@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from zoo.config import ConfigError, load_run_config
+from zoo.config import ConfigError, load_run_config, require_plugins
 from zoo.evaluation.evaluate import Written
 from zoo.evaluation.results.records import Record, ResultError, read_results, read_samples
 from zoo.evaluation.tasks.base import Outcome
@@ -110,6 +110,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} has schema {found!r}: expected {SCHEMA!r}.")
     if missing := [key for key in REQUIRED if key not in facts]:
         raise ConfigError(f"{file} has no {', '.join(missing)}: expected {', '.join(REQUIRED)}.")
+    require_plugins(facts.get("plugins", ()))
     return facts
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from zoo.costs.plan_text import binary, unit
 from zoo.evaluation.display.training_plots import plt
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis, Point
-from zoo.sweeps.page.canvas import INK, LOOK, Key, colours, legend, mark, mark_face, panel, rows
+from zoo.sweeps.page.canvas import INK, LOOK, Key, colors, legend, mark, mark_face, panel, rows
 from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.summary import FRONT
 
@@ -27,7 +27,7 @@ def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
     points = analysis.points(measure, kind)
     if len(points) < 2:
         return None
-    colour = colours(analysis)
+    color = colors(analysis)
     front = sorted((p for p in points if p.standing.state == FRONT), key=lambda p: (p.cost, p.quality.mean))
     with plt.rc_context(LOOK):
         figure, axes = panel(legend=rows(len(points)))
@@ -35,7 +35,7 @@ def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
             [p.cost for p in front], [p.quality.mean for p in front], color=INK, linewidth=1, linestyle="--", alpha=0.6
         )
         for point in points:
-            mark(axes, point.cost, point.quality, colour[point.arm], point.standing.state)
+            mark(axes, point.cost, point.quality, color[point.arm], point.standing.state)
         title, name = ("recall", measure.metric) if measure is analysis.measures.recall else (LOSS, LOSS)
         axes.set(title=f"{title} against {TITLES[kind]}", xlabel=cost_label(analysis, kind), ylabel=name)
         if kind == CACHE:
@@ -43,7 +43,7 @@ def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
         elif kind == FLOPS:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, "")))
             axes.locator_params(axis="x", nbins=5)
-        legend(figure, [_pareto_key(colour[p.arm], p) for p in points])
+        legend(figure, [_pareto_key(color[p.arm], p) for p in points])
     return figure
 
 
@@ -67,9 +67,9 @@ def cache_axis(axes: Axes, costs: Sequence[float]) -> None:
 TITLES = {CACHE: "cache", FLOPS: "FLOPs", SPEED: "speed"}
 
 
-def _pareto_key(colour: str, point: Point) -> Key:
-    face = mark_face(colour, point.standing.state)
-    return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor=face), point.arm
+def _pareto_key(color: str, point: Point) -> Key:
+    face = mark_face(color, point.standing.state)
+    return Line2D([], [], color=color, marker="o", linestyle="", markerfacecolor=face), point.arm
 
 
 def cost_label(analysis: Analysis, kind: str) -> str:

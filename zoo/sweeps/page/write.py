@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.files import replace_text
-from zoo.sweeps.page.analysis import analyse
+from zoo.sweeps.page.analysis import analyze
 from zoo.sweeps.page.figures import draw_all
 from zoo.sweeps.page.html import html_page
 from zoo.sweeps.page.read import read_sweep
@@ -29,7 +29,7 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]
         ConfigError: if ``sweep`` is not the folder of a sweep or of a report.
     """
     again = not (Path(sweep) / "sweep.json").exists() and (Path(sweep) / FILE).exists()
-    analysis = read_report(sweep) if again else analyse(read_sweep(sweep))
+    analysis = read_report(sweep) if again else analyze(read_sweep(sweep))
     folder = Path(out) if out is not None else Path(sweep) if again else Path(sweep) / FOLDER
     pictures = draw_all(analysis, folder)
     texts = {

@@ -1,24 +1,22 @@
-"""Loggers: jsonl and csv in the run folder always; wandb and tensorboard on request."""
+"""Loggers of a run: jsonl and csv in the run folder always; others by name, see :mod:`zoo.registry`."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.config import ConfigError
 from zoo.files import read_metrics, replace_file, replace_text, writing
+from zoo.registry import LOGGERS
 from zoo.training.strategies import process_rank
-
-WANDB_MODES = ("online", "offline", "disabled", "shared")
 
 
 class LocalLogger(Logger):
@@ -81,46 +79,24 @@ class LocalLogger(Logger):
 
 
 def build_loggers(
-    folder: Path, resumed_step: int | None, wandb: dict[str, Any] | None, tensorboard: bool, settings: dict[str, Any]
+    folder: Path, resumed_step: int | None, chosen: Mapping[str, Mapping[str, Any] | None], settings: dict[str, Any]
 ) -> list[Logger]:
-    """All loggers of a run.
+    """All loggers of a run: the local one, then those that are chosen.
 
     Args:
-        wandb: keywords of Lightning's WandbLogger with ``mode`` (online, offline, disabled; None: what the variable
-            WANDB_MODE says, or online), or None.
+        folder: of the run.
+        resumed_step: of the checkpoint that the run goes on from; None for a new run.
+        chosen: options of each logger by its name; None for one that is not used.
         settings: the run's configuration, for loggers that show it.
 
     Raises:
         ConfigError: if a logger cannot be started.
     """
     loggers: list[Logger] = [LocalLogger(folder, resumed_step)]
-    if wandb is not None:
-        mode = wandb_mode(wandb.get("mode"))
-        options = {key: value for key, value in wandb.items() if key != "mode"}
-        identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[
-            :16
-        ]  # folders of sweeps are called 0, 1, ...
-        options = {"id": identity, "resume": "allow", "name": folder.name, **options}
-        loggers.append(_started("wandb", lambda: _wandb(mode, save_dir=folder, config=settings, **options)))
-    if tensorboard:
-        loggers.append(
-            _started("tensorboard", lambda: TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
-        )
+    for name, options in chosen.items():
+        if options is not None:
+            loggers.append(_started(name, partial(LOGGERS.get(name), folder, settings, **options)))
     return loggers
-
-
-def wandb_mode(asked: str | None) -> str:
-    """``logger.wandb.mode``, or else what the variable WANDB_MODE says, or else online.
-
-    Raises:
-        ConfigError: if it is none of wandb's.
-    """
-    mode = asked or os.environ.get("WANDB_MODE") or "online"
-    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names, which wandb takes too
-    if mode not in WANDB_MODES:
-        name = "logger.wandb.mode" if asked else "WANDB_MODE"
-        raise ConfigError(f"{name}={mode}: expected one of {', '.join(WANDB_MODES)}.")
-    return mode
 
 
 def _started(name: str, build: Callable[[], Logger]) -> Logger:
@@ -128,7 +104,9 @@ def _started(name: str, build: Callable[[], Logger]) -> Logger:
     try:
         logger = build()
         if process_rank() == 0:
-            logger.experiment  # type: ignore[attr-defined]  # noqa: B018
+            getattr(logger, "experiment", None)
+    except ConfigError:
+        raise
     except Exception as error:  # of wandb, of its service, of the network, of a package that is missing
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = ", or set WANDB_MODE=offline" if name == "wandb" else ""
@@ -136,9 +114,3 @@ def _started(name: str, build: Callable[[], Logger]) -> Logger:
             f"logger={name} cannot be started: {reason} Mend that, choose logger=local{remedy}."
         ) from error
     return logger
-
-
-def _wandb(mode: str, **options: Any) -> Logger:
-    import wandb
-
-    return WandbLogger(settings=wandb.Settings(mode=mode), **options)  # type: ignore[arg-type]

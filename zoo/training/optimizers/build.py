@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +10,14 @@ from torch import nn
 
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
+from zoo.options.optimizer import AdamWOptions, MuonOptions
+from zoo.registry import OPTIMIZERS
 from zoo.training.optimizers.muon import Muon
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
+@OPTIMIZERS.register("adamw", AdamWOptions)
 def adamw(decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101); only matrices of linear layers decay."""
     hidden, rest = split_parameters(decoder)
@@ -23,6 +25,7 @@ def adamw(decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, 
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=_fused(hidden))
 
 
+@OPTIMIZERS.register("muon", MuonOptions)
 def muon(
     decoder: Decoder, lr: float, weight_decay: float, betas: tuple[float, float], momentum: float, embedding_lr: float
 ) -> torch.optim.Optimizer:
@@ -35,18 +38,14 @@ def muon(
     return Muon(groups)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
-
-
 def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.Optimizer:
     """The optimizer called ``name`` with its options.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: on an unknown name; the message lists what exists.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name={name!r}: expected one of {', '.join(OPTIMIZERS)}.")
-    return OPTIMIZERS[name](decoder, **options)
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.get(name)(decoder, **options)
+    return optimizer
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

@@ -138,7 +138,7 @@ def weigh(scores, z_tile, PRECISION: tl.constexpr):
 
 @triton.jit
 def place(TILES: tl.constexpr, segments, H):
-    """Column tile, segment, batch row and head of this program; tiles of one segment are neighbours."""
+    """Column tile, segment, batch row and head of this program; tiles of one segment are neighbors."""
     program = tl.program_id(0).to(tl.int64)
     row = program // (TILES * segments)
     return program % TILES, (program // TILES) % segments, row // H, row % H

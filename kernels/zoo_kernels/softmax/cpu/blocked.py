@@ -23,7 +23,7 @@ class Range:
     heads: slice
     block: int
     queries: tuple[int, int]
-    sinks: int
+    sink_tokens: int
     key_range: tuple[int, int]
     rule: KeyRule
     batches: Tensor  # (heads,) batch row of each
@@ -40,13 +40,13 @@ class Range:
     def keys(self, x: Tensor) -> Tensor:
         """The sinks and the range of each head."""
         near = x[self.heads, slice(*self.key_range)]
-        return torch.cat([x[self.heads, : self.sinks], near], 1) if self.sinks else near
+        return torch.cat([x[self.heads, : self.sink_tokens], near], 1) if self.sink_tokens else near
 
     def add(self, x: Tensor, part: Tensor) -> None:
         """Adds to the sinks and the range."""
-        if self.sinks:
-            x[self.heads, : self.sinks] += part[:, : self.sinks]
-        x[self.heads, slice(*self.key_range)] += part[:, self.sinks :]
+        if self.sink_tokens:
+            x[self.heads, : self.sink_tokens] += part[:, : self.sink_tokens]
+        x[self.heads, slice(*self.key_range)] += part[:, self.sink_tokens :]
 
     def rule_(self, scores: Tensor) -> None:
         """Hides keys by the rule; the padding behind the last query sees what it likes."""
@@ -55,8 +55,8 @@ class Range:
         if self.rule.window is None and self.rule.documents is None:
             skipped = max(start + self.rule.offset - first, 0)  # all queries may read the keys before
         allowed = self.rule.allowed((start, stop), (first + skipped, last), scores.device)
-        if self.sinks:
-            far = self.rule.allowed((start, stop), (0, self.sinks), scores.device)
+        if self.sink_tokens:
+            far = self.rule.allowed((start, stop), (0, self.sink_tokens), scores.device)
             allowed = torch.cat([far, allowed], -1)
         if allowed.shape[0] > 1:
             allowed = allowed[self.batches]
@@ -99,24 +99,24 @@ class Strip:
         size = len(self.batches), self._count, self.reach + self.block, width
         strides = part.stride(0), self.block * width, width, 1
         strips = part.as_strided(size, strides, part.storage_offset())
-        if self.rule.sinks:
-            strips = torch.cat([x[self._at_sinks()].view(*size[:2], -1, width), strips], 2)
+        if self.rule.sink_tokens:
+            strips = torch.cat([x[self._at_sink_tokens()].view(*size[:2], -1, width), strips], 2)
         return strips.flatten(0, 1)
 
     def add(self, x: Tensor, part: Tensor) -> None:
         """Adds the strips piece by piece: pieces of one place do not overlap."""
-        part, sinks = part.unflatten(0, (-1, self._count)), self.rule.sinks
-        if sinks:
-            x.index_put_(self._at_sinks(), part[:, :, :sinks].flatten(1, 2), accumulate=True)
+        part, sink_tokens = part.unflatten(0, (-1, self._count)), self.rule.sink_tokens
+        if sink_tokens:
+            x.index_put_(self._at_sink_tokens(), part[:, :, :sink_tokens].flatten(1, 2), accumulate=True)
         for skip in range(0, self.reach + self.block, self.block):
             start = self._first + self.key_front + skip
-            pieces = part[:, :, sinks + skip : sinks + skip + self.block].flatten(1, 2)
+            pieces = part[:, :, sink_tokens + skip : sink_tokens + skip + self.block].flatten(1, 2)
             x[self.heads, start : start + pieces.shape[1]] += pieces
 
     def rule_(self, scores: Tensor) -> None:
         """Hides what is outside the window and not a sink, before the sequence or in another document."""
         shaped = scores.unflatten(0, (-1, self._count))
-        if self.rule.sinks or self.rule.documents is not None:
+        if self.rule.sink_tokens or self.rule.documents is not None:
             shaped.masked_fill_(self._hidden()[:, :, None], hidden(scores.dtype))
             return
         shaped.add_(self.band)
@@ -126,7 +126,7 @@ class Strip:
 
     def mask(self) -> Tensor | None:
         """The band of the window, where nothing else hides."""
-        plain = not self.rule.sinks and self.rule.documents is None and self._first >= 0
+        plain = not self.rule.sink_tokens and self.rule.documents is None and self._first >= 0
         return self.band if plain else None
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
@@ -141,29 +141,29 @@ class Strip:
         """Position of the first key of the first strip; negative before the sequence."""
         return self.blocks.start * self.block + self.rule.offset - self.reach
 
-    def _sinks(self) -> Tensor:
-        """Positions of the sinks that the first query of each block reads: ``(B or 1, blocks, sinks)``."""
+    def _sink_tokens(self) -> Tensor:
+        """Positions of the sinks that the first query of each block reads: ``(B or 1, blocks, sink_tokens)``."""
         first = self.starts[:, self._first + self.reach :: self.block][:, : self._count]
-        return first[..., None] + torch.arange(self.rule.sinks, device=first.device)
+        return first[..., None] + torch.arange(self.rule.sink_tokens, device=first.device)
 
-    def _at_sinks(self) -> tuple[Tensor, Tensor]:
+    def _at_sink_tokens(self) -> tuple[Tensor, Tensor]:
         """Where the sinks are in the padded keys of all heads."""
-        at = (self._sinks() + self.key_front).flatten(1).expand(len(self.starts), -1)
+        at = (self._sink_tokens() + self.key_front).flatten(1).expand(len(self.starts), -1)
         heads = torch.arange(self.heads.start, self.heads.stop, device=at.device)
         return heads[:, None], at[self.batches if len(at) > 1 else torch.zeros_like(self.batches)]
 
     def _hidden(self) -> Tensor:
-        """``(heads or 1, blocks, block, sinks + reach + block)`` bool."""
+        """``(heads or 1, blocks, block, sink_tokens + reach + block)`` bool."""
         device = self.starts.device
         blocks = self._first + self.block * torch.arange(self._count, device=device)[:, None]
         j = blocks + torch.arange(self.reach + self.block, device=device)
         t = blocks + self.reach + torch.arange(self.block, device=device)
         start = self.starts[:, t].unsqueeze(-1)
         j, t = j[None, :, None], t[None, :, :, None]
-        near = (j >= start) & (j <= t) & ((j > t - (self.rule.window or 0)) | (j < start + self.rule.sinks))
-        if self.rule.sinks:
-            j = self._sinks()[:, :, None]
-            far = (j >= start) & (j < start + self.rule.sinks) & (j < blocks[None, :, None])
+        near = (j >= start) & (j <= t) & ((j > t - (self.rule.window or 0)) | (j < start + self.rule.sink_tokens))
+        if self.rule.sink_tokens:
+            j = self._sink_tokens()[:, :, None]
+            far = (j >= start) & (j < start + self.rule.sink_tokens) & (j < blocks[None, :, None])
             near = torch.cat([far, near], -1)
         return ~(near if len(near) == 1 else near[self.batches])
 
@@ -171,12 +171,12 @@ class Strip:
 def plan(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
     """How to cut the queries, and the tiles that do the work: strips where the window is short, else ranges of keys."""
     queries, fold = q.shape[1], q.shape[2] // k.shape[2]
-    if rule.window is not None and 3 * (rule.window + rule.sinks) < k.shape[1]:
+    if rule.window is not None and 3 * (rule.window + rule.sink_tokens) < k.shape[1]:
         block = min(max(16, 1 << rule.window.bit_length() >> 3), QUERY_BLOCK)
         blocks = -(-queries // block)
         reach = -(-max(rule.window - 1, 0) // block) * block
         front = max(reach - rule.offset, 0)
-        grid = Grid(fold, block, blocks, 0, front, front + blocks * block + rule.offset + rule.sinks)
+        grid = Grid(fold, block, blocks, 0, front, front + blocks * block + rule.offset + rule.sink_tokens)
         return grid, partial(_strips, grid, reach, k.shape[2], rule, *_common(grid, reach, rule, k))
     count = max(-(-queries // QUERY_BLOCK), 1)
     grid = Grid(fold, max(-(-queries // count), 1), count, 0, 0, k.shape[1])
@@ -211,13 +211,13 @@ def _ranges(
 ) -> Iterator[Range]:
     for block in range(grid.blocks):
         span = block * grid.block, min((block + 1) * grid.block, queries)
-        sinks, *keys = rule.key_range(*span, begins[block])
-        count = sinks + keys[1] - keys[0]
+        sink_tokens, *keys = rule.key_range(*span, begins[block])
+        count = sink_tokens + keys[1] - keys[0]
         if span[0] >= span[1] or not count:
             continue
         step = max(tiles.ELEMENTS // (grid.fold * grid.block * count), 1)
         for heads, batches in _heads(first, last, step, groups, device):
-            yield Range(heads, block, span, sinks, (keys[0], keys[1]), rule, batches)
+            yield Range(heads, block, span, sink_tokens, (keys[0], keys[1]), rule, batches)
 
 
 def _common(grid: Grid, reach: int, rule: KeyRule, k: Tensor) -> tuple[Tensor, Tensor]:

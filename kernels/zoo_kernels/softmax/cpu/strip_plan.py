@@ -154,12 +154,12 @@ def _plan_window(k: Tensor, rule: KeyRule) -> Plan | None:
     reach = -(-(window - 1) // size) * size
     distance = torch.arange(size)[:, None] - torch.arange(-reach, size)
     band = _band(length, size, reach, (distance >= 0) & (distance < window), k.shape[2] * k.shape[3])
-    if not rule.sinks:
+    if not rule.sink_tokens:
         return Plan(_interleave(band, []), [], None)
     rows = length - window
-    far = torch.arange(window, length)[:, None] - torch.arange(rule.sinks) >= window
+    far = torch.arange(window, length)[:, None] - torch.arange(rule.sink_tokens) >= window
     mask = torch.zeros(far.shape, dtype=torch.float32).masked_fill_(~far, hidden(torch.float32))
-    return Plan(_interleave(band, [Range(window, rows, 1, 0, rule.sinks, mask)]), [], None)
+    return Plan(_interleave(band, [Range(window, rows, 1, 0, rule.sink_tokens, mask)]), [], None)
 
 
 def _plan_layout(k: Tensor, layout: BlockLayout) -> Plan | None:

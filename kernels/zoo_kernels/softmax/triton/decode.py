@@ -9,7 +9,7 @@ import triton.language as tl
 
 from zoo_kernels.softmax.triton.parts import LN2, LOG2E, dot, load_rows, store_rows
 
-_UNSPECIALIZED = "q_batch q_head k_batch k_time k_head v_batch v_time v_head scale capacity window sinks".split()
+_UNSPECIALIZED = "q_batch q_head k_batch k_time k_head v_batch v_time v_head scale capacity window sink_tokens".split()
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -31,7 +31,7 @@ def decode_kernel(
     scale,
     capacity: tl.int32,
     window: tl.int32,
-    sinks: tl.int32,
+    sink_tokens: tl.int32,
     R,
     WIDTH: tl.constexpr,
     VALUE: tl.constexpr,
@@ -54,7 +54,7 @@ def decode_kernel(
     left, sink_tiles = held * 0, held * 0
     if WINDOW and not RING:
         left = tl.minimum(tl.maximum(first, 0), held) // KEYS * KEYS
-        sink_tiles = tl.minimum(tl.cdiv(sinks, KEYS), left // KEYS)
+        sink_tiles = tl.minimum(tl.cdiv(sink_tokens, KEYS), left // KEYS)
     tiles = sink_tiles + tl.cdiv(held - left, KEYS)
     share = tl.cdiv(tiles, splits)
     q_tile = load_rows(
@@ -70,12 +70,12 @@ def decode_kernel(
         slot = place + tl.arange(0, KEYS)
         position = slot
         if RING:
-            turn = tl.maximum(capacity - sinks, 1)
+            turn = tl.maximum(capacity - sink_tokens, 1)
             last_turn = tl.maximum(length - 1 - slot, 0) // turn
-            position = tl.where(slot < sinks, slot, slot + last_turn * turn)
+            position = tl.where(slot < sink_tokens, slot, slot + last_turn * turn)
         seen = slot < held
         if WINDOW:
-            seen = seen & ((position >= first) | (position < sinks))
+            seen = seen & ((position >= first) | (position < sink_tokens))
         k_tile = load_rows(k, place, k_time * UNIT, held, WIDTH, KEYS, WIDTH_BLOCK, True)
         score = tl.where(seen[None, :], dot(q_tile, tl.trans(k_tile)) * (scale * LOG2E), float("-inf"))
         highest = tl.maximum(peak, tl.max(score, 1))

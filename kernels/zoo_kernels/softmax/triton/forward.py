@@ -44,7 +44,7 @@ def _forward_tile(
     bits,
     scale2,
     Tk,
-    sinks,
+    sink_tokens,
     WIDTH: tl.constexpr,
     VALUE: tl.constexpr,
     WIDTH_BLOCK: tl.constexpr,
@@ -65,7 +65,7 @@ def _forward_tile(
             score += bias
         if CHECK:
             j = (place + tl.arange(0, KEYS))[None, :]
-            seen = may_read(t[:, None], j, start_t[:, None], low_t[:, None], sinks, SINKS, BOUND)
+            seen = may_read(t[:, None], j, start_t[:, None], low_t[:, None], sink_tokens, SINKS, BOUND)
             if LAYOUT:
                 seen = seen & is_set(t[:, None], j, mask, bits, LAYOUT)
             score = tl.where(seen, score, float("-inf"))
@@ -111,7 +111,7 @@ def forward_kernel(
     Tq: tl.int32,
     Tk: tl.int32,
     window: tl.int32,
-    sinks: tl.int32,
+    sink_tokens: tl.int32,
     rows: tl.int64,
     columns: tl.int64,
     list_batch: tl.int64,
@@ -155,7 +155,7 @@ def forward_kernel(
             bias += (b * bias_batch + h * bias_head + row) * columns
     else:
         sink, sink_tiles, left, low, high, end = key_tiles(
-            first, offset, Tk, window, sinks, starts, QUERIES, KEYS, WINDOW, SINKS, DOCUMENTS
+            first, offset, Tk, window, sink_tokens, starts, QUERIES, KEYS, WINDOW, SINKS, DOCUMENTS
         )
         unchecked = (high - low) // KEYS
         checked = sink_tiles + (low - left + end - high) // KEYS
@@ -173,7 +173,7 @@ def forward_kernel(
                 place = low + i * KEYS
             accumulator, total, peak = _forward_tile(
                 accumulator, total, peak, q_tile, k, v, place, mask, logit, t, start_t, low_t, k_time * UNIT,
-                v_time * UNIT, bits, scale2, Tk, sinks, WIDTH, VALUE, WIDTH_BLOCK, VALUE_BLOCK, KEYS,
+                v_time * UNIT, bits, scale2, Tk, sink_tokens, WIDTH, VALUE, WIDTH_BLOCK, VALUE_BLOCK, KEYS,
                 SINKS, WINDOW or DOCUMENTS, LAYOUT, BIAS, CHECK == 1,
             )  # fmt: skip
     empty = total == 0

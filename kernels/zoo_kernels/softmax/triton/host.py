@@ -78,7 +78,7 @@ def _call(q: Tensor, v: Tensor, rule: KeyRule, layout: BlockLayout | None, bias:
         "VALUE_BLOCK": padded(v.shape[-1]),
         "UNIT": unit,
         "WINDOW": rule.window is not None,
-        "SINKS": rule.window is not None and rule.sinks > 0,
+        "SINKS": rule.window is not None and rule.sink_tokens > 0,
         "DOCUMENTS": rule.documents is not None,
         "LAYOUT": layout.block if layout is not None else 0,
         "BIAS": bias is not None,
@@ -112,7 +112,7 @@ def _numbers(call: _Call, q: Tensor, k: Tensor, scale: float, lists: Lists | Non
     """Arguments from ``scale`` to ``R``."""
     keys, heads = k.shape[1], q.shape[2]
     window = keys if call.rule.window is None else min(call.rule.window, keys)
-    rule = scale, call.rule.offset, q.shape[1], keys, window, min(call.rule.sinks, keys)
+    rule = scale, call.rule.offset, q.shape[1], keys, window, min(call.rule.sink_tokens, keys)
     rows = columns = list_batch = list_head = bias_batch = bias_head = 0
     if lists is not None:
         batches, of_heads, rows = lists.full.shape
@@ -141,7 +141,7 @@ def triton_forward(
 
     Args:
         q, k, v: as in :func:`zoo_kernels.softmax_attention`, up to 256 wide. scale: above 0.
-        layout: lists of blocks instead of a window, sinks and documents; a full block lies below Tk.
+        layout: lists of blocks instead of a window, sink tokens and documents; a full block lies below Tk.
         block_bias: ``(B | 1, H | 1, blocks, blocks)`` additive logits, with a layout only.
     """
     q, k, v = rows_dense(q, k, v)
@@ -234,7 +234,7 @@ def triton_step(
     lengths: Tensor,
     *,
     window: int | None,
-    sinks: int,
+    sink_tokens: int,
     ring: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -243,8 +243,8 @@ def triton_step(
     Args:
         q: ``(B, H, D)``. k_cache: ``(B, capacity, G, D)``. v_cache: ``(B, capacity, G, E)``.
         lengths: ``(B,)`` tokens that each row has seen, the query's own included.
-        window, sinks: a key at position p is read if ``p >= length - window`` or ``p < sinks``; None for all keys.
-        ring: position ``p >= sinks`` is in slot ``sinks + (p - sinks) % (capacity - sinks)``, else in slot p.
+        window: a key at position p is read if ``p >= length - window`` or ``p < sink_tokens``; None for all keys.
+        sink_tokens: s below. ring: position ``p >= s`` is in slot ``s + (p - s) % (capacity - s)``, else in slot p.
     """
     q, k, v = rows_dense(q, k_cache, v_cache)
     (batch, heads, width), (capacity, groups), value = q.shape, k.shape[1:3], v.shape[-1]
@@ -264,7 +264,7 @@ def triton_step(
     launch(
         decode_kernel, (splits, groups * pieces, batch), q, k, v, lengths.contiguous(), parts, part_lse,
         *(s // unit for x in (q, k, v) for s in strides(x)), scale, capacity,
-        widest if window is None else min(window, widest), min(sinks, capacity), shared,
+        widest if window is None else min(window, widest), min(sink_tokens, capacity), shared,
         config=config, WIDTH=width, VALUE=value, VALUE_BLOCK=padded(value), WINDOW=window is not None, **blocks,
     )  # fmt: skip
     launch(

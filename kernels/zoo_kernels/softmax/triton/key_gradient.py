@@ -115,7 +115,7 @@ def key_gradient_kernel(
     Tq: tl.int32,
     Tk: tl.int32,
     window: tl.int32,
-    sinks: tl.int32,
+    sink_tokens: tl.int32,
     rows: tl.int64,
     columns: tl.int64,
     list_batch: tl.int64,
@@ -146,7 +146,7 @@ def key_gradient_kernel(
         starts += b * Tk
         ends += b * Tk
     j = first + tl.arange(0, KEYS)
-    until = read_until(j, starts, ends, Tk, window, sinks, WINDOW, SINKS, DOCUMENTS)
+    until = read_until(j, starts, ends, Tk, window, sink_tokens, WINDOW, SINKS, DOCUMENTS)
     k_tile = load_rows(k, first, k_time * UNIT, Tk, WIDTH, KEYS, WIDTH_BLOCK, True)
     v_tile = load_rows(v, first, v_time * UNIT, Tk, VALUE, KEYS, VALUE_BLOCK, True)
     sum_k = tl.zeros((KEYS, WIDTH_BLOCK), tl.float32)

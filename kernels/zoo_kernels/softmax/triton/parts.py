@@ -12,7 +12,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 UNSPECIALIZED = (  # what may depend on the batch or on the length: a change of either must not compile again
     "q_batch q_time q_head k_batch k_time k_head v_batch v_time v_head g_batch g_time g_head l_batch l_time l_head "
-    "scale offset Tq Tk window sinks rows columns list_batch list_head bias_batch bias_head "
+    "scale offset Tq Tk window sink_tokens rows columns list_batch list_head bias_batch bias_head "
     "H"  # not of these, but one head would be a constant, which is no tensor
 ).split()
 
@@ -61,7 +61,9 @@ def readable_from(t, starts, Tk, window, WINDOW: tl.constexpr, DOCUMENTS: tl.con
 
 
 @triton.jit
-def read_until(j, starts, ends, Tk, window, sinks, WINDOW: tl.constexpr, SINKS: tl.constexpr, DOCUMENTS: tl.constexpr):
+def read_until(
+    j, starts, ends, Tk, window, sink_tokens, WINDOW: tl.constexpr, SINKS: tl.constexpr, DOCUMENTS: tl.constexpr
+):
     """Position after the last query that may read each key; 0 for keys beyond the end."""
     start, end = j * 0, j * 0 + Tk
     if DOCUMENTS:
@@ -71,16 +73,16 @@ def read_until(j, starts, ends, Tk, window, sinks, WINDOW: tl.constexpr, SINKS: 
     if WINDOW:
         until = tl.minimum(end, j + window)
         if SINKS:
-            until = tl.where(j - start < sinks, end, until)
+            until = tl.where(j - start < sink_tokens, end, until)
     return tl.where(j < Tk, until, 0)
 
 
 @triton.jit
-def may_read(t, j, start, low, sinks, SINKS: tl.constexpr, BOUND: tl.constexpr):
+def may_read(t, j, start, low, sink_tokens, SINKS: tl.constexpr, BOUND: tl.constexpr):
     """Whether query t, whose document starts at ``start`` and whose reach at ``low``, may read key j."""
     near = j <= t
     if SINKS:
-        return near & ((j >= low) | ((j >= start) & (j < start + sinks)))
+        return near & ((j >= low) | ((j >= start) & (j < start + sink_tokens)))
     if BOUND:
         return near & (j >= low)
     return near
@@ -102,7 +104,7 @@ def key_tiles(
     offset,
     Tk,
     window,
-    sinks,
+    sink_tokens,
     starts,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -131,7 +133,7 @@ def key_tiles(
     sink = begin // KEYS * KEYS
     sink_tiles = begin * 0
     if SINKS:
-        sink_tiles = tl.maximum(tl.minimum(tl.cdiv(begin + sinks, KEYS) * KEYS, left) - sink, 0) // KEYS
+        sink_tiles = tl.maximum(tl.minimum(tl.cdiv(begin + sink_tokens, KEYS) * KEYS, left) - sink, 0) // KEYS
     return sink, sink_tiles, left, low, high, end
 
 

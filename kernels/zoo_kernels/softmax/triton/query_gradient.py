@@ -44,7 +44,7 @@ def _query_gradient_tile(
     bits,
     scale2,
     Tk,
-    sinks,
+    sink_tokens,
     WIDTH: tl.constexpr,
     VALUE: tl.constexpr,
     WIDTH_BLOCK: tl.constexpr,
@@ -64,7 +64,7 @@ def _query_gradient_tile(
         score += bias
     if CHECK:
         j = (place + tl.arange(0, KEYS))[None, :]
-        seen = may_read(t[:, None], j, start_t[:, None], low_t[:, None], sinks, SINKS, BOUND)
+        seen = may_read(t[:, None], j, start_t[:, None], low_t[:, None], sink_tokens, SINKS, BOUND)
         if LAYOUT:
             seen = seen & is_set(t[:, None], j, mask, bits, LAYOUT)
         score = tl.where(seen, score, float("-inf"))
@@ -113,7 +113,7 @@ def query_gradient_kernel(
     Tq: tl.int32,
     Tk: tl.int32,
     window: tl.int32,
-    sinks: tl.int32,
+    sink_tokens: tl.int32,
     rows: tl.int64,
     columns: tl.int64,
     list_batch: tl.int64,
@@ -170,7 +170,7 @@ def query_gradient_kernel(
             grad_bias += ((b * H + h) * tiles + first // QUERIES) * (columns * (LAYOUT // KEYS))
     else:
         sink, sink_tiles, left, low, high, end = key_tiles(
-            first, offset, Tk, window, sinks, starts, QUERIES, KEYS, WINDOW, SINKS, DOCUMENTS
+            first, offset, Tk, window, sink_tokens, starts, QUERIES, KEYS, WINDOW, SINKS, DOCUMENTS
         )
         unchecked = (high - low) // KEYS
         checked = sink_tiles + (low - left + end - high) // KEYS
@@ -188,8 +188,8 @@ def query_gradient_kernel(
                 place = low + n * KEYS
             accumulator, gradient = _query_gradient_tile(
                 accumulator, q_tile, g_tile, lse2, delta, k, v, place, mask, logit, t, start_t, low_t,
-                k_time * UNIT, v_time * UNIT, bits, scale2, Tk, sinks, WIDTH, VALUE, WIDTH_BLOCK, VALUE_BLOCK, KEYS,
-                SINKS, WINDOW or DOCUMENTS, LAYOUT, BIAS, CHECK == 1,
+                k_time * UNIT, v_time * UNIT, bits, scale2, Tk, sink_tokens, WIDTH, VALUE, WIDTH_BLOCK, VALUE_BLOCK,
+                KEYS, SINKS, WINDOW or DOCUMENTS, LAYOUT, BIAS, CHECK == 1,
             )  # fmt: skip
             if BIAS:
                 tl.store(grad_bias + place // KEYS, tl.sum(tl.sum(gradient, 1), 0))

@@ -15,6 +15,7 @@ from zoo.data.recall.lists import check_least
 from zoo.data.recall.samples import Question, RecallError
 from zoo.data.recall.tasks.babi_world import Act, Event, Visit, World, simulate
 from zoo.data.recall.words import NAMES, PLACES, draw_distinct
+from zoo.registry import RECALL_TASKS
 
 OBJECTS = (
     *("apple", "ball", "book", "bottle", "box", "cake", "candle", "coin", "cup", "hammer", "hat", "key", "lamp"),
@@ -34,6 +35,7 @@ STORIES = 3000  # drawn before giving up; with the options of the variants one o
 Asked = tuple[Question, int]
 
 
+@RECALL_TASKS.register("babi")
 @dataclass(frozen=True)
 class Babi(RecallTask):
     """A story in order, of people who move, take and drop, and a question at its end.

@@ -41,7 +41,7 @@ class World:
     that is known follows from the events.
 
     Attributes:
-        events: so far. visits: of each person and of each object, in order; neighbours differ in place.
+        events: so far. visits: of each person and of each object, in order; neighbors differ in place.
         holder: of each object that is carried. hands: of each person, the number of the last take or drop.
         touched: of each object, the number of the last event that took, carried or dropped it.
     """

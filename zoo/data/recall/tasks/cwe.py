@@ -16,10 +16,12 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.lists import ask_list, check_least
 from zoo.data.recall.samples import RecallError
 from zoo.data.recall.words import ADJECTIVES, NOUNS, draw_new
+from zoo.registry import RECALL_TASKS
 
 RIVALS = 5  # uncommon words that stand in every context
 
 
+@RECALL_TASKS.register("cwe")
 @dataclass(frozen=True)
 class CommonWords(RecallTask):
     """A list of words, one on each line, in which a few stand more often than all others.

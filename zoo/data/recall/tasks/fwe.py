@@ -15,6 +15,7 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.lists import ask_list, check_least
 from zoo.data.recall.samples import RecallError
 from zoo.data.recall.words import draw_new
+from zoo.registry import RECALL_TASKS
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 ZETA = math.pi**2 / 6  # the sum of 1 / rank^2
@@ -24,6 +25,7 @@ SHORT = 32  # lines where no length is given
 MOST = 40
 
 
+@RECALL_TASKS.register("fwe")
 @dataclass(frozen=True)
 class FrequentWords(RecallTask):
     """A list of invented words, one on each line; the word of rank r has a share of about 1 / r^2 (zeta, alpha = 2).

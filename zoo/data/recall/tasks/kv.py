@@ -14,6 +14,7 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.lists import check_least
 from zoo.data.recall.samples import Question, RecallError
 from zoo.data.recall.words import NOUNS, Draw, draw_hex, draw_new, draw_noun, draw_uuid, key_phrase
+from zoo.registry import RECALL_TASKS
 
 # What draws keys and values.
 KINDS: dict[str, tuple[Draw, Draw]] = {
@@ -24,6 +25,7 @@ KINDS: dict[str, tuple[Draw, Draw]] = {
 MOST = len(NOUNS) // 2  # so that distinct values are found soon
 
 
+@RECALL_TASKS.register("kv")
 @dataclass(frozen=True)
 class KeyValue(RecallTask):
     """Lines of a key and a value; the filler is more of them, endlessly.

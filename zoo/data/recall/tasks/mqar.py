@@ -15,8 +15,10 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack
 from zoo.data.recall.lists import check_least
 from zoo.data.recall.samples import ATTEMPTS, Answer, RecallError, Sample, belongs, digest
+from zoo.registry import RECALL_TASKS
 
 
+@RECALL_TASKS.register("mqar")
 @dataclass(frozen=True)
 class MQAR(RecallTask):
     """Pairs of a key and a value, then every key once more, in another order, each followed by its value.

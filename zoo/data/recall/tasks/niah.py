@@ -14,11 +14,13 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.lists import ask_list, check_least
 from zoo.data.recall.samples import Question, RecallError
 from zoo.data.recall.words import NOUNS, Draw, draw_new, draw_noun, draw_number, draw_uuid, key_phrase
+from zoo.registry import RECALL_TASKS
 
 TYPES: dict[str, Draw] = {"number": draw_number, "word": draw_noun, "uuid": draw_uuid}
 MOST = len(NOUNS) // 2  # values of a sample: half of the smallest type, so that distinct ones are found soon
 
 
+@RECALL_TASKS.register("niah")
 @dataclass(frozen=True)
 class Needle(RecallTask):
     """Sentences such as "The number for grey-otter is 4821734." in a haystack, asked by their key.

@@ -10,8 +10,10 @@ from zoo.data.recall.base import RecallTask
 from zoo.data.recall.compose import Facts
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.samples import Question
+from zoo.registry import RECALL_TASKS
 
 
+@RECALL_TASKS.register("passkey")
 @dataclass(frozen=True)
 class Passkey(RecallTask):
     """A number of five digits that is told once. The context has no other number, so there is no rank to score."""

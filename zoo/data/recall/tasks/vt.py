@@ -11,6 +11,7 @@ from zoo.data.recall.compose import Facts
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.lists import ask_list, check_least
 from zoo.data.recall.samples import Question, RecallError
+from zoo.registry import RECALL_TASKS
 
 ASKS = ("number", "names")
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # without vowels, so that no name is a word
@@ -18,6 +19,7 @@ NAMES = len(LETTERS) ** 3
 NUMBERS = range(10_000, 100_000)
 
 
+@RECALL_TASKS.register("vt")
 @dataclass(frozen=True)
 class VariableTracking(RecallTask):
     """Chains of assignments, "VAR XKQ = 48213." and then "VAR ZPL = VAR XKQ.", in order and mixed with each other.

@@ -1,4 +1,4 @@
-"""Recall tasks by name."""
+"""The recall task of a name, in one of its variants."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ from typing import Any
 
 from zoo.data.recall.base import RecallTask
 from zoo.data.recall.samples import RecallError
-from zoo.data.recall.tasks.babi import Babi
-from zoo.data.recall.tasks.cwe import CommonWords
-from zoo.data.recall.tasks.fwe import FrequentWords
-from zoo.data.recall.tasks.kv import KeyValue
-from zoo.data.recall.tasks.mqar import MQAR
-from zoo.data.recall.tasks.niah import Needle
-from zoo.data.recall.tasks.passkey import Passkey
-from zoo.data.recall.tasks.vt import VariableTracking
-
-TASKS: dict[str, type[RecallTask]] = {
-    task.name: task for task in (MQAR, Passkey, KeyValue, Needle, VariableTracking, CommonWords, FrequentWords, Babi)
-}
+from zoo.registry import RECALL_TASKS
 
 
 def build_task(name: str, variant: str | None = None, **options: Any) -> RecallTask:
@@ -27,9 +16,9 @@ def build_task(name: str, variant: str | None = None, **options: Any) -> RecallT
     Raises:
         RecallError: on an unknown name, variant or option; the message lists those that exist.
     """
-    if name not in TASKS:
-        raise RecallError(f"task {name!r}: expected one of {', '.join(TASKS)}.")
-    task = TASKS[name]
+    if name not in RECALL_TASKS:
+        raise RecallError(f"task {name!r}: expected one of {', '.join(RECALL_TASKS)}.")
+    task: type[RecallTask] = RECALL_TASKS.get(name)
     variant = variant if variant is not None else next(iter(task.VARIANTS))
     if variant not in task.VARIANTS:
         raise RecallError(f"{name} has no variant {variant!r}: expected one of {', '.join(task.VARIANTS)}.")

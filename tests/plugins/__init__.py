@@ -1,0 +1,1 @@
+"""Packages from outside of the tree."""

@@ -1,0 +1,68 @@
+"""The smallest case in which a check fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from zoo.conformance.subject import Subject, WrongShape
+from zoo.conformance.target import one_line
+
+Case = Callable[[Subject, int], "str | None"]
+
+SMALL = 20  # tokens up to which every place is looked at
+BORDERS = (62, 63, 64)  # of the blocks that most kernels have
+
+
+def find_smallest(subject: Subject, case: Case) -> str | None:
+    """What fails at the smallest length at which something does; None if nothing does at ``subject.lengths``.
+
+    Args:
+        subject: the module.
+        case: what fails at a length, None where nothing does; what it raises is what fails.
+    """
+    if not any(found := [(n, said) for n in subject.lengths if (said := try_case(subject, case, n))]):
+        return None
+    smallest = min(found)
+    for length in range(1, smallest[0]):
+        if subject.takes(length) and (said := try_case(subject, case, length)):
+            smallest = (length, said)
+            break
+    return f"T={smallest[0]}: {smallest[1]}"
+
+
+def try_case(subject: Subject, case: Case, length: int) -> str | None:
+    """What fails at one length; an exception of the module is told in one line."""
+    try:
+        return case(subject, length)
+    except WrongShape as error:
+        return str(error)
+    except Exception as error:
+        return f"raises {one_line(error)}"
+
+
+def places(length: int) -> list[int]:
+    """Tokens that have a later one, at which a check looks: all of a short input, else both ends and the borders."""
+    if length <= SMALL:
+        return list(range(length - 1))
+    chosen = {0, 1, length // 4, length // 2, *BORDERS, length - 3, length - 2}
+    return sorted(t for t in chosen if t <= length - 2)
+
+
+def random_split(seed: int, length: int) -> list[int]:
+    """Sizes of pieces that sum to ``length``: single tokens and many, in any order."""
+    choose, pieces = random.Random(seed), list[int]()
+    while sum(pieces) < length:
+        most = length - sum(pieces)
+        pieces.append(min(most, choose.choice([1, 1, 1, 2, choose.randint(1, most)])))
+    return pieces
+
+
+def splits(length: int) -> list[list[int]]:
+    """Ways to cut ``length`` tokens: single ones, twos, a long piece and one, halves, and at random; no way twice."""
+    half = length // 2
+    twos = [2] * half + [1] * (length % 2)
+    ways = [[1] * length, twos, [length - 1, 1], [1, length - 1], [half, length - half]]
+    ways += [random_split(seed, length) for seed in range(2)]
+    kept: Sequence[list[int]] = [way for way in ways if min(way) > 0]
+    return [list(way) for way in dict.fromkeys(map(tuple, kept))]
