@@ -32,10 +32,10 @@ from annotated_types import Ge, Lt
 
 from zoo.schema.arguments import Arguments, read_arguments
 from zoo.schema.base import Count, Flag, option
-from zoo_kernels.bench.options import FIRST, RESULTS, Options, chosen_pieces
+from zoo_kernels.bench.bench import Options
 from zoo_kernels.bench.record import BOTH, Record
-from zoo_kernels.bench.registry import names_of
-from zoo_kernels.bench.run import run
+from zoo_kernels.bench.registry import FIRST, chosen_pieces, names_of
+from zoo_kernels.bench.run import RESULTS, run
 
 Amount = Annotated[float, Ge(0), Lt(1e6)]
 PANELS = {
@@ -59,7 +59,9 @@ class Given(Arguments):
     quick: Flag = option("fewer shapes of the CPU tables", default=False)
     dry: Flag = option("the GPU's pieces on the CPU with tiny shapes, to try the path", default=False)
     threads: Count = option("of PyTorch; 0: as many as it takes", default=0)
-    minutes: Amount = option("that a piece may take on a GPU; on the CPU no row begins after them", default=8.0)
+    minutes: Amount = option(
+        "that a piece may take on a GPU; on the CPU nothing begins that would not end in them", default=8.0
+    )
     seconds: Amount = option(f"that piece={FIRST} may take in all", default=280.0)
     only: str = option("keep rows whose name holds this text; empty: all", default="")
 

@@ -7,7 +7,8 @@ import torch
 
 from tests.kernels.test_bench import SHAPE, parse
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.check import Check, RoundedProducts, judge
+from zoo_kernels.bench.case import Case
+from zoo_kernels.bench.check import Check, RoundedProducts
 from zoo_kernels.bench.record import REPEATS, Shape
 
 
@@ -20,7 +21,7 @@ def test_the_judge_finds_one_bad_block_and_what_is_not_finite():
         if spoil is not None:
             got["grad q"][1, 130, 2, 5] += spoil
         bench = Bench(parse(["device=cpu", "dry=true"]), "correctness_linear")
-        judge(bench, "case", SHAPE, torch.float16, got, rounded, truth)
+        Check(Case("case", SHAPE, None, {})).judge(bench, got, rounded, truth)
         assert [r.direction for r in bench.records if not r.reached] == expected
         assert len(bench.errors) == len(expected)
         assert all("grad q" in e["error"] for e in bench.errors)
@@ -48,8 +49,8 @@ def test_a_check_finds_a_wrong_gradient_and_a_wrong_repeat(graph):
 
     sizes = {"x": (1, 70, 2, 4)} | ({} if graph else {"to output": (1, 70, 2, 4)})
     bench = Bench(parse(["device=cpu", "dry=true"]), "correctness_linear")
-    case = Check("case", Shape(1, 70, 2, 4), triple, sizes, graph=graph)
-    case.run(bench)
+    check = Check(Case("case", Shape(1, 70, 2, 4), triple, sizes), graph=graph)
+    check.run(bench)
     assert [r.direction for r in bench.records if not r.reached] == (["forward"] if graph else ["backward"])
-    replace(case, repeats=2).run(bench)
+    replace(check, repeats=2).run(bench)
     assert bench.records[-1].metric == REPEATS and bench.records[-1].value == graph

@@ -9,10 +9,12 @@ import torch
 from tests.kernels.linear_oracle import recurrence
 from tests.kernels.softmax_oracle import dense
 from tests.kernels.test_bench import parse
-from zoo_kernels.bench import across, case, clock, peers, report
+from zoo_kernels.bench import across, clock, peers, report, timed
 from zoo_kernels.bench.bench import FLA, Bench
-from zoo_kernels.bench.record import FORWARD, Row, Shape
-from zoo_kernels.linear import cases as linear
+from zoo_kernels.bench.case import Case
+from zoo_kernels.bench.record import FORWARD, Shape
+from zoo_kernels.linear import bench_cases as linear
+from zoo_kernels.softmax import bench_cases as softmax
 
 SHAPE = Shape(1, 128, 2, 16)
 
@@ -94,7 +96,7 @@ def test_a_row_is_judged_by_the_one_before_and_left_out_with_a_note(gpu):
     bench = bench_on(gpu, minutes=1)  # 55.8 s of work
     for work, wanted in ((1, {"ours", "flex"}), (4, {"ours"}), (64, set())):
         runs = {"ours": lasting(gpu, 0.6 * work), "flex": lasting(gpu, 0.6 * work, first=35.0)}
-        assert set(bench.measure(f"row {work}", runs, dict.fromkeys(runs, work))) == wanted
+        assert set(bench.measure(f"row {work}", runs, work)) == wanted
     told = ["row 4, flex is left out: it may take 45 s", "row 64, ours is left out: it may take 154 s", "row 64, flex"]
     assert len(bench.notes) == 3 and all(note.startswith(text) for note, text in zip(bench.notes, told))
     assert gpu.now < 60 and not bench.errors
@@ -107,20 +109,22 @@ def test_all_contexts_end_within_the_minutes(gpu, monkeypatch, slower, direction
     compiling = {"ours, softmax": 10.0, "ours, lightning": 10.0, "flex": 30.0}  # ours once, the other for every shape
     compiled = set()
 
-    def timed(form, shape, direction):
+    def passes(form, sets, direction):
+        (shape,) = sets
         key = form, form == "flex" and shape
-        seconds = case.flops(shape, direction) / rates[form] if form in rates else 0.01
+        seconds = timed.flops(shape, direction) / rates[form] if form in rates else 0.01
         first = 0.0 if key in compiled else compiling.get(form, 0.0)
         compiled.add(key)
         return lasting(gpu, slower * seconds, first)
 
-    monkeypatch.setattr(case, "draw_inputs", lambda device, shape, dtype, queries: Shapes((shape,)))
-    monkeypatch.setattr(case, "timed", lambda form, sets, direction: timed(form, sets[0], direction))
-    names = "ours, lightning", "ours, softmax", "sdpa flash", "sdpa cudnn"
-    monkeypatch.setattr(across, "_exact_and_lightning", lambda bench, shape: {name: name for name in names})
-    monkeypatch.setattr(across, "_flex", lambda bench, shape: {"flex": "flex"})
+    monkeypatch.setattr(Case, "copies", lambda case, device, dtype: [case.shape])
+    monkeypatch.setattr(timed, "passes", passes)
+    monkeypatch.setattr(Bench, "ours", lambda bench, function: "ours, softmax")
+    names = "ours, softmax", "ours, lightning", "sdpa flash", "sdpa cudnn"
+    monkeypatch.setattr(across, "_peers", lambda bench, shape: {name: name for name in names[1:]})
+    monkeypatch.setattr(softmax, "flexible", lambda bench, shape: {"flex": "flex"})
     bench = bench_on(gpu)
-    bench.each(across.contexts(bench, direction), lambda item: item.run(bench))
+    bench.run(across.contexts(bench, direction))
     assert gpu.now < 8 * 60 and not bench.errors
     lengths = {who: {r.shape["T"] for r in bench.records if r.implementation == who} for who in (*names, "flex")}
     assert max(lengths["ours, lightning"]) == 512 * 1024
@@ -130,29 +134,33 @@ def test_all_contexts_end_within_the_minutes(gpu, monkeypatch, slower, direction
     assert (not bench.notes + bench.dropped) == (slower == 1) and len(report.table(bench)) < report.LIMIT
 
 
-class Shapes(tuple):
-    """A set of inputs of which only the shape matters, and which any part of the sets is."""
+class Lasting(int):
+    """A row of so many seconds."""
 
-    def __getitem__(self, index):
-        return self if isinstance(index, slice) else super().__getitem__(index)
+    def __new__(cls, now, seconds):
+        row = super().__new__(cls, seconds)
+        row.run = lambda bench: lasting(now, seconds)(0)
+        return row
 
 
 def test_rows_alike_are_not_begun_in_less_time_than_the_last_took(gpu):
-    bench = bench_on(gpu, minutes=1)
-    bench.each([20, 5, 12, 14, 3], lambda seconds: lasting(gpu, seconds)(0), alike=True)
+    bench = bench_on(gpu, "correctness_linear", minutes=1)
+    bench.run(Lasting(gpu, seconds) for seconds in (20, 5, 12, 14, 3))
     assert gpu.now == 37 and bench.dropped == ["14", "3"]
 
 
-def test_peak_memory_of_every_peer(gpu):
+def test_peak_memory_of_every_peer(gpu, monkeypatch):
     gpu.hold(1000)
-    bench, row = bench_on(gpu), Row("row", SHAPE, torch.bfloat16, "", "forward")
-    case.add_peaks(bench, row, {"ours": lasting(gpu, 1, nbytes=3 * 10**9), "sdpa flash": lasting(gpu, 1, nbytes=10**9)})
+    bench, case = bench_on(gpu), Case("row", SHAPE, None, {})
+    monkeypatch.setattr(timed, "passes", lambda form, sets, direction: form)
+    forms = {"ours": lasting(gpu, 1, nbytes=3 * 10**9), "sdpa flash": lasting(gpu, 1, nbytes=10**9)}
+    timed.add_peaks(bench, case, forms, [], FORWARD)
     assert [(r.implementation, r.metric, r.value) for r in bench.records] == [
         ("ours", "peak", 3.0),
         ("sdpa flash", "peak", 1.0),
     ]
-    case.add_peaks(bench_on(gpu, minutes=0), row, {"ours": fail})
-    told = case.Case("row", SHAPE, None, metrics=case.rates(SHAPE, {FORWARD: ">= 480"}, density=8e11 / 2**20))
+    timed.add_peaks(bench_on(gpu, minutes=0), case, {"ours": fail}, [], FORWARD)
+    told = timed.Timed(case, metrics=timed.rates(bench, SHAPE, {FORWARD: ">= 480"}, density=8e11 / 2**20))
     told.tell(bench, FORWARD, {"ours": clock.Timing(2.0, 1.0, 3.0)})
     assert [(r.metric, r.value, r.reached) for r in bench.records[2:]] == [
         ("rate", 400, False),
@@ -199,12 +207,12 @@ def test_flash_linear_attention_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(peers, "importlib", SimpleNamespace(import_module=lambda name: both))
     bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "linear")
     bench.ceilings["copy"], bench.clock = 1e9, clock.Clock()
-    linear._lightning(bench, "lightning", SHAPE, {}).run(bench)
+    linear.lightning(bench, "lightning", SHAPE).run(bench)
     found = {(r.implementation, r.metric): r.value for r in bench.records}
     assert found[FLA, "rms of the difference"] < 1e-5 and ("ours", f"over {FLA}") in found
-    q, k, v = (torch.randn(3, 1, 2, 16) for _ in range(3))
-    step = peers.fla_peer(bench, torch.zeros(2), torch.zeros(3, 2, 16, 16))[FLA]
-    torch.testing.assert_close(step(q, k, v), (q * k).sum(-1, keepdim=True) * v)
+    q, k, v = (torch.randn(3, 2, 16) for _ in range(3))
+    found = peers.fla_peer(bench, step=True)[FLA](q, k, v, torch.zeros(2), torch.zeros(3, 2, 16, 16))
+    torch.testing.assert_close(found[:, 0], (q * k).sum(-1, keepdim=True) * v)
 
 
 def test_the_wall_clock_takes_turns():

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.kernels.test_bench import SCRIPT, SHAPE, check_records, parse, run_script
-from zoo_kernels.bench import first, processes
+from zoo_kernels.bench import processes, run
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.record import Row
 from zoo_kernels.bench.registry import names_of
 
-CHECKS, SPEEDS, WARM = first.CHECKS, first.SPEEDS, processes.WARM
+CHECKS, SPEEDS, WARM = processes.CHECK, "speed", processes.WARM
 SPEED = list(names_of("first"))
 
 
@@ -39,20 +39,20 @@ class World:
         for process in self.processes:
             process.move(self.time)
 
-    def start(self, asked, job, seconds):
-        self.started.append((job.role, list(job.names), round(seconds, 2)))
-        self.processes.append(FakeProcess(self, job))
+    def start(self, asked, files, job, seconds):
+        role = next((kind for kind in (CHECKS, WARM) if job.names[0].startswith(kind)), SPEEDS)
+        self.started.append((role, list(job.names), round(seconds, 2)))
+        self.processes.append(FakeProcess(self, files, job))
         return self.processes[-1]
 
     def run(self):
-        return first.First(self.asked, self.start, self.now, self.sleep).run()
+        return run.First(self.asked, self.start, self.now, self.sleep).run()
 
 
 class FakeProcess:
-    def __init__(self, world, job):
-        self.world, self.names, self.role = world, list(job.names), job.role
+    def __init__(self, world, files, job):
+        self.world, self.files, self.names = world, files, list(job.names)
         self.exitcode, self.killed, self.since = None, False, world.time
-        self.files = processes.Files(job.folder, world.asked)
 
     def is_alive(self):
         return self.exitcode is None
@@ -68,15 +68,13 @@ class FakeProcess:
             return
         bench = Bench(self.world.asked, self.names[0])
         bench.add(Row(bench.piece, SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
-        if self.role != WARM:
-            self.files.keep(bench, complete=False)
+        self.files.keep(bench, complete=False)
         if bench.piece in self.world.hang or now - self.since < self.world.seconds.get(bench.piece, 1.0):
             return
         if bench.piece in self.world.die:
             self.exitcode = 3
             return
-        if self.role != WARM:
-            self.files.keep(bench, complete=True)
+        self.files.keep(bench, complete=True)
         self.names.pop(0)
         self.since = now
 
@@ -97,17 +95,17 @@ def test_all_is_checked_then_timed_in_the_order_of_the_headlines(asked, capsys):
     assert roles == [CHECKS] * 2 + [SPEEDS]
     assert world.started[-1][1] == SPEED
     assert bench.dropped == [] and content_of(asked)["dropped"] == []
-    assert len(content_of(asked)["records"]) == len(first.steps(bench))
+    assert len(content_of(asked)["records"]) == len(processes.small_checks(bench)) + len(SPEED)
     assert "are missing" not in capsys.readouterr().out
 
 
 def test_with_many_cores_what_will_be_timed_is_called_beside_the_checks(asked, monkeypatch):
-    monkeypatch.setattr(first.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 16)
     asked = replace(asked, scale="full", device=torch.device("cpu"))
     world = World(asked)
     world.run()
     warm = [names for role, names, _ in world.started if role == WARM]
-    assert warm == [[name] for name in SPEED]
+    assert warm == [[WARM + name] for name in SPEED]
     checks = [names for role, names, _ in world.started if role == CHECKS]
     assert len(checks) == 16 - len(SPEED)
     assert sum(len(names) for names in checks) == len({name for names in checks for name in names})
@@ -118,7 +116,7 @@ def test_what_hangs_is_ended_and_the_time_is_kept(asked, capsys):
     bench = world.run()
     assert world.time <= 280
     begun = next(seconds for role, _, seconds in world.started if role == SPEEDS)
-    assert begun > 280 - 60 - first.MARGIN - 1
+    assert begun > 280 - 60 - run.MARGIN - 1
     assert set(bench.dropped) == {"check-linear-0", "lightning-64k"}
     told = {e["name"]: e["error"] for e in bench.errors}
     assert told == {
@@ -170,13 +168,16 @@ def test_a_damaged_file_is_a_missing_step(asked):
 
 def test_every_family_is_checked_forward_and_backward_in_both_half_precisions():
     bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "first")
-    groups = first.checks(bench)
+    groups = processes.small_checks(bench)
     assert {name.split("-")[1] for name in list(groups)[:3]} == {"linear", "softmax", "decode"}
     checks = [check for group in groups.values() for check in group]
     assert len({str(check) for check in checks}) == len(checks) > 80
     assert {check.dtype for check in checks} == {torch.bfloat16, torch.float16}
-    assert {check.name.split()[1] for check in checks if check.name.startswith("step")} == {"linear", "softmax"}
-    assert list(first.steps(bench)) == [*groups, *SPEED]
+    assert {check.case.name.split()[1] for check in checks if check.case.name.startswith("step")} == {
+        "linear",
+        "softmax",
+    }
+    assert run.First(bench.options).checks == tuple(groups)
 
 
 @pytest.mark.parametrize("piece", ["first,linear", "first"])

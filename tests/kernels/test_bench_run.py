@@ -10,8 +10,7 @@ from tests.kernels.test_bench import SHAPE, check_records, parse, script
 from zoo.cli import friendly_errors
 from zoo_kernels.bench import registry, report, run
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.options import RESULTS
-from zoo_kernels.bench.processes import Files, Watch
+from zoo_kernels.bench.processes import Watch
 from zoo_kernels.bench.record import Row
 
 
@@ -83,10 +82,10 @@ def in_processes(tmp_path, statuses, pieces):
     asked = parse(["device=cpu", "dry=true", f"piece={pieces}", "minutes=3", f"out={tmp_path}"])
     seconds, jobs, children = [0.0], [], []
 
-    def start(options, job, left):
+    def start(options, files, job, left):
         assert left == 180 and job.patience == 180 and len(job.names) == 1
         jobs.append(job.names[0])
-        children.append(Child(Files(tmp_path, asked), job, statuses.get(job.names[0], 0)))
+        children.append(Child(files, job, statuses.get(job.names[0], 0)))
         return children[-1]
 
     def sleep(x):
@@ -110,7 +109,7 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "choose_device", lambda name: SimpleNamespace(type="cuda"))
         patch.setattr(run, "run_apart", lambda options: [options.out, options.suite, options.pieces])
-        assert run.run(parse(["piece=gqa"])) == [RESULTS, "cuda", ("gqa",)]
+        assert run.run(parse(["piece=gqa"])) == [run.RESULTS, "cuda", ("gqa",)]
 
 
 def test_a_piece_in_a_real_process(tmp_path, capfd):
@@ -121,8 +120,8 @@ def test_a_piece_in_a_real_process(tmp_path, capfd):
 
 def test_a_row_that_others_are_compared_with_is_measured_whatever_is_asked_for():
     bench = Bench(parse(["device=cpu", "dry=true", "only=window 8 B"]), "windows")
-    bench.each(registry.items_of(bench, "cuda", "windows"), lambda item: bench.note(str(item)))
-    assert [note.partition(" B1")[0] for note in bench.notes] == ["dense", "window 8"]
+    bench.run(registry.items_of(bench, "cuda", "windows"))
+    assert {r.name for r in bench.records} == {"product", "dense", "window 8"}
 
 
 def test_ctrl_c_writes_what_is_there(monkeypatch, tmp_path, capsys):
@@ -143,7 +142,7 @@ def test_ctrl_c_writes_what_is_there(monkeypatch, tmp_path, capsys):
 
 def test_rows_are_dropped_when_time_is_up_and_named():
     bench = Bench(parse(["device=cpu", "dry=true", "minutes=0"]), "linear")
-    bench.each(["one", "two"], fail)
+    bench.run(["one", "two"])
     assert bench.dropped == ["one", "two"]
     assert "no time was left for 2: one; two" in report.table(bench)
 

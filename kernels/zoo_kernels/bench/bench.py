@@ -8,25 +8,45 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from zoo_kernels.backend import BackendError
 from zoo_kernels.bench.clock import Clock, Run, Timing, clock_of
-from zoo_kernels.bench.options import Options
-from zoo_kernels.bench.pace import Pace
 from zoo_kernels.bench.record import CHECK, REPEATS, Record, Row, Shape, environment, reaches
 from zoo_kernels.bench.registry import CHECKED, Item
 
-Thing = TypeVar("Thing")
 Value = TypeVar("Value")
 
 FLA = "flash-linear-attention"
 PEERS = ("sdpa", "flex", FLA)  # how the names of other implementations begin
 WORK = 0.93  # share of the minutes; the rest is for starting the process and for telling what was found
 ONCE = 10.0  # seconds of a call from which it is made once, without a warm-up, where there is no limit
+CALLS = 4  # of a slow function: one to warm up, two samples, one for its memory
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for: options of scripts/bench_kernels.py, checked, whose help says what they mean.
+
+    ``suite`` is "cpu" or "cuda", the set of pieces; a dry run has those of cuda on the CPU. ``scale`` is "full",
+    "quick" or "dry", the table of shapes. ``out`` is the file of the CPU tables, the folder of others, or None.
+    """
+
+    device: torch.device
+    suite: str
+    scale: str
+    pieces: tuple[str, ...]
+    out: Path | None = None
+    plot: Path | None = None
+    threads: int = 0
+    minutes: float = 8.0
+    seconds: float = 280.0
+    only: str = ""
+    given: tuple[str, ...] = ()
 
 
 class Bench:
@@ -41,14 +61,13 @@ class Bench:
         self.dropped: list[str] = []
         self.notes: list[str] = []
         self.times: dict[tuple[str, Shape, str], dict[str, Timing]] = {}  # name, shape, direction; by implementation
-        self.ceilings: dict[str, float] = {}  # per second, see ceilings.py
-        self.pace = Pace()
+        self.ceilings: dict[str, float] = {}  # per second, see timed.py
+        self.pace: dict[str, tuple[float, float, float]] = {}  # work of the last row, seconds to compile and of a call
         self.after_row: Callable[[], None] = lambda: None  # the runner writes what there is until now
         self.now: Callable[[], float] = time.monotonic
         self.bounded = options.suite == "cuda"  # a CPU table only starts no row when the minutes are over
         self.seconds = options.minutes * 60 * (WORK if self.bounded else 1.0)
         self.lost = False  # whether this process can no longer use its GPU
-        self._rows = deque[float](maxlen=3)
         self._begin = self.now()
 
     @property
@@ -86,30 +105,25 @@ class Bench:
             self.say(text)
 
     def run(self, items: Iterable[Item]) -> None:
-        """Measure the items of a piece, as far as its minutes go."""
-        with self.guard(self.piece):
-            self.each(items, lambda item: item.run(self), alike=self.piece.startswith(CHECKED))
+        """Measure items while there is time; one that fails is recorded, and the next one starts.
 
-    def each(self, items: Iterable[Thing], run: Callable[[Thing], Any], alike: bool = False) -> None:
-        """``run`` for every item while there is time; an item that fails is recorded and the next one starts.
-
-        ``alike``: rows take about as long as one another, so that none starts in less time than the last ones took.
+        Checks take about as long as one another, so that none starts in less time than the last three took.
         """
-        self._rows.clear()
-        for item in items:
-            label = str(item)
-            if self.options.only not in label and not getattr(item, "always", False):
-                continue
-            expected = max(self._rows, default=0.0) if alike and self.bounded else 0.0
-            if self.lost or self.left() <= expected:
-                self.dropped.append(label)
-                continue
-            self.say(label)
-            begin = self.now()
-            with self.guard(label):
-                run(item)
-            self._rows.append(self.now() - begin)
-            self.after_row()
+        took = deque([0.0], maxlen=3)
+        alike = self.bounded and self.piece.startswith(CHECKED)
+        with self.guard(self.piece):
+            for item in items:
+                label, begin = str(item), self.now()
+                if self.options.only not in label and not getattr(item, "always", False):
+                    continue
+                if self.lost or self.left() <= (max(took) if alike else 0.0):
+                    self.dropped.append(label)
+                    continue
+                self.say(label)
+                with self.guard(label):
+                    item.run(self)
+                took.append(self.now() - begin)
+                self.after_row()
 
     @contextlib.contextmanager
     def guard(self, name: str, who: str = "ours") -> Iterator[None]:
@@ -122,7 +136,15 @@ class Bench:
                 self.note(f"{name} is left out: {text[:160]}")
             else:
                 self.fail(name, text, traceback.format_exc())
-            self._recover()
+            try:
+                self.wait()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            except Exception as broken:  # after an illegal access nothing more runs in this process
+                self.lost = True
+                self.note(
+                    f"the GPU can no longer be used by this process ({type(broken).__name__}); the rest is dropped"
+                )
 
     def fail(self, name: str, text: str, trace: str = "") -> None:
         """Record an error."""
@@ -134,22 +156,8 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _recover(self) -> None:
-        try:
-            self.wait()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        except Exception as error:  # after an illegal access nothing more runs in this process
-            self.lost = True
-            self.note(f"the GPU can no longer be used by this process ({type(error).__name__}); the rest is dropped")
-
     def measure(
-        self,
-        name: str,
-        runs: Mapping[str, Run],
-        work: Mapping[str, float] | None = None,
-        clock: Clock | None = None,
-        patience: float = math.inf,
+        self, name: str, runs: Mapping[str, Run], work: float = 0.0, clock: Clock | None = None
     ) -> dict[str, Timing]:
         """Timings of the functions that run; one that fails, or that there is no time for, is told and left out.
 
@@ -157,39 +165,38 @@ class Bench:
             name: of the row.
             runs: by implementation.
             work: what the time of each grows with from row to row, in a unit that is the same in the whole piece, such
-                as FLOPs; without it nothing is learned from these calls about the next ones.
+                as FLOPs; with 0 nothing is known about these calls from others, and nothing learned.
             clock: another one than the piece's.
-            patience: seconds of a call from which it is left out.
         """
-        work = work or {}
-        working: dict[str, Run] = {}
-        first: dict[str, float] = {}
         found: dict[str, Timing] = {}
+        first: dict[str, float] = {}  # seconds of the first call
         once, later = [], 0.0  # seconds that those already called will take
         for who, run in runs.items():
-            cost, left = self.pace.cost(who, work.get(who)), self.left() - later
-            if cost.call >= patience:
-                self.note(f"{name}, {who} is left out: one call would take about {cost.call / 60:.0f} minutes")
-                continue
-            if self.bounded and cost.whole >= left:
-                told = f"it may take {cost.whole:.0f} s, and {left:.0f} s are left" if left > 0 else "no time is left"
+            before, compiling, call = self.pace.get(who, (1.0, 0.0, 0.0)) if work else (1.0, 0.0, 0.0)
+            call, left = call * work / before, self.left() - later
+            alone = call > ONCE and not self.bounded
+            whole = call if alone else compiling + CALLS * call
+            if whole >= left:
+                told = f"it may take {whole:.0f} s, and {left:.0f} s are left" if left > 0 else "no time is left"
                 self.note(f"{name}, {who} is left out: {told}")
                 continue
             with self.guard(f"{name}, {who}", who):
                 begin = self.now()
                 if self.dry:
                     found |= self.clock.measure({who: run})
-                elif cost.call > ONCE and not self.bounded:
+                elif alone:
                     once.append(who)
                 else:
                     run(0)
                     self.wait()  # so that an error is told of the one that made it
-                first[who], working[who] = self.now() - begin, run
-                later += cost.whole - cost.first - cost.call
-        if working and not self.lost and not self.dry:
-            found = (clock or self.clock).measure(working, once, self.left() if self.bounded else math.inf)
-        for who, timing in found.items():
-            self.pace.learn(who, work.get(who), first[who], timing.median / 1e3)
+                first[who] = self.now() - begin
+                later += whole if alone else whole - compiling - call
+        if first and not self.lost and not self.dry:
+            limit = self.left() if self.bounded else math.inf
+            found = (clock or self.clock).measure({who: runs[who] for who in first}, once, limit)
+        for who, timing in found.items() if work else ():
+            call = timing.median / 1e3
+            self.pace[who] = work, max(0.0, first[who] - call), call
         return found
 
     def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,14 +204,14 @@ class Bench:
 
         The CPU tables are about what a user gets there.
         """
-        if not self.bounded:
-            return function
 
         def run(*arguments: Any, **options: Any) -> Any:
+            if not self.bounded:
+                return function(*arguments, backend="auto", **options)
             try:
                 return function(*arguments, backend="triton", **options)
             except BackendError as error:
-                self.note(f"{getattr(function, '__name__', self.piece)} runs with backend=torch: {error}")
+                self.note(f"measured with backend=torch: {error}")
                 return function(*arguments, backend="torch", **options)
 
         return run

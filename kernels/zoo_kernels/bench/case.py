@@ -1,238 +1,130 @@
-"""A case: implementations that are timed side by side on the same inputs, and what is computed from their times."""
+"""A case: one call of a public function on random arrays, which is compared with its reference, or timed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.ceilings import bandwidth, matrix_rate
-from zoo_kernels.bench.clock import Clock, Run, Timing
-from zoo_kernels.bench.inputs import Attention, Inputs, draw_inputs, timed
-from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape
+from zoo_kernels.bench.clock import Run
+from zoo_kernels.bench.record import BACKWARD, FORWARD, Shape
 
-Goals = Mapping[str, str]  # a target by direction
-NO_GOALS: Goals = {}
-Forms = dict[str, Attention]  # by implementation
-
-UNITS = {FORWARD: 2.0, BACKWARD: 5.0, BOTH: 7.0}  # FLOPs per causal pair of a head, in units of twice the head width
-
-
-def flops(shape: Shape, direction: str, queries: int = 0) -> float:
-    """Of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
-    return UNITS[direction] * shape.batch * shape.heads * float(shape.length) * (queries or shape.length) * shape.width
-
-
-class Metric(NamedTuple):
-    """A number computed from the seconds of a call.
-
-    Attributes:
-        name, unit: of the number.
-        of: computes it from the piece, the direction and the seconds.
-        goals: what ours should reach, by direction.
-        whose: how the names of the implementations begin that it is told of.
-    """
-
-    name: str
-    unit: str
-    of: Callable[[Bench, str, float], float]
-    goals: Goals = NO_GOALS
-    whose: tuple[str, ...] = ("",)
-
-
-class Ratio(NamedTuple):
-    """How the time of one implementation compares with another's.
-
-    Attributes:
-        name: of the number.
-        peer: how the names of those begin that are compared with; the fastest counts.
-        goals: by direction.
-        of: whom it is told of.
-        row: name and shape of the row that the peer was timed in; None for the same.
-        share: None for the peer's time over ours; else ours over ``share`` times the peer's.
-    """
-
-    name: str
-    peer: str
-    goals: Goals = NO_GOALS
-    of: str = "ours"
-    row: tuple[str, Shape] | None = None
-    share: float | None = None
-
-
-MILLISECONDS = Metric("time", "ms", lambda bench, direction, seconds: 1e3 * seconds)
-
-
-def microseconds(name: str, calls: int = 1, goals: Goals = NO_GOALS, whose: str = "") -> Metric:
-    """Time in microseconds, of one of ``calls`` things that a call does."""
-    return Metric(name, "us", lambda bench, direction, seconds: 1e6 * seconds / calls, goals, (whose,))
-
-
-def constant(name: str, value: float, unit: str, whose: str = "ours") -> Metric:
-    """A number that is no matter of time."""
-    return Metric(name, unit, lambda bench, direction, seconds: value, {}, (whose,))
-
-
-def of_memory(nbytes: Callable[[str], float], goals: Goals = NO_GOALS) -> Metric:
-    """Share of the measured bandwidth, if a call in a direction moves so many bytes."""
-
-    def share(bench: Bench, direction: str, seconds: float) -> float:
-        return 100 * nbytes(direction) / bandwidth(bench) / seconds
-
-    return Metric("of HBM", "%", share, goals)
-
-
-def rates(
-    shape: Shape, goals: Goals = NO_GOALS, density: float = 1.0, whose: tuple[str, ...] = ("",)
-) -> tuple[Metric, Metric]:
-    """TFLOP/s of exact attention over ``density`` of the causal pairs, and over the measured rate of a product."""
-
-    def rate(bench: Bench, direction: str, seconds: float) -> float:
-        return density * flops(shape, direction) / seconds
-
-    return (
-        Metric("rate", "TFLOP/s", lambda *given: rate(*given) / 1e12, goals, whose),
-        Metric("of matrix rate", "%", lambda bench, *given: 100 * rate(bench, *given) / matrix_rate(bench), {}, whose),
-    )
+Arrays = dict[str, Any]  # arguments, outputs and gradients by name
+Form = Callable[..., Any]  # takes the arguments of a case by name
+CACHE = 200e6  # bytes, several times the level-2 cache of a GPU
+PACKED = (1, 7, 64, 9, 2000)  # lengths of documents
 
 
 @dataclass(frozen=True)
 class Case:
-    """Implementations on inputs of one shape.
+    """One call of a public function.
 
     Attributes:
-        name: of the row; with the shape it is what ``only=`` looks at.
+        name: of the row.
         shape: of the inputs.
-        forms: makes the implementations, ours under a name that begins with "ours".
-        directions: that are timed one after the other.
-        metrics, ratios: computed from the times.
-        queries: fewer than keys, as in decoding; 0 for as many.
-        clock: another one than the piece's; peak memory is then not asked for.
-        patience: seconds of a call from which it is left out.
-        always: it is measured whatever ``only=`` says, since others are compared with it.
-        same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
+        function: takes the arrays by name, and ``backend=``, and gives an output or several.
+        sizes: of the arrays in the type that is looked at. "to X" is the gradient that arrives at the output X; a call
+            without one is a step, which has no gradient.
+        wide: sizes of the arrays in fp32.
+        other: makes further arguments on a device: decays, documents, layouts.
+        outputs: names of what the function gives.
+        positive: arrays that have one sign, as feature maps give it.
+        strided: heads lie outside of tokens in memory.
     """
 
     name: str
     shape: Shape
-    forms: Callable[[Bench, Shape], Forms]
-    directions: tuple[str, ...] = (FORWARD, BACKWARD)
-    metrics: tuple[Metric, ...] = ()
-    ratios: tuple[Ratio, ...] = ()
-    queries: int = 0
-    clock: Clock | None = None
-    patience: float = math.inf
-    same: str = ""
-    always: bool = False
+    function: Form
+    sizes: Mapping[str, Sequence[int]]
+    wide: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    other: Callable[[torch.device], Arrays] = lambda device: {}
+    outputs: tuple[str, ...] = ("output",)
+    positive: tuple[str, ...] = ()
+    strided: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.name} {self.shape}"
+    def draw(self, device: torch.device, dtype: torch.dtype) -> Arrays:
+        """The arguments, and what arrives at the outputs; the same at each call."""
+        torch.manual_seed(0)
+        x = self._drawn(device, dtype) | {n: torch.randn(*size, device=device) for n, size in self.wide.items()}
+        return x | {n: x[n].abs() + 0.1 for n in self.positive} | self.other(device)
 
-    def run(self, bench: Bench) -> None:
-        """Time all implementations side by side and record what follows."""
-        Together(str(self), (self,)).run(bench)
+    def copies(self, device: torch.device, dtype: torch.dtype) -> list[Arrays]:
+        """The same in as many copies as the cache of a GPU needs to forget them."""
+        first = self.draw(device, dtype)
+        nbytes = max(sum(first[n].nbytes for n in self.sizes), 1)
+        count = 1 if device.type == "cpu" else min(16, int(CACHE // nbytes) + 1)
+        return [first, *(first | self._drawn(device, dtype) for _ in range(count - 1))]
 
-    def tell(self, bench: Bench, direction: str, found: Mapping[str, Timing]) -> None:
-        """Record the metrics of what was timed, and the ratios that one of them is part of."""
-        row = Row(self.name, self.shape, bench.dtype, "", direction)
-        known = bench.times.setdefault((self.name, self.shape, direction), {})
-        known |= found
-        for who, timing in found.items():
-            for metric in self.metrics:
-                if who.startswith(metric.whose):
-                    goal = metric.goals.get(direction) if who.startswith("ours") else None
-                    value = metric.of(bench, direction, timing.median / 1e3)
-                    bench.add(row._replace(implementation=who, timing=timing), metric.name, value, metric.unit, goal)
-        for ratio in self.ratios:
-            there = known if ratio.row is None else bench.times.get((*ratio.row, direction), {})
-            peers = [timing.median for who, timing in there.items() if who.startswith(ratio.peer)]
-            if peers and ratio.of in known:
-                ours, peer = known[ratio.of], min(peers)
-                value = peer / ours.median if ratio.share is None else ours.median / (ratio.share * peer)
-                told = row._replace(implementation=ratio.of, timing=ours)
-                bench.add(told, ratio.name, value, "x", ratio.goals.get(direction))
+    def _drawn(self, device: torch.device, dtype: torch.dtype) -> Arrays:
+        def normal(b: int, t: int, h: int, *rest: int) -> Tensor:
+            size = (b, h, t, *rest) if self.strided else (b, t, h, *rest)
+            x = torch.randn(size, device=device)
+            return (x.transpose(1, 2) if self.strided else x).to(dtype)
 
+        return {name: normal(*size) for name, size in self.sizes.items()}
 
-def flatness(bench: Bench, name: str, shapes: Iterable[Shape], direction: str) -> float | None:
-    """Slowest over fastest time per token of ours, of those rows that were timed; None of none."""
-    known = {shape: bench.times.get((name, shape, direction), {}).get("ours") for shape in shapes}
-    found = [timing.median / (shape.batch * shape.length) for shape, timing in known.items() if timing]
-    return max(found) / min(found) if found else None
-
-
-@dataclass(frozen=True)
-class Together:
-    """Cases whose implementations are all timed side by side, so that what else the machine does meets them alike."""
-
-    name: str
-    cases: tuple[Case, ...]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def run(self, bench: Bench) -> None:
-        """Time and record."""
-        made = []
-        for case in self.cases:
-            sets = draw_inputs(bench.device, case.shape, bench.dtype, case.queries)
-            made.append((case, case.forms(bench, case.shape), sets))
-        for direction in self.cases[0].directions:
-            runs: dict[str, Run] = {}
-            work, owners = {}, {}
-            for case, forms, sets in made:
-                for who, form in forms.items():
-                    if who == "flex" and bench.device.type == "cpu" and direction != FORWARD:
-                        bench.note("FlexAttention has a forward pass only on a CPU")
-                        continue
-                    label = who if len(made) == 1 else f"{who}, {case.shape}"
-                    runs[label], owners[label] = timed(form, sets, direction), (case, who)
-                    if case.clock is None:
-                        # in FLOPs of exact attention for all: others' time grows with less, and never with more
-                        work[label] = flops(case.shape, direction, case.queries)
-            first = self.cases[0]
-            found = bench.measure(f"{self.name} {direction}", runs, work, first.clock, first.patience)
-            for case, forms, sets in made:
-                mine = {who: found[label] for label, (owner, who) in owners.items() if owner is case and label in found}
-                case.tell(bench, direction, mine)
-                if case.clock is None and bench.bounded:
-                    _peaks(bench, case, {who: forms[who] for who in mine}, sets, direction)
-                if case.same in mine and direction == FORWARD:
-                    _same(bench, case, forms, sets[0])
+    def results(self, arrays: Arrays, backend: str) -> Arrays:
+        """Outputs, and gradients of all inputs where something arrives at the outputs."""
+        reached = [name for name in self.outputs if f"to {name}" in arrays]
+        x = given(arrays)
+        leaves = {n: a for n, a in x.items() if reached and isinstance(a, Tensor) and a.is_floating_point()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        found = self.function(**x, backend=backend)
+        outputs: Arrays = dict(zip(self.outputs, found if isinstance(found, tuple) else (found,)))
+        if not reached:
+            return outputs
+        arriving = [arrays[f"to {n}"].to(outputs[n].dtype).masked_fill(outputs[n] == -torch.inf, 0) for n in reached]
+        ends = [outputs[n] for n in reached]
+        grads = torch.autograd.grad(ends, list(leaves.values()), arriving, allow_unused=True, materialize_grads=True)
+        return {n: o.detach() for n, o in outputs.items()} | {f"grad {n}": g for n, g in zip(leaves, grads)}
 
 
-def _peaks(bench: Bench, case: Case, forms: Forms, sets: list[Inputs], direction: str) -> None:
-    """Record the memory that a forward pass, or both, hold at their peak beside what was there before."""
-    passes = FORWARD if direction == FORWARD else BOTH
-    row = Row(case.name, case.shape, bench.dtype, "", passes)
-    add_peaks(bench, row, {who: timed(form, sets[:1], passes) for who, form in forms.items()})
+def given(arrays: Arrays, *followed: str) -> Arrays:
+    """The arguments among the arrays, on their own; those that are ``followed`` want gradients."""
+    x = {n: a.detach() if isinstance(a, Tensor) else a for n, a in arrays.items() if not n.startswith("to ")}
+    return x | {name: x[name].requires_grad_() for name in followed}
 
 
-def add_peaks(bench: Bench, row: Row, runs: Mapping[str, Run]) -> None:
-    """Record the peak memory of one call of each, in GB."""
-    for who, run in runs.items():
-        with bench.guard(f"memory of {row.name} {row.shape}, {who}", who):
-            if bench.left() > 0:
-                bench.add(row._replace(implementation=who), "peak", _peak(bench.device, run) / 1e9, "GB")
+def passes(form: Form, sets: Sequence[Arrays], direction: str) -> Run:
+    """The function to time: a forward pass over set number i, round and round, or the gradients of q, k, v, or both."""
+    if direction == FORWARD:
+        inputs = [given(each) for each in sets]  # some peers look at requires_grad alone
+        return torch.no_grad()(lambda i: form(**inputs[i % len(inputs)]))
+    leaves = [given(each, "q", "k", "v") for each in sets]
+    kept: list[Tensor] = []
+
+    def run(i: int) -> tuple[Tensor, ...]:
+        if direction == BACKWARD and not kept:
+            kept.extend(form(**each) for each in leaves)
+        i %= len(sets)
+        output = kept[i] if kept else form(**leaves[i])
+        return torch.autograd.grad(output, [leaves[i][n] for n in "qkv"], sets[i]["to output"], retain_graph=bool(kept))
+
+    return run
 
 
-def _peak(device: torch.device, run: Run) -> int:
-    """Bytes; 0 on a CPU, where nothing is called."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run(0)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def documents_of(lengths: tuple[int, ...], batch: int, length: int, device: torch.device) -> Tensor | None:
+    """Ids of tokens ``(B, T)``, neither sorted nor dense; the first document is shorter by row. None for no lengths."""
+    if not lengths:
+        return None
+    ids = torch.cat([torch.full((n,), (7 * i + 3) % 11) for i, n in enumerate(lengths)])
+    ids = torch.nn.functional.pad(ids, (0, max(0, length + batch - len(ids))), value=99)
+    return torch.stack([ids[row : row + length] for row in range(batch)]).to(device)
 
 
-def _same(bench: Bench, case: Case, forms: Forms, inputs: Inputs) -> None:
-    with torch.no_grad():
-        ours, theirs = (forms[who](*inputs[:3])[:, :, 0].float() for who in ("ours", case.same))
-    row = Row(case.name, case.shape, bench.dtype, case.same, FORWARD)
-    bench.add(row, "rms of the difference", float((ours - theirs).norm() / ours.norm()))
+def listed_blocks(blocks: int, near: int, first: int = 0, random: int = 0, heads: int = 1) -> Tensor:
+    """Blocks of keys that each block of queries lists: ``(1, heads, blocks, blocks)``.
+
+    The ``near`` latest (a window), the ``first`` ones (with a window: Longformer, arXiv:2004.05150), and ``random``
+    earlier ones by head (with both: BigBird, arXiv:2007.14062).
+    """
+    i = torch.arange(blocks)
+    distance = i[:, None] - i
+    base = ((distance >= 0) & ((distance < near) | (i < first))).expand(1, heads, -1, -1)
+    scores = torch.rand(base.shape, generator=torch.Generator().manual_seed(0))
+    best = scores.masked_fill(base | (distance < 0), -1.0).topk(min(random, blocks), dim=-1)
+    return base | torch.zeros_like(base).scatter(-1, best.indices, best.values >= 0)

@@ -1,4 +1,4 @@
-"""Medians of interleaved rounds: a wall clock, the events of a GPU, the host alone, CUDA graphs, and one dry call."""
+"""Medians of interleaved rounds: a wall clock, the events of a GPU, CUDA graphs, and one dry call."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ class Timing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a function is timed: calls of a round, rounds, host seconds of a call, and samples that are there already."""
+    """How a function is timed: rounds, what gives the seconds of the calls of a round, and samples that exist."""
 
-    calls: int
     rounds: int
-    host: float = 0.0
+    sample: Callable[[], list[float]]
     samples: tuple[float, ...] = ()
 
 
@@ -37,8 +36,6 @@ class Clock:
     As it is, the clock of a dry run: one call of each, for that it runs is all that is of interest.
     """
 
-    rounds = 1
-
     def measure(
         self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
     ) -> dict[str, Timing]:
@@ -47,60 +44,50 @@ class Clock:
         ``limit``: seconds after which no further round begins; the first one is made in any case.
         """
         begin = time.perf_counter()
-        plans = {who: Plan(1, 1) if who in once else self._plan(run) for who, run in runs.items()}
+        plans = {who: Clock._plan(self, run) if who in once else self._plan(run) for who, run in runs.items()}
         samples = {who: list(plan.samples) for who, plan in plans.items()}
-        for number in range(self.rounds):
+        for number in range(max((plan.rounds for plan in plans.values()), default=0)):
             if number and time.perf_counter() - begin > limit:
                 break
             for who, plan in plans.items():
-                if number < plan.rounds:
-                    samples[who] += self._sample(runs[who], plan)
+                samples[who] += plan.sample() if number < plan.rounds else []
         return {who: Timing(statistics.median(x) * 1e3, min(x) * 1e3, max(x) * 1e3) for who, x in samples.items()}
 
     def _plan(self, run: Run) -> Plan:
         """How a function will be timed, for which it may be called."""
-        return Plan(1, 1)
+        return Plan(1, partial(self._sample, run))
 
-    def _sample(self, run: Run, plan: Plan) -> list[float]:
-        """Seconds of a call in one round: their mean, or those of each call."""
+    def _sample(self, run: Run, calls: int = 1) -> list[float]:
+        """Seconds of a call: their mean, or those of each."""
         begin = time.perf_counter()
-        for number in range(plan.calls):
+        for number in range(calls):
             run(number)
-        return [(time.perf_counter() - begin) / plan.calls]
+        return [(time.perf_counter() - begin) / calls]
 
 
 class WallClock(Clock):
-    """Host time of calls that return when they are done.
+    """Host time of a call; a GPU is waited for only before and after each sample.
 
     Args:
-        rounds: at most.
-        seconds: that the samples of one function may take together; slow functions get fewer rounds, at least 2.
+        rounds: at most; slow functions get fewer, at least 2.
+        seconds: that the samples of one function may take together.
         least: seconds of a sample; faster functions are called several times for one.
+        most: calls of a sample; a GPU takes only so many launches before the host must wait.
     """
 
-    def __init__(self, rounds: int = 7, seconds: float = 15.0, least: float = 0.02) -> None:
-        self.rounds, self.seconds, self.least = rounds, seconds, least
+    def __init__(self, rounds: int = 7, seconds: float = 15.0, least: float = 0.02, most: int = 10**6) -> None:
+        self.rounds, self.seconds, self.least, self.most = rounds, seconds, least, most
 
     def _plan(self, run: Run) -> Plan:
-        took = self._sample(run, Plan(1, 1))[0]
-        calls = max(1, round(self.least / max(took, 1e-7)))
-        return Plan(calls, max(2, min(self.rounds, int(self.seconds / (took * calls)))))
+        took = self._sample(run)[0]
+        calls = max(1, min(self.most, round(self.least / max(took, 1e-7))))
+        rounds = max(2, min(self.rounds, int(self.seconds / (took * calls))))
+        return Plan(rounds, partial(self._sample, run, calls))
 
-
-class HostClock(Clock):
-    """Host time of a call that does not wait for the GPU, which is waited for only after each round."""
-
-    rounds, calls = 7, 200
-
-    def _plan(self, run: Run) -> Plan:
-        for number in range(5):
-            run(number)
-        return Plan(self.calls, self.rounds)
-
-    def _sample(self, run: Run, plan: Plan) -> list[float]:
+    def _sample(self, run: Run, calls: int = 1) -> list[float]:
         wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         wait()
-        found = super()._sample(run, plan)
+        found = super()._sample(run, calls)
         wait()
         return found
 
@@ -109,7 +96,7 @@ class EventClock(Clock):
     """GPU time between two events, without the time that the host needs to launch.
 
     Before each call the GPU is kept busy for longer than the host takes to enqueue it, so that gaps between launches
-    do not count; the piece ``overhead`` is about those.
+    do not count (as they do in triton.testing.do_bench); the piece ``overhead`` is about those.
 
     Args:
         rounds: at most.
@@ -122,9 +109,9 @@ class EventClock(Clock):
         self.rounds, self.seconds, self.calls, self.slow = rounds, seconds, calls, slow
 
     def _plan(self, run: Run) -> Plan:
-        took = self._sample(run, Plan(1, 1))[0]
+        took = self._sample(run)[0]
         if took > self.slow:
-            return Plan(1, 1, samples=(took,))
+            return Plan(1, partial(self._sample, run), (took,))
         for number in range(2):
             run(number)
         torch.cuda.synchronize()
@@ -132,14 +119,15 @@ class EventClock(Clock):
         run(0)
         host = time.perf_counter() - begin
         torch.cuda.synchronize()
-        took = self._sample(run, Plan(1, 1, host))[0]
+        took = self._sample(run, 1, host)[0]
         wanted = min(self.calls, round(self.seconds / max(took, 1e-6)))
-        return Plan(max(1, wanted // self.rounds), self.rounds, host)
+        return Plan(self.rounds, partial(self._sample, run, max(1, wanted // self.rounds), host))
 
-    def _sample(self, run: Run, plan: Plan) -> list[float]:
-        cycles = int(min(1.5 * plan.host + 2e-5, 1e-2) * 2e9)  # of a clock of up to 2 GHz
+    def _sample(self, run: Run, calls: int = 1, host: float = 0.0) -> list[float]:
+        """Those of each call, of which the host takes ``host`` seconds to enqueue one."""
+        cycles = int(min(1.5 * host + 2e-5, 1e-2) * 2e9)  # of a clock of up to 2 GHz
         pairs = []
-        for number in range(plan.calls):
+        for number in range(calls):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(cycles)
             start.record()
@@ -150,32 +138,19 @@ class EventClock(Clock):
         return [start.elapsed_time(stop) / 1e3 for start, stop in pairs]
 
 
-class GraphClock(EventClock):
+class GraphClock(Clock):
     """GPU time of one call inside a captured CUDA graph of many, which shows that it can be captured."""
-
-    INSIDE = 20
 
     def measure(
         self, runs: Mapping[str, Run], once: Collection[str] = (), limit: float = math.inf
     ) -> dict[str, Timing]:
-        """Timing of a call of each; the graph is captured first."""
-        replays = {who: captured(partial(run, 0), self.INSIDE)[0].replay for who, run in runs.items()}
-        found = super().measure({who: lambda i, r=replay: r() for who, replay in replays.items()}, once, limit)  # type: ignore[misc]
-        return {who: Timing(*(x / self.INSIDE for x in timing)) for who, timing in found.items()}
+        """Timing of a call of each, one after the other."""
+        from triton.testing import do_bench_cudagraph
+
+        return {who: Timing(*do_bench_cudagraph(partial(run, 0), quantiles=(0.5, 0, 1))) for who, run in runs.items()}
 
 
-def captured(call: Callable[[], Any], times: int = 1) -> tuple[Any, Any]:
-    """A CUDA graph of ``times`` calls after one to warm up, and what the last of them returns."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph, output = torch.cuda.CUDAGraph(), None
-    with torch.cuda.graph(graph):
-        for _ in range(times):
-            output = call()
-    return graph, output
+HOST = WallClock(most=200)
 
 
 def clock_of(device: torch.device, scale: str) -> Clock:

@@ -9,34 +9,56 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from multiprocessing import get_context, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import zoo_kernels
-from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.bench import Bench, Options
+from zoo_kernels.bench.check import Check
 from zoo_kernels.bench.clock import Clock
-from zoo_kernels.bench.options import Options
 from zoo_kernels.bench.record import Record, environment, write
-from zoo_kernels.bench.registry import Item
+from zoo_kernels.bench.registry import CHECKED, FIRST, Item, items_of, names_of
 
 POLL = 0.25  # seconds
 LOST = 3  # status of a process whose GPU no longer answers
-WARM = "warm"  # the role of a process that calls what will be timed and keeps no number
 SAME = ("device", "gpu", "torch", "triton", "cuda", "python", "interpreted")  # of the environment
+CHECK, WARM = (
+    "check-",
+    "warm-",
+)  # how the names of steps begin that check, or call what will be timed and keep no number
+SMALL = 300  # tokens of a case that piece=first checks; longer ones belong to piece=correctness
+STRIDE = 5  # a dry run takes every fifth case
+GROUP = 4  # cases of a step: what a process that dies can lose
 
-Steps = dict[str, Callable[[Bench], Iterator[Item]]]  # what a step of a name runs
+
+def small_checks(bench: Bench) -> dict[str, list[Check]]:
+    """Small checks of every kernel in both half precisions, in groups by the name of a step; the pieces take turns."""
+    pieces = []
+    for name in (name for name in names_of("cuda") if name.startswith(CHECKED)):
+        checks = [item for item in items_of(bench, "cuda", name) if isinstance(item, Check)]
+        small = [check for check in checks if check.case.shape.length <= SMALL and not check.repeats]
+        small = small[:: STRIDE if bench.dry else 1]
+        groups = [small[i : i + GROUP] for i in range(0, len(small), GROUP)]
+        pieces.append([(f"{CHECK}{name.removeprefix(CHECKED)}-{i}", group) for i, group in enumerate(groups)])
+    return dict(filter(None, (group for turn in zip_longest(*pieces) for group in turn)))
+
+
+def items(bench: Bench) -> Iterator[Item]:
+    """What a piece, or a step of piece=first, runs; the same in every process."""
+    if bench.options.pieces != (FIRST,):
+        return items_of(bench, bench.options.suite, bench.piece)
+    if bench.piece.startswith(CHECK):
+        return iter(small_checks(bench)[bench.piece])
+    return items_of(bench, FIRST, bench.piece.removeprefix(WARM))
 
 
 class Files:
-    """Results by step in a folder; what another machine or other kernels have written does not count.
-
-    Args:
-        folder: of the files.
-        options: of the command line.
-    """
+    """Results by step in a folder; what another machine or other kernels have written does not count."""
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder = folder
@@ -69,13 +91,6 @@ class Files:
         content = self.read(name) or {"key": self.key, "complete": False, "records": [], "errors": [], "notes": []}
         write(self.file(name), content | {where: [*content[where], told]})
 
-    def interrupt(self, name: str) -> None:
-        """Tell in the file of a step that a user ended it."""
-        content = self.read(name)
-        if content:
-            content["environment"]["interrupted"] = True
-            write(self.file(name), content)
-
     def merged(self, bench: Bench, names: Sequence[str]) -> Bench:
         """Put the results of steps into ``bench``, in the order of the names."""
         for content in filter(None, map(self.read, names)):
@@ -94,31 +109,19 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Job:
-    """Steps for one process, one after the other.
-
-    Attributes:
-        names: of the steps.
-        role: what kind of steps they are, or WARM.
-        patience: seconds after which a step is taken to hang.
-        steps: gives what each name runs; a function at the top of a module, since another process calls it.
-        folder: of the files.
-    """
+class Job(NamedTuple):
+    """Names of steps for one process, one after the other, each of which hangs if it takes longer than ``patience``."""
 
     names: tuple[str, ...]
-    role: str
     patience: float
-    steps: Callable[[Bench], Steps]
-    folder: Path
 
 
-Start = Callable[[Options, Job, float], Any]  # a multiprocessing.Process; with the seconds it may take
+Start = Callable[[Options, Files, Job, float], Any]  # a multiprocessing.Process; with the seconds it may take
 
 
-def start_process(options: Options, job: Job, seconds: float) -> Any:
+def start_process(options: Options, files: Files, job: Job, seconds: float) -> Any:
     """A fresh interpreter for a job; Ctrl-C is for its parent alone."""
-    process = get_context("spawn").Process(target=work, args=(options, job, seconds), daemon=True)
+    process = get_context("spawn").Process(target=work, args=(options, files, job, seconds), daemon=True)
     resource_tracker.ensure_running()  # which unblocks the signal, so that it must not be left to the start below
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child inherits
     try:
@@ -128,24 +131,21 @@ def start_process(options: Options, job: Job, seconds: float) -> Any:
     return process
 
 
-def work(options: Options, job: Job, seconds: float) -> None:
+def work(options: Options, files: Files, job: Job, seconds: float) -> None:
     """The body of such a process."""
-    begin, files = time.monotonic(), Files(job.folder, options)
+    end = time.monotonic() + seconds
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in job.names:
-        left = seconds - (time.monotonic() - begin)
+        left = end - time.monotonic()
         if left <= 0:
             break
         bench = Bench(replace(options, minutes=left / 60), name)
-        items = job.steps(bench)[name](bench)
-        if job.role == WARM:
+        if name.startswith(WARM):
             bench.clock = Clock()
-            bench.run(items)
-            continue
         files.keep(bench, complete=False)
-        bench.after_row = lambda bench=bench: files.keep(bench, complete=False)  # type: ignore[misc]
-        bench.run(items)
+        bench.after_row = partial(files.keep, bench, complete=False)
+        bench.run(items(bench))
         files.keep(bench, complete=not bench.dropped and not bench.lost and bench.left() > 0)
         if bench.lost:
             os._exit(LOST)
@@ -183,30 +183,23 @@ class Watch:
         self.options, self.files, self.start, self.now, self.sleep = options, files, start, now, sleep
         self.broken: list[str] = []  # steps whose process did not end by itself and well
 
-    def run(self, jobs: list[Job], seconds: float) -> None:
+    def run(self, jobs: Sequence[Job], seconds: float) -> None:
         """Run all of them side by side."""
-        end = self.now() + seconds
-        if seconds <= 0:
-            return
-        running: list[Running] = []
+        end, running, waiting = self.now() + seconds, list[Running](), list(jobs)
         try:
-            for job in jobs:
-                running.append(Running(job, self.start(self.options, job, seconds), self.now()))
-            while running and self.now() < end:
+            while (waiting or running) and self.now() < end:
+                for job in waiting:
+                    process = self.start(self.options, self.files, job, end - self.now())
+                    running.append(Running(job, process, self.now()))
                 self.sleep(POLL)
-                for one in running.copy():
-                    ended = self._ended(one)
-                    if ended is None:
-                        continue
-                    running.remove(one)
-                    rest = replace(one.job, names=self._rest(one.job, ended))
-                    if rest.names and self.now() < end:
-                        running.append(Running(rest, self.start(self.options, rest, end - self.now()), self.now()))
+                ended = {one.job: why for one in running if (why := self._ended(one)) is not None}
+                running = [one for one in running if one.job not in ended]
+                waiting = [rest for job, why in ended.items() if why and (rest := self._rest(job, why)).names]
         finally:
             for one in running:
                 one.process.kill()
                 for name in one.job.names:
-                    if one.job.role != WARM and self.files.read(name).get("complete") is False:
+                    if self.files.read(name).get("complete") is False:
                         self.broken.append(name)
                         self.files.append(name, "notes", f"{name} was cut off: its time was over")
 
@@ -214,7 +207,7 @@ class Watch:
         """Why a process has ended, empty if all is well; None while it runs. One whose step hangs is ended here."""
         if not one.process.is_alive():
             return f"its process ended with status {one.process.exitcode}" if one.process.exitcode else ""
-        done = self.files.done() if one.job.role != WARM else set()
+        done = self.files.done()
         at = next((name for name in one.job.names if name not in done), None)
         if at != one.at:
             one.at, one.since = at, self.now()
@@ -223,15 +216,12 @@ class Watch:
         one.process.kill()
         return f"took longer than {one.job.patience:g} seconds and was ended"
 
-    def _rest(self, job: Job, why: str) -> tuple[str, ...]:
+    def _rest(self, job: Job, why: str) -> Job:
         """What is left to do after a process has ended, the step that it ended in excepted."""
-        if job.role == WARM or not why:
-            return ()
         done = self.files.done()
-        rest = [name for name in job.names if name not in done]
-        if rest:
-            self.broken.append(rest[0])
-            error = {"piece": rest[0], "name": rest[0], "error": why, "traceback": ""}
-            self.files.append(rest[0], "errors", error)
-            print(f"ERROR {rest[0]}: {why}", flush=True)
-        return tuple(rest[1:])
+        at, *rest = [name for name in job.names if name not in done] or [""]
+        if at:
+            self.broken.append(at)
+            self.files.append(at, "errors", {"piece": at, "name": at, "error": why, "traceback": ""})
+            print(f"ERROR {at}: {why}", flush=True)
+        return job._replace(names=tuple(rest))

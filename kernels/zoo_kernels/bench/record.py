@@ -83,9 +83,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "threads": torch.get_num_threads()}
     found |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
     found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "interpreted": interpreting()}
-    if hasattr(os, "getloadavg"):
-        found |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
-    found["triton"] = None
+    found |= {"cores": os.cpu_count(), "load": busy(), "triton": None}
     with contextlib.suppress(PackageNotFoundError):
         found["triton"] = version("triton")
     if device.type == "cuda":
@@ -95,11 +93,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def busy() -> float:
+    """Load of the machine, 0 where it does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+
+
 def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
@@ -107,8 +109,5 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
     """Write a file of results in one piece."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, file)

@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 FAMILIES = ("linear", "softmax")
+FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes; and its suite
 CHECKED = "correctness_"  # how the names of pieces of checks begin
 SUITES = {  # the pieces of a suite in the order in which they run; what a family adds under a new name comes last
     "cpu": "linear sparse decode",
     "cuda": "ceilings correctness_linear correctness_softmax correctness_decode correctness_large linear "
     "contexts_forward contexts_training few_heads few_heads_exact widths softmax gqa windows sparse decode overhead",
-    "first": "lightning-8k lightning-64k flash-8k window-32k bigbird-32k decode",
+    FIRST: "lightning-8k lightning-64k flash-8k window-32k bigbird-32k decode",
 }
 
 
@@ -45,8 +46,7 @@ def piece(suite: str, name: str, **given: Any) -> Callable[[Own], Own]:
 
 def names_of(suite: str) -> tuple[str, ...]:
     """Names of the pieces of a suite, in the order in which they run."""
-    of_families = (f"{family}.{room}" for family in FAMILIES for room in ("checks", "cases"))
-    for module in ("bench.ceilings", *of_families, "bench.across"):
+    for module in (*(f"{family}.bench_cases" for family in FAMILIES), "bench.across"):
         import_module(f"zoo_kernels.{module}")
     return tuple(_pieces[suite])
 
@@ -56,3 +56,22 @@ def items_of(bench: Any, suite: str, name: str) -> Iterator[Item]:
     assert name in names_of(suite), name
     for make in _pieces[suite][name]:
         yield from make(bench)
+
+
+def chosen_pieces(text: str, suite: str) -> tuple[str, ...]:
+    """Names with commas between them, or groups by their first word: ``correctness`` is all that begin with it.
+
+    Raises:
+        ValueError: if a name does not exist in the suite.
+    """
+    known = names_of(suite)
+    if text == "all" or (text == FIRST and suite == "cuda"):
+        return known if text == "all" else (FIRST,)
+    found: dict[str, None] = {}
+    for word in text.split(","):
+        matches = [name for name in known if name == word or name.startswith(f"{word}_")]
+        if not matches:
+            more = f", or {FIRST} alone" if suite == "cuda" else ""
+            raise ValueError(f"piece={word!r} does not exist here: expected all, {', '.join(known)}{more}.")
+        found |= dict.fromkeys(matches)
+    return tuple(found)

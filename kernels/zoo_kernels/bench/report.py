@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +15,8 @@ WORST = 12
 
 def table(bench: Bench, file: str = "") -> str:
     """The piece's results: one line per row, then what failed, what was dropped and what must be known."""
-    checks = [r for r in bench.records if r.metric == CHECK]
-    lines = _checks(checks) + _rows([r for r in bench.records if r.metric != CHECK])
+    lines = _checks(r for r in bench.records if r.metric == CHECK)
+    lines += _rows(r for r in bench.records if r.metric != CHECK)
     lines += [f"ERROR {e['name']}: {e['error'][:200]}" for e in bench.errors[:20]]
     if len(bench.errors) > 20:
         lines.append(f"... and {len(bench.errors) - 20} errors more")
@@ -31,29 +32,28 @@ def table(bench: Bench, file: str = "") -> str:
     return "\n".join(kept)
 
 
-def _rows(records: list[Record]) -> list[str]:
-    blocks: dict[str, dict[str, dict[str, list[Record]]]] = {}  # by head, shape and implementation
+def _rows(records: Iterable[Record]) -> list[str]:
+    rows: dict[str, dict[str, dict[str, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for r in records:
-        shapes = blocks.setdefault(f"-- {r.name} {r.dtype} {r.direction}", {})
-        shapes.setdefault(_shape(r), {}).setdefault(r.implementation, []).append(r)
+        rows[f"-- {r.name} {r.dtype} {r.direction}"][_shape(r)][r.implementation].append(r)
     lines = []
-    for head, shapes in blocks.items():
+    for head, shapes in rows.items():
         lines.append(head)
-        for shape, implementations in shapes.items():
-            lines.append(f"{shape:24} " + " | ".join(_numbers(who, found) for who, found in implementations.items()))
+        for shape, found in shapes.items():
+            lines.append(f"{shape:24} " + " | ".join(who + _numbers(records) for who, records in found.items()))
     return lines
 
 
-def _numbers(who: str, records: list[Record]) -> str:
-    """An implementation's time, and behind it what was computed, the peak last."""
+def _numbers(records: list[Record]) -> str:
+    """The time of an implementation, and behind it what was computed, the peak last."""
     timed = [r for r in records if r.milliseconds is not None]
     time = f" {_short(timed[0].milliseconds)} ms ({_short(timed[0].low)}-{_short(timed[0].high)})" if timed else ""
     values = []
     for r in sorted(records, key=lambda r: r.metric == "peak"):
         goal = "" if r.target is None else f" [{r.target} {'PASS' if r.reached else 'short'}]"
         if r.metric != "time":
-            values.append(f" {r.metric} {_short(r.value)}{f' {r.unit}' if r.unit else ''}{goal}")
-    return who + time + ",".join(values)
+            values.append(f" {r.metric} {_short(r.value)} {r.unit}".rstrip() + goal)
+    return time + ",".join(values)
 
 
 def _shape(record: Record) -> str:
@@ -61,25 +61,19 @@ def _shape(record: Record) -> str:
 
 
 def _short(value: float | None) -> str:
-    if not value:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "0" if not value else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _checks(records: list[Record]) -> list[str]:
+def _checks(records: Iterable[Record]) -> list[str]:
     """Passes in one line per family and direction, everything else in full, the worst first."""
-    lines = []
-    families: dict[tuple[str, str, str], list[Record]] = {}
+    families: dict[str, list[Record]] = defaultdict(list)
     for r in records:
-        families.setdefault((r.name.split()[0], r.dtype, r.direction), []).append(r)
-    for (family, kind, direction), found in families.items():
+        families[f"{r.name.split()[0]} {r.dtype} {r.direction}"].append(r)
+    lines = []
+    for name, found in families.items():
         found.sort(key=lambda r: -r.value)
-        passed = sum(bool(r.reached) for r in found)
-        lines.append(
-            f"{family} {kind} {direction}: {passed} of {len(found)} within the allowance, "
-            f"largest {_short(found[0].value)} of it ({found[0].name})"
-        )
-        bad = [r for r in found if not r.reached]
+        bad, worst = [r for r in found if not r.reached], f"largest {_short(found[0].value)} of it ({found[0].name})"
+        lines.append(f"{name}: {len(found) - len(bad)} of {len(found)} within the allowance, {worst}")
         lines += [f"   short: {r.name} {_shape(r)}: {_short(r.value)}" for r in bad[:WORST]]
     return lines
 
@@ -87,9 +81,8 @@ def _checks(records: list[Record]) -> list[str]:
 def verdict(benches: Iterable[Bench]) -> str:
     """One line: how many targets are reached, how many errors there were."""
     benches = list(benches)
-    aimed = [r for b in benches for r in b.records if r.target is not None]
-    errors = sum(len(b.errors) for b in benches)
-    return f"targets reached: {sum(bool(r.reached) for r in aimed)} of {len(aimed)}; errors: {errors}"
+    aimed = [r.reached for b in benches for r in b.records if r.target is not None]
+    return f"targets reached: {sum(map(bool, aimed))} of {len(aimed)}; errors: {sum(len(b.errors) for b in benches)}"
 
 
 def joined(benches: list[Bench], interrupted: bool) -> dict[str, Any]:
