@@ -16,17 +16,120 @@ DIR/first as soon as it is done, and a second call goes on with what is missing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from zoo.cli import answer_ctrl_c, friendly_errors
+from zoo.cli import answer_ctrl_c, choose_device, friendly_errors
 
 if __name__ == "__main__":
     answer_ctrl_c()
 
-from kernel_bench.run import main
+from annotated_types import Ge, Lt
+
+from zoo.schema.arguments import Arguments, read_arguments
+from zoo.schema.base import Count, Flag, option
+from zoo_kernels.bench.bench import Options
+from zoo_kernels.bench.record import BOTH, Record
+from zoo_kernels.bench.registry import FIRST, chosen_pieces, names_of
+from zoo_kernels.bench.run import RESULTS, run
+
+Amount = Annotated[float, Ge(0), Lt(1e6)]
+PANELS = {
+    "lightning": ("forward + backward", {"ours": "lightning", "sdpa": "softmax (PyTorch SDPA)"}),
+    "decode": ("decoding", {"lightning": "lightning", "softmax": "softmax", "sdpa": "softmax (PyTorch SDPA)"}),
+}
+COLORS = {"lightning": "#d95f02", "softmax": "#1b6ca8", "softmax (PyTorch SDPA)": "#7a7a7a"}
+
+
+class Given(Arguments):
+    """Options as they are typed."""
+
+    device: str = option("auto, cpu or cuda", default="auto")
+    piece: str = option(
+        "all, or names and their first words with commas between them. On the CPU: "
+        f"{', '.join(names_of('cpu'))}. On a GPU: {', '.join(names_of('cuda'))}, or {FIRST} alone",
+        default="all",
+    )
+    out: str = option("file of the CPU tables; on a GPU the folder of all files, runs/kernels if empty", default="")
+    plot: str = option("file of the PNG of the CPU tables; empty: none", default="")
+    quick: Flag = option("fewer shapes of the CPU tables", default=False)
+    dry: Flag = option("the GPU's pieces on the CPU with tiny shapes, to try the path", default=False)
+    threads: Count = option("of PyTorch; 0: as many as it takes", default=0)
+    minutes: Amount = option(
+        "that a piece may take on a GPU; on the CPU nothing begins that would not end in them", default=8.0
+    )
+    seconds: Amount = option(f"that piece={FIRST} may take in all", default=280.0)
+    only: str = option("keep rows whose name holds this text; empty: all", default="")
+
+
+def parse(arguments: list[str], usage: str = "") -> Options:
+    """Options from KEY=VALUE arguments; ``--help`` prints ``usage`` and all options.
+
+    Raises:
+        ValueError: on an unknown key, piece or device, or a value that is not of its type.
+    """
+    given, _ = read_arguments(Given, arguments, usage)
+    device = choose_device(given.device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={given.device}: expected cpu or cuda.")
+    if given.dry and device.type != "cpu":
+        raise ValueError("dry=true goes with device=cpu.")
+    suite = "cuda" if given.dry else device.type
+    if suite == "cuda" and (given.quick or given.plot):
+        raise ValueError("quick and plot belong to the CPU tables; on CUDA choose by piece=, only= and minutes=.")
+    return Options(
+        device=device,
+        suite=suite,
+        scale="dry" if given.dry else "quick" if given.quick else "full",
+        pieces=chosen_pieces(given.piece, suite),
+        out=Path(given.out) if given.out else RESULTS if device.type == "cuda" else None,
+        plot=Path(given.plot) if given.plot else None,
+        threads=given.threads,
+        minutes=given.minutes,
+        seconds=given.seconds,
+        only=given.only,
+        given=tuple(arguments),
+    )
+
+
+def draw(records: Iterable[Record], file: Path) -> bool:
+    """Time per token over the context, training and decoding; False, and no file, if there is nothing to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    found = [r for r in records if r.metric == "per token" and (r.name != "lightning" or r.direction == BOTH)]
+    panels = [name for name in PANELS if any(r.name == name for r in found)]
+    if not panels:
+        return False
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False, layout="constrained")
+    for name, axis in zip(panels, axes[0]):
+        title, labels = PANELS[name]
+        for who, label in labels.items():
+            points = sorted((r.shape["T"], r.value) for r in found if r.name == name and r.implementation == who)
+            if points:
+                axis.plot(*zip(*points), marker="o", label=label, color=COLORS[label])
+        axis.set(xscale="log", yscale="log", title=title, xlabel="context (tokens)")
+        axis.set_ylabel("time per token (µs)" if axis is axes[0][0] else "")
+        axis.set_xticks(sorted({r.shape["T"] for r in found if r.name == name}))
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t / 1024:g}k"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return True
+
 
 if __name__ == "__main__":
     with friendly_errors():
-        main(sys.argv[1:], __doc__ or "")
+        run(parse(sys.argv[1:], __doc__ or ""), draw)

@@ -7,18 +7,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
 
-from tests.kernels.test_bench import SCRIPT, SHAPE, check_records, run_script
+from tests.kernels.test_bench import SCRIPT, SHAPE, check_records, parse, run_script
+from zoo_kernels.bench import processes, run
+from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.record import Row
+from zoo_kernels.bench.registry import names_of
 
-first, first_files, first_steps, options = (
-    import_module(f"kernel_bench.{n}") for n in ("first", "first_files", "first_steps", "options")
-)
-Bench, Row = (getattr(import_module("kernel_bench.bench"), n) for n in ("Bench", "Row"))
-SPEED = list(first_steps.SPEED)
+CHECKS, SPEEDS, WARM = processes.CHECK, "speed", processes.WARM
+SPEED = list(names_of("first"))
 
 
 class World:
@@ -39,20 +39,20 @@ class World:
         for process in self.processes:
             process.move(self.time)
 
-    def start(self, asked, names, role, seconds):
-        self.started.append((role, list(names), round(seconds, 2)))
-        self.processes.append(FakeProcess(self, names, role))
+    def start(self, asked, files, job, seconds):
+        role = next((kind for kind in (CHECKS, WARM) if job.names[0].startswith(kind)), SPEEDS)
+        self.started.append((role, list(job.names), round(seconds, 2)))
+        self.processes.append(FakeProcess(self, files, job))
         return self.processes[-1]
 
     def run(self):
-        return first.First(self.asked, self.start, self.now, self.sleep).run()
+        return run.First(self.asked, self.start, self.now, self.sleep).run()
 
 
 class FakeProcess:
-    def __init__(self, world, names, role):
-        self.world, self.names, self.role = world, list(names), role
+    def __init__(self, world, files, job):
+        self.world, self.files, self.names = world, files, list(job.names)
         self.exitcode, self.killed, self.since = None, False, world.time
-        self.files = first_files.Files(world.asked)
 
     def is_alive(self):
         return self.exitcode is None
@@ -68,22 +68,20 @@ class FakeProcess:
             return
         bench = Bench(self.world.asked, self.names[0])
         bench.add(Row(bench.piece, SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
-        if self.role != first.WARM:
-            self.files.keep(bench, complete=False)
+        self.files.keep(bench, complete=False)
         if bench.piece in self.world.hang or now - self.since < self.world.seconds.get(bench.piece, 1.0):
             return
         if bench.piece in self.world.die:
             self.exitcode = 3
             return
-        if self.role != first.WARM:
-            self.files.keep(bench, complete=True)
+        self.files.keep(bench, complete=True)
         self.names.pop(0)
         self.since = now
 
 
 @pytest.fixture
 def asked(tmp_path):
-    return options.parse(["device=cpu", "dry=true", "piece=first", "seconds=280", f"out={tmp_path}"])
+    return parse(["device=cpu", "dry=true", "piece=first", "seconds=280", f"out={tmp_path}"])
 
 
 def content_of(asked):
@@ -94,21 +92,21 @@ def test_all_is_checked_then_timed_in_the_order_of_the_headlines(asked, capsys):
     world = World(asked)
     bench = world.run()
     roles = [role for role, _, _ in world.started]
-    assert roles == [first_steps.CHECKS] * 2 + [first_steps.SPEEDS]
+    assert roles == [CHECKS] * 2 + [SPEEDS]
     assert world.started[-1][1] == SPEED
     assert bench.dropped == [] and content_of(asked)["dropped"] == []
-    assert len(content_of(asked)["records"]) == len(first_steps.steps(bench))
+    assert len(content_of(asked)["records"]) == len(processes.small_checks(bench)) + len(SPEED)
     assert "are missing" not in capsys.readouterr().out
 
 
 def test_with_many_cores_what_will_be_timed_is_called_beside_the_checks(asked, monkeypatch):
-    monkeypatch.setattr(first.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 16)
     asked = replace(asked, scale="full", device=torch.device("cpu"))
     world = World(asked)
     world.run()
-    warm = [names for role, names, _ in world.started if role == first.WARM]
-    assert warm == [[name] for name in SPEED]
-    checks = [names for role, names, _ in world.started if role == first_steps.CHECKS]
+    warm = [names for role, names, _ in world.started if role == WARM]
+    assert warm == [[WARM + name] for name in SPEED]
+    checks = [names for role, names, _ in world.started if role == CHECKS]
     assert len(checks) == 16 - len(SPEED)
     assert sum(len(names) for names in checks) == len({name for names in checks for name in names})
 
@@ -117,8 +115,8 @@ def test_what_hangs_is_ended_and_the_time_is_kept(asked, capsys):
     world = World(asked, hang=["check-linear-0", "lightning-64k"])
     bench = world.run()
     assert world.time <= 280
-    begun = next(seconds for role, _, seconds in world.started if role == first_steps.SPEEDS)
-    assert begun > 280 - 60 - first.MARGIN - 1
+    begun = next(seconds for role, _, seconds in world.started if role == SPEEDS)
+    assert begun > 280 - 60 - run.MARGIN - 1
     assert set(bench.dropped) == {"check-linear-0", "lightning-64k"}
     told = {e["name"]: e["error"] for e in bench.errors}
     assert told == {
@@ -149,12 +147,12 @@ def test_few_seconds_begin_with_the_checks_and_leave_most_for_the_speeds(asked):
 def test_checks_that_the_first_minute_had_no_time_for_come_after_the_speeds(asked):
     world = World(asked, seconds=dict.fromkeys(("check-linear-0", "check-decode-0"), 35.0))
     assert world.run().dropped == []
-    assert [role for role, _, _ in world.started[-2:]] == [first_steps.SPEEDS, first_steps.CHECKS]
+    assert [role for role, _, _ in world.started[-2:]] == [SPEEDS, CHECKS]
 
 
 def test_results_of_other_kernels_do_not_count(asked, monkeypatch):
     World(asked).run()
-    monkeypatch.setattr(first_files, "_code", lambda: "changed")
+    monkeypatch.setattr(processes, "code_hash", lambda: "changed")
     world = World(asked)
     world.run()
     assert world.started[-1][1] == SPEED
@@ -165,23 +163,28 @@ def test_a_damaged_file_is_a_missing_step(asked):
     (asked.out / "first" / "decode.json").write_text("{", encoding="utf-8")
     world = World(asked)
     world.run()
-    assert [(role, names) for role, names, _ in world.started] == [(first_steps.SPEEDS, ["decode"])]
+    assert [(role, names) for role, names, _ in world.started] == [(SPEEDS, ["decode"])]
 
 
 def test_every_family_is_checked_forward_and_backward_in_both_half_precisions():
-    bench = Bench(replace(options.parse(["device=cpu", "dry=true"]), scale="full"), "first")
-    checks = [step for step in first_steps.steps(bench) if step.kind == first_steps.CHECKS]
-    assert {step.name.split("-")[1] for step in checks[:3]} == {"linear", "softmax", "decode"}
-    items = [item for step in checks for item in step.run.args[0]]
-    assert len({str(case) + str(dtype) for dtype, case in items}) == len(items) > 80
-    assert {dtype for dtype, _ in items} == {torch.bfloat16, torch.float16}
+    bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "first")
+    groups = processes.small_checks(bench)
+    assert {name.split("-")[1] for name in list(groups)[:3]} == {"linear", "softmax", "decode"}
+    checks = [check for group in groups.values() for check in group]
+    assert len({str(check) for check in checks}) == len(checks) > 80
+    assert {check.dtype for check in checks} == {torch.bfloat16, torch.float16}
+    assert {check.case.name.split()[1] for check in checks if check.case.name.startswith("step")} == {
+        "linear",
+        "softmax",
+    }
+    assert run.First(bench.options).checks == tuple(groups)
 
 
 @pytest.mark.parametrize("piece", ["first,linear", "first"])
 def test_it_is_a_piece_alone_and_for_a_gpu(piece):
     arguments = ["device=cpu", f"piece={piece}", *(["dry=true"] if "," in piece else [])]
     with pytest.raises(ValueError, match="piece='first' does not exist here: expected all, "):
-        options.parse(arguments)
+        parse(arguments)
 
 
 @pytest.mark.slow
@@ -196,7 +199,7 @@ def test_end_to_end_in_the_interpreter(tmp_path):
     assert "== first ==" in done.stdout
     begin = time.monotonic()
     again = run_script(*arguments)
-    assert again.returncode == 0 and "9 of 9 steps are done already" in again.stdout
+    assert again.returncode == 0 and "10 of 10 steps are done already" in again.stdout
     assert time.monotonic() - begin < 60
 
 
@@ -215,7 +218,7 @@ def test_ctrl_c_keeps_what_is_there_and_leaves_no_process(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     assert "steps are missing" in out
-    assert content_of(options.parse(["device=cpu", "dry=true", f"out={tmp_path}"]))["environment"]["interrupted"]
+    assert content_of(parse(["device=cpu", "dry=true", f"out={tmp_path}"]))["environment"]["interrupted"]
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # multiprocessing's own helper ends when it sees that its parent has
             os.killpg(process.pid, 0)

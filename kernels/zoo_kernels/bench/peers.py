@@ -1,4 +1,7 @@
-"""What the kernels are measured beside: PyTorch's fused attention, FlexAttention, flash-linear-attention."""
+"""What the kernels are measured beside: PyTorch's fused attention, FlexAttention, flash-linear-attention.
+
+Each takes the arrays of a case by name: q ``(B, T, H, D)``, or ``(B, H, D)`` of a step, and k and v ``(B, T, G, D)``.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernel_bench.bench import FLA, Bench
-from kernel_bench.inputs import Attention
+from zoo_kernels.bench.bench import FLA, Bench
+from zoo_kernels.bench.case import Form
 
 
-def sdpa(backend: str | None = None, causal: bool = True) -> Attention:
+def sdpa(backend: str | None = None) -> Form:
     """``scaled_dot_product_attention``; ``backend`` is a name of SDPBackend, None leaves the choice."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     chosen = [getattr(SDPBackend, backend)] if backend else []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         with sdpa_kernel(chosen) if chosen else contextlib.nullcontext():
-            grouped = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
+            return _heads_first(F.scaled_dot_product_attention, q, k, v, is_causal=q.dim() == 4)
 
     return attention
 
 
-def sdpa_peers(bench: Bench, causal: bool = True) -> dict[str, Attention]:
+def _heads_first(function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+    """A function of PyTorch's, whose arrays have heads before tokens."""
+    q, k, v = ((x if x.dim() == 4 else x[:, None]).transpose(1, 2) for x in (q, k, v))
+    return function(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **how).transpose(1, 2)
+
+
+def sdpa_peers(bench: Bench) -> dict[str, Form]:
     """PyTorch's fused kernels that exist on the device."""
     if bench.device.type == "cpu":
-        return {"sdpa": sdpa(None, causal)}
-    return {"sdpa flash": sdpa("FLASH_ATTENTION", causal), "sdpa cudnn": sdpa("CUDNN_ATTENTION", causal)}
+        return {"sdpa": sdpa()}
+    return {"sdpa flash": sdpa("FLASH_ATTENTION"), "sdpa cudnn": sdpa("CUDNN_ATTENTION")}
 
 
-def flex(mask: Any, compiled: bool = True) -> Attention:
+def flex(mask: Any, compiled: bool = True) -> Form:
     """FlexAttention, compiled for fixed shapes, with a BlockMask; None shows every key to every query."""
     import torch._functorch.config
     from torch.nn.attention.flex_attention import flex_attention
@@ -48,11 +55,14 @@ def flex(mask: Any, compiled: bool = True) -> Attention:
         torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
         form = torch.compile(flex_attention, dynamic=False)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return form(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    return lambda q, k, v, **_: _heads_first(form, q, k, v, block_mask=mask)
 
-    return attention
+
+def flex_peer(bench: Bench, name: str, mask: Callable[[], Any]) -> dict[str, Form]:
+    """FlexAttention, if its mask can be made here; a dry run does not compile it."""
+    with bench.guard(f"{name}, flex", "flex"):
+        return {"flex": flex(mask(), compiled=not bench.dry)}
+    return {}
 
 
 def causal_mask(length: int, device: torch.device, window: int | None = None, block: int = 128) -> Any:
@@ -81,30 +91,25 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1).to(torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
-def add_flex(bench: Bench, name: str, peers: dict[str, Attention], mask: Callable[[], Any]) -> None:
-    """FlexAttention among the peers, if its mask can be made here; a dry run does not compile it."""
-    with bench.guard(f"{name}, flex", "flex"):
-        peers["flex"] = flex(mask(), compiled=not bench.dry)
+def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
+    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
 
-
-def fla_linear(bench: Bench, log_decay: Tensor) -> dict[str, Attention]:
-    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
-    function = _fla(bench, "chunk_simple_gla")
-    return {FLA: lambda q, k, v: function(q, k, v, g_gamma=log_decay, scale=1.0)[0]} if function else {}
-
-
-def fla_step(bench: Bench, log_decay: Tensor, state: Tensor) -> dict[str, Attention]:
-    """Its recurrent form, which a step of decoding calls with one token; it writes the new state beside the old."""
-    function = _fla(bench, "fused_recurrent_simple_gla")
-    options = {"g_gamma": log_decay, "scale": 1.0, "initial_state": state, "output_final_state": True}
-    return {FLA: lambda q, k, v: function(q, k, v, **options)[0]} if function else {}
-
-
-def _fla(bench: Bench, name: str) -> Callable[..., Any] | None:
-    if bench.dry:
-        return None
+    A step is its recurrent form, called with one token; the new state is written beside the old.
+    """
+    if bench.dry or not bench.bounded:
+        return {}
     try:
-        return getattr(importlib.import_module("fla.ops.simple_gla"), name)
+        ops = importlib.import_module("fla.ops.simple_gla")
+        function = ops.fused_recurrent_simple_gla if step else ops.chunk_simple_gla
     except Exception as error:  # it looks at the GPU as it is imported, and can fail in many ways
         bench.note(f"{FLA} is left out: {type(error).__name__}: {error}"[:200])
-        return None
+        return {}
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, **_: Any) -> Any:
+        return function(q, k, v, g_gamma=log_decay, scale=1.0)[0]
+
+    def one(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, **_: Any) -> Any:
+        one_token = (x[:, None] for x in (q, k, v))
+        return function(*one_token, g_gamma=log_decay, scale=1.0, initial_state=state, output_final_state=True)[0]
+
+    return {FLA: one if step else whole}

@@ -1,0 +1,94 @@
+"""Tables of a piece, short enough for a terminal that shows only the last lines, and the file of several pieces."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.record import CHECK, Record, Shape
+
+LIMIT = 9500  # characters
+WORST = 12
+
+
+def table(bench: Bench, file: str = "") -> str:
+    """The piece's results: one line per row, then what failed, what was dropped and what must be known."""
+    lines = _checks(r for r in bench.records if r.metric == CHECK)
+    lines += _rows(r for r in bench.records if r.metric != CHECK)
+    lines += [f"ERROR {e['name']}: {e['error'][:200]}" for e in bench.errors[:20]]
+    if len(bench.errors) > 20:
+        lines.append(f"... and {len(bench.errors) - 20} errors more")
+    if bench.dropped:
+        lines.append(f"no time was left for {len(bench.dropped)}: {'; '.join(bench.dropped)[:600]}")
+    lines += [f"note: {text[:240]}" for text in bench.notes]
+    kept = [f"== {bench.piece} =="]
+    for number, line in enumerate(lines):
+        if sum(map(len, kept)) + len(kept) + len(line) > LIMIT:
+            kept.append(f"... {len(lines) - number} lines more{f', in {file}' if file else ''}")
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _rows(records: Iterable[Record]) -> list[str]:
+    rows: dict[str, dict[str, dict[str, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for r in records:
+        rows[f"-- {r.name} {r.dtype} {r.direction}"][_shape(r)][r.implementation].append(r)
+    lines = []
+    for head, shapes in rows.items():
+        lines.append(head)
+        for shape, found in shapes.items():
+            lines.append(f"{shape:24} " + " | ".join(who + _numbers(records) for who, records in found.items()))
+    return lines
+
+
+def _numbers(records: list[Record]) -> str:
+    """The time of an implementation, and behind it what was computed, the peak last."""
+    timed = [r for r in records if r.milliseconds is not None]
+    time = f" {_short(timed[0].milliseconds)} ms ({_short(timed[0].low)}-{_short(timed[0].high)})" if timed else ""
+    values = []
+    for r in sorted(records, key=lambda r: r.metric == "peak"):
+        goal = "" if r.target is None else f" [{r.target} {'PASS' if r.reached else 'short'}]"
+        if r.metric != "time":
+            values.append(f" {r.metric} {_short(r.value)} {r.unit}".rstrip() + goal)
+    return time + ",".join(values)
+
+
+def _shape(record: Record) -> str:
+    return str(Shape(*(record.shape[letter] for letter in "BTHDG")))
+
+
+def _short(value: float | None) -> str:
+    return "0" if not value else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _checks(records: Iterable[Record]) -> list[str]:
+    """Passes in one line per family and direction, everything else in full, the worst first."""
+    families: dict[str, list[Record]] = defaultdict(list)
+    for r in records:
+        families[f"{r.name.split()[0]} {r.dtype} {r.direction}"].append(r)
+    lines = []
+    for name, found in families.items():
+        found.sort(key=lambda r: -r.value)
+        bad, worst = [r for r in found if not r.reached], f"largest {_short(found[0].value)} of it ({found[0].name})"
+        lines.append(f"{name}: {len(found) - len(bad)} of {len(found)} within the allowance, {worst}")
+        lines += [f"   short: {r.name} {_shape(r)}: {_short(r.value)}" for r in bad[:WORST]]
+    return lines
+
+
+def verdict(benches: Iterable[Bench]) -> str:
+    """One line: how many targets are reached, how many errors there were."""
+    benches = list(benches)
+    aimed = [r.reached for b in benches for r in b.records if r.target is not None]
+    return f"targets reached: {sum(map(bool, aimed))} of {len(aimed)}; errors: {sum(len(b.errors) for b in benches)}"
+
+
+def joined(benches: list[Bench], interrupted: bool) -> dict[str, Any]:
+    """The content of one file of several pieces."""
+    parts = [bench.content(interrupted) for bench in benches]
+    about = parts[0]["environment"] | {"piece": ",".join(bench.piece for bench in benches)}
+    about["seconds"] = round(sum(part["environment"]["seconds"] for part in parts), 1)
+    lists = {k: [entry for part in parts for entry in part[k]] for k in parts[0] if k != "environment"}
+    return {"environment": about, **lists}

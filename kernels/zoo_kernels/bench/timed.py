@@ -1,0 +1,267 @@
+"""Rows of speed: implementations timed side by side on the same inputs, and what is computed from their times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.case import Arrays, Case, Form, given, passes
+from zoo_kernels.bench.clock import Clock, Run, Timing
+from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape
+from zoo_kernels.bench.registry import piece
+
+Goals = Mapping[str, str]  # a target by direction
+NO_GOALS: Goals = {}
+Forms = dict[str, Form]  # by implementation
+UNITS = {FORWARD: 2.0, BACKWARD: 5.0, BOTH: 7.0}  # FLOPs per causal pair of a head, in units of twice the head width
+
+
+def each_way(goal: str) -> Goals:
+    """The same target in every direction."""
+    return dict.fromkeys(UNITS, goal)
+
+
+def flops(shape: Shape, direction: str, queries: int = 0) -> float:
+    """Of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
+    return UNITS[direction] * shape.batch * shape.heads * float(shape.length) * (queries or shape.length) * shape.width
+
+
+class Ceiling(NamedTuple):
+    """A copy of ``size`` fp32 numbers, or the product of two square matrices of random numbers."""
+
+    name: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.size}"
+
+    def run(self, bench: Bench) -> None:
+        """Measure bytes or FLOPs per second; the fastest counts."""
+        size, copies = self.size, self.name == "copy"
+        dtype, shape = (torch.float32, (size,)) if copies else (bench.dtype, (size, size))
+        a, b = (torch.randn(shape, device=bench.device, dtype=dtype) for _ in range(2))
+        timing = bench.clock.measure({self.name: lambda i: b.copy_(a) if copies else a @ b})[self.name]
+        rate = (8 * size if copies else 2 * size**3) / (timing.median / 1e3)
+        row = Row(self.name, Shape(1, size, 1, 1 if copies else size), dtype, "torch", FORWARD, timing)
+        bench.add(row, *(("bandwidth", rate / 1e12, "TB/s") if copies else ("rate", rate / 1e12, "TFLOP/s")))
+        bench.ceilings[self.name] = max(rate, bench.ceilings.get(self.name, 0.0))
+
+
+def ceiling(bench: Bench, name: str) -> float:
+    """Bytes per second, read and written, of a large "copy", or FLOPs per second of a large "product".
+
+    Measured once per piece, when it is first asked for.
+    """
+    if name not in bench.ceilings:
+        Ceiling(name, bench.pick(10**9, 10**6) if name == "copy" else bench.pick(8192, 64)).run(bench)
+    return bench.ceilings[name]
+
+
+@piece("cuda", "ceilings")
+def ceilings(bench: Bench) -> Iterator[Ceiling]:
+    """The copy, and the product of two large bf16 matrices."""
+    yield Ceiling("copy", bench.pick(10**9, 10**6))
+    yield from (Ceiling("product", size) for size in bench.pick((4096, 8192, 16384), (64,)))
+
+
+class Metric(NamedTuple):
+    """A number computed from the direction and the seconds of a call.
+
+    ``goals`` are what ours should reach, by direction; ``whose`` is how the names of the implementations begin that it
+    is told of.
+    """
+
+    name: str
+    unit: str
+    of: Callable[[str, float], float]
+    goals: Goals = NO_GOALS
+    whose: tuple[str, ...] = ("",)
+
+
+class Ratio(NamedTuple):
+    """How the time of one implementation compares with another's.
+
+    Attributes:
+        name: of the number.
+        peer: how the names of those begin that are compared with; the fastest counts.
+        goals: by direction.
+        of: whom it is told of.
+        row: name and shape of the row that the peer was timed in; None for the same.
+        share: None for the peer's time over ours; else ours over ``share`` times the peer's.
+    """
+
+    name: str
+    peer: str
+    goals: Goals = NO_GOALS
+    of: str = "ours"
+    row: tuple[str, Shape] | None = None
+    share: float | None = None
+
+
+MILLISECONDS = Metric("time", "ms", lambda direction, seconds: 1e3 * seconds)
+
+
+def microseconds(name: str, calls: int = 1, goals: Goals = NO_GOALS) -> Metric:
+    """Time in microseconds, of one of ``calls`` things that a call does."""
+    return Metric(name, "us", lambda direction, seconds: 1e6 * seconds / calls, goals)
+
+
+def constant(name: str, value: float, unit: str, whose: str = "ours") -> Metric:
+    """A number that is no matter of time."""
+    return Metric(name, unit, lambda direction, seconds: value, whose=(whose,))
+
+
+def of_memory(bench: Bench, nbytes: Mapping[str, float], goals: Goals = NO_GOALS) -> Metric:
+    """Share of the measured bandwidth, of calls that move so many bytes by direction."""
+    return Metric("of HBM", "%", lambda way, seconds: 100 * nbytes[way] / ceiling(bench, "copy") / seconds, goals)
+
+
+def rates(
+    bench: Bench, shape: Shape, goals: Goals = NO_GOALS, density: float = 1.0, whose: tuple[str, ...] = ("",)
+) -> tuple[Metric, Metric]:
+    """TFLOP/s of exact attention over ``density`` of the causal pairs, and over the measured rate of a product."""
+
+    def rate(direction: str, seconds: float) -> float:
+        return density * flops(shape, direction) / seconds
+
+    return (
+        Metric("rate", "TFLOP/s", lambda *call: rate(*call) / 1e12, goals, whose),
+        Metric("of matrix rate", "%", lambda *call: 100 * rate(*call) / ceiling(bench, "product"), whose=whose),
+    )
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A case that is timed beside what it is compared with.
+
+    Attributes:
+        case: what is called; with its shape, its name is what ``only=`` looks at.
+        peers: makes other implementations of it, which take its arrays by name.
+        directions: that are timed one after the other.
+        metrics, ratios: computed from the times.
+        ours: name of the case's own implementation; empty to leave it out.
+        clock: another one than the piece's; peak memory is then not asked for.
+        same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
+        always: it is measured whatever ``only=`` says, since others are compared with it.
+    """
+
+    case: Case
+    peers: Callable[[], Forms] = dict
+    directions: tuple[str, ...] = (FORWARD, BACKWARD)
+    metrics: tuple[Metric, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    ours: str = "ours"
+    clock: Clock | None = None
+    same: str = ""
+    always: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.case.name} {self.case.shape}"
+
+    def run(self, bench: Bench) -> None:
+        """Time all implementations side by side and record what follows."""
+        Together(str(self), (self,)).run(bench)
+
+    def forms(self, bench: Bench) -> Forms:
+        """All implementations."""
+        return ({self.ours: bench.ours(self.case.function)} if self.ours else {}) | self.peers()
+
+    def work(self, direction: str) -> float:
+        """In FLOPs of exact attention for all: others' time grows with less, and never with more."""
+        queries = 0 if "to output" in self.case.sizes else 1
+        return 0.0 if self.clock else flops(self.case.shape, direction, queries)
+
+    def tell(self, bench: Bench, direction: str, found: Mapping[str, Timing]) -> None:
+        """Record the metrics of what was timed, and the ratios that one of them is part of."""
+        row = Row(self.case.name, self.case.shape, bench.dtype, "", direction)
+        known = bench.times.setdefault((row.name, row.shape, direction), {})
+        known |= found
+        for who, timing in found.items():
+            for metric in self.metrics:
+                if who.startswith(metric.whose):
+                    goal = metric.goals.get(direction) if who.startswith("ours") else None
+                    value = metric.of(direction, timing.median / 1e3)
+                    bench.add(row._replace(implementation=who, timing=timing), metric.name, value, metric.unit, goal)
+        for ratio in self.ratios:
+            there = known if ratio.row is None else bench.times.get((*ratio.row, direction), {})
+            peers = [timing.median for who, timing in there.items() if who.startswith(ratio.peer)]
+            if peers and ratio.of in known:
+                ours, peer = known[ratio.of], min(peers)
+                value = peer / ours.median if ratio.share is None else ours.median / (ratio.share * peer)
+                told = row._replace(implementation=ratio.of, timing=ours)
+                bench.add(told, ratio.name, value, "x", ratio.goals.get(direction))
+
+
+@dataclass(frozen=True)
+class Together:
+    """Rows whose implementations are all timed side by side, so that what else the machine does meets them alike."""
+
+    name: str
+    rows: tuple[Timed, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, bench: Bench) -> None:
+        """Time and record."""
+        made = [(row, row.forms(bench), row.case.copies(bench.device, bench.dtype)) for row in self.rows]
+        first = self.rows[0]
+        for direction in first.directions:
+            runs: dict[str, Run] = {}
+            owners: dict[str, tuple[int, str]] = {}
+            for number, (row, forms, sets) in enumerate(made):
+                for who, form in forms.items():
+                    if who == "flex" and bench.device.type == "cpu" and direction != FORWARD:
+                        bench.note("FlexAttention has a forward pass only on a CPU")
+                        continue
+                    label = who if len(made) == 1 else f"{who}, {row.case.shape}"
+                    runs[label], owners[label] = passes(form, sets, direction), (number, who)
+            work = first.work(direction) if len(made) == 1 else 0.0
+            found = bench.measure(f"{self.name} {direction}", runs, work, first.clock)
+            for number, (row, forms, sets) in enumerate(made):
+                mine = {who: found[label] for label, (i, who) in owners.items() if i == number and label in found}
+                row.tell(bench, direction, mine)
+                if row.clock is None and bench.bounded:
+                    add_peaks(bench, row.case, {who: forms[who] for who in mine}, sets, direction)
+                if row.same in mine and direction == FORWARD:
+                    _tell_difference(bench, row, forms, sets[0])
+
+
+def flatness(bench: Bench, name: str, shapes: Iterable[Shape], direction: str) -> float | None:
+    """Slowest over fastest time per token of ours, of those rows that were timed; None of none."""
+    known = {shape: bench.times.get((name, shape, direction), {}).get("ours") for shape in shapes}
+    found = [timing.median / (shape.batch * shape.length) for shape, timing in known.items() if timing]
+    return max(found) / min(found) if found else None
+
+
+def add_peaks(bench: Bench, case: Case, forms: Forms, sets: list[Arrays], direction: str) -> None:
+    """Record the memory in GB that a forward pass, or both, hold at their peak beside what was there before.
+
+    On a CPU nothing is called, and 0 is recorded.
+    """
+    direction = FORWARD if direction == FORWARD else BOTH
+    for who, form in forms.items():
+        with bench.guard(f"memory of {case.name} {case.shape}, {who}", who):
+            if bench.left() <= 0:
+                return
+            peak = 0
+            if bench.device.type == "cuda":
+                run = passes(form, sets[:1], direction)
+                bench.wait()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                run(0)
+                bench.wait()
+                peak = torch.cuda.max_memory_allocated() - before
+            bench.add(Row(case.name, case.shape, bench.dtype, who, direction), "peak", peak / 1e9, "GB")
+
+
+def _tell_difference(bench: Bench, row: Timed, forms: Forms, arrays: Arrays) -> None:
+    with torch.no_grad():
+        ours, theirs = (forms[who](**given(arrays))[:, :, 0].float() for who in (row.ours, row.same))
+    told = Row(row.case.name, row.case.shape, bench.dtype, row.same, FORWARD)
+    bench.add(told, "rms of the difference", float((ours - theirs).norm() / ours.norm()))
