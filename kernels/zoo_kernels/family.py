@@ -45,6 +45,7 @@ class Family:
         widths: widest heads that its Triton form takes, by type; the PyTorch form takes any.
         tiles: the tables of its Triton kernels.
         calls: module whose ``CALLS`` between them launch every kernel with every flag; it is imported when asked for.
+        cases: module that hands its cases to the benchmark when it is imported; None: there are none.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     widths: Mapping[torch.dtype, int]
     tiles: Table
     calls: str
+    cases: str | None = None
 
 
 class Op:

@@ -7,7 +7,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
-FAMILIES = ("linear", "softmax")
+from zoo_kernels.family import families
+
 FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes; and its suite
 CHECKED = "correctness_"  # how the names of pieces of checks begin
 SUITES = {  # the pieces of a suite in the order in which they run; what a family adds under a new name comes last
@@ -46,8 +47,8 @@ def piece(suite: str, name: str, **given: Any) -> Callable[[Own], Own]:
 
 def names_of(suite: str) -> tuple[str, ...]:
     """Names of the pieces of a suite, in the order in which they run."""
-    for module in (*(f"{family}.bench_cases" for family in FAMILIES), "bench.across"):
-        import_module(f"zoo_kernels.{module}")
+    for module in (*(family.cases for family in families().values() if family.cases), "zoo_kernels.bench.across"):
+        import_module(module)
     return tuple(_pieces[suite])
 
 

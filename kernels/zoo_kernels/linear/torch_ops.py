@@ -26,6 +26,7 @@ LINEAR = register(
         widths={torch.float32: 64, torch.float16: 256, torch.bfloat16: 256},
         tiles=TABLE,
         calls="zoo_kernels.linear.calls",
+        cases="zoo_kernels.linear.bench_cases",
     )
 )
 

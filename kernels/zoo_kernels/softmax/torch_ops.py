@@ -22,6 +22,7 @@ SOFTMAX = register(
         widths={torch.float32: 64, torch.float16: 256, torch.bfloat16: 256},
         tiles=TABLE,
         calls="zoo_kernels.softmax.calls",
+        cases="zoo_kernels.softmax.bench_cases",
     )
 )
 
