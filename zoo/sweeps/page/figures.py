@@ -35,7 +35,7 @@ from zoo.sweeps.page.canvas import (
     rows,
     short,
 )
-from zoo.sweeps.page.measures import PERPLEXITY, Measure
+from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.scatter import MARKS, cost_label, pareto
 
 CURVES = {"val": "validation", "train": "training"}
@@ -72,7 +72,7 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
         if (figure := _curves(analysis, part, title)) is not None:
             yield f"loss-{part}", f"{title.capitalize()} loss: mean over seeds, and a thin line for each seed.", figure
     headline = [m for m in analysis.measures.headline if m.metric == "bits_per_byte"]
-    recall = [m for m in analysis.measures.headline if m.parts and m.task not in PERPLEXITY]
+    recall = [m for m in analysis.measures.headline if m.parts]
     variants = [m for m in analysis.measures.all if m.parts and m.variant]
     shares = ("share-loss", "bits per byte", headline), ("share-recall", "recall", recall)
     for name, title, measures in (*shares, ("share-variants", "recall by variant", variants)):
