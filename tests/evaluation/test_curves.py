@@ -16,7 +16,7 @@ def run(tmp_path_factory):
 
 
 def records_of(outcome):
-    return [record.to_dict() for record in outcome.records]
+    return [record.model_dump() for record in outcome.records]
 
 
 @pytest.mark.parametrize("lengths", [[4], [4, 8], [4, 8, 16, 32]])

@@ -168,7 +168,7 @@ def test_table_shows_values_warnings_and_files(run_folder, tmp_path):
     ("options", "message"),
     [
         ({"name": "ppl"}, r"task\.name=ppl: unknown task; expected one of babi, cwe"),
-        ({"window": 3}, r"task\.window: unknown option; expected one of task\.split"),
+        ({"window": 3}, r"task\.window: unknown option; expected one of task\.fresh, task\.split"),
         ({"length": 0}, r"task\.length=0"),
         ({"stride": 17}, r"task\.stride=17: expected a number in 1\.\.16"),
         ({"batch_tokens": 0}, r"task\.batch_tokens=0"),

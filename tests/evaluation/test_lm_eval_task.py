@@ -191,7 +191,7 @@ def test_generation_options_replace_those_of_the_task(run, folder):
 
 def test_long_lists_of_tasks_make_short_file_names(run, folder):
     first, second = (_listed([f"task_number_{n}" for n in range(count)]) for count in (40, 41))
-    assert first.startswith("lm_eval-task_number_0-and-39-") and len(first) < 60 and first != second
+    assert first.startswith("task_number_0-and-39-") and len(first) < 60 and first != second
 
 
 def test_unknown_tasks_and_missing_data(run, folder, tmp_path):

@@ -85,6 +85,7 @@ def test_it_is_reported_in_a_sweep(compared, runs, tmp_path):
     write_report(sweep)
     page = (sweep / "report" / "report.md").read_text()
     assert "edits of 12 tokens" in page and "edits: strings to mend" in page and "no finished run" not in page
+    assert (sweep / "report" / "share-strings-to-mend.png").stat().st_size
     with (sweep / "report" / "measures.csv").open() as file:
         rows = {(row["arm"], row["measure"]): row for row in csv.DictReader(file)}
     row = rows["linear", "edits of 12 tokens"]

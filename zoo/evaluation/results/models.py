@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
 
 from zoo.evaluation.results.metrics import metric_named
 from zoo.files import replace_text
+from zoo.paths import shown
 from zoo.registry import METRICS
 
 SCHEMA = "zoo-eval/1"
@@ -31,6 +32,11 @@ def _own_metrics(schema: dict[str, Any]) -> None:
     schema["examples"] = [name for name in METRICS if name not in outside]
 
 
+def _shown(name: Any) -> Any:
+    return shown(name) if isinstance(name, str) else name
+
+
+Name = Annotated[str, BeforeValidator(_shown)]  # may come from a file whose name is not UTF-8
 Interval = Annotated[tuple[float, float], Strict(False)]  # a list in a file
 MetricName = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_own_metrics)]
 Number = Annotated[int | float, WithJsonSchema({"type": "number"})]  # stays what it is in a file: 0 is not 0.0
@@ -66,7 +72,7 @@ class Record(_Section):
     model_config = ConfigDict(json_schema_extra={"description": "One number."})
 
     task: str
-    variant: str = Field(
+    variant: Name = Field(
         description="how it was asked; /no_context: the question alone, /zero_length: facts without filler, "
         "/generated: by generation in place of teacher forcing"
     )

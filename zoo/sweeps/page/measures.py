@@ -119,7 +119,7 @@ def _measure(stem: str, record: Record, shown: Reported) -> Measure:
 def _means(name: str, parts: list[Measure]) -> list[Measure]:
     """Means of a group over variants and lengths of each task, and over tasks."""
     by_stem = [_mean(title, stem, name, of_file) for stem, title, of_file in _files(parts)]
-    whole = [_mean(f"mean of {len(by_stem)} recall tasks", "", name, by_stem)] if len(by_stem) > 1 else []
+    whole = [_mean(f"mean of {len(by_stem)} tasks", "", name, by_stem)] if len(by_stem) > 1 else []
     return by_stem + whole
 
 
