@@ -169,6 +169,7 @@ def nothing_imported() -> Iterator[None]:
 ATTENTIONS: Registry[Any] = Registry("attention", "zoo.mixers", shared=("self", "width", "heads", "depth", "layer"))
 SOURCES: Registry[Any] = Registry("data source", "zoo.data.sources")
 RECALL_TASKS: Registry[Any] = Registry("recall task", "zoo.data.recall.tasks")
+METRICS: Registry[Any] = Registry("metric", "zoo.evaluation.results.metrics")
 TASKS: Registry[Any] = Registry("task", "zoo.evaluation.tasks", "zoo.evaluation.lm_eval.task")
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "zoo.training.optimizers", shared=("decoder",))
 LOGGERS: Registry[Any] = Registry("logger", "zoo.training.monitoring.remote_loggers", shared=("folder", "settings"))

@@ -48,7 +48,7 @@ def test_rows_hold_the_evaluations_the_heads_and_the_bytes_of_cache(runs, call, 
     assert [row[1] for row in rows] == ["2/2 2/2", "1/2 2/2"]
     for folder, row in zip(runs, rows):
         record = read_held_out(folder)[1]
-        assert row[2] == f"{record['value']:.4f}" and row[3] == "{:.4f} to {:.4f}".format(*record["ci95"])
+        assert row[2] == f"{record.value:.4f}" and row[3] == "{:.4f} to {:.4f}".format(*record.ci95)
         assert float(row[5].replace(",", "")) > 0
     state = 2 * 8 * 8 * 4  # of the lightning layer: two heads, eight by eight, fp32
     assert [int(row[4].replace(",", "")) for row in rows] == [2 * 64 * kv * 8 * 4 + state for kv in (2, 1)]

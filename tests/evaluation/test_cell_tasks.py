@@ -13,13 +13,13 @@ from zoo.config import CONFIGS, ConfigError
 from zoo.data import DataError
 from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.samples import Answer, Sample
-from zoo.evaluation.evaluate import evaluate, evaluate_run
+from zoo.evaluation.evaluate import evaluate, evaluate_run, file_stem
 from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
 from zoo.evaluation.tasks import cell_task
-from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.base import Outcome, build_task
 from zoo.evaluation.tasks.suite import Suite
 from zoo.registry import RECALL_TASKS, TASKS
 from zoo.runs.loaded_run import open_run
@@ -60,7 +60,7 @@ def scored(monkeypatch):
 
 def test_every_cell_has_its_records_and_lines(run_folder):
     written = evaluate_run(open_run(run_folder), recall(depths=[0, 1]))
-    records, lines = written.outcome.records, written.outcome.samples
+    records, lines = written.records, written.samples
     places = {(r.variant, r.length, r.depth): r.n for r in records}
     cells = {("single", length, depth): 3 for length in (300, 400) for depth in (0, 1)}
     pooled = {("single", length, None): 6 for length in (300, 400)}
@@ -77,7 +77,7 @@ def test_every_cell_has_its_records_and_lines(run_folder):
         assert record.value == pytest.approx(sum(mine) / len(mine)) and len(mine) == record.n
         assert record.ci95[0] <= record.value <= record.ci95[1]
     assert read_samples(written.files[0]) == lines
-    assert read_results(written.files[0])["model"]["adapted"] is False
+    assert read_results(written.files[0]).model.adapted is False
     assert [file.suffix for file in written.files] == [".json", ".png"]
 
 
@@ -87,13 +87,13 @@ def test_a_run_trained_on_recall_says_so(tmp_path):
     folder = make_run(tmp_path)
     known = open_run(folder).trained.tokenizer
     save_checkpoint(folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, recall={"tasks": ["niah"]})
-    content = evaluate_run(open_run(folder), recall()).content
+    content = evaluate_run(open_run(folder), recall()).results.to_dict()
     assert content["model"]["adapted"] is True and content["model"]["recall"] == {"tasks": ["niah"]}
 
 
 def test_a_stopped_evaluation_goes_on_cell_by_cell(run_folder, scored):
     task = recall("vt")
-    whole = evaluate_run(open_run(run_folder), recall("vt", fresh=True)).content["results"]
+    whole = evaluate_run(open_run(run_folder), recall("vt", fresh=True)).records
     for cell in (run_folder / "eval" / "cells").iterdir():
         cell.unlink()
     scored["counts"], scored["limit"] = [], 2
@@ -101,11 +101,11 @@ def test_a_stopped_evaluation_goes_on_cell_by_cell(run_folder, scored):
         evaluate_run(open_run(run_folder), task)
     assert len(list((run_folder / "eval" / "cells").iterdir())) == 2
     scored["counts"], scored["limit"] = [], None
-    again = evaluate_run(open_run(run_folder), task).content["results"]
+    again = evaluate_run(open_run(run_folder), task).records
     assert scored["counts"] == [3, 3]  # two of the four cells
 
     def timeless(records):
-        return [{k: v for k, v in r.items() if k not in ("wall_s", "tok_s")} for r in records]
+        return [r.model_dump(exclude={"wall_s", "tok_s"}) for r in records]
 
     assert timeless(again) == timeless(whole)
 
@@ -134,7 +134,7 @@ def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folde
 
 
 def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder, monkeypatch):
-    first = evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome
+    first = evaluate_run(open_run(run_folder), recall("passkey", fresh=True))
     files = list((run_folder.parent / "cache" / "recall").iterdir())
     assert len(files) == 4
 
@@ -143,12 +143,12 @@ def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder
 
     monkeypatch.setattr(RECALL_TASKS.get("passkey"), "sample", never)
     monkeypatch.setattr(RECALL_TASKS.get("passkey"), "without_context", never)
-    assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+    assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).samples == first.samples
     monkeypatch.undo()
     for damage in (lambda content: content[:-30], lambda content: inverted(content, 200)):
         for file in files:
             file.write_bytes(damage(file.read_bytes()))
-        assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).outcome.samples == first.samples
+        assert evaluate_run(open_run(run_folder), recall("passkey", fresh=True)).samples == first.samples
 
 
 @pytest.mark.parametrize("error, kept", [(DataError, 0), (KeyboardInterrupt, 1)])
@@ -188,28 +188,28 @@ def test_default_lengths_leave_out_what_does_not_fit_and_given_ones_do_not(run_f
 
     known = open_run(run_folder).trained.tokenizer
     save_checkpoint(run_folder / "checkpoints" / "last.ckpt", small_decoder(), tokenizer=known, train_length=256)
-    outcome = recall("cwe", lengths=None).evaluate(open_run(run_folder), 0)
+    outcome = recall("cwe", lengths=None).evaluate(open_run(run_folder).subject, 0)
     assert {r.length for r in outcome.records} == {0, 512}  # 256 bytes hold no such list
     assert any(note.startswith("three at 256 tokens is left out") for note in outcome.warnings)
     with pytest.raises(DataError, match=r"cwe: facts and questions need \d+ tokens.*length=256.*task\.lengths"):
-        recall("cwe", lengths=[256]).evaluate(open_run(run_folder), 0)
+        recall("cwe", lengths=[256]).evaluate(open_run(run_folder).subject, 0)
 
 
 def test_given_lengths_leave_out_variants_that_were_not_named(run_folder):
     run = open_run(run_folder)
-    outcome = recall("mqar", variants=None, lengths=[256], samples=1).evaluate(run, 0)
+    outcome = recall("mqar", variants=None, lengths=[256], samples=1).evaluate(run.subject, 0)
     assert {r.variant for r in outcome.records if r.length} == {f"pairs{n}" for n in (4, 8, 16, 32)}
     assert any(note.startswith("pairs64 at 256 tokens is left out: mqar: pairs=64") for note in outcome.warnings)
     for options in ({"variants": ["pairs8", "pairs64"]}, {"variants": None, "lengths": [16, 256]}):
         with pytest.raises(DataError, match=r"need \d+ tokens, more than length=(256|16)"):
-            recall("mqar", **{"lengths": [256], "samples": 1} | options).evaluate(run, 0)
+            recall("mqar", **{"lengths": [256], "samples": 1} | options).evaluate(run.subject, 0)
 
 
 def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
     members = {"mqar": {"variants": ["pairs4", "pairs32"], "samples": 1}}
     (written,) = evaluate(open_run(run_folder), Suite(name="offline", members=members, lengths=[64]))
-    assert {r.variant for r in written.outcome.records if r.length} == {"pairs4"}
-    assert any(note.startswith("pairs32 at 64 tokens is left out") for note in written.outcome.warnings)
+    assert {r.variant for r in written.records if r.length} == {"pairs4"}
+    assert any(note.startswith("pairs32 at 64 tokens is left out") for note in written.warnings)
 
 
 @pytest.mark.parametrize(
@@ -236,22 +236,27 @@ def test_lengths_of_a_suite_leave_out_what_does_not_fit(run_folder):
 )
 def test_wrong_options_are_named(run_folder, options, message):
     with pytest.raises((ConfigError, DataError), match=message):
-        recall(**options).evaluate(open_run(run_folder), 0)
+        recall(**options).evaluate(open_run(run_folder).subject, 0)
 
 
 def test_a_haystack_without_a_text_column_names_no_option_that_is_none(run_folder, tmp_path):
     file = tmp_path / "h.jsonl"
     file.write_text('{"body": "one two"}\n')
     with pytest.raises(DataError, match=r"no column 'text'; columns are body: rename the one to be read") as caught:
-        recall("passkey", variants=None, haystack=str(file)).evaluate(open_run(run_folder), 0)
+        recall("passkey", variants=None, haystack=str(file)).evaluate(open_run(run_folder).subject, 0)
     assert "text_column" not in str(caught.value)
 
 
 def test_a_single_value_is_a_list_of_one(run_folder):
     task = recall("niah", lengths=300, depths=0.5, variants="single")
     assert (task.lengths, task.depths, task.variants) == ([300], [0.5], ["single"])
-    records = task.evaluate(open_run(run_folder), 0).records
+    records = task.evaluate(open_run(run_folder).subject, 0).records
     assert [r.depth for r in records if r.length == 300] == [0.5, 0.5]  # one depth has no second record over all
+
+
+def stem_of(task, run, seed=0):
+    """Name of the result file of a task that has found nothing."""
+    return file_stem(task, Outcome((task.name,), "", {}, []), run.subject, seed=seed)
 
 
 def test_results_of_other_questions_have_other_names(run_folder):
@@ -261,11 +266,11 @@ def test_results_of_other_questions_have_other_names(run_folder):
         *({"samples": 4}, {"choices": 3}, {"generate": 2}, {"baselines": False}),
         *({"haystack": haystack} for haystack in ("corpus", "a/text.txt", "b/text.txt")),
     ]
-    stems = [recall("niah", **options)._stem(run, 0) for options in changes] + [recall("niah")._stem(run, 1)]
+    stems = [stem_of(recall("niah", **options), run) for options in changes] + [stem_of(recall("niah"), run, 1)]
     assert len(set(stems)) == len(changes) + 1
     questions = [{"path": "a/x.json"}, {"path": "b/x.json"}, {"preset": "squad", "max_records": 9}]
     questions += [{"preset": "squad"}, {"preset": "squad", "revision": "v2"}, {"preset": "squad", "skip_longer": False}]
-    stems = [build_task({"name": "qa", **options})._stem(run, 0) for options in questions]
+    stems = [stem_of(build_task({"name": "qa", **options}), run) for options in questions]
     assert len(set(stems)) == len(questions)
     assert all(re.fullmatch(r"[\w.-]+", stem) for stem in stems)
 
@@ -273,17 +278,17 @@ def test_results_of_other_questions_have_other_names(run_folder):
 @pytest.mark.parametrize("name", list(RECALL_TASKS))
 def test_a_task_as_its_yaml_has_it_needs_no_more_than_its_name(run_folder, name):
     run, options = open_run(run_folder), composed(name)
-    assert build_task(options)._stem(run, 0) == name
+    assert stem_of(build_task(options), run) == name
     variant = next(iter(RECALL_TASKS.get(name).VARIANTS))
     narrow = build_task(options | {"variants": [variant], "lengths": [256]})
-    assert narrow._stem(run, 0) == f"{name}-{variant}-lengths256"
+    assert stem_of(narrow, run) == f"{name}-{variant}-lengths256"
 
 
 def test_runs_trained_on_recall_are_asked_at_once_twice_and_four_times_their_length(run_folder):
     run = open_run(run_folder)
-    assert recall(lengths=None).all_lengths(run) == [256]
+    assert recall(lengths=None).all_lengths(run.subject) == [256]
     trained = replace(run.trained, train_length=128, recall={"share": 1})
-    assert recall(lengths=None).all_lengths(replace(run, trained=trained)) == [128, 256, 512]
+    assert recall(lengths=None).all_lengths(replace(run, trained=trained).subject) == [128, 256, 512]
 
 
 def test_a_question_asked_at_several_depths_is_one_unit(run_folder):
@@ -311,7 +316,7 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_refused(run_folder, monke
 
 
 def test_generation_adds_texts_and_their_scores(run_folder):
-    outcome = recall("kv", generate=4, lengths=[500], baselines=False).evaluate(open_run(run_folder), 0)
+    outcome = recall("kv", generate=4, lengths=[500], baselines=False).evaluate(open_run(run_folder).subject, 0)
     generated = [r for r in outcome.records if r.variant.endswith("/generated")]
     assert {r.metric for r in generated} == {"exact_match", "f1", "contains"}
     assert all(len(line["generated"]) == len(line["references"]) == 1 for line in outcome.samples)
@@ -340,7 +345,7 @@ def test_the_suite_hands_common_options_to_its_tasks():
 def test_a_suite_is_evaluated_task_by_task(run_folder):
     members = {name: {"variants": None, **SMALL, "samples": 1} for name in ("passkey", "vt")} | {"kv": None}
     written = list(evaluate(open_run(run_folder), Suite(name="offline", members=members)))
-    assert [one.outcome.stem for one in written] == [
+    assert [one.stem for one in written] == [
         "passkey-lengths300_400-depthsnull-samples1",
         "vt-lengths300_400-samples1",
     ]
@@ -351,4 +356,4 @@ def test_a_suite_goes_on_without_what_the_data_do_not_allow(run_folder):
     members = {"perplexity_position": {"length": 10_000}, "passkey": SMALL}
     left_out, written = evaluate(open_run(run_folder), Suite(name="offline", members=members))
     assert left_out.task == "perplexity_position" and "10000 tokens" in left_out.reason.replace(",", "")
-    assert written.outcome.title == "passkey"
+    assert written.title == "passkey"

@@ -53,7 +53,7 @@ def test_differences_are_of_the_same_samples(two_runs):
     row = next(r for r in rows if (r["metric"], r["length"], r["depth"]) == ("answer_nll", 500, None))
     values = []
     for _, (written, _) in runs:
-        lines = {(x["id"], x["depth"]): x for x in written.outcome.samples if x["length"] == 500}
+        lines = {(x["id"], x["depth"]): x for x in written.samples if x["length"] == 500}
         values.append({key: line_values(line)["answer_nll"] for key, line in lines.items()})
     want = np.mean([values[1][key] - values[0][key] for key in values[0]])
     (difference,) = row["differences"]
@@ -73,7 +73,7 @@ def test_a_run_does_not_differ_from_itself(two_runs):
 def test_samples_that_differ_are_not_paired(two_runs):
     first = evaluate_run(open_run(two_runs[0]), build_task(KV), seed=0)
     other = evaluate_run(open_run(two_runs[1]), build_task(KV), seed=1)
-    other = replace(other, outcome=replace(other.outcome, stem=first.outcome.stem))
+    other = replace(other, stem=first.stem)
     rows = compare_runs([("a", [first]), ("b", [other])])
     assert rows and all(d["value"] is None and d["resolved"] is None for row in rows for d in row["differences"])
     assert len(comparison_notes([("a", [first]), ("b", [other])])) == 1
@@ -130,11 +130,11 @@ def test_a_run_without_finite_numbers_has_results_and_no_differences(two_runs, t
     position = {"name": "perplexity_position"}
     runs = evaluated(two_runs, {"name": "perplexity"}, KV, context, position)
     for written in runs[1][1]:
-        numbers = {r.metric: r.value for r in written.outcome.records if "/" not in r.variant and r.length}
+        numbers = {r.metric: r.value for r in written.records if "/" not in r.variant and r.length}
         lost = {"bits_per_byte", "perplexity", "answer_nll", "rank_accuracy"} & numbers.keys()
         assert lost and all(numbers[metric] is None for metric in lost)
-        assert "Not finite, and left out: " in written.outcome.warnings[-1]
-        assert read_results(written.files[0])["results"] and None in [*leaves(read_samples(written.files[0]))]
+        assert "Not finite, and left out: " in written.warnings[-1]
+        assert read_results(written.files[0]).results and None in [*leaves(read_samples(written.files[0]))]
     stored = [(label, [read_evaluation(written.files[0]) for written in run]) for label, run in runs]
     for found in (runs, stored):
         rows = [row for row in compare_runs(found) if row["runs"][1]["value"] is None]
@@ -157,12 +157,11 @@ def test_other_questions_are_pointed_out_at_their_lengths(two_runs):
     """Files of the same name whose samples at a length are not the same, as with other trained lengths."""
     tasks = [{"name": "perplexity_context", "lengths": lengths, "target": 8} for lengths in ([8, 16], [8, 24])]
     runs = [(str(i), [evaluate_run(open_run(two_runs[i]), build_task(task))]) for i, task in enumerate(tasks)]
-    stem = runs[0][1][0].outcome.stem
-    runs[1][1][0] = replace(runs[1][1][0], outcome=replace(runs[1][1][0].outcome, stem=stem))
+    runs[1][1][0] = replace(runs[1][1][0], stem=runs[0][1][0].stem)
     rows = [row for row in compare_runs(runs) if row["metric"] == "bits_per_byte" and row["variant"] == "context"]
     assert [(row["length"], row["differences"][0]["value"]) for row in rows] == [(8, None)]
     (note,) = comparison_notes(runs)
-    assert "not asked the same questions at lengths of 8 tokens" in note and note.startswith(stem)
+    assert "not asked the same questions at lengths of 8 tokens" in note and note.startswith(runs[0][1][0].stem)
     assert comparison_notes([runs[0], runs[0]]) == []
 
 

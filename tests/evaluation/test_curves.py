@@ -16,12 +16,12 @@ def run(tmp_path_factory):
 
 
 def records_of(outcome):
-    return [record.to_dict() for record in outcome.records]
+    return [record.model_dump() for record in outcome.records]
 
 
 @pytest.mark.parametrize("lengths", [[4], [4, 8], [4, 8, 16, 32]])
 def test_context_of_one_run_and_of_several(run, tmp_path, lengths):
-    records = records_of(PerplexityContextTask(lengths=lengths, target=4).evaluate(run, 0))
+    records = records_of(PerplexityContextTask(lengths=lengths, target=4).evaluate(run.subject, 0))
     for runs in ([("one", records)], [("one", records), ("two", records[:3]), ("none", [])]):
         assert plot_context(tmp_path / "a.png", runs, "title", 16)
         assert is_drawn(tmp_path / "a.png")
@@ -29,15 +29,15 @@ def test_context_of_one_run_and_of_several(run, tmp_path, lengths):
 
 @pytest.mark.parametrize("options", [{}, {"length": 64, "bucket": 4}, {"length": 64, "bucket": 4, "max_documents": 1}])
 def test_position_of_one_run_and_of_several(run, tmp_path, options):
-    records = records_of(PerplexityPositionTask(**options).evaluate(run, 0))
+    records = records_of(PerplexityPositionTask(**options).evaluate(run.subject, 0))
     for runs in ([("one", records)], [("one", records), ("two", records[:2]), ("none", [])]):
         assert plot_position(tmp_path / "a.png", runs, "title")
         assert is_drawn(tmp_path / "a.png")
 
 
 def test_records_of_other_tasks_are_not_drawn(run, tmp_path):
-    position = records_of(PerplexityPositionTask().evaluate(run, 0))
-    context = records_of(PerplexityContextTask(lengths=[4], target=4).evaluate(run, 0))
+    position = records_of(PerplexityPositionTask().evaluate(run.subject, 0))
+    context = records_of(PerplexityContextTask(lengths=[4], target=4).evaluate(run.subject, 0))
     empty = [record | {"value": None, "ci95": None} for record in position + context]
     for records in ([], empty, position):
         assert not plot_context(tmp_path / "a.png", [("one", records)], "title")

@@ -29,8 +29,8 @@ def test_it_prints_a_table_writes_results_and_nothing_else(run_folder, tmp_path)
     file = run_folder / "eval" / "perplexity-text-test-stride8.json"
     assert "bits_per_byte" in done.stdout
     assert str(file) in done.stdout
-    assert read_results(file)["protocol"]["stride"] == 8
-    assert read_results(file)["run"]["cmd"].split()[0].endswith("eval.py")
+    assert read_results(file).protocol["stride"] == 8
+    assert read_results(file).run.cmd.split()[0].endswith("eval.py")
     assert sorted(p.suffix for p in (run_folder / "eval").iterdir() if p.name != "cells") == [
         ".gz",
         ".json",

@@ -12,8 +12,8 @@ from rich.console import Console
 from tests.evaluation.tiny_run import TEXTS, make_run, save_checkpoint, small_decoder
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.display.tables import show
 from zoo.evaluation.evaluate import evaluate_run
+from zoo.evaluation.program import show
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.tasks.base import build_task
 from zoo.model.checkpoint import CheckpointError
@@ -27,15 +27,15 @@ def evaluate(run_folder, **options):
 
 
 def value(written, metric):
-    return next(record.value for record in written.outcome.records if record.metric == metric)
+    return next(record.value for record in written.records if record.metric == metric)
 
 
 def test_result_file_of_the_test_split(run_folder):
     written = evaluate(run_folder)
     file = run_folder / "eval" / "perplexity-text-test.json"
-    content = read_results(file)
+    content = read_results(file).to_dict()
     sizes = [len(text.encode()) for text in TEXTS["test"]]
-    assert content == json.loads(json.dumps(written.content))
+    assert content == json.loads(json.dumps(written.results.to_dict()))
     assert content["protocol"]["bytes"] == content["protocol"]["tokens"] == sum(sizes)
     assert content["protocol"]["words"] == sum(len(text.split()) for text in TEXTS["test"])
     assert (content["protocol"]["window"], content["protocol"]["stride"]) == (16, 16)
@@ -58,7 +58,7 @@ def test_result_file_of_the_test_split(run_folder):
 
 def test_bits_per_byte_count_the_bytes_of_the_text_not_its_characters(run_folder):
     written = evaluate(run_folder)
-    nats = sum(sample["nats"] for sample in written.outcome.samples)
+    nats = sum(sample["nats"] for sample in written.samples)
     encoded = sum(len(text.encode()) for text in TEXTS["test"])
     assert encoded > sum(map(len, TEXTS["test"]))
     assert value(written, "bits_per_byte") == pytest.approx(nats / encoded / math.log(2))
@@ -69,16 +69,16 @@ def test_batch_size_and_seed_do_not_change_values(run_folder):
     assert value(a, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-5)
     other = evaluate_run(open_run(run_folder), build_task({"name": "perplexity", "fresh": True}), seed=1)
     assert value(other, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-9)
-    assert other.content["run"]["seed"] == 1
+    assert other.results.run.seed == 1
 
 
 def test_caps_take_whole_documents_and_say_so(run_folder):
     written = evaluate(run_folder, max_bytes=100)
-    assert written.outcome.protocol["documents"] == 1
-    assert not written.outcome.protocol["complete"]
-    assert any("Only the first 1 of 3 documents" in warning for warning in written.outcome.warnings)
+    assert written.protocol["documents"] == 1
+    assert not written.protocol["complete"]
+    assert any("Only the first 1 of 3 documents" in warning for warning in written.warnings)
     assert written.files[0].name == "perplexity-text-test-max_bytes100.json"
-    assert evaluate(run_folder, max_documents=2).outcome.protocol["documents"] == 2
+    assert evaluate(run_folder, max_documents=2).protocol["documents"] == 2
 
 
 def test_count_documents():
@@ -92,8 +92,8 @@ def test_count_documents():
 def test_options_that_change_the_numbers_change_the_name(run_folder):
     wide = evaluate(run_folder, length=24, stride=8)
     assert wide.files[0].name == "perplexity-text-test-length24-stride8.json"
-    assert wide.outcome.records[0].variant == "sliding"
-    assert any("longer than those of training" in warning for warning in wide.outcome.warnings)
+    assert wide.records[0].variant == "sliding"
+    assert any("longer than those of training" in warning for warning in wide.warnings)
 
 
 def test_other_local_text_is_read_whole(run_folder, tmp_path):
@@ -101,8 +101,8 @@ def test_other_local_text_is_read_whole(run_folder, tmp_path):
     file.write_text("Ein Buch über 水.\n", encoding="utf-8")
     written = evaluate(run_folder, path=str(file))
     assert re.fullmatch(r"perplexity-my_book\.txt-all-path[0-9a-f]{8}\.json", written.files[0].name)
-    assert written.outcome.protocol["bytes"] == len("Ein Buch über 水.\n".encode())
-    assert all(record.ci95 is None for record in written.outcome.records)
+    assert written.protocol["bytes"] == len("Ein Buch über 水.\n".encode())
+    assert all(record.ci95 is None for record in written.records)
     with pytest.raises(DataError, match=r"task\.path=.*no such file"):
         evaluate(run_folder, path=str(tmp_path / "none.txt"))
 
@@ -113,13 +113,13 @@ def test_what_is_read_and_the_seed_are_part_of_the_name(run_folder, tmp_path):
         (tmp_path / folder / "book.jsonl").write_text('{"text": "one two", "body": "three"}\n')
     book = {"path": str(tmp_path / "a" / "book.jsonl")}
     first, other, column = (
-        evaluate(run_folder, **options).outcome.stem
+        evaluate(run_folder, **options).stem
         for options in (book, {"path": str(tmp_path / "b" / "book.jsonl")}, {**book, "text_column": "body"})
     )
     assert len({first, other}) == 2 and column == f"{first}-text_columnbody"
     run, task = open_run(run_folder), build_task({"name": "perplexity"})
-    assert evaluate_run(run, task, seed=3).outcome.stem == "perplexity-text-test-seed3"
-    assert evaluate_run(run, task, seed=0).outcome.stem == "perplexity-text-test"
+    assert evaluate_run(run, task, seed=3).stem == "perplexity-text-test-seed3"
+    assert evaluate_run(run, task, seed=0).stem == "perplexity-text-test"
 
 
 def test_a_missing_split_names_those_that_exist(tmp_path):
@@ -133,14 +133,14 @@ def test_a_missing_split_names_those_that_exist(tmp_path):
 
 def test_changed_data_and_training_text_are_pointed_out(run_folder):
     run = open_run(run_folder)
-    key = open_corpus(run, "train").store.key
+    key = open_corpus(run.subject, "train").store.key
     tokenizer = run.trained.tokenizer
     for given, changed in ((key, False), ("0" * 32, True)):
         data = {"train": given}
         save_checkpoint(run_folder / "checkpoints" / "best.ckpt", small_decoder(), tokenizer=tokenizer, data=data)
         best = evaluate_run(open_run(run_folder, "best"), build_task({"name": "perplexity", "split": "train"}))
-        assert any("changed" in warning for warning in best.outcome.warnings) == changed
-        assert any("trained on this text" in warning for warning in best.outcome.warnings)
+        assert any("changed" in warning for warning in best.warnings) == changed
+        assert any("trained on this text" in warning for warning in best.warnings)
 
 
 def test_nothing_is_left_by_an_evaluation_that_is_stopped(run_folder, monkeypatch):
@@ -168,7 +168,7 @@ def test_table_shows_values_warnings_and_files(run_folder, tmp_path):
     ("options", "message"),
     [
         ({"name": "ppl"}, r"task\.name=ppl: unknown task; expected one of babi, cwe"),
-        ({"window": 3}, r"task\.window: unknown option; expected one of task\.split"),
+        ({"window": 3}, r"task\.window: unknown option; expected one of task\.fresh, task\.split"),
         ({"length": 0}, r"task\.length=0"),
         ({"stride": 17}, r"task\.stride=17: expected a number in 1\.\.16"),
         ({"batch_tokens": 0}, r"task\.batch_tokens=0"),

@@ -41,7 +41,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def model(run):
-    return ZooLM(run, max_length=LENGTH)
+    return ZooLM(run.subject, max_length=LENGTH)
 
 
 def ask(*arguments):
@@ -71,7 +71,7 @@ def test_likelihoods_equal_one_pass_per_request(run, model):
 
 @pytest.mark.parametrize("batch_tokens", [1, 40])
 def test_results_do_not_depend_on_the_batch(run, model, batch_tokens):
-    other = ZooLM(run, max_length=LENGTH, batch_tokens=batch_tokens)
+    other = ZooLM(run.subject, max_length=LENGTH, batch_tokens=batch_tokens)
     for name, requests in (("loglikelihood", ask(*PAIRS)), ("loglikelihood_rolling", ask(*((t,) for t in TEXTS)))):
         ours, theirs = np.array(getattr(model, name)(requests)), np.array(getattr(other, name)(requests))
         assert np.allclose(ours, theirs, rtol=0, atol=1e-5), name
@@ -95,7 +95,7 @@ def test_chain_rule_from_the_document_token_on(model):
 
 
 def test_contexts_without_the_document_token(run):
-    model = ZooLM(run, max_length=LENGTH, document_token=False)
+    model = ZooLM(run.subject, max_length=LENGTH, document_token=False)
     found = model.loglikelihood(ask(("abc", "d"), ("", "d")))
     assert found[0][0] == pytest.approx(naive(run.decoder, ids("abc"), ids("d"))[0], abs=1e-5)
     assert found[1][0] == pytest.approx(naive(run.decoder, [EOT], ids("d"))[0], abs=1e-5)
@@ -115,7 +115,7 @@ def test_a_token_shared_by_both_parts_is_scored_once(run, tmp_path):
     document = SimpleNamespace(name="d", text="abcd abcd abcd " * 20)
     tokenizer = build_tokenizer({"kind": "bpe", "vocab_size": 261}, source, tmp_path)
     decoder = small_decoder(vocab_size=300).double()
-    model = ZooLM(replace(run, tokenizer=tokenizer, decoder=decoder))
+    model = ZooLM(replace(run, tokenizer=tokenizer, decoder=decoder).subject)
     whole = tokenizer.encode("x abcd", add_special_tokens=False)
     assert tokenizer.encode("x ab", add_special_tokens=False) != whole[:2] and len(whole) == 2
     found = model.loglikelihood(ask(("x ab", "cd")))
@@ -204,18 +204,18 @@ def test_the_harness_keeps_results_in_its_cache(run, model, tmp_path, monkeypatc
     requests = ask(*PAIRS)
     found = CachingLM(model, str(tmp_path / "cache.db")).loglikelihood(requests)
     monkeypatch.setattr(run.decoder, "hidden", None)
-    again = CachingLM(ZooLM(run, max_length=LENGTH), str(tmp_path / "cache.db")).loglikelihood(requests)
+    again = CachingLM(ZooLM(run.subject, max_length=LENGTH), str(tmp_path / "cache.db")).loglikelihood(requests)
     assert [tuple(pair) for pair in again] == found
 
 
 def test_what_the_harness_asks_of_a_model(run, model):
     assert model.eot_token_id == model.prefix_token_id == EOT
-    assert (model.max_length, ZooLM(run).max_length) == (LENGTH, 16)
-    assert (model.max_gen_toks, ZooLM(run, max_length=4096).max_gen_toks) == (LENGTH // 2, 256)
+    assert (model.max_length, ZooLM(run.subject).max_length) == (LENGTH, 16)
+    assert (model.max_gen_toks, ZooLM(run.subject, max_length=4096).max_gen_toks) == (LENGTH // 2, 256)
     assert model.tok_encode("a<|endoftext|>") == ids("a<|endoftext|>")
     assert model.tok_decode(model.tok_encode("Größe 水")) == "Größe 水"
     assert (model.rank, model.world_size, str(model.device)) == (0, 1, "cpu")
     with pytest.raises(ValueError, match="no chat template"):
         model.apply_chat_template([])
     with pytest.raises(ValueError, match="max_length=0: expected a number >= 1"):
-        ZooLM(run, max_length=0)
+        ZooLM(run.subject, max_length=0)

@@ -120,7 +120,7 @@ def run(tmp_path_factory):
 )
 def test_options_out_of_range(run, options, message):
     with pytest.raises(ConfigError, match=message):
-        LmEvalTask(**{"names": ["t"]} | options).evaluate(run, 0)
+        LmEvalTask(**{"names": ["t"]} | options).evaluate(run.subject, 0)
 
 
 def test_without_the_package_it_says_what_to_install(run, monkeypatch):
@@ -128,6 +128,6 @@ def test_without_the_package_it_says_what_to_install(run, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "zoo.evaluation.lm_eval.model", raising=False)
     with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e .\[lm-eval\]"):
-        LmEvalTask(names=["piqa"]).evaluate(run, 0)
+        LmEvalTask(names=["piqa"]).evaluate(run.subject, 0)
     with pytest.raises(ModuleNotFoundError, match="lm-evaluation-harness is not installed"):
         import zoo.evaluation.lm_eval.model  # noqa: F401

@@ -15,10 +15,10 @@ pytest.importorskip("lm_eval")
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
 from zoo.data import DataError
-from zoo.evaluation.evaluate import evaluate_run
+from zoo.evaluation.evaluate import evaluate_run, file_stem
 from zoo.evaluation.lm_eval import completion
 from zoo.evaluation.lm_eval import model as lm_eval
-from zoo.evaluation.lm_eval.task import LmEvalTask
+from zoo.evaluation.lm_eval.task import LmEvalTask, _listed
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.scoring import documents as scoring
 from zoo.evaluation.tasks.perplexity import PerplexityTask
@@ -115,7 +115,7 @@ def written_results(run, folder):
 
 
 def record(results, variant, metric):
-    return next(r for r in results.outcome.records if (r.variant, r.metric) == (variant, metric))
+    return next(r for r in results.records if (r.variant, r.metric) == (variant, metric))
 
 
 def test_accuracy_is_that_of_likelihoods_computed_one_by_one(run, written_results):
@@ -135,7 +135,7 @@ def test_accuracy_is_that_of_likelihoods_computed_one_by_one(run, written_result
 def test_perplexities_are_those_of_our_own_task(run, written_results, tmp_path):
     for number, text in enumerate(STORIES):
         (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
-    ours = PerplexityTask(path=str(tmp_path), length=LENGTH).evaluate(run, 0)
+    ours = PerplexityTask(path=str(tmp_path), length=LENGTH).evaluate(run.subject, 0)
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         expected = next(r.value for r in ours.records if r.metric == metric)
         found = record(written_results, "stories", metric)
@@ -147,12 +147,12 @@ def test_perplexities_are_those_of_our_own_task(run, written_results, tmp_path):
 def test_written_text_is_compared_with_what_was_expected(written_results):
     found = record(written_results, "echo", "exact_match")
     assert (found.value, found.n) == (0.75, 4)
-    assert any("1 of 4 prompts" in warning for warning in written_results.outcome.warnings)
+    assert any("1 of 4 prompts" in warning for warning in written_results.warnings)
 
 
 def test_the_result_file_holds_all_that_the_harness_found(written_results, folder):
     where = path_part(str(folder))
-    content = read_results(written_results.files[0])
+    content = read_results(written_results.files[0]).to_dict()
     assert written_results.files[0].name == f"lm_eval-all_colours-stories-echo-max_length{LENGTH}-{where}-seed1.json"
     protocol = content["protocol"]
     assert protocol["lm_eval"]["results"]["colours"]["acc,none"] == content["results"][0]["value"]
@@ -172,9 +172,8 @@ def test_the_result_file_holds_all_that_the_harness_found(written_results, folde
 
 
 def test_a_part_of_a_task(run, folder, capsys):
-    written = evaluate_run(run, task(folder, "colours", limit=2, num_fewshot=0, max_length=None))
-    outcome = written.outcome
-    assert written.files[0].is_file()
+    outcome = evaluate_run(run, task(folder, "colours", limit=2, num_fewshot=0, max_length=None))
+    assert outcome.files[0].is_file()
     assert {r.n for r in outcome.records} == {2}
     assert (outcome.records[0].length, outcome.protocol["max_length"]) == (16, 16)
     assert outcome.stem == f"lm_eval-colours-limit2-num_fewshot0-{path_part(str(folder))}"
@@ -183,24 +182,25 @@ def test_a_part_of_a_task(run, folder, capsys):
 
 
 def test_generation_options_replace_those_of_the_task(run, folder):
-    outcome = task(folder, "echo", gen_kwargs={"max_gen_toks": 1}).evaluate(run, 0)
+    asked = task(folder, "echo", gen_kwargs={"max_gen_toks": 1})
+    outcome = asked.evaluate(run.subject, 0)
     texts = [sample["resps"][0][0] for sample in outcome.samples]
     assert texts[0] == written(run, QUESTIONS[0], 1) and max(map(len, texts)) <= 1
-    assert outcome.stem.endswith("max_gen_toks1")
+    assert file_stem(asked, outcome, run.subject).endswith("max_gen_toks1")
 
 
 def test_long_lists_of_tasks_make_short_file_names(run, folder):
-    first, second = (LmEvalTask()._stem(run, [f"task_number_{n}" for n in range(count)], 0) for count in (40, 41))
-    assert first.startswith("lm_eval-task_number_0-and-39-") and len(first) < 60 and first != second
+    first, second = (_listed([f"task_number_{n}" for n in range(count)]) for count in (40, 41))
+    assert first.startswith("task_number_0-and-39-") and len(first) < 60 and first != second
 
 
 def test_unknown_tasks_and_missing_data(run, folder, tmp_path):
     with pytest.raises(ConfigError, match=r"'colour', which is no task.*did you mean colours"):
-        task(folder, "colours", "colour").evaluate(run, 0)
+        task(folder, "colours", "colour").evaluate(run.subject, 0)
     write_task(tmp_path, "gone", [], output_type="loglikelihood_rolling", doc_to_target="{{text}}")
     (tmp_path / "gone.jsonl").unlink()
     with pytest.raises(DataError, match="gone of lm-evaluation-harness could not be loaded"):
-        task(tmp_path, "gone").evaluate(run, 0)
+        task(tmp_path, "gone").evaluate(run.subject, 0)
 
 
 def test_requests_are_kept_and_an_evaluation_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_requests_are_kept_and_an_evaluation_that_was_stopped_goes_on(folder, tm
 
     def results(**options):
         asked["calls"] = 0
-        content = evaluate_run(opened, task(folder, "all_colours", "stories", "echo", **options)).content
+        content = evaluate_run(opened, task(folder, "all_colours", "stories", "echo", **options)).results.to_dict()
         times = ("wall_s", "tok_s")
         records = [{key: value for key, value in one.items() if key not in times} for one in content["results"]]
         return json.dumps([records, content["protocol"]["requests"], content["warnings"]])

@@ -48,7 +48,7 @@ def passes(monkeypatch):
 
 
 def evaluated(folder, options, **others):
-    content = evaluate_run(open_run(folder), build_task({**options, **others})).content
+    content = evaluate_run(open_run(folder), build_task({**options, **others})).results.to_dict()
     records = [{key: value for key, value in record.items() if key not in TIMES} for record in content["results"]]
     return json.dumps([records, content["protocol"], content["warnings"]])
 

@@ -9,6 +9,7 @@ from tests.evaluation.test_perplexity import SCHEDULES
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
 from zoo.data import DataError
+from zoo.evaluation.evaluate import file_stem
 from zoo.evaluation.scoring.stateful import score_stateful
 from zoo.evaluation.tasks.perplexity_context import (
     PerplexityContextTask,
@@ -53,7 +54,7 @@ def spans_of(outcome):
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 def test_every_length_scores_the_same_targets(run, batch_tokens):
     options = {"lengths": [16, 4, 8, 4], "target": 8, "batch_tokens": batch_tokens}
-    outcome = PerplexityContextTask(**options).evaluate(run, 0)
+    outcome = PerplexityContextTask(**options).evaluate(run.subject, 0)
     assert outcome.protocol["lengths"] == [4, 8, 16]
     assert outcome.protocol["documents"] == 4
     assert len({sample["id"] for sample in outcome.samples}) == len(outcome.samples) == 1 + 3 + 4 + 4
@@ -82,19 +83,19 @@ def test_every_length_scores_the_same_targets(run, batch_tokens):
 @pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_context_that_reaches_the_start_sees_what_a_state_remembers(tmp_path, layers):
     run = open_run(make_run(tmp_path, small_decoder(layers), TEXTS))
-    corpus = open_corpus(run)
+    corpus = open_corpus(run.subject)
     spans = [Span(index, int(size) - 4) for index, size in enumerate(corpus.sizes) if size > 4]
     found = score_stateful(run.decoder, corpus.documents(), run.document_token, 16)
     whole = {piece.document: nats for piece, nats in found}
     for span in spans:
-        outcome = PerplexityContextTask(lengths=[span.start], target=4, spans=1).evaluate(run, 0)
+        outcome = PerplexityContextTask(lengths=[span.start], target=4, spans=1).evaluate(run.subject, 0)
         nats = {(text, start): s["nats"][str(span.start)] for s, text, start, _ in spans_of(outcome)}
         text = bytes(corpus.span(span.document, 0, span.start + 4).tolist()).decode()
         assert nats[text, span.start] == pytest.approx(float(whole[span.document][-4:].sum()), rel=2e-5)
 
 
 def test_the_document_token_stands_only_at_the_start_of_a_document(run):
-    corpus = open_corpus(run)
+    corpus = open_corpus(run.subject)
     for length in (4, 8, 30, 32):
         (piece,) = cut_spans(corpus, [Span(0, 32)], 8, length)
         assert piece.tokens[-8:].tolist() == list(TEXTS["test"][0][32:40].encode())
@@ -130,15 +131,18 @@ def test_default_lengths_reach_as_far_as_documents_do():
 
 
 def test_defaults_names_and_warnings(run):
-    outcome = PerplexityContextTask().evaluate(run, 0)
-    assert outcome.stem == "perplexity_context-text-test"
+    outcome = PerplexityContextTask().evaluate(run.subject, 0)
+    assert file_stem(PerplexityContextTask(), outcome, run.subject) == "perplexity_context-text-test"
     assert (outcome.protocol["lengths"], outcome.protocol["target"]) == ([8, 12, 28], 4)
     assert "Intervals over 3 documents are rough." in outcome.warnings
     assert any("Context 28 with its 4 targets is longer" in warning for warning in outcome.warnings)
-    named = PerplexityContextTask(lengths=[8, 4], target=2, spans=1, max_documents=1).evaluate(run, 0)
-    assert named.stem == "perplexity_context-text-test-max_documents1-lengths8_4-target2-spans1"
+    task = PerplexityContextTask(lengths=[8, 4], target=2, spans=1, max_documents=1)
+    named = task.evaluate(run.subject, 0)
+    assert (
+        file_stem(task, named, run.subject) == "perplexity_context-text-test-max_documents1-lengths8_4-target2-spans1"
+    )
     assert all(record.ci95 is None for record in named.records)
-    single = PerplexityContextTask(lengths=[8]).evaluate(run, 0)
+    single = PerplexityContextTask(lengths=[8]).evaluate(run.subject, 0)
     assert {record.variant for record in single.records} == {"context"}
     assert any("There is one context length, 8" in warning for warning in single.warnings)
 
@@ -146,10 +150,10 @@ def test_defaults_names_and_warnings(run):
 def test_too_short_documents_and_wrong_options(run):
     message = r"has 204 tokens, the longest has 90: choose a smaller task\.lengths or task\.target"
     with pytest.raises(DataError, match=message):
-        PerplexityContextTask(lengths=[8, 200]).evaluate(run, 0)
+        PerplexityContextTask(lengths=[8, 200]).evaluate(run.subject, 0)
     for name in ("target", "spans", "batch_tokens", "max_documents"):
         with pytest.raises(ConfigError, match=rf"task\.{name}=0"):
-            PerplexityContextTask(**{name: 0}).evaluate(run, 0)
+            PerplexityContextTask(**{name: 0}).evaluate(run.subject, 0)
     for lengths in ([], [0, 8]):
         with pytest.raises(ConfigError, match=r"task\.lengths=\[.*\]: expected"):
-            PerplexityContextTask(lengths=lengths).evaluate(run, 0)
+            PerplexityContextTask(lengths=lengths).evaluate(run.subject, 0)

@@ -9,6 +9,7 @@ import torch
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
 from zoo.data import DataError
+from zoo.evaluation.evaluate import file_stem
 from zoo.evaluation.tasks.perplexity import PerplexityTask
 from zoo.evaluation.tasks.perplexity_position import PerplexityPositionTask, position_edges
 from zoo.runs.loaded_run import open_run
@@ -60,7 +61,7 @@ def values(outcome, metric):
 
 @pytest.mark.parametrize("batch_tokens", [1, 70, 10_000])
 def test_buckets_hold_the_loss_of_their_positions(run, batch_tokens):
-    outcome = PerplexityPositionTask(length=32, bucket=4, batch_tokens=batch_tokens).evaluate(run, 0)
+    outcome = PerplexityPositionTask(length=32, bucket=4, batch_tokens=batch_tokens).evaluate(run.subject, 0)
     documents = documents_of(run, 32)
     nats = naive_nats(run, documents)
     assert len(documents) == outcome.protocol["documents"] >= 4
@@ -82,20 +83,22 @@ def test_all_buckets_together_are_the_window_perplexity_of_the_cut_documents(run
     lines = [json.dumps({"text": "".join(RANDOM.choice(list("abcd"), 33))}) for _ in range(3)]
     file = tmp_path / "cut.jsonl"
     file.write_text("".join(line + "\n" for line in lines))
-    whole = PerplexityTask(path=str(file), length=33).evaluate(run, 0)
-    parts = PerplexityPositionTask(path=str(file), length=33, bucket=2).evaluate(run, 0)
+    whole = PerplexityTask(path=str(file), length=33).evaluate(run.subject, 0)
+    parts = PerplexityPositionTask(path=str(file), length=33, bucket=2).evaluate(run.subject, 0)
     assert [sum(s["nats"]) for s in parts.samples] == pytest.approx([s["nats"] for s in whole.samples])
     assert [s["id"] for s in parts.samples] == [s["id"] for s in whole.samples]
 
 
 def test_protocol_name_and_warnings(run):
-    outcome = PerplexityPositionTask(max_documents=2).evaluate(run, 0)
-    assert outcome.stem == "perplexity_position-text-test-max_documents2"
+    task = PerplexityPositionTask(max_documents=2)
+    outcome = task.evaluate(run.subject, 0)
+    assert file_stem(task, outcome, run.subject) == "perplexity_position-text-test-max_documents2"
     assert {record.length for record in outcome.records} == {16}
     assert {record.n for record in outcome.records if record.variant == "0-16"} == {2}
     assert "Intervals over 2 documents are rough." in outcome.warnings
-    longer = PerplexityPositionTask(length=32, bucket=8).evaluate(run, 0)
-    assert longer.stem == "perplexity_position-text-test-length32-bucket8"
+    task = PerplexityPositionTask(length=32, bucket=8)
+    longer = task.evaluate(run.subject, 0)
+    assert file_stem(task, longer, run.subject) == "perplexity_position-text-test-length32-bucket8"
     assert any("Windows of 32 tokens are longer than those of training" in warning for warning in longer.warnings)
 
 
@@ -103,7 +106,7 @@ def test_too_short_documents_and_wrong_options(run):
     longest = max(len(text.encode()) for text in TEXTS["test"])
     message = rf"no document of text \(test\) has 500 tokens, the longest has {longest}: choose a smaller task\.length"
     with pytest.raises(DataError, match=message):
-        PerplexityPositionTask(length=500).evaluate(run, 0)
+        PerplexityPositionTask(length=500).evaluate(run.subject, 0)
     for name in ("length", "bucket", "batch_tokens", "max_documents"):
         with pytest.raises(ConfigError, match=rf"task\.{name}=0"):
-            PerplexityPositionTask(**{name: 0}).evaluate(run, 0)
+            PerplexityPositionTask(**{name: 0}).evaluate(run.subject, 0)

@@ -71,7 +71,7 @@ def test_moved_data_are_taken_if_their_content_is_that_of_training(run_folder, t
     where = {"data_path": str(moved), "cache_dir": str(tmp_path / "cache2")}
     evaluate_runs(str(run_folder), build_task(TASK), out=str(tmp_path / "after"), **where)
     before, after = (read_results(tmp_path / name / "perplexity-text-test.json") for name in ("before", "after"))
-    assert [r["value"] for r in before["results"]] == [r["value"] for r in after["results"]]
+    assert [r.value for r in before.results] == [r.value for r in after.results]
     (moved / "train" / "0.txt").write_text("other")
     (moved / "train" / "new.txt").write_text("more")
     with pytest.raises(ChangedData, match=r"train split .* \(1 new, train/new.txt; 1 changed, train/0.txt\)"):

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from tests.data.qa.test_presets import ROWS
+from tests.evaluation.result_files import record, results
 from zoo.config import ConfigError
 from zoo.data.qa import PRESETS
-from zoo.evaluation.display.tables import NUMBERS, show
-from zoo.evaluation.evaluate import Written, evaluate, evaluate_run
-from zoo.evaluation.program import evaluate_runs
-from zoo.evaluation.results.records import Record
-from zoo.evaluation.tasks.base import Outcome, build_task
+from zoo.evaluation.evaluate import evaluate, evaluate_run
+from zoo.evaluation.program import evaluate_runs, show
+from zoo.evaluation.tasks.answer_results import COLUMNS, AnswerResults
+from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.result_kind import Written
 from zoo.runs.loaded_run import open_run
 
 
@@ -24,7 +25,7 @@ def test_rows_that_were_left_out_are_noted(run_folder, tmp_path):
     (tmp_path / "swde").mkdir()
     (tmp_path / "swde" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"name": "qa", "preset": "swde", "path": str(tmp_path / "swde"), "lengths": [64], "samples": 2}
-    outcome = evaluate_run(open_run(run_folder), build_task(options)).outcome
+    outcome = evaluate_run(open_run(run_folder), build_task(options))
     assert "Rows whose 'text' is a single sentence, left out: 1." in outcome.warnings
 
 
@@ -39,10 +40,10 @@ def test_a_run_of_which_everything_was_left_out_is_an_error(run_folder, tmp_path
 def test_every_number_of_a_narrow_table_can_be_read(tmp_path):
     variants = ["xquad_en_dev", *(f"xquad_en_dev/{part}" for part in ("no_context", "zero_length", "generated"))]
     records = []
-    for variant, metric in itertools.product(variants, NUMBERS):
+    for variant, metric in itertools.product(variants, COLUMNS):
         value, chance = 123.25 if metric == "answer_nll" else 0.5, 0.13 if metric.startswith("rank") else None
-        records.append(Record("qa", variant, 1024, None, metric, value, (0.25, 0.75), 1190, "sample", chance, True))
-    written = Written(Outcome("qa", "qa", {"choices": 8}, records), {"model": {"adapted": False}}, [])
+        records.append(record("qa", variant, 1024, None, metric, value, (0.25, 0.75), 1190, "sample", chance, True))
+    written = Written("qa", "qa", results(records, {"choices": 8}), [], [], AnswerResults())
     with (tmp_path / "out").open("w+", encoding="utf-8") as out:
         show(written, Console(file=out, width=80))
         out.seek(0)
@@ -72,10 +73,10 @@ def test_the_suite_asks_the_hub_for_every_preset(run_folder, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     task = build_task({"name": "hub", "names": ["squad", "fda"], "lengths": [512], "samples": 1, "revision": "abc"})
     written = list(evaluate(open_run(run_folder), task))
-    assert [(one.outcome.protocol["preset"], one.outcome.records[0].task) for one in written] == [
+    assert [(one.protocol["preset"], one.records[0].task) for one in written] == [
         ("squad", "qa"),
         ("fda", "qa"),
     ]
     assert asked == [(name, None, "abc", False) for name in ("squad", "fda")]
     for one in written:
-        assert {"answer_nll", "exact_match"} <= {r.metric for r in one.outcome.records} and one.files[0].is_file()
+        assert {"answer_nll", "exact_match"} <= {r.metric for r in one.records} and one.files[0].is_file()

@@ -5,6 +5,7 @@ import torch
 from tests.evaluation.test_perplexity import BOS, SCHEDULES, some_documents
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
+from zoo.evaluation.evaluate import file_stem
 from zoo.evaluation.scoring import stateful
 from zoo.evaluation.scoring.documents import score_documents
 from zoo.evaluation.scoring.stateful import score_stateful
@@ -85,40 +86,44 @@ def value(outcome, metric="bits_per_byte", variant=None):
 
 def test_modes_of_the_task(run_folder):
     run = open_run(run_folder)
-    window, sliding, whole = (PerplexityTask(mode=mode).evaluate(run, 0) for mode in ("window", "sliding", "stateful"))
+    tasks = [PerplexityTask(mode=mode) for mode in ("window", "sliding", "stateful")]
+    window, sliding, whole = (task.evaluate(run.subject, 0) for task in tasks)
     assert [o.records[0].variant for o in (window, sliding, whole)] == ["window", "sliding", "stateful"]
     assert [o.protocol["stateful"] for o in (window, sliding, whole)] == [False, False, True]
-    assert [o.stem for o in (window, sliding, whole)] == [
+    assert [file_stem(t, o, run.subject) for t, o in zip(tasks, (window, sliding, whole))] == [
         f"perplexity-text-test{suffix}" for suffix in ("", "-stride8", "-stateful")
     ]
-    assert value(window) == value(PerplexityTask().evaluate(run, 0))
-    assert value(sliding) == value(PerplexityTask(stride=8).evaluate(run, 0))
+    assert value(window) == value(PerplexityTask().evaluate(run.subject, 0))
+    assert value(sliding) == value(PerplexityTask(stride=8).evaluate(run.subject, 0))
     assert len({round(value(o), 6) for o in (window, sliding, whole)}) == 3
-    long = PerplexityTask(length=200).evaluate(run, 0)
+    long = PerplexityTask(length=200).evaluate(run.subject, 0)
     for metric in ("perplexity", "word_perplexity", "bits_per_byte"):
         assert value(whole, metric) == pytest.approx(value(long, metric), rel=1e-5)
     assert whole.records[0].length == 104
     assert "window" not in whole.protocol
-    assert value(PerplexityTask(mode="stateful", length=5).evaluate(run, 0)) == pytest.approx(value(whole), rel=1e-5)
+    assert value(PerplexityTask(mode="stateful", length=5).evaluate(run.subject, 0)) == pytest.approx(
+        value(whole), rel=1e-5
+    )
 
 
 def test_stateful_says_what_it_costs(tmp_path):
     for layers, sentence in ((["softmax"], "cache that grows with the document"), (["lightning"], "no layer keeps")):
         folder = tmp_path / layers[0]
         folder.mkdir()
-        outcome = PerplexityTask(mode="stateful").evaluate(open_run(make_run(folder, small_decoder(layers))), 0)
+        outcome = PerplexityTask(mode="stateful").evaluate(open_run(make_run(folder, small_decoder(layers))).subject, 0)
         assert any(sentence in warning and "104 tokens" in warning for warning in outcome.warnings)
 
 
 def test_sliding_by_whole_windows_is_the_window(run_folder):
     first, second = (PerplexityTask(mode=mode, stride=16, length=16) for mode in (None, "sliding"))
-    outcomes = [task.evaluate(open_run(run_folder), 0) for task in (first, second)]
-    assert outcomes[0].stem == outcomes[1].stem and value(outcomes[0]) == value(outcomes[1])
+    subject = open_run(run_folder).subject
+    outcomes = [task.evaluate(subject, 0) for task in (first, second)]
+    assert first.name_parts(subject) == second.name_parts(subject) and value(outcomes[0]) == value(outcomes[1])
     assert outcomes[1].records[0].variant == "window"
 
 
 def test_recalled_and_other_tokens_make_up_the_whole(run_folder):
-    outcome = PerplexityTask().evaluate(open_run(run_folder), 0)
+    outcome = PerplexityTask().evaluate(open_run(run_folder).subject, 0)
     for sample in outcome.samples:
         assert 0 <= sample["recall_tokens"] < sample["tokens"]
         assert 0 <= sample["recall_nats"] < sample["nats"]
@@ -141,4 +146,4 @@ def test_recalled_and_other_tokens_make_up_the_whole(run_folder):
 )
 def test_modes_that_contradict_the_stride(run_folder, options, message):
     with pytest.raises(ConfigError, match=message):
-        PerplexityTask(**options).evaluate(open_run(run_folder), 0)
+        PerplexityTask(**options).evaluate(open_run(run_folder).subject, 0)

@@ -44,30 +44,38 @@ class Counting:
         return digest_documents(self.documents(split))
 """,
     "task.py": '''
-from zoo.evaluation.results.records import Record
-from zoo.evaluation.tasks.base import Outcome, TaskOptions
+from zoo.evaluation.results.models import Record
+from zoo.evaluation.tasks.base import Outcome, Task
 from zoo.registry import TASKS
 from zoo.schema import Positive, option
 
 
 @TASKS.register("outside_copy")
-class Copy(TaskOptions):
+class Copy(Task):
     """Whether the most likely token is the one before."""
 
     tokens: Positive = option("tokens of the text", default=8)
 
-    def check(self, run, seed: int) -> None:
-        pass
-
-    def evaluate(self, run, seed: int) -> Outcome:
+    def evaluate(self, subject, seed: int, keep) -> Outcome:
         import torch
 
-        ids = torch.arange(self.tokens, device=run.device)[None] % 50
+        ids = torch.arange(self.tokens, device=subject.device)[None] % 50
         with torch.no_grad():
-            right = (run.decoder(ids).argmax(-1) == ids).float().mean().item()
-        plain = ("outside_copy", "default", self.tokens, None, "exact_match")
-        record = Record(*plain, right, None, self.tokens, "sample", 0.0, True)
-        return Outcome("outside_copy", "copies", {"tokens": self.tokens}, [record])
+            right = (subject.decoder(ids).argmax(-1) == ids).float().mean().item()
+        record = Record(
+            task="outside_copy",
+            variant="default",
+            length=self.tokens,
+            depth=None,
+            metric="exact_match",
+            value=right,
+            ci95=None,
+            n=self.tokens,
+            unit="sample",
+            chance=0.0,
+            higher_is_better=True,
+        )
+        return Outcome(("outside_copy",), "copies", self.protocol(), [record])
 ''',
     "optimizer.py": """
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tests.plugins.conftest import REGISTRIES
 from tests.training.conftest import write_text
 from zoo import plugins
 from zoo.config import ConfigError, load_run_config, to_dict
-from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.base import build_task, make_anew
 from zoo.model import CheckpointError
 from zoo.options.check import check_job
 from zoo.options.command import check_command, train_help
@@ -66,7 +66,7 @@ def test_one_of_each_trains_and_its_run_is_evaluated(trained):
     assert run.config.optimizer.lr == 0.05 and run.config.optimizer.warmup_steps == 20
     assert (trained / "lines.txt").read_text().startswith("1 ['tokens', 'train/")
     options = read_program("eval", Evaluation, [f"run={trained}", "plugins=zoo_outside", "task=outside_copy"], None)
-    outcome = build_task(options.task).evaluate(run, 0)
+    outcome = build_task(options.task).evaluate(run.subject, 0, make_anew)
     assert outcome.records[0].task == "outside_copy" and outcome.protocol == {"tokens": 8}
 
 

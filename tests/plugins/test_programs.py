@@ -37,7 +37,7 @@ def test_one_of_each_is_swept_evaluated_and_reported_without_a_change_inside(bes
     runs = sorted((beside / "swept" / "arms").glob("*/seed-0"))
     assert [run.parent.name for run in runs] == ["outside_linear", "softmax"]
     for run in runs:
-        result = json.loads((run / "eval" / "outside_copy.json").read_text())
+        result = json.loads((run / "eval" / "outside_copy-tokens6.json").read_text())
         assert result["protocol"] == {"tokens": 6} and result["results"][0]["task"] == "outside_copy"
         assert (run / "lines.txt").is_file()
     refused = typed(beside, "scripts/report.py", "swept")

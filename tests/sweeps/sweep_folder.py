@@ -6,8 +6,9 @@ import statistics
 
 from omegaconf import OmegaConf
 
+from tests.evaluation.result_files import record, results
 from zoo.evaluation.results.answer_records import make_records
-from zoo.evaluation.results.records import Record, write_results
+from zoo.evaluation.results.records import write_results
 
 ARMS = {
     "linear": ["lightning"] * 4,
@@ -100,7 +101,7 @@ def write_perplexity(run, layers, bits):
     parts = {("window", name): value for name, value in whole.items()}
     parts |= {("recall", "bits_per_byte"): bits / 2, ("other", "bits_per_byte"): bits * 1.5}
     records = [
-        Record("perplexity", variant, 64, None, metric, value, (value - 0.5, value + 0.5), 8, "doc", None, False)
+        record("perplexity", variant, 64, None, metric, value, (value - 0.5, value + 0.5), 8, "doc", None, False)
         for (variant, metric), value in parts.items()
     ]
     protocol = {"window": 64, "stride": 64, "data": "text", "split": "test", "data_sha": "f00"}
@@ -130,15 +131,7 @@ def write_mqar(run, layers, right, lengths=LENGTHS, samples=SAMPLES, variants=("
 def write(run, stem, layers, protocol, records, samples):
     """A result file."""
     growing = {str(n): 1024 * n * layers.count("softmax") for n in LENGTHS}
-    model = {"name": "toy", "params": 1000 + layers.count("softmax"), "layers": list(layers), "train_tokens": 800}
-    model |= {"train_len": 64, "state_bytes@L": {k: 512 * layers.count("lightning") for k in growing}}
-    content = {
-        "schema": "zoo-eval/1",
-        "run": {"id": run.name, "time": "2026-01-02T03:04:05+00:00", "dtype": "float32", "seed": 0},
-        "model": model | {"kv_bytes@L": growing},
-        "tokenizer": {"name": "bytes", "sha": "beef", "vocab": 257, "bytes_per_token": 2.5},
-        "protocol": protocol,
-        "results": [record.to_dict() for record in records],
-        "warnings": [],
-    }
-    write_results(run / "eval" / f"{stem}.json", content, samples)
+    state = {length: 512 * layers.count("lightning") for length in growing}
+    model = {"params": 1000 + layers.count("softmax"), "layers": list(layers)}
+    found = results(records, protocol, **model, **{"state_bytes@L": state, "kv_bytes@L": growing})
+    write_results(run / "eval" / f"{stem}.json", found, samples)

@@ -234,7 +234,7 @@ def test_a_mean_over_tasks_needs_all_of_them(tmp_path):
         write_mqar(run, ARMS[arm], RIGHT[arm][0])
     analysis = analyze(read_sweep(folder))
     recall = analysis.measures.recall
-    assert recall.label == "mean of 2 recall tasks: answers right"
+    assert recall.label == "mean of 2 tasks: answers right"
     assert analysis.summaries["linear", recall].mean == pytest.approx((3 / 16 + 1) / 2)
     assert ("hybrid", recall) not in analysis.summaries
 

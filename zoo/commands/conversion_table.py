@@ -46,8 +46,8 @@ class Options(Arguments):
 def quality(run: OpenedRun) -> tuple[str, str]:
     """Held-out bits per byte and its interval, of the run's own evaluation."""
     _, record = read_held_out(run.folder)
-    low_high = record["ci95"]
-    return f"{record['value']:.4f}", "-" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
+    low_high = record.ci95
+    return f"{record.value:.4f}", "-" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def calibration_tokens(run: OpenedRun, tokens: int) -> Tensor:
     """
     if tokens < 1:
         raise ConfigError(f"whiten_tokens={tokens}: expected a number >= 1.")
-    stream = open_corpus(run, "train").store.tokens
+    stream = open_corpus(run.subject, "train").store.tokens
     length = min(run.trained.train_length, len(stream), tokens)
     count = min(max(1, tokens // length), len(stream) // length)
     starts = torch.linspace(0, len(stream) - length, count).long().tolist()

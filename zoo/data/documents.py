@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,58 @@ CACHE = "~/.cache/attention-zoo"
 ESCAPED = r"\x"  # what an escaped name has, and no other
 
 
+@dataclass(frozen=True)
+class Named:
+    """An option in the message of a :class:`DataError`, which whoever was asked for it calls by its whole name.
+
+    Attributes:
+        option: its name in the source, as ``path``.
+        told: what is said with it, ``{}`` in its place.
+        otherwise: what is said where there is no such option.
+    """
+
+    option: str
+    told: str = "{}"
+    otherwise: str = ""
+
+
 class DataError(ValueError):
-    """What is wrong with the data a user asked for: the value, what was expected, and what to do about it."""
+    """What is wrong with the data a user asked for: the value, what was expected, and what to do about it.
+
+    Options are called as those of a data source, ``data.path`` and ``data.source.OPTION``, until :meth:`call` is.
+
+    Args:
+        parts: of the message: text, and :class:`Named` where an option is meant.
+    """
+
+    def __init__(self, *parts: str | Named) -> None:
+        super().__init__(*parts)
+        self._names: Mapping[str, str | None] = {"path": "data.path"}
+        self._prefix = "data.source."
+
+    @property
+    def option(self) -> str | None:
+        """The first option that the message names, by its whole name; None if it names none."""
+        return next((self._name(part) for part in self.args if isinstance(part, Named)), None)
+
+    def call(self, prefix: str, **names: str | None) -> None:
+        """Call the options by the names of another program.
+
+        Args:
+            prefix: of them, as ``task.``.
+            names: whole names of options that are called otherwise there; None for one that does not exist.
+        """
+        self._prefix, self._names = prefix, names
+
+    def _name(self, part: Named) -> str | None:
+        return self._names.get(part.option, f"{self._prefix}{part.option}")
+
+    def __str__(self) -> str:
+        return "".join(self._tell(part) if isinstance(part, Named) else str(part) for part in self.args)
+
+    def _tell(self, part: Named) -> str:
+        name = self._name(part)
+        return part.otherwise if name is None else part.told.format(name)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from rich.console import Console
 
 from zoo.config import ConfigError, load_run_config
 from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
-from zoo.evaluation.display.tables import show
 from zoo.evaluation.evaluate import LeftOut, evaluate
-from zoo.evaluation.tasks.base import Task
-from zoo.evaluation.tasks.question_answering import HubSuite
-from zoo.evaluation.tasks.suite import Suite
+from zoo.evaluation.tasks.base import Task, TaskSuite
+from zoo.evaluation.tasks.result_kind import Written
 from zoo.files import is_writable
 from zoo.paths import expand, split_paths
 from zoo.runs.loaded_run import OpenedRun, open_run
@@ -26,7 +24,7 @@ from zoo.runs.run_folder import RESULTS
 
 def evaluate_runs(
     run: str | Sequence[str] | None,
-    task: Task | Suite | HubSuite,
+    task: Task | TaskSuite,
     checkpoint: str = "last",
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -78,6 +76,17 @@ def evaluate_runs(
         rows = compare_runs(compared, seed)
         where = expand(out) if out else Path("comparisons") / _name(folders, compared, checkpoint, seed)
         show_comparison(rows, write_comparison(where, compared, rows), console, comparison_notes(compared))
+
+
+def show(written: Written, console: Console) -> None:
+    """Print the numbers with their intervals, the warnings and the files."""
+    console.print(written.kind.table(written))
+    for line in written.kind.lines(written):
+        console.print(line, highlight=False, markup=False)
+    for warning in written.warnings:
+        console.print(f"note: {warning}", style="yellow", highlight=False, markup=False)
+    for file in written.files:
+        console.print(str(file), highlight=False, markup=False, soft_wrap=True)
 
 
 def result_folders(folders: Sequence[str], out: str | None) -> list[Path | None]:
@@ -132,7 +141,7 @@ def _label(run: OpenedRun, folders: Sequence[str]) -> str:
 
 
 def _name(folders: Sequence[str], compared: Sequence[Run], checkpoint: str, seed: int) -> str:
-    stems = [written.outcome.stem for written in compared[0][1]]
+    stems = [written.stem for written in compared[0][1]]
     paths = [str(expand(folder).resolve()) for folder in folders]
     key = json.dumps([paths, stems, checkpoint, seed])
     return f"{stems[0] if len(stems) == 1 else 'suite'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

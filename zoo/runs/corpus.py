@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.config import to_dict
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
-from zoo.data.documents import SPLITS, digest_documents, escape_name, source_notes
+from zoo.data.documents import SPLITS, Named, digest_documents, escape_name, source_notes
 from zoo.data.sources.build import build_source
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL as WHOLE
 from zoo.data.sources.text_files import find_files
 from zoo.data.store.fingerprints import Stamp
-from zoo.runs.file_names import changed_options, join_name, path_part, plain
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.subject import Subject
 
 FEW = 10  # documents below which a bootstrap interval is rough
 PART = 2**18
@@ -97,17 +95,19 @@ class LocalText:
         try:
             self.files = find_files(path)
         except DataError as error:
-            raise DataError(_rename(error)) from error
+            error.call("task.")
+            raise
         self.name = escape_name(Path(path).name) or "text"
 
     def documents(self, split: str) -> Iterator[Document]:
         """Documents of one split in the order of file names and lines."""
-        if split not in self.files.by_split:
-            raise DataError(f"task.path has no files for the split {split!r}")
         try:
+            if split not in self.files.by_split:
+                raise DataError(Named("path"), f" has no files for the split {split!r}")
             yield from read_files(self.files.by_split[split], self.text_column)
         except DataError as error:
-            raise DataError(_rename(error)) from error
+            error.call("task.")
+            raise
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over the names and texts of the split."""
@@ -123,12 +123,8 @@ class LocalText:
         return {name: line for name, line in lines.items() if line}
 
 
-def _rename(error: DataError) -> str:
-    return str(error).replace("data.path", "task.path").replace("data.source.text_column", "task.text_column")
-
-
 def open_corpus(
-    run: OpenedRun,
+    subject: Subject,
     split: str = "test",
     path: str | None = None,
     text_column: str = "text",
@@ -142,12 +138,12 @@ def open_corpus(
     """
     source: Source
     if path is None:
-        source, name = build_source(to_dict(run.config.data.source)), str(run.config.data.get("name", "data"))
+        source, name = build_source(subject.text.source), subject.text.name
     else:
         source = LocalText(path, text_column)
         name, split = source.name, WHOLE if WHOLE in source.files.by_split else split
     try:
-        store = TokenStore.open_or_build(source, split, run.tokenizer, run.config.data.cache_dir)
+        store = TokenStore.open_or_build(source, split, subject.tokenizer, subject.text.cache_dir)
     except DataError as error:
         existing = [] if split == WHOLE else existing_splits(source)
         if not existing or split in existing:
@@ -196,12 +192,12 @@ def count_documents(sizes: np.ndarray, max_bytes: int | None = None, max_documen
     return max(1, count)
 
 
-def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[str, Any]:
+def describe_corpus(subject: Subject, corpus: Corpus, path: str | None) -> dict[str, Any]:
     """What of a protocol says which text was read, and how."""
     return {
         "bos": "first",
         "doc": "separate",
-        "join": str(run.config.data.source.get("join", "none")) if path is None else "none",
+        "join": str(subject.text.source.get("join", "none")) if path is None else "none",
         "data": corpus.name,
         "split": corpus.split,
         "path": None if path is None else escape_name(path),
@@ -210,16 +206,16 @@ def describe_corpus(run: OpenedRun, corpus: Corpus, path: str | None) -> dict[st
     }
 
 
-def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int) -> list[str]:
+def corpus_warnings(subject: Subject, corpus: Corpus, documents: int, length: int) -> list[str]:
     """Sentences on what an evaluation of so many documents, with contexts of ``length`` tokens, cannot tell."""
     warnings = list(corpus.notes)
-    trained = run.trained.data.get(corpus.split)
+    trained = subject.text.keys.get(corpus.split)
     if corpus.split == "train":
         warnings.append("The model was trained on this text: the numbers do not say how it does on other text.")
-    if trained not in (None, corpus.store.key) and corpus.name == run.config.data.get("name"):
+    if trained not in (None, corpus.store.key) and corpus.name == subject.text.name:
         warnings.append(f"The {corpus.split} split is not the one of training: the data have changed since.")
-    if length > run.trained.train_length:
-        warnings.append(f"Windows of {length} tokens are longer than those of training ({run.trained.train_length}).")
+    if length > subject.train_length:
+        warnings.append(f"Windows of {length} tokens are longer than those of training ({subject.train_length}).")
     if documents == 1:
         warnings.append("There is one document, so there are no intervals.")
     elif documents < FEW:
@@ -227,34 +223,10 @@ def corpus_warnings(run: OpenedRun, corpus: Corpus, documents: int, length: int)
     return warnings
 
 
-def result_stem(
-    run: OpenedRun,
-    task: str,
-    corpus: Corpus,
-    options: Mapping[str, Any],
-    *,
-    path: str | None,
-    text_column: str,
-    seed: int,
-) -> str:
-    """Name of a result file: options that are not None are part of it, so that no result replaces another.
-
-    Args:
-        path, text_column, seed: as they were asked for; they are part of the name unless they are the defaults.
-    """
-    parts = [task, corpus.name, corpus.split]
-    if run.checkpoint != "last":
-        parts.append(run.checkpoint)
-    parts += [f"{name}{plain(value)}" for name, value in options.items() if value is not None]
-    parts += [path_part(path)] if path is not None else []
-    parts += changed_options({"text_column": text_column, "seed": seed}, {"text_column": "text", "seed": 0})
-    return join_name(parts)
-
-
-def token_bytes(run: OpenedRun) -> tuple[np.ndarray, list[str]]:
+def token_bytes(subject: Subject) -> tuple[np.ndarray, list[str]]:
     """Bytes of each token id, and no warning; zeros and a warning where a tokenizer's tokens have no fixed bytes."""
     try:
-        return token_byte_lengths(run.tokenizer), []
+        return token_byte_lengths(subject.tokenizer), []
     except DataError as error:
-        zeros = np.zeros(vocabulary_size(run.tokenizer), dtype=np.int64)
+        zeros = np.zeros(vocabulary_size(subject.tokenizer), dtype=np.int64)
         return zeros, [f"There are no bits per byte of parts of the text: {error}."]

@@ -6,19 +6,20 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any
 
 import yaml
 
-from zoo.config import CONFIGS
 from zoo.data.documents import expand
+from zoo.plugins import config_files
 
 
-@cache
 def task_defaults(name: str) -> dict[str, Any]:
-    """Options of configs/task/NAME.yaml, with those of the files that it is made of."""
-    content = yaml.safe_load((CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
+    """Options of the task's YAML file, with those of the files that it is made of; none if it has no file."""
+    file = config_files("task").get(name)
+    if file is None:
+        return {}
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     found: dict[str, Any] = {}
     for entry in content.pop("defaults", ["_self_"]):
         found |= content if entry == "_self_" else task_defaults(entry)

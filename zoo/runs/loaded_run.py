@@ -19,6 +19,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.trained import Trained
 from zoo.paths import expand
 from zoo.runs.run_folder import RESULTS
+from zoo.runs.subject import OwnText, Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,14 +53,19 @@ class OpenedRun:
     @property
     def document_token(self) -> int:
         """The token that stands before every document."""
-        token = self.tokenizer.eos_token_id
-        assert isinstance(token, int)
-        return token
+        return self.subject.document_token
 
     @property
     def device(self) -> torch.device:
         """Where the decoder is."""
-        return self.decoder.head.weight.device
+        return self.subject.device
+
+    @property
+    def subject(self) -> Subject:
+        """What a task is told of the run."""
+        data, trained = self.config.data, self.trained
+        text = OwnText(str(data.get("name", "data")), to_dict(data.source), data.cache_dir, trained.data)
+        return Subject(self.decoder, self.tokenizer, trained.train_length, text, bool(trained.recall))
 
 
 def open_run(

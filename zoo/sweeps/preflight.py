@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, to_dict
 from zoo.costs.matching import match_config
-from zoo.data import build_tokenizer, tokenizer_fingerprint, tokens_with, vocabulary_size
+from zoo.data import build_tokenizer, tokens_with, vocabulary_size
 from zoo.data.documents import DataError, Source
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import NoiseHaystack
@@ -29,10 +28,9 @@ from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
 from zoo.model.from_config import decoder_config
-from zoo.model.trained import Trained
 from zoo.options.budget import step_budget
 from zoo.options.train import read_config
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.subject import OwnText, Subject
 from zoo.sweeps.arms import merge, override_name
 from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
 from zoo.sweeps.ledger import config_key
@@ -137,12 +135,11 @@ def _decoder(config: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Decoder:
 def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     """Ask of a run as training would leave it all that can be asked before it exists."""
     config, recall = ground.config, ground.config.data.get("recall")
-    learned = to_dict(recall) if recall is not None and recall.share > 0 else None
-    trained = Trained(tokenizer_fingerprint(ground.tokenizer), config.data.length, tokens=0, recall=learned)
-    decoder = _decoder(config, ground.tokenizer)
-    run = OpenedRun(Path(), "last", Path(), config, decoder, ground.tokenizer, trained, "")
+    text = OwnText(str(config.data.name), to_dict(config.data.source), config.data.cache_dir, {})
+    adapted = recall is not None and recall.share > 0
+    subject = Subject(_decoder(config, ground.tokenizer), ground.tokenizer, config.data.length, text, adapted)
     composed = compose_config([f"task={task.name}", *task.overrides], "eval")
-    check_task(run, build_task(to_dict(composed.task)), composed.seed)
+    check_task(subject, build_task(to_dict(composed.task)), composed.seed)
 
 
 def _without_unfit(plan: Plan, grounds: list[Ground]) -> tuple[Plan, list[Ground]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.data.documents import CACHE, DataError, expand
+from zoo.data.documents import CACHE, DataError, Named, expand
 from zoo.data.qa import adapters
 from zoo.data.qa.qa_set import QASet
 from zoo.data.qa.records import QARecord, check_ids
@@ -207,8 +207,8 @@ def _rows(
         else:
             yield from _hub_rows(preset, path, config, split, revision, cache_dir)
     except DataError as error:
-        message = str(error).replace("data.path", "task.path").replace("data.source.", "task.")
-        raise DataError(message) from error
+        error.call("task.")
+        raise
     except Exception as error:  # datasets raises anything from OSError to its own kinds, streams while they are read
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -225,7 +225,9 @@ def _hub_rows(
     splits = source.splits_by_name
     if split not in splits:
         raise DataError(
-            f"{source.where} has no split {split!r}; it has {', '.join(splits)}: choose one with task.split=..."
+            *source.where,
+            f" has no split {split!r}; it has {', '.join(splits)}: ",
+            Named("split", "choose one with {}=..."),
         )
     yield from splits[split]
 

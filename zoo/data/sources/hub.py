@@ -16,6 +16,7 @@ from zoo.data.documents import (
     SPLITS,
     DataError,
     Document,
+    Named,
     check_split,
     digest_documents,
     expand,
@@ -81,8 +82,9 @@ class HubSource:
             own, fraction = self.splits["train"], self.validation_fraction
         else:
             raise DataError(
-                f"{self.name} has no {split!r} split here: name it with data.source.splits.{split}=..., or set "
-                "data.source.validation_fraction to set some of train aside"
+                f"{self.name} has no {split!r} split here: name it with ",
+                Named(f"splits.{split}", "{}=..., or set "),
+                Named("validation_fraction", "{} to set some of train aside"),
             )
         for document in self._head(str(own)):
             if not fraction or self._belongs(document, split, fraction):
@@ -105,8 +107,9 @@ class HubSource:
         self._check_options()
         if self.path and not expand(str(self.path)).is_dir():
             raise DataError(
-                f"data.path={self.path}: expected a folder with the layout of the Hub data set {self.id}; "
-                "for other local text choose data=text"
+                Named("path"),
+                f"={self.path}: expected a folder with the layout of the Hub data set {self.id}; "
+                "for other local text choose data=text",
             )
 
     def _check_options(self) -> None:
@@ -116,7 +119,9 @@ class HubSource:
             raise DataError(f"validation_fraction={self.validation_fraction}: expected a number from 0 to below 0.5")
         if self._is_snapshot and self.max_documents is None and self.max_bytes is None:
             raise DataError(
-                f"{self.name} is streamed without a budget: set data.source.max_bytes or data.source.max_documents"
+                f"{self.name} is streamed without a budget: set ",
+                Named("max_bytes", "{} or "),
+                Named("max_documents"),
             )
 
     @property
@@ -155,27 +160,29 @@ class HubSource:
     def _rows(self, own: str) -> Iterator[str]:
         if own not in self.splits_by_name:
             raise DataError(
-                f"{self.where} has no split {own!r}; it has {', '.join(self.splits_by_name)}: name the one to use, as "
-                "in data.source.splits.test=NAME"
+                *self.where,
+                f" has no split {own!r}; it has {', '.join(self.splits_by_name)}: name the one to use, as in ",
+                Named("splits.test", "{}=NAME"),
             )
         data = self.splits_by_name[own]
         if data.column_names is not None:
             if self.text_column not in data.column_names:
                 raise DataError(
-                    f"{self.where} has no column {self.text_column!r}; it has {', '.join(data.column_names)}: choose "
-                    "one with data.source.text_column=..."
+                    *self.where,
+                    f" has no column {self.text_column!r}; it has {', '.join(data.column_names)}: ",
+                    Named("text_column", "choose one with {}=...", "rename the one to be read"),
                 )
             data = data.select_columns([self.text_column])
         for batch in data.iter(batch_size=1000):
             for text in batch[self.text_column]:
                 if text is not None and not isinstance(text, str):
-                    raise DataError(f"{self.where}: column {self.text_column!r} holds {type(text).__name__}, not text")
+                    raise DataError(*self.where, f": column {self.text_column!r} holds {type(text).__name__}, not text")
                 yield text or ""
 
     @property
-    def where(self) -> str:
-        """What messages call the data set."""
-        return f"data.path={self.path}" if self.path else self.name
+    def where(self) -> tuple[str | Named, ...]:
+        """What messages call the data set, as parts of a :class:`zoo.data.documents.DataError`."""
+        return (Named("path"), f"={self.path}") if self.path else (self.name,)
 
     @cached_property
     def splits_by_name(self) -> Mapping[str, Any]:
@@ -190,8 +197,8 @@ class HubSource:
             return load_dataset(self.id, self.config, revision=self.revision, streaming=self.streaming)
         except Exception as error:  # datasets raises ConnectionError, ValueError, RuntimeError and its own kinds
             raise DataError(
-                f"the data set {self.name} could not be loaded ({_first_line(error)}): check the network and the name, "
-                "or point data.path at a local folder with a copy of it"
+                f"the data set {self.name} could not be loaded ({_first_line(error)}): ",
+                Named("path", "check the network and the name, or point {} at a local folder with a copy of it"),
             ) from error
 
     def _local(self) -> Mapping[str, Any]:
@@ -207,8 +214,9 @@ class HubSource:
             raise
         except Exception as error:
             raise DataError(
-                f"data.path={self.path} could not be read ({_first_line(error)}): expected a README.md with a list of "
-                "configs, or parquet or jsonl files named after their split, such as train.jsonl"
+                Named("path"),
+                f"={self.path} could not be read ({_first_line(error)}): expected a README.md with a list of "
+                "configs, or parquet or jsonl files named after their split, such as train.jsonl",
             ) from error
 
     def _local_config(self, available: list[str]) -> str:
@@ -216,8 +224,9 @@ class HubSource:
             return self.config or (available[0] if len(available) == 1 else "default")
         if len(available) != 1:
             raise DataError(
-                f"data.path={self.path} has no config {self.config!r}; it has {', '.join(available)}: "
-                "choose one with data.source.config=..."
+                Named("path"),
+                f"={self.path} has no config {self.config!r}; it has {', '.join(available)}: ",
+                Named("config", "choose one with {}=..."),
             )
         print(f"warning: {self.path} has no config {self.config!r}; using {available[0]!r}", file=sys.stderr)
         return available[0]
@@ -255,8 +264,8 @@ class HubSource:
                 raise
             except Exception as error:
                 raise DataError(
-                    f"the stream of {self.name} broke off ({_first_line(error)}): try again, "
-                    "or point data.path at a copy"
+                    f"the stream of {self.name} broke off ({_first_line(error)}): try again, ",
+                    Named("path", "or point {} at a copy"),
                 ) from error
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from zoo.data.documents import DataError, Document
+from zoo.data.documents import DataError, Document, Named
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -80,7 +80,7 @@ def read_parquet(path: Path, name: str, column: str) -> Iterator[Document]:
     try:
         with path.open("rb") as file, pq.ParquetFile(file) as table:
             if column not in table.schema_arrow.names:
-                raise DataError(_no_column(str(path), column, table.schema_arrow.names))
+                raise _no_column(str(path), column, table.schema_arrow.names)
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[column]):
                 for text in batch.column(0).to_pylist():
@@ -152,7 +152,7 @@ def _field(line: str, path: Path, number: int, column: str) -> str:
     if not isinstance(row, dict):
         raise DataError(f'{where}: a JSON {type(row).__name__}, expected an object like {{"{column}": "..."}}')
     if column not in row:
-        raise DataError(_no_column(where, column, list(row)))
+        raise _no_column(where, column, list(row))
     text = row[column]
     if text is None:
         return ""
@@ -167,8 +167,8 @@ def _field(line: str, path: Path, number: int, column: str) -> str:
     return text
 
 
-def _no_column(where: str, column: str, names: list[str]) -> str:
-    return (
-        f"{where}: no column {column!r}; columns are {', '.join(names) or '(none)'}: "
-        "choose one with data.source.text_column=..."
+def _no_column(where: str, column: str, names: list[str]) -> DataError:
+    return DataError(
+        f"{where}: no column {column!r}; columns are {', '.join(names) or '(none)'}: ",
+        Named("text_column", "choose one with {}=...", "rename the one to be read"),
     )

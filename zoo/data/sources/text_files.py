@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data.documents import DataError, escape_name
+from zoo.data.documents import DataError, Named, escape_name
 from zoo.data.sources.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.sources.splits import find_titles, in_order, recognize_splits
 from zoo.data.store.fingerprints import Stamp, stamp_files
@@ -61,8 +61,10 @@ def find_files(path: str | None) -> LocalFiles:
     """
     if path is None or str(path) == "":
         raise DataError(
-            "data.path is not set: expected a file, a folder or a glob of .txt, .md, .jsonl or .parquet files, "
-            "for example data.path=book.txt"
+            Named(
+                "path", "{} is not set: expected a file, a folder or a glob of .txt, .md, .jsonl or .parquet files, "
+            ),
+            Named("path", "for example {}=book.txt"),
         )
     root = expand(path)
     if root.is_dir():
@@ -72,7 +74,8 @@ def find_files(path: str | None) -> LocalFiles:
         return _sort([root], [], root.parent, str(path))
     found = [Path(match) for match in matches(str(root)) if os.path.isfile(match)]
     if not found:
-        raise DataError(f"data.path={path}: no such file or folder, and no file matches it as a glob; check the path")
+        wrong = f"={path}: no such file or folder, and no file matches it as a glob; check the path"
+        raise DataError(Named("path"), wrong)
     return _sort(found, [], Path(os.path.commonpath([str(match.parent) for match in found])), str(path))
 
 
@@ -107,8 +110,9 @@ def _sort(files: list[Path], skipped: list[tuple[str, str]], root: Path, shown: 
     if not known:
         extensions = sorted({path.suffix.lower() or "(no extension)" for path in files})
         raise DataError(
-            f"data.path={shown}: no file with a supported extension ({', '.join(READERS)}; all but the last also with "
-            f"{', '.join(COMPRESSIONS)}); found {', '.join(extensions) if extensions else 'no files at all'}"
+            Named("path"),
+            f"={shown}: no file with a supported extension ({', '.join(READERS)}; all but the last also with "
+            f"{', '.join(COMPRESSIONS)}); found {', '.join(extensions) if extensions else 'no files at all'}",
         )
     empty = {name for path, name in known if not path.stat().st_size}
     return _divide([pair for pair in known if pair[1] not in empty], skipped + [(name, "empty") for name in empty])

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from zoo.evaluation.evaluate import Written
-from zoo.evaluation.results.records import Record
-
-NUMBERS = {"exact_match": "EM", "accuracy": "acc.", "rank_accuracy": "rank", "rank_accuracy_per_token": "per token"}
-NUMBERS |= {"answer_nll": "NLL", "f1": "F1"}
+from zoo.evaluation.results.metrics import metric_named
+from zoo.evaluation.results.models import Record
 
 
-def show(written: Written, console: Console) -> None:
-    """Print the numbers with their intervals, the warnings and the files."""
-    outcome, protocol = written.outcome, written.outcome.protocol
-    cells = bool(outcome.records) and outcome.records[0].unit == "sample" and "choices" in protocol
-    console.print(_cell_table(written) if cells else _number_table(outcome.title, outcome.records))
-    for line in _summary(protocol, outcome.records):
-        console.print(line, highlight=False, markup=False)
-    for warning in outcome.warnings:
-        console.print(f"note: {warning}", style="yellow", highlight=False, markup=False)
-    for file in written.files:
-        console.print(str(file), highlight=False, markup=False, soft_wrap=True)
-
-
-def _number_table(title: str, records: Sequence[Record]) -> Table:
-    """One line per number; the variant and the length only where they differ, and of parts only bits per byte."""
-    whole = records[0].variant if records else ""
-    parts = {r.variant for r in records if r.metric == "bits_per_byte" and r.variant != whole}
-    records = [r for r in records if r.variant not in parts or r.metric == "bits_per_byte"]
+def number_table(title: str, records: Sequence[Record]) -> Table:
+    """One line per number; the variant and the length only where they differ."""
     table = Table(title=title, title_justify="left")
     variants, lengths = ({getattr(r, name) for r in records} for name in ("variant", "length"))
     leading = [name for name, seen in (("variant", variants), ("length", lengths)) if len(seen) > 1]
@@ -45,13 +24,18 @@ def _number_table(title: str, records: Sequence[Record]) -> Table:
     return table
 
 
-def _cell_table(written: Written) -> Table:
-    """One line per variant and length, over all depths; a column per metric, intervals for the first."""
-    records = [r for r in written.outcome.records if r.depth is None or not _pooled(written, r)]
-    metrics = [m for m in NUMBERS if any(r.metric == m for r in records)]
-    adapted = " (trained on recall tasks)" if written.content["model"]["adapted"] else ""
+def cell_table(title: str, records: Sequence[Record], columns: Sequence[str]) -> Table:
+    """One line per variant and length, over all depths; a column per metric, intervals for the first.
+
+    Args:
+        title: of the table.
+        records: the numbers.
+        columns: metrics that have a column where there are any, in their order.
+    """
+    records = [r for r in records if r.depth is None or not _pooled(records, r)]
+    metrics = [m for m in columns if any(r.metric == m for r in records)]
     table = Table(
-        title=f"{written.outcome.title}{adapted}",
+        title=title,
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -65,8 +49,9 @@ def _cell_table(written: Written) -> Table:
         values = [_with_chance(here[m]) if m in here else "-" for m in metrics]
         rows.append((variant, f"{length:,}" if length else "-", *values, _interval(main, 2), str(main.n)))
     table.add_column("variant", overflow="fold")
-    _, *columns = zip(*rows)
-    for heading, column in zip(("length", *(NUMBERS[m] for m in metrics), "95 %", "n"), columns):
+    _, *cells = zip(*rows)
+    headings = (metric_named(m).heading or metric_named(m).label for m in metrics)
+    for heading, column in zip(("length", *headings, "95 %", "n"), cells):
         widest = max(map(len, (heading, *column)))
         table.add_column(heading, justify="right", no_wrap=True, min_width=widest)  # only variants are folded
     for row in rows:
@@ -74,11 +59,10 @@ def _cell_table(written: Written) -> Table:
     return table
 
 
-def _pooled(written: Written, record: Record) -> bool:
+def _pooled(records: Sequence[Record], record: Record) -> bool:
     """Whether there is a record over all depths beside this one."""
     return any(
-        other.depth is None and (other.variant, other.length) == (record.variant, record.length)
-        for other in written.outcome.records
+        other.depth is None and (other.variant, other.length) == (record.variant, record.length) for other in records
     )
 
 
@@ -87,19 +71,6 @@ def _with_chance(record: Record) -> str:
         return "-"
     text = f"{record.value:.2f}"
     return text if record.chance is None else f"{text} ({record.chance:.2f})"
-
-
-def _summary(protocol: dict[str, Any], records: Sequence[Record]) -> Iterable[str]:
-    if "bytes" in protocol:
-        count = protocol["documents"]
-        yield f"{count:,} document{'s' * (count > 1)}, {protocol['bytes']:,} bytes, {protocol['tokens']:,} tokens"
-    if {"window", "stride"} <= protocol.keys():
-        yield f"windows of {protocol['window']:,} tokens, stride {protocol['stride']:,}"
-    if "choices" in protocol:
-        if any(r.metric == "rank_accuracy" for r in records):
-            yield "in brackets: by chance"
-    elif records and records[0].tok_s:
-        yield f"{records[0].wall_s:,.1f} s, {records[0].tok_s:,.0f} tokens/s"
 
 
 def number(value: float | None) -> str:

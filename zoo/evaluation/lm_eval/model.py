@@ -1,4 +1,4 @@
-"""Runs as models of lm-evaluation-harness: ``lm_eval.simple_evaluate(ZooLM(open_run(RUN_DIR)), tasks=[...])``.
+"""Runs as models of lm-evaluation-harness: ``lm_eval.simple_evaluate(ZooLM(open_run(RUN_DIR).subject), tasks=[...])``.
 
 Sequences are padded on the right only: padding on the left would be read by layers with a recurrent state. The package
 is optional; this module alone needs it when it is imported.
@@ -18,11 +18,11 @@ from zoo.data import tokenizer_fingerprint
 from zoo.data.tokenizers import encode_batch
 from zoo.evaluation.display.progress import progress_bar
 from zoo.evaluation.lm_eval.completion import CompletionOptions, complete_prompts, read_options
-from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.scoring.answer_passes import AnswerTotals, Row, score_rows
 from zoo.evaluation.scoring.documents import batch_pieces, cut_documents, evaluating, score_windows
+from zoo.evaluation.tasks.base import Keep, make_anew
 from zoo.runs.corpus import cut_parts
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.subject import Subject
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -45,13 +45,13 @@ class ZooLM(TemplateLM):
         ignored: names of generation options that tasks gave and that mean nothing here.
 
     Args:
-        run: of :func:`zoo.runs.loaded_run.open_run`.
+        subject: of :func:`zoo.runs.loaded_run.open_run`, its ``subject``.
         max_length: tokens of context per forward pass, None for the length of training. What is longer loses its
             beginning; texts whose rolling likelihood is asked are cut into windows instead.
         batch_tokens: tokens per forward pass; changes nothing but speed and memory.
         document_token: whether a context begins with the document token, as every document did in training.
         seed: of sampled text.
-        cells: where answers are kept, so that an evaluation that was killed goes on; None for nowhere.
+        keep: where answers are kept, so that an evaluation that was killed goes on; by default nowhere.
 
     Raises:
         ValueError: if max_length or batch_tokens is below 1.
@@ -59,34 +59,34 @@ class ZooLM(TemplateLM):
 
     def __init__(
         self,
-        run: OpenedRun,
+        subject: Subject,
         max_length: int | None = None,
         batch_tokens: int = 8_192,
         document_token: bool = True,
         seed: int = 0,
-        cells: CellStore | None = None,
+        keep: Keep = make_anew,
     ) -> None:
         super().__init__()
-        self.run, self.decoder, self.tokenizer = run, run.decoder, run.tokenizer
-        self.max_length = int(run.trained.train_length) if max_length is None else max_length
+        self.subject, self.decoder, self.tokenizer = subject, subject.decoder, subject.tokenizer
+        self.max_length = subject.train_length if max_length is None else max_length
         for name, value in (("max_length", self.max_length), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected a number >= 1.")
         self.batch_tokens, self.document_token, self.seed = batch_tokens, document_token, seed
-        self.cells = cells
+        self.keep = keep
         self.counts: Counter[str] = Counter()
         self.ignored: set[str] = set()
-        self._device = run.device
+        self._device = subject.device
 
     @property
     def eot_token_id(self) -> int:
         """The token between documents."""
-        return self.run.document_token
+        return self.subject.document_token
 
     @property
     def prefix_token_id(self) -> int:
         """The token from which the first token of a document is predicted."""
-        return self.run.document_token
+        return self.subject.document_token
 
     @property
     def max_gen_toks(self) -> int:
@@ -156,7 +156,7 @@ class ZooLM(TemplateLM):
     def _keep(
         self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
-        return make() if self.cells is None else self.cells.keep(["lm_eval", key], make, found)
+        return self.keep(["lm_eval", key], make, found)
 
     def _rows(self, number: int, context: list[int], continuation: list[int]) -> Iterator[Row]:
         """What has to be read for one request; a continuation longer than ``max_length`` is cut into windows."""

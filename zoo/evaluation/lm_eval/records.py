@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from zoo.evaluation.results.records import METRICS, Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import bootstrap_sums, interval, wilson
+from zoo.registry import METRICS
 
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-METRIC_NAMES = dict.fromkeys(ACCURACIES, "accuracy") | {name: name for name in METRICS}
 # The first is of single continuations, the others of whole documents.
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
-NORMAL = 1.959964  # standard errors in half a 95 % interval
+NORMAL = float(stats.norm.ppf(0.975))  # standard errors in half a 95 % interval
 # How the harness makes one number of what the samples have: a mean, or a ratio of two sums.
 FORMULAS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda rate: rate,
@@ -41,8 +42,12 @@ def make_records(results: Mapping[str, Any], length: int, seed: int, seconds: fl
     return [record for record in records if record is not None]
 
 
+def _metric_name(metric: str) -> str:
+    return "accuracy" if metric in ACCURACIES else metric
+
+
 def _usable(key: str, value: Any) -> bool:
-    return key.partition(",")[0] in METRIC_NAMES and isinstance(value, (int, float, np.number))
+    return _metric_name(key.partition(",")[0]) in METRICS and isinstance(value, (int, float, np.number))
 
 
 def _record(
@@ -61,7 +66,7 @@ def _record(
         variant=_variant(results, name, metric, kind),
         length=length,
         depth=None,
-        metric=METRIC_NAMES[metric],
+        metric=_metric_name(metric),
         value=value if math.isfinite(value) else None,
         ci95=_interval(value, items, stderr, bounded, seed),
         n=units,

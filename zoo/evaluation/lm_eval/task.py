@@ -15,12 +15,12 @@ from pydantic import AfterValidator
 from zoo.config import ConfigError
 from zoo.data import DataError
 from zoo.evaluation.lm_eval.records import as_json, make_records, make_samples
-from zoo.evaluation.results.cell_store import open_cells
-from zoo.evaluation.tasks.base import Folders, Outcome, TaskOptions, Words
+from zoo.evaluation.lm_eval.results import HarnessResults
+from zoo.evaluation.tasks.base import Folders, Keep, Outcome, Role, Task, Words, make_anew
 from zoo.paths import expand
 from zoo.registry import TASKS
-from zoo.runs.file_names import join_name, path_part
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.file_names import path_part
+from zoo.runs.subject import Subject
 from zoo.schema.base import Count, Flag, Positive, option
 
 if TYPE_CHECKING:
@@ -37,33 +37,46 @@ def _share_or_count(limit: float) -> float:
 
 
 @TASKS.register("lm_eval")
-class LmEvalTask(TaskOptions):
+class LmEvalTask(Task):
     """Tasks of lm-evaluation-harness, scored by :class:`zoo.evaluation.lm_eval.model.ZooLM`."""
 
-    names: Words = option("tasks, groups, tags or task YAML files, as in task.names=[piqa,wikitext]", default=[])
-    include_path: Folders | None = option("folder, or list of them, with task YAML files of your own", default=None)
-    builtin_tasks: Flag = option("whether the harness's own tasks can be named; false starts faster", default=True)
+    kind = HarnessResults()
+
+    names: Annotated[Words, Role.PLACED] = option(
+        "tasks, groups, tags or task YAML files, as in task.names=[piqa,wikitext]", default=[]
+    )
+    include_path: Annotated[Folders | None, Role.PLACED] = option(
+        "folder, or list of them, with task YAML files of your own", default=None
+    )
+    builtin_tasks: Annotated[Flag, Role.SPEED] = option(
+        "whether the harness's own tasks can be named; false starts faster", default=True
+    )
     limit: Annotated[float, Gt(0), AfterValidator(_share_or_count)] | None = option(
         "samples of each task, or their share if below 1; null: all", default=None
     )
     num_fewshot: Count | None = option("examples before each sample; null: as the task says", default=None)
-    gen_kwargs: dict[str, Any] | None = option(
+    gen_kwargs: Annotated[dict[str, Any] | None, Role.PLACED] = option(
         "replaces generation options of the tasks, as in +task.gen_kwargs.max_gen_toks=32", default=None
     )
     max_length: Positive | None = option("tokens of context; null: the length of training", default=None)
-    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
-    document_token: Flag = option("contexts begin with the document token, as documents did in training", default=True)
-    bootstrap_iters: Count = option("resamples of the harness's own standard errors; 0: none", default=1_000)
-    fresh: Flag = option("ask again what an earlier evaluation has asked", default=False)
+    batch_tokens: Annotated[Positive, Role.SPEED] = option(
+        "tokens of a forward pass; no influence on the result", default=8_192
+    )
+    document_token: Annotated[Flag, Role.PLACED] = option(
+        "contexts begin with the document token, as documents did in training", default=True
+    )
+    bootstrap_iters: Annotated[Count, Role.PLACED] = option(
+        "resamples of the harness's own standard errors; 0: none", default=1_000
+    )
 
-    def check(self, run: OpenedRun, seed: int) -> None:
+    def check(self, subject: Subject, seed: int) -> None:
         """See :class:`zoo.evaluation.tasks.base.Task`; loads the tasks, which the harness caches."""
         names = self._check()
         _model_class()
         with redirect_stdout(sys.stderr):
             self._load(names)
 
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
         """See :class:`zoo.evaluation.tasks.base.Task`.
 
         Raises:
@@ -71,17 +84,17 @@ class LmEvalTask(TaskOptions):
             DataError: if the data of a task cannot be loaded.
         """
         names = self._check()
-        model = self._model(run, seed)
+        model = self._model(subject, seed, keep)
         begun = time.monotonic()
         results = self._run(model, names, seed)
         seconds = round(time.monotonic() - begun, 3)
         return Outcome(
-            stem=self._stem(run, names, seed),
+            name=("lm_eval", _listed(names)),
             title=f"lm_eval: {', '.join(names)}",
-            protocol=self._protocol(model, names, results),
+            protocol=self._describe(model, names, results),
             records=make_records(results, model.max_length, seed, seconds),
             samples=make_samples(results),
-            warnings=self._warnings(run, model),
+            warnings=self._warnings(subject, model),
         )
 
     def _check(self) -> list[str]:
@@ -89,9 +102,8 @@ class LmEvalTask(TaskOptions):
             raise ConfigError("task.names is empty: expected tasks of lm-evaluation-harness, as in task.names=[piqa].")
         return self.names
 
-    def _model(self, run: OpenedRun, seed: int) -> ZooLM:
-        cells = open_cells(run, self.fresh)
-        return _model_class()(run, self.max_length, self.batch_tokens, self.document_token, seed, cells)
+    def _model(self, subject: Subject, seed: int, keep: Keep) -> ZooLM:
+        return _model_class()(subject, self.max_length, self.batch_tokens, self.document_token, seed, keep)
 
     def _run(self, model: ZooLM, names: list[str], seed: int) -> dict[str, Any]:
         from lm_eval import simple_evaluate
@@ -138,7 +150,7 @@ class LmEvalTask(TaskOptions):
         tasks = [task for name, task in loaded["tasks"].items() if name not in grouped]
         return manager, [group for name, group in groups.items() if name not in inner] + tasks
 
-    def _protocol(self, model: ZooLM, names: list[str], results: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, model: ZooLM, names: list[str], results: dict[str, Any]) -> dict[str, Any]:
         return {
             "tasks": names,
             "limit": self.limit,
@@ -151,32 +163,31 @@ class LmEvalTask(TaskOptions):
             "lm_eval": as_json({key: value for key, value in results.items() if key not in KEPT_APART}),
         }
 
-    def _stem(self, run: OpenedRun, names: list[str], seed: int) -> str:
-        """Options that are not the default are part of the name, so that one result does not replace another."""
-        listed = "-".join(names)
-        if len(listed) > LONGEST:
-            listed = f"{names[0][:LONGEST]}-and-{len(names) - 1}-{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
-        parts = ["lm_eval", listed] + ([run.checkpoint] if run.checkpoint != "last" else [])
-        options = ("limit", "num_fewshot", "max_length")
-        parts += [f"{name}{getattr(self, name)}" for name in options if getattr(self, name) is not None]
-        folders = self.include_path or ()
-        parts += [path_part(folder) for folder in folders] + ([f"seed{seed}"] if seed else [])
+    def name_parts(self, subject: Subject) -> list[str]:
+        """Options, places of tasks, and what tells the requests from those of the harness."""
+        parts = self.changed() + [path_part(folder) for folder in self.include_path or ()]
         if self.gen_kwargs:
             parts.append("-".join(f"{name}{value}" for name, value in self.gen_kwargs.items()))
-        if not self.document_token:
-            parts.append("no_document_token")
-        return join_name(parts)
+        return parts + ([] if self.document_token else ["no_document_token"])
 
-    def _warnings(self, run: OpenedRun, model: ZooLM) -> list[str]:
+    def _warnings(self, subject: Subject, model: ZooLM) -> list[str]:
         warnings = model.warnings()
         if self.limit is not None:
             warnings.append(f"Only a part of each task was evaluated (limit={self.limit}).")
-        if model.max_length > run.trained.train_length:
+        if model.max_length > subject.train_length:
             warnings.append(
                 f"Contexts of up to {model.max_length} tokens are longer than those of training "
-                f"({run.trained.train_length})."
+                f"({subject.train_length})."
             )
         return warnings
+
+
+def _listed(names: list[str]) -> str:
+    """Names of tasks, shortened where they are many."""
+    listed = "-".join(names)
+    if len(listed) <= LONGEST:
+        return listed
+    return f"{names[0][:LONGEST]}-and-{len(names) - 1}-{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
 
 
 def _model_class() -> type[ZooLM]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.recall.samples import Sample
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import Estimate, bootstrap_mean, wilson
 from zoo.evaluation.scoring.answers import AnswerScore
 from zoo.evaluation.scoring.text_match import contains, exact_match, f1

@@ -21,8 +21,7 @@ import zoo.mixers
 import zoo.model
 import zoo.runs
 import zoo_kernels
-from zoo.config import ConfigError
-from zoo.evaluation.results.records import SCHEMA
+from zoo.evaluation.results.models import SCHEMA
 from zoo.files import replace_file
 from zoo.runs.loaded_run import OpenedRun
 
@@ -92,11 +91,5 @@ class CellStore:
 
 
 def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
-    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones.
-
-    Raises:
-        ConfigError: if ``fresh`` is neither true nor false.
-    """
-    if not isinstance(fresh, bool):
-        raise ConfigError(f"task.fresh={fresh!r}: expected true or false.")
+    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones."""
     return CellStore(run.results, (run.sha256, str(run.device)), fresh)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import Estimate, bootstrap_sums, interval
 from zoo.evaluation.scoring.documents import cut_documents, score_windows
 from zoo.evaluation.scoring.repeated_bigrams import GROUPS, bigram_gaps, gap_groups
@@ -133,6 +133,18 @@ def part_records(task: str, variant: str, length: int, table: np.ndarray, seed: 
         return []
     metrics = PART_METRICS if table[:, BYTES].sum() else PART_METRICS[:1]
     return [
-        Record(task, variant, length, None, metric, found.value, found.ci95, len(table), "doc", None, False)
+        Record(
+            task=task,
+            variant=variant,
+            length=length,
+            depth=None,
+            metric=metric,
+            value=found.value,
+            ci95=found.ci95,
+            n=len(table),
+            unit="doc",
+            chance=None,
+            higher_is_better=False,
+        )
         for metric, found in estimate_sums(table, seed, metrics).items()
     ]

@@ -1,20 +1,24 @@
-"""Tasks by name: what eval.py can ask of a run."""
+"""What a task is: options, what it asks of a model, and what its results know of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from annotated_types import MinLen
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 
 from zoo.config import ConfigError
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
+from zoo.evaluation.tasks.result_kind import ResultKind
 from zoo.options.programs import composed
 from zoo.plugins import config_files
 from zoo.registry import TASKS
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.file_names import changed_options, path_part, plain, task_defaults
+from zoo.runs.subject import Subject
 from zoo.schema.arguments import option_lines
 from zoo.schema.base import Flag, Options, PathText, Positive, Text, option
 from zoo.schema.messages import explain, sentence, suggest
@@ -22,24 +26,59 @@ from zoo.schema.messages import explain, sentence, suggest
 PATH = "task"  # where the options of a task lie
 
 
+class Role(Enum):
+    """What an option has to do with the name of a result file; in the annotation, as ``Annotated[Flag, Role.SPEED]``.
+
+    Attributes:
+        CHANGED: it affects the result: name and value stand there unless it has its default. That of all others.
+        NAMED: it affects the result: its value alone stands there, if there is one.
+        PLACED: it affects the result, and the task itself says where it stands.
+        SPEED: it has no influence on the numbers, and stands neither there nor in the protocol.
+    """
+
+    CHANGED = "changed"
+    NAMED = "named"
+    PLACED = "placed"
+    SPEED = "speed"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a task found.
 
     Attributes:
-        stem: name of the result file without its suffix. title: of the table and plot.
+        name: first parts of the result file's name: the task, and what was read.
+        title: of the table and plot.
         protocol: everything that two comparable results must share.
-        records: the numbers. samples: one line per document or sample. warnings: sentences for the reader.
+        records: the numbers.
+        samples: one line per document or sample.
+        warnings: sentences for the reader.
         bytes_per_token: of the evaluated text, where that is known.
     """
 
-    stem: str
+    name: tuple[str, ...]
     title: str
     protocol: dict[str, Any]
     records: list[Record]
     samples: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     bytes_per_token: float | None = None
+
+
+class Keep(Protocol):
+    """Where the parts of an evaluation are kept, so that one that was killed goes on where it stopped."""
+
+    def __call__(
+        self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None, /
+    ) -> dict[str, Any]:
+        """The part that ``key`` names, made unless it is kept, with the ``seconds`` that making it took.
+
+        Args:
+            key: all that the part depends on but the model, as plain values.
+            make: its content, as plain values.
+            found: called instead if it is kept.
+        """
+        ...
 
 
 def listed(value: Any) -> Any:
@@ -54,8 +93,16 @@ Words = Annotated[list[Text], BeforeValidator(listed)]
 Folders = Annotated[list[PathText], BeforeValidator(listed)]
 
 
+def make_anew(
+    key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None, /
+) -> dict[str, Any]:
+    """A :class:`Keep` that keeps nothing."""
+    begun = time.monotonic()
+    return {**make(), "seconds": time.monotonic() - begun}
+
+
 class TaskOptions(Options):
-    """Options of a task, checked when it is made.
+    """Options of a task or of a suite of tasks, checked when it is made.
 
     Args:
         path: where the options lie, for messages: ``task``, or ``task.members.NAME``.
@@ -74,30 +121,85 @@ class TaskOptions(Options):
             raise ConfigError(explain(type(self), given, error, path)) from None
 
 
-class TextTask(TaskOptions):
+class Task(TaskOptions):
+    """Something a model is asked; options are the fields of the class and the keys of configs/task/NAME.yaml.
+
+    Attributes:
+        kind: units, tables, pictures and lines of a report of its results.
+    """
+
+    kind: ClassVar[ResultKind] = ResultKind()
+
+    fresh: Annotated[Flag, Role.SPEED] = option("score again what an earlier evaluation has scored", default=False)
+
+    def check(self, subject: Subject, seed: int) -> None:
+        """Raise what :meth:`evaluate` would raise of the text and of the options, without asking the decoder."""
+
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
+        """Ask the model.
+
+        Args:
+            subject: the model.
+            seed: of every random choice.
+            keep: makes the parts of what is found, or gives them where they are kept.
+        """
+        raise NotImplementedError
+
+    def name_parts(self, subject: Subject) -> list[str]:
+        """Parts of the result file's name that say the options, so that one result does not replace another."""
+        return self.named() + self.changed()
+
+    def named(self) -> list[str]:
+        """Values of the options that stand in the name alone."""
+        return [plain(value) for value in self.of_role(Role.NAMED).values() if value is not None]
+
+    def changed(self) -> list[str]:
+        """``NAMEvalue`` of the options that do not have their default, that of the YAML file if there is one."""
+        options = self.of_role(Role.CHANGED)
+        defaults = {name: type(self).model_fields[name].default for name in options}
+        return changed_options(options, defaults | task_defaults(str(getattr(self, "name", ""))))
+
+    def of_role(self, role: Role) -> dict[str, Any]:
+        """The options of a role, by name."""
+        fields = type(self).model_fields.items()
+        roles = {name: next((m for m in f.metadata if isinstance(m, Role)), Role.CHANGED) for name, f in fields}
+        return {name: getattr(self, name) for name, found in roles.items() if found is role}
+
+    def protocol(self) -> dict[str, Any]:
+        """The options that affect the result, as a result file has them."""
+        return self.model_dump(exclude=set(self.of_role(Role.SPEED)))
+
+
+class TaskSuite(TaskOptions):
+    """Tasks that are asked one after the other, each with its own result file; one that cannot be asked is left out."""
+
+    def tasks(self) -> Iterator[tuple[str, Task]]:
+        """The tasks by name."""
+        raise NotImplementedError
+
+
+MAX_DOCUMENTS: Any = option("only the first so many documents that can be used", default=None)
+
+
+class TextTask(Task):
     """What tasks share that score the text of a split, or other text."""
 
-    split: Literal["train", "validation", "test"] = option("split of the run's data", default="test")
-    path: PathText | None = option(
+    split: Annotated[Literal["train", "validation", "test"], Role.PLACED] = option(
+        "split of the run's data", default="test"
+    )
+    path: Annotated[PathText | None, Role.PLACED] = option(
         "other local text to evaluate: .txt, .md, .jsonl or .parquet; a file, folder or glob, which is read whole",
         default=None,
     )
-    text_column: Text = option("column of jsonl and parquet files at path", default="text")
-    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
-    max_documents: Positive | None = option("only the first so many documents that can be used", default=None)
-    fresh: Flag = option("score again what an earlier evaluation has scored", default=False)
+    text_column: Annotated[Text, Role.PLACED] = option("column of jsonl and parquet files at path", default="text")
+    batch_tokens: Annotated[Positive, Role.SPEED] = option(
+        "tokens of a forward pass; no influence on the result", default=8_192
+    )
 
-
-class Task(Protocol):
-    """Something a run is asked; options are the fields of the class and the keys of configs/task/NAME.yaml."""
-
-    def check(self, run: OpenedRun, seed: int) -> None:
-        """Raise what :meth:`evaluate` would raise of the run's data and of the options, without asking the decoder."""
-        ...
-
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
-        """Records and what belongs to them; ``seed`` decides every random choice."""
-        ...
+    def name_parts(self, subject: Subject) -> list[str]:
+        """The options, then the place of the text."""
+        column = changed_options({"text_column": self.text_column}, {"text_column": "text"})
+        return super().name_parts(subject) + ([] if self.path is None else [path_part(self.path)]) + column
 
 
 def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
@@ -141,6 +243,6 @@ def task_class(name: Any, path: str = PATH) -> type[TaskOptions]:
     if name not in TASKS:
         raise ConfigError(f"{path}={name}: unknown task; {sentence(suggest(str(name), TASKS))}")
     found: type[TaskOptions] = TASKS.get(name)
-    if not (isinstance(found, type) and issubclass(found, TaskOptions)):
-        raise ConfigError(f"{path}={name}: {found} is no TaskOptions, which a task has to be.")
+    if not (isinstance(found, type) and issubclass(found, (Task, TaskSuite))):
+        raise ConfigError(f"{path}={name}: {found} is no Task, which a task has to be.")
     return found

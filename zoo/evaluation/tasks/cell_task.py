@@ -20,20 +20,16 @@ from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.samples import RecallError, Sample
 from zoo.evaluation.display.progress import progress_bar
 from zoo.evaluation.results.answer_records import describe_sample, make_records
-from zoo.evaluation.results.cell_store import CellStore, open_cells
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.scoring.answers import score_samples
-from zoo.evaluation.tasks.base import Lengths, Outcome, TaskOptions, listed
+from zoo.evaluation.tasks.answer_results import NO_CONTEXT, ZERO_LENGTH, AnswerResults
+from zoo.evaluation.tasks.base import Keep, Lengths, Outcome, Role, Task, listed, make_anew
 from zoo.runs.corpus import open_corpus
-from zoo.runs.file_names import changed_options, join_name, path_part, plain, task_defaults
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.file_names import path_part
+from zoo.runs.subject import Subject
 from zoo.schema.base import Count, Flag, PathText, Positive, Whole, option
 
 SHORTEST = 256
-NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
-NAMED = ("variants", "names", "preset", "config", "split")  # options that are part of a result file's name
-CHANGED = ("depths", "samples", "baselines", "choices", "generate", "max_records", "revision", "skip_longer")
-SPEED = ("name", "batch_tokens", "fresh")  # options without influence on the numbers
 
 
 class Questions(Protocol):
@@ -88,11 +84,13 @@ def _plain_depth(depth: float) -> float:
 Depth = Annotated[float, Ge(0), Le(1), AfterValidator(_plain_depth)]
 
 
-class CellTask(TaskOptions):
+class CellTask(Task):
     """What all tasks made of cells share."""
 
-    name: str
-    lengths: Lengths | None = option(
+    kind = AnswerResults()
+
+    name: Annotated[str, Role.SPEED]
+    lengths: Annotated[Lengths | None, Role.PLACED] = option(
         "tokens of each sample, the document token, question and answer included; null: half the trained length, that "
         "length and twice it, 256 at least; for runs trained on recall once, twice and four times",
         default=None,
@@ -101,67 +99,69 @@ class CellTask(TaskOptions):
         "of the fact that is asked for, 0 the first place and 1 the last; null: anywhere", default=None
     )
     samples: Positive = option("of each variant, length and depth", default=32)
-    haystack: PathText = option("noise, corpus (the run's own test text), or a path to local text", default="noise")
+    haystack: Annotated[PathText, Role.PLACED] = option(
+        "noise, corpus (the run's own test text), or a path to local text", default="noise"
+    )
     baselines: Flag = option("also ask without any context, and with the facts alone", default=True)
     choices: Annotated[Whole, Ge(2)] = option(
         "values compared for rank_accuracy, the right one included, where there are some", default=8
     )
     generate: Count = option("tokens to generate, for f1 and contains; 0: teacher forcing only", default=0)
-    batch_tokens: Positive = option("tokens of a forward pass; no influence on the result", default=8_192)
-    fresh: Flag = option("score finished cells again", default=False)
+    batch_tokens: Annotated[Positive, Role.SPEED] = option(
+        "tokens of a forward pass; no influence on the result", default=8_192
+    )
     _strict: bool = PrivateAttr(True)
 
     def accept_misfits(self) -> None:
         """Leave out, with a note, lengths and variants that do not go together, though they are asked for by name."""
         self._strict = False
 
-    def check(self, run: OpenedRun, seed: int) -> None:
+    def check(self, subject: Subject, seed: int) -> None:
         """See :class:`zoo.evaluation.tasks.base.Task`; samples that are made are kept for the evaluation."""
-        encoder = Encoder(run.tokenizer)
-        self._make(run, encoder, self._open_haystack(run, encoder), seed)
+        encoder = Encoder(subject.tokenizer)
+        self._make(subject, encoder, self._open_haystack(subject, encoder), seed)
 
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
         """See :class:`zoo.evaluation.tasks.base.Task`.
 
         Raises:
             DataError: if the task cannot be made as asked.
         """
-        encoder = Encoder(run.tokenizer)
-        haystack = self._open_haystack(run, encoder)
-        cells, made, notes = self._make(run, encoder, haystack, seed)
+        encoder = Encoder(subject.tokenizer)
+        haystack = self._open_haystack(subject, encoder)
+        cells, made, notes = self._make(subject, encoder, haystack, seed)
         lines: list[dict[str, Any]] = []
         records: list[Record] = []
-        store = open_cells(run, self.fresh)
         with progress_bar(f"{self.name}: scoring samples", sum(cell.count for cell in cells)) as advance:
             for cell, samples in zip(cells, made):
-                content = self._score(run, store, cell, samples)
+                content = self._score(subject, keep, cell, samples)
                 advance(cell.count)
                 lines += content["lines"]
                 records += make_records(cell.place(self.name), content["lines"], seed, content["seconds"])
-        options = self.model_dump(exclude=set(SPEED))
+        asked = {"lengths": self.all_lengths(subject), "haystack_sha": haystack.fingerprint, "seed": seed}
         return Outcome(
-            stem=self._stem(run, seed),
+            name=(self.name,),
             title=self.name,
-            protocol={**options, "lengths": self.all_lengths(run), "haystack_sha": haystack.fingerprint, "seed": seed},
+            protocol=self.protocol() | asked,
             records=records + _pool_depths(self.name, lines, seed),
             samples=lines,
-            warnings=self._warnings(run, cells, made) + notes,
+            warnings=self._warnings(subject, cells, made) + notes,
         )
 
-    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
+    def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
         """What makes the samples, by variant."""
         raise NotImplementedError
 
-    def all_lengths(self, run: OpenedRun) -> list[int]:
+    def all_lengths(self, subject: Subject) -> list[int]:
         """Lengths that are asked, ascending."""
         if self.lengths is not None:
             return sorted(set(self.lengths))
-        trained = int(run.trained.train_length)
-        if run.trained.recall:
+        trained = subject.train_length
+        if subject.recall:
             return [trained, 2 * trained, 4 * trained]
         return sorted({max(SHORTEST, length) for length in (trained // 2, trained, 2 * trained)})
 
-    def _cells(self, run: OpenedRun, variants: Mapping[str, Questions]) -> Iterator[Cell]:
+    def _cells(self, subject: Subject, variants: Mapping[str, Questions]) -> Iterator[Cell]:
         """Per variant: its baselines, then all lengths and depths."""
         for variant, questions in variants.items():
             count = min(self.samples, getattr(questions, "count", self.samples))
@@ -169,12 +169,12 @@ class CellTask(TaskOptions):
                 yield Cell(variant, questions, 0, None, count, bare=True)
                 if getattr(questions, "has_zero_length", True):
                     yield Cell(variant, questions, 0, None, count)
-            for length in self.all_lengths(run):
+            for length in self.all_lengths(subject):
                 for depth in self.depths if self.depths and questions.has_depth else [None]:
                     yield Cell(variant, questions, length, depth, count)
 
     def _make(
-        self, run: OpenedRun, encoder: Encoder, haystack: Haystack, seed: int
+        self, subject: Subject, encoder: Encoder, haystack: Haystack, seed: int
     ) -> tuple[list[Cell], list[list[Sample]], list[str]]:
         """Cells with their samples, and notes on what does not fit a length.
 
@@ -188,8 +188,8 @@ class CellTask(TaskOptions):
         strict = self._strict and self.lengths is not None
         failed: dict[int, RecallError] = {}
         origin = [seed, encoder.fingerprint, haystack.fingerprint]
-        with sample_cache(run.config.data.cache_dir) as cached:
-            for cell in self._cells(run, self.questions(run, encoder)):
+        with sample_cache(subject.text.cache_dir) as cached:
+            for cell in self._cells(subject, self.questions(subject, encoder)):
                 recipe = [cell.questions.recipe, cell.length, cell.depth, cell.count, cell.bare, *origin]
                 try:
                     made.append(cached(recipe, partial(cell.samples, encoder, haystack, seed)))
@@ -205,53 +205,49 @@ class CellTask(TaskOptions):
                 raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
         return cells, made, list(dict.fromkeys(notes))
 
-    def _score(self, run: OpenedRun, store: CellStore, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
+    def _score(self, subject: Subject, keep: Keep, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
         place = cell.place(self.name)
 
         def score() -> dict[str, Any]:
             scores = score_samples(
-                run.decoder,
+                subject.decoder,
                 samples,
                 batch_tokens=self.batch_tokens,
                 choices=self.choices,
                 generate=self.generate,
-                tokenizer=run.tokenizer,
+                tokenizer=subject.tokenizer,
             )
             return {"lines": [describe_sample(place, sample, found) for sample, found in zip(samples, scores)]}
 
-        return store.keep([place, self.choices, self.generate, samples_digest(samples)], score)
+        return keep([place, self.choices, self.generate, samples_digest(samples)], score)
 
-    def _open_haystack(self, run: OpenedRun, encoder: Encoder) -> Haystack:
+    def _open_haystack(self, subject: Subject, encoder: Encoder) -> Haystack:
         if self.haystack == "noise":
             return NoiseHaystack(encoder)
         try:
-            corpus = open_corpus(run, "test", None if self.haystack == "corpus" else self.haystack)
+            corpus = open_corpus(subject, "test", None if self.haystack == "corpus" else self.haystack)
         except DataError as error:
-            message = str(error).replace("choose one with task.text_column=...", "rename the one to be read")
-            raise DataError(message.replace("task.path", "task.haystack")) from error
+            error.call("task.", path="task.haystack", text_column=None)
+            raise
         return StoreHaystack(encoder, corpus.store, corpus.name)
 
-    def _stem(self, run: OpenedRun, seed: int) -> str:
-        """Options that change what is asked are part of the name, so that one result does not replace another."""
-        parts = [self.name, *([] if run.checkpoint == "last" else [run.checkpoint])]
-        parts += [] if self.haystack == "noise" else [Path(self.haystack).stem]
-        for name in NAMED:
-            value = getattr(self, name, None)
-            if value is not None:
-                parts.append(plain(value))
-        if (path := getattr(self, "path", None)) is not None:
-            parts += [Path(path).stem, path_part(path)]
-        parts += [f"{key}{value}" for key, value in dict(getattr(self, "options", {})).items()]
+    def name_parts(self, subject: Subject) -> list[str]:
+        """The haystack, what is asked, the places of the questions and the haystack, and the other options."""
+        parts = [] if self.haystack == "noise" else [Path(self.haystack).stem]
+        parts += self.named() + self.places()
         if self.lengths is not None:
-            parts.append("lengths" + "_".join(map(str, self.all_lengths(run))))
+            parts.append("lengths" + "_".join(map(str, self.all_lengths(subject))))
         if self.haystack not in ("noise", "corpus"):
             parts.append(path_part(self.haystack))
-        changed = {name: getattr(self, name) for name in CHANGED if hasattr(self, name)}
-        return join_name(parts + changed_options({**changed, "seed": seed}, {**task_defaults(self.name), "seed": 0}))
+        return parts + self.changed()
 
-    def _warnings(self, run: OpenedRun, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
+    def places(self) -> list[str]:
+        """Parts of the file name that say where the questions come from."""
+        return []
+
+    def _warnings(self, subject: Subject, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
         warnings = []
-        trained = int(run.trained.train_length)
+        trained = subject.train_length
         beyond = sorted({cell.length for cell in cells if cell.length > trained})
         if beyond:
             warnings.append(f"Lengths {', '.join(map(str, beyond))} are beyond the {trained} tokens of training.")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from zoo.config import ConfigError
 from zoo.evaluation.display.progress import progress_bar
-from zoo.evaluation.results.cell_store import open_cells
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.scoring.perplexity_sums import DocumentScores, estimate_metrics, evaluate_perplexity, part_records
 from zoo.evaluation.scoring.repeated_bigrams import split_sums
-from zoo.evaluation.tasks.base import Outcome, TextTask
+from zoo.evaluation.tasks.base import MAX_DOCUMENTS, Keep, Outcome, Role, TextTask, make_anew
+from zoo.evaluation.tasks.text_results import PerplexityResults
 from zoo.registry import TASKS
 from zoo.runs.corpus import (
     Corpus,
@@ -24,11 +24,10 @@ from zoo.runs.corpus import (
     cut_parts,
     describe_corpus,
     open_corpus,
-    result_stem,
     token_bytes,
 )
-from zoo.runs.loaded_run import OpenedRun
 from zoo.runs.provenance import split_cache_bytes
+from zoo.runs.subject import Subject
 from zoo.schema.base import Positive, option
 
 
@@ -45,7 +44,9 @@ class Protocol:
 class PerplexityTask(TextTask):
     """Perplexity of a split of the run's data, or of other local text."""
 
-    mode: Literal["window", "sliding", "stateful"] | None = option(
+    kind = PerplexityResults()
+
+    mode: Annotated[Literal["window", "sliding", "stateful"] | None, Role.NAMED] = option(
         "window: disjoint windows; sliding: overlapping ones; stateful: every token sees its whole document, by the "
         "caches of the decoder; null: what stride says",
         default=None,
@@ -61,64 +62,66 @@ class PerplexityTask(TextTask):
         default=None,
     )
     max_bytes: Positive | None = option("only the first whole documents within so many bytes", default=None)
+    max_documents: Positive | None = MAX_DOCUMENTS
 
-    def check(self, run: OpenedRun, seed: int) -> None:
+    def check(self, subject: Subject, seed: int) -> None:
         """See :class:`zoo.evaluation.tasks.base.Task`."""
-        self._protocol(run)
-        self._open(run)
+        self._protocol(subject)
+        self._open(subject)
 
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
         """See :class:`zoo.evaluation.tasks.base.Task`.
 
         Raises:
             ConfigError: on a stride that does not fit the length or the mode. DataError: if there is no such text.
         """
-        protocol = self._protocol(run)
-        corpus = self._open(run)
-        sizes, notes = token_bytes(run)
-        parts = self._score(run, corpus, protocol, sizes)
+        protocol = self._protocol(subject)
+        corpus = self._open(subject)
+        sizes, notes = token_bytes(subject)
+        parts = self._score(subject, keep, corpus, protocol, sizes)
         scores = _join(corpus, parts)
         records = _records(scores, protocol, seed, parts)
         return Outcome(
-            stem=self._stem(run, corpus, protocol, seed),
+            name=("perplexity", corpus.name, corpus.split),
             title=f"{corpus.name} ({corpus.split})",
-            protocol=self._describe(run, corpus, scores, protocol),
+            protocol=self._describe(subject, corpus, scores, protocol),
             records=records,
             samples=_samples(corpus, scores),
-            warnings=_warnings(run, corpus, records[0].length, protocol) + notes,
+            warnings=_warnings(subject, corpus, records[0].length, protocol) + notes,
             bytes_per_token=float(scores.bytes.sum() / scores.tokens.sum()),
         )
 
-    def _open(self, run: OpenedRun) -> Corpus:
-        return open_corpus(run, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
+    def _open(self, subject: Subject) -> Corpus:
+        return open_corpus(subject, self.split, self.path, self.text_column, self.max_bytes, self.max_documents)
 
-    def _score(self, run: OpenedRun, corpus: Corpus, protocol: Protocol, sizes: np.ndarray) -> list[dict[str, Any]]:
+    def _score(
+        self, subject: Subject, keep: Keep, corpus: Corpus, protocol: Protocol, sizes: np.ndarray
+    ) -> list[dict[str, Any]]:
         """What every part of the corpus has come to, those that an earlier evaluation has finished included."""
-        cells = open_cells(run, self.fresh)
         parts = []
         with progress_bar(f"scoring {corpus.name} ({corpus.split})", corpus.num_tokens) as advance:
             for part in cut_parts(corpus.sizes):
                 key = ["perplexity", corpus.store.key, astuple(protocol), part.start, part.stop]
-                score = partial(self._score_part, run, corpus, protocol, sizes, part, advance)
-                parts.append(cells.keep(key, score, partial(advance, int(corpus.sizes[part].sum()))))
+                score = partial(self._score_part, subject, corpus, protocol, sizes, part, advance)
+                parts.append(keep(key, score, partial(advance, int(corpus.sizes[part].sum()))))
         return parts
 
     def _score_part(
         self,
-        run: OpenedRun,
+        subject: Subject,
         corpus: Corpus,
         protocol: Protocol,
         sizes: np.ndarray,
         part: slice,
         progress: Callable[[int], None],
     ) -> dict[str, Any]:
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(run.device)
+        if subject.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(subject.device)
         scores = evaluate_perplexity(
-            run.decoder,
+            subject.decoder,
             corpus.documents(part),
             corpus.counts[part],
-            run.document_token,
+            subject.document_token,
             protocol.length,
             protocol.stride,
             self.batch_tokens,
@@ -127,12 +130,12 @@ class PerplexityTask(TextTask):
             token_bytes=sizes,
         )
         assert scores.groups is not None
-        memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+        memory = torch.cuda.max_memory_allocated(subject.device) if subject.device.type == "cuda" else None
         sums = {"nats": scores.nats.tolist(), "tokens": scores.tokens.tolist(), "groups": scores.groups.tolist()}
         return {**sums, "peak_mem": memory}
 
-    def _protocol(self, run: OpenedRun) -> Protocol:
-        length = self.length if self.length is not None else int(run.trained.train_length)
+    def _protocol(self, subject: Subject) -> Protocol:
+        length = self.length if self.length is not None else subject.train_length
         stride = self.stride
         if stride is None:
             stride = max(1, length // 2) if self.mode == "sliding" else length
@@ -143,12 +146,12 @@ class PerplexityTask(TextTask):
         stateless = "window" if stride == length else "sliding"  # sliding by whole windows is the same
         return Protocol("stateful" if self.mode == "stateful" else stateless, length, stride)
 
-    def _describe(self, run: OpenedRun, corpus: Corpus, scores: DocumentScores, protocol: Protocol) -> dict[str, Any]:
+    def _describe(self, subject: Subject, corpus: Corpus, scores: DocumentScores, protocol: Protocol) -> dict[str, Any]:
         stateful = protocol.mode == "stateful"
         windows = {"window": protocol.length, "stride": protocol.stride}
         return {
             **({"piece": protocol.length} if stateful else windows),
-            **describe_corpus(run, corpus, self.path),
+            **describe_corpus(subject, corpus, self.path),
             "stateful": stateful,
             "recall": "bigram",
             "documents": corpus.count,
@@ -160,16 +163,16 @@ class PerplexityTask(TextTask):
             "complete": corpus.complete,
         }
 
-    def _stem(self, run: OpenedRun, corpus: Corpus, protocol: Protocol, seed: int) -> str:
+    def name_parts(self, subject: Subject) -> list[str]:
+        """As :meth:`TextTask.name_parts`, of what the options come to: a stride that is a window says nothing."""
+        protocol = self._protocol(subject)
         stateful, sliding = protocol.mode == "stateful", protocol.stride != protocol.length
-        options = {
-            "": "stateful" if stateful else None,
+        settled = {
+            "mode": "stateful" if stateful else None,
             "length": None if stateful else self.length,
             "stride": protocol.stride if sliding else None,
-            "max_bytes": self.max_bytes,
-            "max_documents": self.max_documents,
         }
-        return result_stem(run, "perplexity", corpus, options, path=self.path, text_column=self.text_column, seed=seed)
+        return super(PerplexityTask, self.model_copy(update=settled)).name_parts(subject)
 
 
 def _join(corpus: Corpus, parts: list[dict[str, Any]]) -> DocumentScores:
@@ -224,25 +227,25 @@ def _samples(corpus: Corpus, scores: DocumentScores) -> list[dict[str, Any]]:
     return [dict(zip(columns, line)) for line in zip(*columns.values())]
 
 
-def _warnings(run: OpenedRun, corpus: Corpus, longest: int, protocol: Protocol) -> list[str]:
+def _warnings(subject: Subject, corpus: Corpus, longest: int, protocol: Protocol) -> list[str]:
     warnings = []
     stateful = protocol.mode == "stateful"
     if not corpus.complete:
         warnings.append(f"Only the first {corpus.count} of {len(corpus.store)} documents were evaluated.")
     if stateful:
-        warnings.append(_stateful_warning(run, longest))
-    warnings += corpus_warnings(run, corpus, corpus.count, 0 if stateful else protocol.length)
+        warnings.append(_stateful_warning(subject, longest))
+    warnings += corpus_warnings(subject, corpus, corpus.count, 0 if stateful else protocol.length)
     return warnings
 
 
-def _stateful_warning(run: OpenedRun, longest: int) -> str:
-    growing = split_cache_bytes(run.decoder, longest)[1]
+def _stateful_warning(subject: Subject, longest: int) -> str:
+    growing = split_cache_bytes(subject.decoder, longest)[1]
     text = "Stateful: every token sees its whole document, so these numbers are not those of windows; "
     if growing:
         cost = f"{growing / 2**20:.1f} MiB at the longest document, {longest} tokens"
         text += f"softmax layers can do this only with a cache that grows with the document ({cost})"
     else:
         text += f"no layer keeps more for a longer document (the longest has {longest} tokens)"
-    if longest > run.trained.train_length:
-        text += f", and documents are longer than the windows of training ({run.trained.train_length})"
+    if longest > subject.train_length:
+        text += f", and documents are longer than the windows of training ({subject.train_length})"
     return text + "."

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from zoo.evaluation.display.progress import progress_bar
-from zoo.evaluation.results.cell_store import open_cells
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import paired_bootstrap
 from zoo.evaluation.scoring.documents import Piece, score_windows
 from zoo.evaluation.scoring.perplexity_sums import part_records
-from zoo.evaluation.tasks.base import Lengths, Outcome, TextTask
+from zoo.evaluation.tasks.base import MAX_DOCUMENTS, Keep, Lengths, Outcome, TextTask, make_anew
 from zoo.evaluation.tasks.perplexity_position import choose_documents
+from zoo.evaluation.tasks.text_results import ContextResults
 from zoo.registry import TASKS
-from zoo.runs.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, result_stem, token_bytes
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.corpus import FEW, Corpus, corpus_warnings, describe_corpus, open_corpus, token_bytes
+from zoo.runs.subject import Subject
 from zoo.schema.base import Positive, option
 
 TASK = "perplexity_context"
@@ -43,6 +43,9 @@ class PerplexityContextTask(TextTask):
     bootstrap by document.
     """
 
+    kind = ContextResults()
+
+    max_documents: Positive | None = MAX_DOCUMENTS
     lengths: Lengths | None = option(
         "tokens before a span; null: powers of two from 64 to twice the length of training, as far as ten documents "
         "reach, or at least one",
@@ -55,60 +58,64 @@ class PerplexityContextTask(TextTask):
         "of a document, evenly spread as far as they fit without overlap; the last one ends the document", default=4
     )
 
-    def check(self, run: OpenedRun, seed: int) -> None:
+    def check(self, subject: Subject, seed: int) -> None:
         """See :class:`zoo.evaluation.tasks.base.Task`."""
-        self._choose(run)
+        self._choose(subject)
 
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
         """See :class:`zoo.evaluation.tasks.base.Task`.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
         """
-        corpus, target, lengths, chosen = self._choose(run)
+        corpus, target, lengths, chosen = self._choose(subject)
         spans = list(place_spans(corpus.sizes, chosen, target, lengths[-1], self.spans))
-        sizes, notes = token_bytes(run)
-        tables, seconds = self._score(run, corpus, spans, lengths, target, sizes)
-        options = {"max_documents": self.max_documents, "lengths": self.lengths, "target": self.target}
-        options |= {} if self.spans == 4 else {"spans": self.spans}
+        sizes, notes = token_bytes(subject)
+        tables, seconds = self._score(subject, keep, corpus, spans, lengths, target, sizes)
         return Outcome(
-            stem=result_stem(run, TASK, corpus, options, path=self.path, text_column=self.text_column, seed=seed),
+            name=(TASK, corpus.name, corpus.split),
             title=f"{corpus.name} ({corpus.split}) by context",
-            protocol=self._describe(run, corpus, lengths, target, spans, tables),
+            protocol=self._describe(subject, corpus, lengths, target, spans, tables),
             records=list(_records(spans, tables, seed, seconds)),
             samples=_samples(corpus, spans, target, tables),
-            warnings=_warnings(run, corpus, lengths, target, len(chosen)) + notes,
+            warnings=_warnings(subject, corpus, lengths, target, len(chosen)) + notes,
             bytes_per_token=float(tables[lengths[0]][:, 2].sum() / (target * len(spans))) or None,
         )
 
-    def _choose(self, run: OpenedRun) -> tuple[Corpus, int, list[int], np.ndarray]:
+    def _choose(self, subject: Subject) -> tuple[Corpus, int, list[int], np.ndarray]:
         """The text, tokens of a span, lengths before it, and which documents are long enough for both."""
-        trained = int(run.trained.train_length)
+        trained = subject.train_length
         target = self.target if self.target is not None else min(LARGEST_TARGET, max(1, trained // 4))
-        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        corpus = open_corpus(subject, self.split, self.path, self.text_column)
         lengths = sorted(set(self.lengths)) if self.lengths else default_lengths(corpus.sizes, trained, target)
         chosen = choose_documents(corpus, lengths[-1] + target, self.max_documents, "task.lengths or task.target")
         return corpus, target, lengths, chosen
 
     def _score(
-        self, run: OpenedRun, corpus: Corpus, spans: list[Span], lengths: list[int], target: int, sizes: np.ndarray
+        self,
+        subject: Subject,
+        keep: Keep,
+        corpus: Corpus,
+        spans: list[Span],
+        lengths: list[int],
+        target: int,
+        sizes: np.ndarray,
     ) -> tuple[dict[int, np.ndarray], float]:
         """``(spans, 3)`` nats, tokens and bytes for every length, and the seconds they took."""
-        cells = open_cells(run, self.fresh)
         total = target * len(spans)
         places = [(span.document, span.start) for span in spans]
         kept = {}
         with progress_bar(f"scoring {corpus.name} ({corpus.split}) by context", total * len(lengths)) as advance:
             for length in lengths:
-                score = partial(self._score_length, run, corpus, spans, target, length, sizes, advance)
+                score = partial(self._score_length, subject, corpus, spans, target, length, sizes, advance)
                 key = [TASK, corpus.store.key, places, target, length]
-                kept[length] = cells.keep(key, score, partial(advance, total))
+                kept[length] = keep(key, score, partial(advance, total))
         tables = {length: np.array(cell["sums"]) for length, cell in kept.items()}
         return tables, sum(cell["seconds"] for cell in kept.values())
 
     def _score_length(
         self,
-        run: OpenedRun,
+        subject: Subject,
         corpus: Corpus,
         spans: list[Span],
         target: int,
@@ -118,13 +125,13 @@ class PerplexityContextTask(TextTask):
     ) -> dict[str, Any]:
         sums = np.zeros((len(spans), 3))
         pieces = cut_spans(corpus, spans, target, length)
-        for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, progress):
+        for piece, nats in score_windows(subject.decoder, pieces, self.batch_tokens, progress):
             sums[piece.document] = nats.sum(dtype=np.float64), len(nats), sizes[piece.targets].sum()
         return {"sums": sums.tolist()}
 
     def _describe(
         self,
-        run: OpenedRun,
+        subject: Subject,
         corpus: Corpus,
         lengths: list[int],
         target: int,
@@ -132,7 +139,7 @@ class PerplexityContextTask(TextTask):
         tables: dict[int, np.ndarray],
     ) -> dict[str, Any]:
         return {
-            **describe_corpus(run, corpus, self.path),
+            **describe_corpus(subject, corpus, self.path),
             "bos": "where a window reaches the start of its document",
             "stateful": False,
             "context": "each target sees its L tokens or more: those before its span, and the span up to itself",
@@ -190,13 +197,25 @@ def _records(spans: list[Span], tables: dict[int, np.ndarray], seed: int, second
     for length, table in tables.items():
         documents = np.stack([np.bincount(unit, column, len(names)) for column in table.T], axis=1)
         for record in part_records(TASK, "context", length, documents, seed):
-            yield replace(record, wall_s=round(seconds, 3), tok_s=round(rate, 1))
+            yield record.model_copy(update={"wall_s": round(seconds, 3), "tok_s": round(rate, 1)})
         if length == base or not table[:, 2].sum():
             continue
         bits = np.log(2)
         gain = paired_bootstrap(tables[base][:, 0] / bits, table[:, 0] / bits, seed, clusters, table[:, 2])
         value = gain.value if np.isfinite(gain.value) else None
-        yield Record(TASK, "gain", length, None, "bits_per_byte", value, gain.ci95, gain.n, "doc", None, True)
+        yield Record(
+            task=TASK,
+            variant="gain",
+            length=length,
+            depth=None,
+            metric="bits_per_byte",
+            value=value,
+            ci95=gain.ci95,
+            n=gain.n,
+            unit="doc",
+            chance=None,
+            higher_is_better=True,
+        )
 
 
 def _samples(corpus: Corpus, spans: list[Span], target: int, tables: dict[int, np.ndarray]) -> list[dict[str, Any]]:
@@ -213,9 +232,9 @@ def _samples(corpus: Corpus, spans: list[Span], target: int, tables: dict[int, n
     ]
 
 
-def _warnings(run: OpenedRun, corpus: Corpus, lengths: list[int], target: int, documents: int) -> list[str]:
-    trained = run.trained.train_length
-    warnings = corpus_warnings(run, corpus, documents, 0)
+def _warnings(subject: Subject, corpus: Corpus, lengths: list[int], target: int, documents: int) -> list[str]:
+    trained = subject.train_length
+    warnings = corpus_warnings(subject, corpus, documents, 0)
     beyond = [str(length) for length in lengths if length + target - 1 > trained]
     if beyond:
         warnings.append(

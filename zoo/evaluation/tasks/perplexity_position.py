@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,12 +12,12 @@ import numpy as np
 from zoo.config import ConfigError
 from zoo.data import DataError
 from zoo.evaluation.display.progress import progress_bar
-from zoo.evaluation.results.cell_store import open_cells
-from zoo.evaluation.results.records import Record
+from zoo.evaluation.results.models import Record
 from zoo.evaluation.scoring.documents import Piece, score_windows
 from zoo.evaluation.scoring.perplexity_sums import part_records, sum_groups
 from zoo.evaluation.scoring.repeated_bigrams import bigram_gaps
-from zoo.evaluation.tasks.base import Outcome, TextTask
+from zoo.evaluation.tasks.base import MAX_DOCUMENTS, Keep, Outcome, TextTask, make_anew
+from zoo.evaluation.tasks.text_results import PositionResults
 from zoo.registry import TASKS
 from zoo.runs.corpus import (
     Corpus,
@@ -26,10 +25,9 @@ from zoo.runs.corpus import (
     cut_parts,
     describe_corpus,
     open_corpus,
-    result_stem,
     token_bytes,
 )
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.subject import Subject
 from zoo.schema.base import Positive, option
 
 TASK = "perplexity_position"
@@ -44,68 +42,68 @@ class PerplexityPositionTask(TextTask):
     their document (recall) and the rest.
     """
 
+    kind = PositionResults()
+
     length: Positive | None = option(
         "tokens read from the start of each document; null: the length of training", default=None
     )
+    max_documents: Positive | None = MAX_DOCUMENTS
     bucket: Positive = option(
         "tokens of the first bucket of positions; each further one ends at twice the end of the one before", default=64
     )
 
-    def check(self, run: OpenedRun, seed: int) -> None:
+    def check(self, subject: Subject, seed: int) -> None:
         """See :class:`zoo.evaluation.tasks.base.Task`."""
-        self._choose(run)
+        self._choose(subject)
 
-    def evaluate(self, run: OpenedRun, seed: int) -> Outcome:
+    def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
         """See :class:`zoo.evaluation.tasks.base.Task`.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
         """
-        length, corpus, chosen = self._choose(run)
+        length, corpus, chosen = self._choose(subject)
         edges = position_edges(length, self.bucket)
-        sizes, notes = token_bytes(run)
-        sums, seconds = self._score(run, corpus, chosen, edges, sizes)
+        sizes, notes = token_bytes(subject)
+        sums, seconds = self._score(subject, keep, corpus, chosen, edges, sizes)
         tokens = length * len(chosen)
         records = [
-            replace(record, wall_s=round(seconds, 3), tok_s=round(tokens / max(seconds, 1e-9), 1))
+            record.model_copy(update={"wall_s": round(seconds, 3), "tok_s": round(tokens / max(seconds, 1e-9), 1)})
             for record in _records(sums, edges, seed)
         ]
-        options = {"length": self.length, "max_documents": self.max_documents}
-        options |= {} if self.bucket == 64 else {"bucket": self.bucket}
         return Outcome(
-            stem=result_stem(run, TASK, corpus, options, path=self.path, text_column=self.text_column, seed=seed),
+            name=(TASK, corpus.name, corpus.split),
             title=f"{corpus.name} ({corpus.split}) by position",
-            protocol=self._describe(run, corpus, length, edges, len(chosen), sums),
+            protocol=self._describe(subject, corpus, length, edges, len(chosen), sums),
             records=records,
             samples=_samples(corpus, chosen, sums),
-            warnings=corpus_warnings(run, corpus, len(chosen), length) + notes,
+            warnings=corpus_warnings(subject, corpus, len(chosen), length) + notes,
             bytes_per_token=float(sums[..., 2].sum() / tokens) or None,
         )
 
-    def _choose(self, run: OpenedRun) -> tuple[int, Corpus, np.ndarray]:
+    def _choose(self, subject: Subject) -> tuple[int, Corpus, np.ndarray]:
         """Tokens read of each document, the text, and which of its documents are that long."""
-        length = self.length if self.length is not None else int(run.trained.train_length)
-        corpus = open_corpus(run, self.split, self.path, self.text_column)
+        length = self.length if self.length is not None else subject.train_length
+        corpus = open_corpus(subject, self.split, self.path, self.text_column)
         return length, corpus, choose_documents(corpus, length, self.max_documents, "task.length")
 
     def _score(
-        self, run: OpenedRun, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray
+        self, subject: Subject, keep: Keep, corpus: Corpus, chosen: np.ndarray, edges: list[int], sizes: np.ndarray
     ) -> tuple[np.ndarray, float]:
         """``(documents, buckets, 2, 3)`` nats, tokens and bytes of each bucket's other and recalled tokens; seconds."""
-        cells = open_cells(run, self.fresh)
         total = edges[-1] * len(chosen)
         kept = []
         with progress_bar(f"scoring {corpus.name} ({corpus.split}) by position", total) as advance:
             for part in cut_parts(np.full(len(chosen), edges[-1])):
                 documents = chosen[part]
-                score = partial(self._score_part, run, corpus, documents, edges, sizes, advance)
+                score = partial(self._score_part, subject, corpus, documents, edges, sizes, advance)
                 key = [TASK, corpus.store.key, edges, documents.tolist()]
-                kept.append(cells.keep(key, score, partial(advance, edges[-1] * len(documents))))
+                kept.append(keep(key, score, partial(advance, edges[-1] * len(documents))))
         return np.concatenate([np.array(cell["sums"]) for cell in kept]), sum(cell["seconds"] for cell in kept)
 
     def _score_part(
         self,
-        run: OpenedRun,
+        subject: Subject,
         corpus: Corpus,
         documents: np.ndarray,
         edges: list[int],
@@ -116,19 +114,19 @@ class PerplexityPositionTask(TextTask):
         kind = np.searchsorted(edges, np.arange(length), side="right") - 1
         sums = np.zeros((len(documents), buckets, 2, 3))
         pieces = (Piece(row, corpus.span(index, -1, length), length) for row, index in enumerate(documents))
-        for piece, nats in score_windows(run.decoder, pieces, self.batch_tokens, progress):
+        for piece, nats in score_windows(subject.decoder, pieces, self.batch_tokens, progress):
             groups = 2 * kind + (bigram_gaps(piece.tokens) > 0)
             table = sum_groups(groups, 2 * buckets, nats, sizes[piece.targets])
             sums[piece.document] = table.reshape(buckets, 2, 3)
         return {"sums": sums.tolist()}
 
     def _describe(
-        self, run: OpenedRun, corpus: Corpus, length: int, edges: list[int], documents: int, sums: np.ndarray
+        self, subject: Subject, corpus: Corpus, length: int, edges: list[int], documents: int, sums: np.ndarray
     ) -> dict[str, Any]:
         return {
             "window": length,
             "stride": length,
-            **describe_corpus(run, corpus, self.path),
+            **describe_corpus(subject, corpus, self.path),
             "stateful": False,
             "recall": "bigram",
             "positions": edges,

@@ -11,10 +11,11 @@ from pydantic import AfterValidator
 from zoo.data.qa import PRESETS, QASet, load_set
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.samples import RecallError
-from zoo.evaluation.tasks.base import Words
+from zoo.evaluation.tasks.base import Role, TaskSuite, Words
 from zoo.evaluation.tasks.cell_task import CellTask, Questions
 from zoo.registry import TASKS
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.file_names import path_part
+from zoo.runs.subject import Subject
 from zoo.schema.base import Flag, PathText, Positive, Text, option
 from zoo.schema.messages import sentence, suggest
 
@@ -36,23 +37,23 @@ def _known_preset(name: str) -> str:
 class QAEvaluation(CellTask):
     """Questions of a set, each asked once per length and depth; the same questions at every length."""
 
-    path: PathText | None = option(
+    path: Annotated[PathText | None, Role.PLACED] = option(
         "a SQuAD-format .json or .jsonl file, or a local folder with the layout of the preset", default=None
     )
-    preset: Annotated[Text, AfterValidator(_known_preset)] | None = option(
+    preset: Annotated[Annotated[Text, AfterValidator(_known_preset)] | None, Role.NAMED] = option(
         f"a data set: {', '.join(PRESETS)}; null: a file in SQuAD's format", default=None
     )
-    config: Text | None = option("of the data set; null: the preset's", default=None)
-    split: Text | None = option("of the data set; null: the preset's", default=None)
-    revision: Text | None = option("of the Hub's repository", default=None)
+    config: Annotated[Text | None, Role.NAMED] = option("of the data set; null: the preset's", default=None)
+    split: Annotated[Text | None, Role.NAMED] = option("of the data set; null: the preset's", default=None)
     max_records: Positive | None = option(
         "read only the first so many records; null: all, or the first 512 of a set that is streamed", default=None
     )
+    revision: Text | None = option("of the Hub's repository", default=None)
     skip_longer: Flag = option(
         "leave out questions whose text does not fit the shortest length; false: they are an error", default=True
     )
 
-    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
+    def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
         """One set of records.
 
         Raises:
@@ -65,13 +66,17 @@ class QAEvaluation(CellTask):
             self.split,
             self.max_records,
             self.revision,
-            cache_dir=run.config.data.cache_dir,
+            cache_dir=subject.text.cache_dir,
         )
-        return {found.name: self._fitting(found, run, encoder) if self.skip_longer else found}
+        return {found.name: self._fitting(found, subject, encoder) if self.skip_longer else found}
 
-    def _fitting(self, found: QASet, run: OpenedRun, encoder: Encoder) -> QASet:
+    def places(self) -> list[str]:
+        """The file or folder, told by its name and by digits of its path."""
+        return [] if self.path is None else [Path(self.path).stem, path_part(self.path)]
+
+    def _fitting(self, found: QASet, subject: Subject, encoder: Encoder) -> QASet:
         """The records that fit the shortest length that any fits; a length that was asked for must fit some."""
-        lengths = self.all_lengths(run)
+        lengths = self.all_lengths(subject)
         for length in lengths if self.lengths is None else lengths[:1]:
             try:
                 return found.fitting(length, encoder)
@@ -81,11 +86,13 @@ class QAEvaluation(CellTask):
 
 
 @TASKS.register("hub")
-class HubSuite(QAEvaluation):
+class HubSuite(QAEvaluation, TaskSuite):
     """Several presets, each with its own result file; one that cannot be read is left out."""
 
     names: Annotated[Words, AfterValidator(_known_presets)] | None = option("presets; null: all of them", default=None)
-    path: PathText | None = option("a folder with one folder per preset; null: the Hub", default=None)
+    path: Annotated[PathText | None, Role.PLACED] = option(
+        "a folder with one folder per preset; null: the Hub", default=None
+    )
 
     def tasks(self) -> Iterator[tuple[str, QAEvaluation]]:
         """One task per preset."""

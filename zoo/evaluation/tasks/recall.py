@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from zoo.data.recall.build import build_task
 from zoo.data.recall.encoder import Encoder
-from zoo.evaluation.tasks.base import Words
+from zoo.evaluation.tasks.base import Role, Words
 from zoo.evaluation.tasks.cell_task import CellTask, Questions
 from zoo.registry import RECALL_TASKS, TASKS
-from zoo.runs.loaded_run import OpenedRun
+from zoo.runs.subject import Subject
 from zoo.schema.base import option
 
 
 class RecallEvaluation(CellTask):
     """A task that is generated: one of :data:`zoo.registry.RECALL_TASKS`."""
 
-    variants: Words | None = option("variants of the task; null: all", default=None)
-    options: dict[str, Any] = option(
+    variants: Annotated[Words | None, Role.NAMED] = option("variants of the task; null: all", default=None)
+    options: Annotated[dict[str, Any], Role.PLACED] = option(
         "options of the task, on top of each variant's, as in +task.options.keys=8", default={}
     )
 
@@ -27,9 +27,13 @@ class RecallEvaluation(CellTask):
         super().model_post_init(context)
         self._made()
 
-    def questions(self, run: OpenedRun, encoder: Encoder) -> Mapping[str, Questions]:
+    def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
         """One task per variant."""
         return self._made()
+
+    def places(self) -> list[str]:
+        """Options of the task itself."""
+        return [f"{key}{value}" for key, value in self.options.items()]
 
     def _made(self) -> dict[str, Questions]:
         names = self.variants if self.variants is not None else list(RECALL_TASKS.get(self.name).VARIANTS)

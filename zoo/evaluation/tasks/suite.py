@@ -8,14 +8,14 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from zoo.config import ConfigError
-from zoo.evaluation.tasks.base import PATH, Lengths, Task, TaskOptions, build_task
+from zoo.evaluation.tasks.base import PATH, Lengths, Task, TaskOptions, TaskSuite, build_task
 from zoo.evaluation.tasks.cell_task import CellTask
 from zoo.registry import TASKS
 from zoo.schema.base import Flag, Positive, Text, option
 
 
 @TASKS.register("offline")
-class Suite(TaskOptions):
+class Suite(TaskSuite):
     """Tasks that are evaluated one after the other, each with its own result file.
 
     ``lengths`` leave out what does not fit them, with a note.
@@ -32,7 +32,7 @@ class Suite(TaskOptions):
     _tasks: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def __init__(self, path: str = PATH, /, **given: Any) -> None:
-        super().__init__(path, **given)
+        TaskOptions.__init__(self, path, **given)
         for name, options in self.members.items():
             if options is not None:
                 self._tasks[name] = self._member(f"{path}.members.{name}", {"name": name, **options})

@@ -46,22 +46,22 @@ def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
     run = next((run for run in sweep.finished(arm).values() if run.evaluations), None)
     if run is None:
         return ArmFacts()
-    contents = [written.content for written in run.evaluations.values()]
-    model, tokenizer = contents[0]["model"], contents[0]["tokenizer"]
-    layers, length = tuple(model.get("layers", ())), model.get("train_len")
+    results = [written.results for written in run.evaluations.values()]
+    model = results[0].model
+    layers, length = tuple(model.layers), model.train_len
     cache: dict[int, float] = {}
-    for content in contents:
-        state, growing = (content["model"].get(key, {}) for key in ("state_bytes@L", "kv_bytes@L"))
+    for result in results:
+        state, growing = result.model.state_bytes, result.model.kv_bytes
         cache |= {int(n): float(state[n] + growing[n]) for n in state if n in growing}
     return ArmFacts(
         layers,
         _softmax_share(layers, run.config),
-        model.get("params"),
+        model.params,
         length,
-        model.get("train_tokens"),
-        _flops(run.config, tokenizer.get("vocab"), length),
+        model.train_tokens,
+        _flops(run.config, results[0].tokenizer.vocab, length),
         dict(sorted(cache.items())),
-        contents[0]["run"].get("dtype", ""),
+        results[0].run.dtype,
     )
 
 

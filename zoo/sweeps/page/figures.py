@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from zoo.evaluation.display.recall_plots import RANK, RIGHT
 from zoo.plotting import leave_out_the_fall, legend_below, palette, save_figure, shorten, styled, svg_text
 from zoo.sweeps.page.analysis import CACHE, FLOPS, SPEED, Analysis
 from zoo.sweeps.page.canvas import mark, panel
-from zoo.sweeps.page.measures import PERPLEXITY, Measure
+from zoo.sweeps.page.measures import Measure
 from zoo.sweeps.page.scatter import MARKS, cost_label, pareto
 
 CURVES = {"val": "validation", "train": "training"}
@@ -70,10 +72,13 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
         if (figure := _curves(analysis, part, title)) is not None:
             yield f"loss-{part}", f"{title.capitalize()} loss: mean over seeds, and a thin line for each seed.", figure
     headline = [m for m in analysis.measures.headline if m.metric == "bits_per_byte"]
-    recall = [m for m in analysis.measures.headline if m.parts and m.task not in PERPLEXITY]
+    means = [m for m in analysis.measures.headline if m.parts]
+    recall = [m for m in means if m.metric in (RIGHT, RANK)]
+    others = {m.metric: [n for n in means if n.metric == m.metric] for m in means if m not in recall}
     variants = [m for m in analysis.measures.all if m.parts and m.variant]
     shares = ("share-loss", "bits per byte", headline), ("share-recall", "recall", recall)
-    for name, title, measures in (*shares, ("share-variants", "recall by variant", variants)):
+    further = ((f"share-{re.sub(r'[^a-z0-9]+', '-', group.lower())}", group, of) for group, of in others.items())
+    for name, title, measures in (*shares, *further, ("share-variants", "recall by variant", variants)):
         if (figure := _quality(analysis, title, measures)) is not None:
             yield name, f"{title.capitalize()}, with 95 % intervals{_chances(measures)}.", figure
     for measure, quality in ((analysis.measures.loss, "loss"), (analysis.measures.recall, "recall")):

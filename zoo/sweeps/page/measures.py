@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from zoo.evaluation.compare import compare_runs, comparison_notes
-from zoo.evaluation.evaluate import Written
-from zoo.evaluation.results.records import Record
-from zoo.evaluation.tasks.cell_task import NO_CONTEXT, ZERO_LENGTH
+from zoo.evaluation.display.recall_plots import RIGHT
+from zoo.evaluation.results.metrics import metric_named
+from zoo.evaluation.results.models import Record
+from zoo.evaluation.tasks.base import TaskSuite
+from zoo.evaluation.tasks.result_kind import Reported, Written
 from zoo.registry import TASKS
 from zoo.sweeps.page.read import RunData, SweepData
 from zoo.sweeps.page.summary import NOT_TESTED, Difference, Interval, compare
-
-PERPLEXITY = ("perplexity", "perplexity_context", "perplexity_position")
-PARTS = ("recall", "other")  # of the tokens of the task perplexity
-RIGHT, RANK = "answers right", "best among the values"
-NAMES = {
-    "bits_per_byte": "bits per byte",
-    "answer_nll": "nats per answer",
-    "rank_accuracy": RANK,
-    "rank_accuracy_per_token": f"{RANK} per token",
-}
-PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")  # at least 1
-POSITIVE = ("bits_per_byte", "answer_nll")  # all other metrics are shares of answers
 
 
 @dataclass(frozen=True)
@@ -54,9 +43,7 @@ class Measure:
     @property
     def bounds(self) -> Interval:
         """What its values cannot leave."""
-        if self.metric in PERPLEXITIES:
-            return 1.0, math.inf
-        return (0.0, math.inf) if self.metric in POSITIVE else (0.0, 1.0)
+        return self.parts[0].bounds if self.parts else metric_named(self.metric).bounds
 
 
 @dataclass(frozen=True)
@@ -80,21 +67,25 @@ class Measures:
 
 def find_measures(sweep: SweepData) -> Measures:
     """Measures of all finished runs, in the order of their files and records."""
-    found: dict[tuple[str, str, int, str], Measure] = {}
+    found: dict[tuple[str, str, int, str], tuple[Measure, str]] = {}
     for run in sweep.runs:
         for stem, written in run.evaluations.items():
-            for record in written.outcome.records:
-                if _is_shown(record, written):
+            for record in written.records:
+                if _is_pooled(record, written) and (shown := written.kind.reported(record, written)) is not None:
                     key = (stem, record.variant, record.length, record.metric)
-                    found.setdefault(key, _measure(stem, record, written))
-    single = _distinct(found.values())
-    answers = [m for m in single if m.task not in PERPLEXITY and "/" not in m.variant]  # not once more in another way
-    means = _means(answers)
+                    found.setdefault(key, (_measure(stem, record, shown), shown.group))
+    single = _distinct(measure for measure, _ in found.values())
+    groups: dict[str, list[Measure]] = {}
+    for measure, (_, group) in zip(single, found.values()):
+        if group:
+            groups.setdefault(group, []).append(measure)
+    means = [mean for group in reversed(groups) for mean in _means(group, groups[group])]  # the first is read first
     loss = next((m for m in single if m.headline and m.metric == "bits_per_byte"), None)
     right = [m for m in means if m.metric == RIGHT]
-    recall = right[-1] if right else next((m for m in single if m.headline and m.task not in PERPLEXITY), None)
+    recall = right[-1] if right else next((m for m in single if m.headline and m.higher_is_better), None)
     headline = sorted((m for m in single if m.headline), key=lambda m: m.metric != "bits_per_byte")
-    return Measures((*headline, *means, *_groups(answers), *(m for m in single if not m.headline)), loss, recall)
+    details = _details(RIGHT, groups.get(RIGHT, []))
+    return Measures((*headline, *means, *details, *(m for m in single if not m.headline)), loss, recall)
 
 
 def _distinct(measures: Iterable[Measure]) -> list[Measure]:
@@ -104,28 +95,16 @@ def _distinct(measures: Iterable[Measure]) -> list[Measure]:
     return [replace(m, label=f"{m.label} ({m.stem})") if count[m.label] > 1 else m for m in measures]
 
 
-def _is_shown(record: Record, written: Written) -> bool:
-    """Not questions without their context, and of depths only what is pooled over them."""
-    if record.variant.endswith((NO_CONTEXT, ZERO_LENGTH)) or record.metric in ("word_perplexity", "byte_perplexity"):
-        return False
-    others = (r for r in written.outcome.records if r.depth is None)
+def _is_pooled(record: Record, written: Written) -> bool:
+    """Whether a record is over all depths, or the only one of its kind."""
+    others = (r for r in written.records if r.depth is None)
     same = ((r.variant, r.length, r.metric) == (record.variant, record.length, record.metric) for r in others)
     return record.depth is None or not any(same)
 
 
-def _measure(stem: str, record: Record, written: Written) -> Measure:
-    whole = record.task == "perplexity" and record.variant not in PARTS and not record.variant.startswith("recall-")
-    part = record.task == "perplexity" and record.variant in PARTS and record.metric == "bits_per_byte"
-    metric = NAMES.get(record.metric, record.metric.replace("_", " "))
-    if whole:
-        label = f"{metric}, {written.outcome.protocol.get('data', stem)}"
-    elif part:
-        label = f"{metric}, {'tokens that repeat a bigram' if record.variant == 'recall' else 'other tokens'}"
-    else:
-        length = f", {record.length:,} tokens" if record.length else ""
-        label = f"{record.task}, {record.variant}{length}: {metric}"
+def _measure(stem: str, record: Record, shown: Reported) -> Measure:
     return Measure(
-        label,
+        shown.label,
         stem,
         record.task,
         record.variant,
@@ -133,48 +112,35 @@ def _measure(stem: str, record: Record, written: Written) -> Measure:
         record.metric,
         record.higher_is_better,
         record.chance,
-        headline=whole or part,
+        headline=shown.headline,
     )
 
 
-def _means(recall: list[Measure]) -> list[Measure]:
-    """Means over variants and lengths of each task, and over tasks: answers right, and rank where it was taken."""
-    several = {(m.stem, m.variant) for m in recall if m.metric == "accuracy"}
-    files = Counter(task for _, task in {(m.stem, m.task) for m in recall})
-    found: list[Measure] = []
-    for name in (RANK, RIGHT):  # the last one is the mean of all answers
-        parts = [m for m in recall if _name(m, several) == name]
-        stems = list(dict.fromkeys(m.stem for m in parts))
-        groups = [(stem, [m for m in parts if m.stem == stem]) for stem in stems]
-        by_stem = [_mean(ps[0].task if files[ps[0].task] == 1 else stem, stem, name, ps) for stem, ps in groups]
-        found += by_stem
-        if len(by_stem) > 1:
-            found.append(_mean(f"mean of {len(by_stem)} recall tasks", "", name, by_stem))
-    return found
+def _means(name: str, parts: list[Measure]) -> list[Measure]:
+    """Means of a group over variants and lengths of each task, and over tasks."""
+    by_stem = [_mean(title, stem, name, of_file) for stem, title, of_file in _files(parts)]
+    whole = [_mean(f"mean of {len(by_stem)} tasks", "", name, by_stem)] if len(by_stem) > 1 else []
+    return by_stem + whole
 
 
-def _groups(recall: list[Measure]) -> Iterator[Measure]:
-    """Answers right of each file at each of its lengths, and of each of its variants where it has several."""
-    several = {(m.stem, m.variant) for m in recall if m.metric == "accuracy"}
-    right = [m for m in recall if _name(m, several) == RIGHT]
-    files = Counter(task for _, task in {(m.stem, m.task) for m in right})
-    for stem in dict.fromkeys(m.stem for m in right):
-        of_file = [m for m in right if m.stem == stem]
-        title = of_file[0].task if files[of_file[0].task] == 1 else stem
+def _files(parts: list[Measure]) -> Iterator[tuple[str, str, list[Measure]]]:
+    """Each file's stem, what it is called (the task, where that has no other file), and its measures."""
+    files = Counter(task for _, task in {(m.stem, m.task) for m in parts})
+    for stem in dict.fromkeys(m.stem for m in parts):
+        of_file = [m for m in parts if m.stem == stem]
+        yield stem, of_file[0].task if files[of_file[0].task] == 1 else stem, of_file
+
+
+def _details(name: str, parts: list[Measure]) -> Iterator[Measure]:
+    """A group of each file at each of its lengths, and of each of its variants where it has several."""
+    for stem, title, of_file in _files(parts):
         for length in dict.fromkeys(m.length for m in of_file if m.length):
-            mean = _mean(f"{title}, {length:,} tokens", stem, RIGHT, [m for m in of_file if m.length == length])
+            mean = _mean(f"{title}, {length:,} tokens", stem, name, [m for m in of_file if m.length == length])
             yield replace(mean, length=length, headline=False)
         variants = list(dict.fromkeys(m.variant for m in of_file))
         for variant in variants if len(variants) > 1 else []:
-            mean = _mean(f"{title}, {variant}", stem, RIGHT, [m for m in of_file if m.variant == variant])
+            mean = _mean(f"{title}, {variant}", stem, name, [m for m in of_file if m.variant == variant])
             yield replace(mean, variant=variant, headline=False)
-
-
-def _name(measure: Measure, several: set[tuple[str, str]]) -> str | None:
-    if measure.metric == "rank_accuracy":
-        return RANK
-    right = "accuracy" if (measure.stem, measure.variant) in several else "exact_match"
-    return RIGHT if measure.metric == right else None
 
 
 def _mean(title: str, stem: str, name: str, parts: list[Measure]) -> Measure:
@@ -182,7 +148,8 @@ def _mean(title: str, stem: str, name: str, parts: list[Measure]) -> Measure:
     chance = statistics.fmean(chances) if len(chances) == len(parts) else None
     task = parts[0].task if len({m.task for m in parts}) == 1 else ""
     label = f"{title}: {name}{f', chance {chance:.2g}' if chance else ''}"
-    return Measure(label, stem, task, "", 0, name, True, chance, tuple(parts), headline=True)
+    better = parts[0].higher_is_better
+    return Measure(label, stem, task, "", 0, name, better, chance, tuple(parts), headline=True)
 
 
 def value_of(measure: Measure, run: RunData) -> tuple[float, Interval | None] | None:
@@ -203,7 +170,7 @@ def value_of(measure: Measure, run: RunData) -> tuple[float, Interval | None] | 
 
 def _record(measure: Measure, run: RunData) -> Record | None:
     written = run.evaluations.get(measure.stem)
-    found = [r for r in written.outcome.records if _key(r) == _key(measure)] if written else []
+    found = [r for r in written.records if _key(r) == _key(measure)] if written else []
     return min(found, key=lambda r: r.depth is not None, default=None)
 
 
@@ -282,7 +249,7 @@ def _only(run: RunData, stem: str, measures: list[Measure]) -> Written:
     """An evaluation without the records that are not compared."""
     written = run.evaluations[stem]
     wanted = [record for m in measures if (record := _record(m, run)) is not None]
-    return replace(written, outcome=replace(written.outcome, records=wanted))
+    return replace(written, results=written.results.model_copy(update={"results": wanted}))
 
 
 def missing(sweep: SweepData) -> list[str]:
@@ -295,6 +262,10 @@ def missing(sweep: SweepData) -> list[str]:
         if lacks:
             notes.append(f"{run.arm}, seed {run.seed}: no result of {', '.join(lacks)}")
     names = dict.fromkeys(task.split()[0] for task in sweep.tasks if task.strip())  # options may follow
-    asked = [name for name in names if finished and not (name in TASKS and hasattr(TASKS.get(name), "tasks"))]
+    asked = [name for name in names if finished and not _is_suite(name)]
     absent = [task for task in asked if not any(stem == task or stem.startswith(f"{task}-") for stem in stems)]
     return notes + [f"{task}: no finished run has a result of it" for task in absent]
+
+
+def _is_suite(name: str) -> bool:
+    return name in TASKS and issubclass(TASKS.get(name), TaskSuite)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError, load_run_config, require_plugins
-from zoo.evaluation.evaluate import Written
-from zoo.evaluation.results.records import Record, ResultError, read_results, read_samples
-from zoo.evaluation.tasks.base import Outcome
+from zoo.evaluation.results.records import ResultError, read_results, read_samples
+from zoo.evaluation.tasks.result_kind import Written, kind_named
 from zoo.files import read_metrics
 from zoo.runs.run_folder import RESULTS
 from zoo.sweeps.ledger import Entry, read_ledger
@@ -21,7 +20,6 @@ from zoo.sweeps.ledger import Entry, read_ledger
 SCHEMA = "zoo-sweep/1"
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"  # the last is for runs without a line in the ledger
 REQUIRED = ("name", "arms", "seeds", "reference")
-RECORD_KEYS = tuple(f.name for f in fields(Record))
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _with_contents(run: RunData, folder: Path) -> RunData:
         except (ResultError, OSError, TypeError) as error:
             notes.append(f"{file.relative_to(folder)} cannot be read: {_one_line(error, folder)}")
         else:
-            if evaluations[file.stem].outcome.samples == []:
+            if evaluations[file.stem].samples == []:
                 notes.append(f"{file.relative_to(folder)} has no readable samples beside it")
     try:
         config = load_run_config(folder)
@@ -156,14 +154,13 @@ def read_evaluation(file: Path) -> Written:
     Raises:
         ResultError: if the file is damaged.
     """
-    content = read_results(file)
-    records = [Record(**{key: row[key] for key in RECORD_KEYS if key in row}) for row in content["results"]]
+    results = read_results(file)
     try:
         samples = read_samples(file)
     except (OSError, EOFError, ValueError):  # ValueError: of JSON and UTF-8
         samples = []
-    outcome = Outcome(file.stem, file.stem, content["protocol"], records, samples, content["warnings"])
-    return Written(outcome, content, [file])
+    kind = kind_named(results.results[0].task if results.results else "")
+    return Written(file.stem, file.stem, results, samples, [file], kind)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""What the results of a kind of task know of themselves: their units, tables, pictures and lines of a report.
+
+The programs that compare, print, draw and report ask the kind that a task carries, never what the task is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.table import Table
+
+from zoo.evaluation.display.tables import number_table
+from zoo.evaluation.results.metrics import metric_named
+from zoo.evaluation.results.models import Record, Results
+from zoo.registry import TASKS, nothing_imported
+
+History = Callable[[], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One sample of a number, by which two runs are paired.
+
+    Attributes:
+        cluster: what the bootstrap draws as one, as a document.
+        sample: what tells the samples of a cluster apart.
+        value: of the sample.
+        weight: that it is divided by, as bytes; the number is the sum of values over the sum of weights.
+    """
+
+    cluster: str
+    sample: Any
+    value: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """How the report of a sweep shows a number.
+
+    Attributes:
+        label: what its tables call it.
+        headline: whether it belongs on top.
+        group: of numbers whose mean is shown too, as "answers right"; empty for none.
+    """
+
+    label: str
+    headline: bool = False
+    group: str = ""
+
+
+class ResultKind:
+    """A kind of results: the default is a table of all numbers, pairs of samples that name the metric, and no picture.
+
+    Attributes:
+        shared: keys of the protocol that two results must share for their samples to be the same; None for all.
+        of_tokens: whether samples are other ones where the tokenizer is another, as those of a length in tokens are.
+    """
+
+    shared: ClassVar[tuple[str, ...] | None] = None
+    of_tokens: ClassVar[bool] = True
+
+    def asked(self, protocol: dict[str, Any]) -> Any:
+        """The part of a protocol that says which samples were asked."""
+        return protocol if self.shared is None else [protocol.get(key) for key in self.shared]
+
+    def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
+        """The samples that a number is made of, in a fixed order; none where it is not made of samples.
+
+        Args:
+            record: the number.
+            samples: all lines of the samples file.
+        """
+        for line in samples:
+            if _is_part(line, record) and record.metric in line:
+                value = line[record.metric]
+                yield Unit(line["id"], line.get("depth"), float("nan") if value is None else float(value))
+
+    def table(self, written: Written) -> Table:
+        """The numbers in the terminal."""
+        return number_table(written.title, written.records)
+
+    def lines(self, written: Written) -> Iterator[str]:
+        """What is printed below the table."""
+        first = next(iter(written.records), None)
+        if first is not None and first.tok_s and first.wall_s is not None:
+            yield f"{first.wall_s:,.1f} s, {first.tok_s:,.0f} tokens/s"
+
+    def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
+        """Draw one result.
+
+        Args:
+            written: what was found.
+            file: of the picture; :mod:`zoo.plotting` gives it an ending for each format that is asked for. Others stand
+                beside it under longer names.
+            history: gives the metrics of the run's training.
+
+        Returns:
+            The files that there was anything to draw for.
+        """
+        return ()
+
+    def draw_runs(self, runs: Sequence[tuple[str, Written]], file: Path) -> Iterable[Path]:
+        """Draw the results of several runs, each with its label, in one picture, and return its files, if any."""
+        return ()
+
+    def reported(self, record: Record, written: Written) -> Reported | None:
+        """How the report of a sweep shows a number; None where it does not."""
+        metric = metric_named(record.metric)
+        length = f", {record.length:,} tokens" if record.length else ""
+        label = f"{record.task}, {record.variant}{length}: {metric.label or record.metric}"
+        return Reported(label, headline=metric.main) if metric.reported else None
+
+
+def _is_part(line: dict[str, Any], record: Record) -> bool:
+    same = all(line.get(key, getattr(record, key)) == getattr(record, key) for key in ("variant", "length"))
+    return same and record.depth in (None, line.get("depth"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """An evaluation and the files it left.
+
+    Attributes:
+        stem: name of the result file without its suffix.
+        title: of tables and pictures.
+        results: content of the result file.
+        samples: one line per document or sample.
+        files: the result first, then pictures.
+        kind: that of the task.
+    """
+
+    stem: str
+    title: str
+    results: Results
+    samples: list[dict[str, Any]]
+    files: list[Path]
+    kind: ResultKind
+
+    @property
+    def records(self) -> list[Record]:
+        """The numbers."""
+        return self.results.results
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Everything that two comparable results must share."""
+        return self.results.protocol
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences for the reader."""
+        return self.results.warnings
+
+
+def kind_named(task: str) -> ResultKind:
+    """The kind of results of the task called ``task``; the default for one that nothing that is imported has."""
+    with nothing_imported():
+        found = TASKS.get(task) if task in TASKS else None
+    kind = getattr(found, "kind", None)
+    return kind if isinstance(kind, ResultKind) else ResultKind()
