@@ -115,9 +115,9 @@ def test_the_configuration_leaves_the_mode_of_wandb_to_its_variable(small, tmp_p
 
 
 def test_a_logger_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):
-    def fails(**options):
+    def fails(self, **options):
         raise RuntimeError("no key\nlog in first")
 
-    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", fails)
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.__init__", fails)
     with pytest.raises(ConfigError, match=r"logger=wandb cannot be started: no key log in first.*WANDB_MODE=offline"):
         build_loggers(tmp_path, None, {"wandb": {"mode": "online"}}, {})

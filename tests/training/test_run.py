@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from filelock import FileLock
 from transformers import AutoTokenizer
 
@@ -186,7 +187,7 @@ def test_loggers_on_request(small, tmp_path, monkeypatch):
     train(small("logger=tensorboard"), tmp_path / "a")
     assert list((tmp_path / "a" / "tensorboard").glob("events.*"))
     train(small("logger=wandb", "logger.wandb.mode=offline"), tmp_path / "b")
-    assert list((tmp_path / "b" / "wandb").glob("offline-run-*"))
+    assert list((tmp_path / "b" / "wandb").glob("offline-run-*")) and wandb.run is None
     train(small("logger=wandb", "logger.wandb.mode=disabled"), tmp_path / "c")
     assert read_metrics(tmp_path / "c" / "metrics.jsonl")
 
@@ -201,7 +202,11 @@ def test_command_line_errors_are_one_line(small_overrides, tmp_path):
         f"hydra.run.dir={tmp_path / 'r'}",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: model.width=30") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: mixers.lightning: width=30")
+        and done.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "r").exists()
     done = subprocess.run([sys.executable, "train.py", "attention=lightnin"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "did you mean lightning?" in done.stderr

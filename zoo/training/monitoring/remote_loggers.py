@@ -36,7 +36,14 @@ def weights_and_biases(folder: Path, settings: dict[str, Any], mode: str | None 
     chosen = wandb.Settings(mode=wandb_mode(mode))  # type: ignore[arg-type]
     identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]  # folders of sweeps are called 0, 1, ...
     options = {"id": identity, "resume": "allow", "name": folder.name, **options}
-    return WandbLogger(save_dir=folder, config=settings, settings=chosen, **options)
+
+    class Run(WandbLogger):
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            if self._experiment is not None:  # else the next run of this process would log into this one
+                self._experiment.finish(exit_code=0 if status == "success" else 1)
+
+    return Run(save_dir=folder, config=settings, settings=chosen, **options)
 
 
 def wandb_mode(asked: str | None) -> str:
