@@ -6,6 +6,7 @@ import pytest
 
 from tests.plugins.outside import write_package
 from zoo import plugins, registry
+from zoo.config import register_mixers
 from zoo.options import choices
 
 REGISTRIES = [found for found in vars(registry).values() if isinstance(found, registry.Registry)]
@@ -37,6 +38,7 @@ def _forget_nodes():
 
     for group in choices.GROUPS:
         ConfigStore.instance().repo.pop(group, None)
+    register_mixers()  # without those of the package
 
 
 @pytest.fixture
