@@ -50,6 +50,8 @@ def parametrized(always: list[Any], in_ci: Sequence[Any] = ()) -> pytest.MarkDec
 DEFAULTS = [case for case in SHAPES if not case[1]]
 every_mixer = parametrized(SHAPES, OPTIONS)
 with_slow_shapes = parametrized(DEFAULTS, [case for case in CASES if case[1]])
+with_slow_shapes_alone = parametrized(DEFAULTS, [case for case in SHAPES if case[1]])
+options_alone = parametrized([], OPTIONS)
 every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 
 

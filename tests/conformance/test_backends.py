@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from tests.conformance.cases import CASES, draw, every_name, make, with_slow_shapes
+from tests.conformance.cases import CASES, draw, every_name, make, options_alone, with_slow_shapes_alone
 from zoo_kernels import BackendError, use_backend
 
 TOO_WIDE = "wide, and the kernels take up to"
@@ -48,9 +48,19 @@ def decoded(name, options, backend, _, dtype=torch.float32):
         return [first, *(mixer(piece, cache=cache) for piece in x[:, length:].split([1, 3, 1], 1))]
 
 
-@with_slow_shapes
+@with_slow_shapes_alone
 @pytest.mark.parametrize("how", ["plain", "packed", "cached"])
 def test_every_backend_gives_the_same(name, options, how):
+    compare(name, options, how)
+
+
+@options_alone
+def test_every_backend_gives_the_same_with_other_numbers(name, options):
+    compare(name, options, "packed")
+
+
+def compare(name, options, how):
+    """The reference, and Triton where it takes the options, against the PyTorch form: a call, a packed row or a cache."""
     run = decoded if how == "cached" else results
     rows, length = size_of(options)
     documents = (torch.arange(length) // 20).expand(rows, length) if how == "packed" else None
