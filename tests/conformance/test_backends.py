@@ -60,7 +60,7 @@ def test_every_backend_gives_the_same_with_other_numbers(name, options):
 
 
 def compare(name, options, how):
-    """The reference, and Triton where it takes the options, against the PyTorch form: a call, a packed row or a cache."""
+    """The reference, and Triton where it takes the options, against the PyTorch form."""
     run = decoded if how == "cached" else results
     rows, length = size_of(options)
     documents = (torch.arange(length) // 20).expand(rows, length) if how == "packed" else None
