@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.config import CONFIGS, ConfigError, to_dict
 from zoo.options.budget import step_budget
 from zoo.options.choices import choices, register_choices
+from zoo.options.groups.sweep import SweepOptions
 from zoo.paths import MULTIRUN, command
 from zoo.plugins import imported_plugins
 from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, without_replaced
@@ -112,6 +113,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
         raise ConfigError(
             f"{' '.join(given.sweep)} has no axis: it is what sweeps share. Choose another file of configs/sweep."
         )
+    options |= SweepOptions.read(options, "sweep").model_dump(exclude_unset=True)
     given.check(key)
     seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"], given.task)
     common = merge(without_replaced(options["overrides"], given.common), given.common)
@@ -143,8 +145,6 @@ def compose_config(overrides: Sequence[str], program: str = "train") -> DictConf
 
 def _arms(options: dict[str, Any], base: DictConfig, values: Sequence[str] | None) -> list[Arm]:
     key, rule = options["axis"]["key"], options["rule"]
-    if rule is not None and rule not in RULES:
-        raise ConfigError(f"sweep.rule={rule!r}: expected one of {', '.join(RULES)}.")
     if rule is not None:
         arms = RULES[rule](base, key, values)
     else:
@@ -234,8 +234,6 @@ def _seeds(values: Any) -> list[int]:
 def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask]:
     """The evaluations with their options; those that the command line gives come last."""
     known = choices("task")
-    if isinstance(entries, str):
-        raise ConfigError(f"sweep.tasks={entries}: expected a list, as sweep.tasks=[{entries}].")
     made = []
     for entry in entries or []:
         name = entry if isinstance(entry, str) else str(entry.get("name"))

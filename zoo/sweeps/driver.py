@@ -56,15 +56,13 @@ def build_launcher(plan: Plan) -> Launcher:
     """What ``sweep.launcher`` names.
 
     Raises:
-        ConfigError: on another name, or on options that do not fit.
+        ConfigError: on options that do not fit the machine.
     """
     options = plan.options
     if options["launcher"] == "slurm":
         from zoo.sweeps.slurm import SlurmLauncher
 
         return SlurmLauncher(options["jobs"], plan.folder / "slurm", options["name"], options["slurm"])
-    if options["launcher"] != "local":
-        raise ConfigError(f"sweep.launcher={options['launcher']!r}: expected local or slurm.")
     devices = [] if plan.runs[0].config.trainer.accelerator == "cpu" else visible_devices()
     return LocalLauncher(options["jobs"], devices, options["devices_per_arm"])
 
