@@ -9,30 +9,41 @@ from torch import Tensor, nn
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """``x`` in fp32 or better."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def spread(count: int) -> Tensor:
+    """``count`` numbers in fp64, evenly spread over 0 to 1."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The number whose softplus is ``x``, which is above 0."""
+    return x + torch.log(-torch.expm1(-x))
 
 
 class StepDecay(nn.Module):
     """Mamba-2's: step ``d = softplus(W x + b)``, log-decay ``-A d`` (Dao and Gu 2024, arXiv:2405.21060).
 
     A starts between 1 and 16 and the step of a zero input between 0.001 and 0.1, as published, but evenly spread over
-    the heads and not drawn: A in the order of the heads, steps in that of multiples of the golden ratio.
+    the heads and not drawn: A in the order of the heads, steps in that of multiples of the golden ratio. Where others
+    begin A elsewhere, that is ``slowest``.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, slowest: float = 1.0) -> None:
         super().__init__()
         self.projection = nn.Linear(width, heads, bias=False)
-        place = (torch.arange(heads, dtype=torch.float64) + 0.5) / heads
-        self.log_rate = nn.Parameter((1 + 15 * place).log().float())
+        place = spread(heads)
+        self.log_rate = nn.Parameter((slowest + (16 - slowest) * place).log().float())
         order = ((torch.arange(heads) + 0.5) * GOLDEN % 1).argsort().argsort()
-        step = 1e-3 * 100 ** place[order]
-        self.bias = nn.Parameter((step + torch.log(-torch.expm1(-step))).float())
+        self.bias = nn.Parameter(inverse_softplus(1e-3 * 100 ** place[order]).float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``(B, T, C)`` -> log-decay and step, both ``(B, T, H)``."""
-        step = F.softplus(_wide(self.projection(x)) + _wide(self.bias))
-        return -_wide(self.log_rate).exp() * step, step
+        step = F.softplus(wide(self.projection(x)) + wide(self.bias))
+        return -wide(self.log_rate).exp() * step, step
 
 
 class SigmoidDecay(nn.Module):
@@ -47,7 +58,7 @@ class SigmoidDecay(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``(B, T, C)`` -> log-decay ``(B, T, H)``, and None."""
-        return F.logsigmoid(_wide(self.projection(x)) + _wide(self.bias)) / self.temperature, None
+        return F.logsigmoid(wide(self.projection(x)) + wide(self.bias)) / self.temperature, None
 
 
 TOKEN_DECAYS: dict[str, type[nn.Module]] = {"mamba2": StepDecay, "sigmoid": SigmoidDecay}

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.mixers.parts.low_rank import LowRank
+
 
 def _same(x: Tensor) -> Tensor:
     return x
@@ -24,18 +26,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 class OutputGate(nn.Module):
     """``y -> f(W x) * y``: ``linear`` as in TransNormerLLM, ``sigmoid`` as in MiniMax-01, ``silu`` as in RetNet."""
 
-    def __init__(self, width: int, gated: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, width: int, gated: int, activation: Callable[[Tensor], Tensor], rank: int | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.weight = nn.Linear(width, gated, bias=False)
+        self.weight = nn.Linear(width, gated, bias=False) if rank is None else LowRank(width, rank, gated)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Gate ``y (B, T, gated)`` by ``x (B, T, C)``."""
         return y * self.activation(self.weight(x))
 
 
-def build_gate(activation: str, width: int, gated: int) -> OutputGate | None:
-    """The gate of ``gated`` numbers by an input of ``width``, or None for ``none``.
+def build_gate(activation: str, width: int, gated: int, rank: int | None = None) -> OutputGate | None:
+    """The gate of ``gated`` numbers by an input of ``width``, or None for ``none``; ``rank`` is that of its matrix.
 
     Raises:
         ValueError: if ``activation`` is not one of ``none``, ``linear``, ``sigmoid`` and ``silu``.
@@ -43,4 +47,4 @@ def build_gate(activation: str, width: int, gated: int) -> OutputGate | None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"gate={activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
     function = ACTIVATIONS[activation]
-    return None if function is None else OutputGate(width, gated, function)
+    return None if function is None else OutputGate(width, gated, function, rank)

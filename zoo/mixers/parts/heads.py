@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.parts.cache import real_tokens
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
-from zoo.mixers.parts.norms import RMSNorm, build_norm
+from zoo.mixers.parts.norms import EPS, RMSNorm, build_norm
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.positions import Rotary, turn
 
@@ -53,6 +54,13 @@ class HeadMixer(Mixer, HeadSizes):
         gate: output gate, ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: of the output before the gate, ``none``, ``rms`` or ``srms``.
         norm_heads: norm each head by itself and not all of them together.
+        norm_eps: what is added to the mean square in that norm.
+        gate_rank: rank of the gate's matrix; None for a full one.
+        query_heads: heads of queries where they are not ``heads``.
+        value_heads: heads of values and of the output where they are not those of keys and of queries.
+        writes: keys and values that each token has, per head.
+        conv: tokens of a causal convolution of each number of queries, keys and values, followed by SiLU; 0 for none.
+        conv_bias: whether the convolution adds a bias.
 
     Raises:
         ValueError: on values that do not exist or do not fit together.
@@ -74,6 +82,13 @@ class HeadMixer(Mixer, HeadSizes):
         gate: Gate = "none",
         norm: OutputNorm = "none",
         norm_heads: bool = False,
+        norm_eps: float = EPS,
+        gate_rank: int | None = None,
+        query_heads: int | None = None,
+        value_heads: int | None = None,
+        writes: int = 1,
+        conv: int = 0,
+        conv_bias: bool = False,
     ) -> None:
         super().__init__(width, heads, depth, layer)
         self.kv_heads = heads if kv_heads is None else kv_heads
@@ -81,20 +96,26 @@ class HeadMixer(Mixer, HeadSizes):
             raise ValueError(
                 f"heads={heads} is not divisible by kv_heads={self.kv_heads}: groups must be of equal size."
             )
+        self.query_heads = heads if query_heads is None else query_heads
+        self.value_heads = self.kv_heads if value_heads is None else value_heads
+        self.out_heads = heads if value_heads is None else value_heads
         self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
         self.value_dim = self.head_dim if value_dim is None else value_dim
         self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_dim)
-        self.query = nn.Linear(width, heads * self.head_dim, bias=False)
-        self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(width, self.kv_heads * self.value_dim, bias=False)
+        sizes = self.query_heads * self.head_dim, writes * self.kv_heads * self.head_dim
+        sizes = *sizes, writes * self.value_heads * self.value_dim
+        self.query, self.key, self.value = (nn.Linear(width, size, bias=False) for size in sizes)
+        self.conv = ShortConvolution(sizes, conv, bias=conv_bias) if conv else None
         self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.norm_heads = norm_heads
         self.norm = (
-            None if norm == "none" else build_norm(norm, self.value_dim if norm_heads else heads * self.value_dim)
+            None
+            if norm == "none"
+            else build_norm(norm, self.value_dim if norm_heads else self.out_heads * self.value_dim, norm_eps)
         )
-        self.gate = build_gate(gate, width, heads * self.value_dim)
-        self.out = nn.Linear(heads * self.value_dim, width, bias=False)
+        self.gate = build_gate(gate, width, self.out_heads * self.value_dim, gate_rank)
+        self.out = nn.Linear(self.out_heads * self.value_dim, width, bias=False)
 
     def forward(
         self,
@@ -109,7 +130,7 @@ class HeadMixer(Mixer, HeadSizes):
         """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, marks)
         if not x.shape[0] * x.shape[1]:
-            none = x[..., :1].expand(*x.shape[:2], self.heads * self.value_dim)
+            none = x[..., :1].expand(*x.shape[:2], self.out_heads * self.value_dim)
             return self.out(none)  # no tokens: nothing is mixed, and a cache stays as it is
         if lengths is not None:  # a weight of 0 does not hide NaN
             x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
@@ -117,21 +138,27 @@ class HeadMixer(Mixer, HeadSizes):
         self.prepare(carry, x, documents, cache)
         rotary: Rotary = carry["rotary"]
         call = Call(x, rotary.positions, documents, marks, cache, lengths)
-        q, k = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.query, self.key))
-        v = self.value(x).unflatten(-1, (-1, self.value_dim))
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.conv is not None:
+            q, k, v = self.conv((q, k, v), call)
+        q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+        v = v.unflatten(-1, (-1, self.value_dim))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rope_theta is not None:
             table = rotary.table(self.rope_theta, self.rotated)
             q, k = turn(q, table), turn(k, table)
-        y = self.mix(q, k, v, call)
+        return self.finish(self.mix(q, k, v, call), x, v.dtype)
+
+    def finish(self, y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(B, T, C)`` of ``dtype`` from what was mixed, ``(B, T, H, E)``, and the input: norm, gate, projection."""
         if self.norm is not None:
             y = self.norm(y if self.norm_heads else y.flatten(-2))
-        y = y.reshape(*x.shape[:2], self.heads * self.value_dim)
-        if y.dtype == v.dtype or self.norm is not None:
-            return self._project(y.to(v.dtype), x)
+        y = y.reshape(*x.shape[:2], self.out_heads * self.value_dim)
+        if y.dtype == dtype or self.norm is not None:
+            return self._project(y.to(dtype), x)
         size = y.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # of sums that fp16 holds only when projected
-        projected = self._project((y / size).to(v.dtype), x)
+        projected = self._project((y / size).to(dtype), x)
         return (projected * size).to(projected.dtype)
 
     def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
@@ -160,8 +187,10 @@ class HeadMixer(Mixer, HeadSizes):
         return self.mixing_flops(context) * context / self.pair_flops
 
     def kept_numbers(self) -> int:
-        """Queries, keys, values and outputs, each for all heads."""
-        return 2 * self.heads * (self.head_dim + self.value_dim)
+        """Queries, keys, values and outputs, each for all heads; what a convolution makes of them besides."""
+        projected = sum(matrix.out_features for matrix in (self.query, self.key, self.value))
+        shared = 2 * self.heads * (self.head_dim + self.value_dim)
+        return shared if self.conv is None else 2 * projected + self.out.in_features
 
     @abstractmethod
     def step_flops(self, context: int) -> float:
@@ -186,8 +215,9 @@ class HeadMixer(Mixer, HeadSizes):
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """The projections and what the subclass says of its mixing."""
         matrices, vectors = self.own_parameters()
-        matrices += self.width * (self.heads + self.kv_heads) * (self.head_dim + self.value_dim)
-        matrices += self.width * self.heads * self.value_dim if self.gate is not None else 0
+        matrices += sum(matrix.weight.numel() for matrix in (self.query, self.key, self.value, self.out))
+        matrices += sum(p.numel() for p in self.gate.parameters()) if self.gate is not None else 0
+        vectors += sum(p.numel() for p in self.conv.parameters()) if self.conv is not None else 0
         vectors += 2 * self.head_dim if self.query_norm is not None else 0
         vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
         return Cost(
@@ -198,17 +228,20 @@ class HeadMixer(Mixer, HeadSizes):
         )
 
 
-def share_of_width(width: int, heads: int) -> int:
-    """Numbers of each head where none are asked for: width / heads.
+def share_of_width(width: int, heads: int, share: Fraction = Fraction(1)) -> int:
+    """Numbers of each head where none are asked for: width / heads, or a share of that.
 
     Raises:
         ValueError: if that is no whole number.
     """
-    if width % heads:
+    numbers = share * width / heads
+    if numbers.denominator != 1:
+        part = "" if share == 1 else f"{share} of "
         raise ValueError(
-            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."
+            f"width={width} with heads={heads}: each head takes {part}width / heads numbers, which is {float(numbers):g}; "
+            "choose sizes that divide, or set head_dim."
         )
-    return width // heads
+    return int(numbers)
 
 
 def _rotated(rope_theta: float | None, fraction: float, width: int) -> int:

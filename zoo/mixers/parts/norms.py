@@ -19,9 +19,9 @@ class _FusedBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(EPS).rsqrt_()
+        scale = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         y = x * scale
         return y if weight is None else y.mul_(weight)
@@ -35,39 +35,41 @@ class _FusedBackward(torch.autograd.Function):
             grad, x, x.shape[-1:], torch.zeros_like(scale), scale, weight, None, wanted
         )
         mean = grad.mean(-1, keepdim=True) if weight is None else (grad @ (weight / len(weight)))[..., None]
-        return grad_x.add_(mean * scale), grad_weight
+        return grad_x.add_(mean * scale), grad_weight, None
 
 
-def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
-    """``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension, in fp32 or better; dtype as x."""
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float = EPS) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in fp32 or better; dtype as x."""
     wide = torch.promote_types(x.dtype, torch.float32)
     wide_weight = None if weight is None else weight.to(wide)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _FusedBackward.apply(x.to(wide).contiguous(), wide_weight).to(x.dtype)
-    return F.rms_norm(x.to(wide), x.shape[-1:], wide_weight, EPS).to(x.dtype)
+        return _FusedBackward.apply(x.to(wide).contiguous(), wide_weight, eps).to(x.dtype)
+    return F.rms_norm(x.to(wide), x.shape[-1:], wide_weight, eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SRMSNorm(nn.Module):
     """RMSNorm without a weight, the norm of TransNormerLLM (Qin et al. 2023, arXiv:2307.14995)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        return rms_norm(x, None)
+        return rms_norm(x, None, self.eps)
 
 
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}
@@ -80,10 +82,10 @@ def checked_norm(name: str) -> str:
     return name
 
 
-def build_norm(name: str, width: int) -> nn.Module:
+def build_norm(name: str, width: int, eps: float = EPS) -> nn.Module:
     """The norm called ``name``: ``rms`` or ``srms``.
 
     Raises:
         ValueError: on any other name.
     """
-    return NORMS[checked_norm(name)](width)
+    return NORMS[checked_norm(name)](width, eps)
