@@ -13,7 +13,6 @@ is the first layer of this kind that a pass of the model meets, and a layer by i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from zoo.mixers.parts.decays import wide
 from zoo.mixers.parts.delta import Rule, attend_delta
 from zoo.mixers.parts.heads import share_of_width
 from zoo.mixers.parts.low_rank import LowRank
+from zoo.mixers.parts.options import Rank
 from zoo.mixers.registry import register
 from zoo_kernels import short_convolution
 
@@ -57,10 +57,10 @@ class RWKV7(Mixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        decay_rank: int | None = None,
-        rate_rank: int | None = None,
-        value_rank: int | None = None,
-        gate_rank: int | None = None,
+        decay_rank: Rank = None,
+        rate_rank: Rank = None,
+        value_rank: Rank = None,
+        gate_rank: Rank = None,
     ) -> None:
         super().__init__(width, heads, depth, layer)
         self.head_dim = share_of_width(width, heads)
@@ -130,8 +130,9 @@ class RWKV7(Mixer):
         r, k, v, rate, log_decay = (self._heads(part) for part in (r, k, v, rate, log_decay))
         erase, read = (rate * read).to(v.dtype), (read * (-log_decay).exp()).to(v.dtype)
         y = wide(attend_delta(Rule(r, k, v, log_decay, read=read, erase=erase), call))
-        y = self.norm(y.flatten(0, 1).flatten(1).to(self.norm.weight.dtype)).view(*y.shape)
-        y = wide(y) + (wide(r) * wide(k) * wide(self.bonus)).sum(-1, keepdim=True) * wide(v)
+        of_norm = wide(self.norm.weight), wide(self.norm.bias), self.norm.eps
+        y = F.group_norm(y.flatten(2).flatten(0, 1), self.heads, *of_norm).view(*y.shape)
+        y = y + (wide(r) * wide(k) * wide(self.bonus)).sum(-1, keepdim=True) * wide(v)
         out: Tensor = self.out(y.flatten(-2).to(v.dtype) * self.gate(parts["g"]))
         return out
 

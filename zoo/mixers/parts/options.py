@@ -50,3 +50,6 @@ Conv = Annotated[int, Option("tokens of the short convolution of queries, keys a
 BetaMax = Annotated[float, Option("largest part of a key's value that is replaced, 1 or 2", above=0, most=2)]
 Products = Annotated[int, Option("steps of the delta rule that each token takes", least=1)]
 NormEps = Annotated[float, Option("added to the mean square in the norm of the output", above=0)]
+DecayRank = Annotated[int, Option("rank of the projection to the decay", least=1)]
+Rank = Annotated[int | None, Option("rank of a projection; None for the published one", least=1)]
+Levels = Annotated[int, Option("levels with a weight of their own, the last also for all above", least=1)]
