@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 import zoo
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, StateCache
 
 WIDTH, HEADS, DEPTH = 32, 4, 3
 
@@ -94,9 +94,6 @@ def tensors(thing: Any) -> list[Tensor]:
     return tensors(vars(thing)) if hasattr(thing, "__dict__") else []
 
 
-def states(thing: Any) -> list[StateCache]:
+def states(cache: Cache) -> list[StateCache]:
     """Every state that a cache is made of."""
-    if isinstance(thing, StateCache):
-        return [thing]
-    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
-    return [state for part in parts for state in states(part)]
+    return [leaf for leaf in cache.leaves() if isinstance(leaf, StateCache)]

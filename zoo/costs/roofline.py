@@ -23,7 +23,7 @@ import torch
 
 from zoo.costs.hardware import DTYPES, Hardware
 from zoo.mixers import Mixer
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import StateCache
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
 
@@ -187,14 +187,8 @@ def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
 
 def state_bytes(mixer: Mixer) -> int:
     """Bytes of one sequence's recurrent states, which every token rewrites."""
-    return _states(mixer.new_cache(1, 0, "meta", torch.bfloat16))
-
-
-def _states(thing: Any) -> int:
-    if isinstance(thing, StateCache):
-        return thing.nbytes()
-    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
-    return sum(_states(part) for part in parts)
+    leaves = mixer.new_cache(1, 0, "meta", torch.bfloat16).leaves()
+    return sum(leaf.nbytes() for leaf in leaves if isinstance(leaf, StateCache))
 
 
 def _read(decoder: Decoder) -> int:

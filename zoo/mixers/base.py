@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.mixers.caches.base import Cache
 from zoo_kernels.softmax.mask import document_positions
 
 
@@ -98,7 +99,7 @@ class Mixer(nn.Module, ABC):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
+    ) -> Cache:
         """An empty cache for ``batch_size`` rows; ``capacity`` tokens are allocated at once where that matters."""
 
     @abstractmethod
@@ -203,16 +204,7 @@ class Mixer(nn.Module, ABC):
                 f"the cache is {getattr(cache, 'kind', type(cache).__name__)}, expected {self.cache_kind}: give each "
                 "layer the cache that its own new_cache() made."
             )
-        rows = cache.lengths.shape[0]
-        if rows != x.shape[0]:
-            raise ValueError(f"x has {x.shape[0]} rows and the cache {rows}: make one with new_cache({x.shape[0]}).")
-        if cache.lengths.device != x.device:
-            raise ValueError(f"x is on {x.device} and the cache on {cache.lengths.device}: move one of them.")
-        if torch.promote_types(x.dtype, cache.dtype) not in (x.dtype, cache.dtype):
-            raise ValueError(
-                f"x is of {x.dtype} and the cache of {cache.dtype}, of which neither holds the numbers of the other: "
-                f"make a cache with new_cache(..., dtype={x.dtype})."
-            )
+        cache.check_piece(x)
 
     @cached_property
     def cache_kind(self) -> tuple[Any, ...]:

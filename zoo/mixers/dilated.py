@@ -15,11 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache, RingCache, View
+from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
 RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
@@ -88,18 +88,16 @@ class DilatedAttention(HeadMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """The heads of each rate together."""
-        if call.cache is None:
-            return self._whole(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self._whole, self._step)
+        return attend(q, k, v, call, self._whole, self._step)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         return by_rate(self.dilations, lambda d, *heads: d.attend(*heads, documents), q, k, v)
 
-    def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def _step(self, q: Tensor, view: View) -> Tensor:
         def step(d: Dilation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return d.step(q[:, 0], k, v, lengths)[:, None]
+            return d.step(q[:, 0], k, v, view.lengths)[:, None]
 
-        return by_rate(self.dilations, step, q[:, None], k_cache, v_cache)[:, 0]
+        return by_rate(self.dilations, step, q[:, None], view.keys, view.values)[:, 0]
 
     def new_cache(
         self,

@@ -12,12 +12,11 @@ linear attention with the maps softmax and exp. Keys are capped: e^k is e^{30 ta
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, CacheList, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
 from zoo.mixers.parts.heads import Call
@@ -26,32 +25,6 @@ from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
 FORMS = ("prefix", "scalar")
-
-
-class PrefixCache:
-    """The two sums of the prefix form: ``values`` of weighted values, ``weights`` of weights per feature."""
-
-    def __init__(self, values: StateCache, weights: StateCache) -> None:
-        self.values, self.weights = values, weights
-
-    @property
-    def lengths(self) -> Tensor:
-        """``(B,)`` tokens seen."""
-        return self.values.lengths
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Of both."""
-        return type(self).__name__, self.values.kind, self.weights.kind
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of both."""
-        return self.values.dtype
-
-    def nbytes(self) -> int:
-        """Bytes of both."""
-        return self.values.nbytes() + self.weights.nbytes()
 
 
 @register("efficient")
@@ -100,7 +73,7 @@ class EfficientAttention(StateMixer):
         if not self.normalize:
             query = query / self._sums(k, call)
         if call.cache is not None and not self.normalize:
-            call = replace(call, cache=call.cache.values)
+            call = replace(call, cache=call.cache.parts[0])
         y = attend_linear(
             query.to(k.dtype), k, v.to(k.dtype), None, call, normalize=self.normalize, eps=UNREACHED,
             algorithm=self.algorithm,
@@ -110,7 +83,7 @@ class EfficientAttention(StateMixer):
     def _sums(self, k: Tensor, call: Call) -> Tensor:
         """``(B, T, H, D)``: sum of each feature of the keys so far, from a kernel that knows documents and padding."""
         if call.cache is not None:
-            call = replace(call, cache=call.cache.weights)
+            call = replace(call, cache=call.cache.parts[1])
         ones = torch.ones_like(k[..., :1])
         sums = attend_linear(ones, ones, k, None, call, algorithm=self.algorithm)
         return sums.clamp(min=UNREACHED)  # 0 where a row has had padding only
@@ -121,12 +94,12 @@ class EfficientAttention(StateMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
-        """A StateCache, or for ``prefix`` a PrefixCache, in fp32 unless ``dtype`` is wider."""
+    ) -> Cache:
+        """The sums of weighted values, and for ``prefix`` those of weights per feature, in fp32 or wider."""
         values = super().new_cache(batch_size, capacity, device, dtype)
         if self.normalize:
             return values
-        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype))
+        return CacheList([values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype)])
 
     def mixing_flops(self, context: int) -> float:
         """Of both calls."""

@@ -153,7 +153,8 @@ class LearnedSparseAttention(BlockSparseMixer):
             return super().mix(q, k, v, call)
         if call.cache is None:
             return self._trained(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self._trained)
+        view = call.cache.append(k, v, call.lengths)
+        return self._trained(q, view.keys, view.values, documents=view.documents)
 
     def _trained(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         bias = self._bias(-(-k.shape[1] // self.block))

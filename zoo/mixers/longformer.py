@@ -17,14 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.mixers.caches import GlobalCache, GlobalView, RingCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
-from zoo.mixers.parts.global_cache import GlobalCache
-from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
+from zoo.mixers.parts.global_attention import attend_far, replace_rows
+from zoo.mixers.parts.global_tokens import GlobalTokens, flagged, gather_tokens
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.documents import document_positions
@@ -104,16 +105,15 @@ class LongformerAttention(HeadMixer):
         """Window, global tokens that it does not read, and rows of global tokens."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
-            whole = partial(softmax_attention, window=self.window, sink_tokens=first)
-            if cache is None:
-                return whole(q, k, v, documents=call.documents)
-            step = partial(softmax_attention_step, window=self.window, sink_tokens=first, ring=cache.wrapped)
-            return cache.attend(q, k, v, call.lengths, whole, step)
+            return attend_softmax(q, k, v, call, window=self.window, sink_tokens=first)
         flags = self.tokens.flags(call.positions, call.marks)
         marked = self.tokens.separators and call.marks is not None
         if cache is None:
             return self._whole(q, k, v, flags, call.documents, fixed=not marked)
-        return cache.attend(q, k, v, flags, call.lengths, marked, self._whole, partial(self._step, cache))
+        view = cache.append(k, v, call.lengths, flags=flags, marked=marked)
+        if view.in_slots:
+            return self._step(cache, q[:, 0], view)[:, None]
+        return self._whole(q, view.keys, view.values, view.flags, view.documents)
 
     def _whole(
         self, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, documents: Tensor | None, fixed: bool = False
@@ -142,11 +142,11 @@ class LongformerAttention(HeadMixer):
         most = self.tokens.most(flags, start, stop, documents, fixed)
         return merge([part, attend_far(q, k, v, flags, near, documents, most)])[0] if most else part[0]
 
-    def _step(self, cache: GlobalCache, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _step(self, cache: GlobalCache, q: Tensor, view: GlobalView) -> Tensor:
         if not self.full and not self.dilated:  # the cache holds what is read
-            return softmax_attention_step(q, keys, values, cache.valid())
-        distance, flags = cache.distances(), cache.flags[:, : keys.shape[1]]
-        held = torch.arange(keys.shape[1], device=q.device) < cache.valid()[:, None]
+            return softmax_attention_step(q, view.keys, view.values, view.lengths)
+        distance, flags = cache.distances(), view.flags
+        held = torch.arange(flags.shape[1], device=q.device) < view.lengths[:, None]
         always = flags
         if self.full:  # the latest token may be global itself
             always = flags | (flags & (distance == 0)).any(1, keepdim=True)
@@ -154,11 +154,11 @@ class LongformerAttention(HeadMixer):
         def step(near: Dilation, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             tap = (distance >= 0) & (distance < self.window * near.rate) & (distance % near.rate == 0)
             read = (always | tap) & held
-            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in set(cache.rows))
+            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in set(cache.counts))
             keys, values = (gather_tokens(x, flagged(read, most)) for x in (keys, values))
             return softmax_attention_step(q[:, 0], keys, values, read.sum(1))[:, None]
 
-        return by_rate(self.near, step, q[:, None], keys, values)[:, 0]
+        return by_rate(self.near, step, q[:, None], view.keys, view.values)[:, 0]
 
     def new_cache(
         self,

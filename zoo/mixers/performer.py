@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, MaximumCache
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import HeadDim, QkNorm, RopeTheta, ValueDim
-from zoo.mixers.parts.random_features import MaximumCache, RandomProjection, running_maximum
+from zoo.mixers.parts.random_features import RandomProjection, running_maximum
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -110,7 +110,7 @@ class Performer(StateMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> StateCache:
+    ) -> Cache:
         """The state, and for ``exp`` the running maximum, in fp32 unless ``dtype`` is wider."""
         if not self.stabilized:
             return super().new_cache(batch_size, capacity, device, dtype)

@@ -8,16 +8,14 @@ Grouped-query: Ainslie et al. 2023 (arXiv:2305.13245). Learned sinks: gpt-oss (O
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("softmax")
@@ -61,11 +59,7 @@ class SoftmaxAttention(HeadMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(softmax_attention, sink_logits=self.sink_logits)
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(softmax_attention_step, sink_logits=self.sink_logits)
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
+        return attend_softmax(q, k, v, call, sink_logits=self.sink_logits)
 
     def new_cache(
         self,

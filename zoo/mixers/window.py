@@ -10,18 +10,16 @@ place: gpt-oss (OpenAI 2025, arXiv:2508.10925).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from zoo.mixers.caches import RingCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("window")
@@ -67,16 +65,9 @@ class WindowAttention(SoftmaxAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(
-            softmax_attention, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
+        return attend_softmax(
+            q, k, v, call, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
         )
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(
-            softmax_attention_step, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits,
-            ring=call.cache.wrapped,
-        )  # fmt: skip
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
 
     def new_cache(
         self,

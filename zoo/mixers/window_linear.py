@@ -20,18 +20,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import CacheList, RingCache, StateCache, View
+from zoo.mixers.parts.attending import attend
+from zoo.mixers.parts.blends import Blend, BlendMixer, LinearPart, Part, WindowPart, of_parts
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.softmax import ring_slots
 
 
 @register("window_linear")
@@ -120,17 +119,13 @@ class SharedPart(Part):
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Softmax attention over the window, and the logarithm of its sum."""
-        whole = partial(_with_sums, window=self.window)
-        if call.cache is None:
-            both = whole(q, k, v, documents=call.documents)
-        else:
-            both = call.cache.attend(q, k, v, call.lengths, whole, partial(self._step_with_sums, call.cache))
+        both = attend(q, k, v, call, partial(_with_sums, window=self.window), self._step_with_sums)
         return both[..., :-1].to(q.dtype), both[..., -1]
 
-    def _step_with_sums(self, ring: RingCache, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def _step_with_sums(self, q: Tensor, view: View) -> Tensor:
         """The same of one query per row over the ring, ``(B, H, E + 1)``."""
         output, lse = softmax_attention_step(
-            q, k_cache, v_cache, lengths, window=self.window, ring=ring.wrapped, return_lse=True
+            q, view.keys, view.values, view.lengths, window=self.window, ring=view.ring, return_lse=True
         )
         return torch.cat([output.to(lse.dtype), lse[..., None]], -1)
 
@@ -145,10 +140,10 @@ class SharedPart(Part):
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> BlendCache:
+    ) -> CacheList:
         """The keys and values of the window, and the state, whose last column is its normalizer."""
         ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
-        return BlendCache(
+        return CacheList(
             [ring, StateCache((batch_size, self.heads, self.map.width, self.value_dim + 1), device, dtype)]
         )
 
@@ -181,10 +176,7 @@ def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[
     if ring is None or ring.keys.shape[1] == 0:
         held = [x.new_zeros(len(x), count, *x.shape[2:]) for x in (k, v)]
     else:
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        places = ring.lengths[:, None] + torch.arange(count, device=k.device)  # these tokens take the slots of those
-        slots = ring_slots(places, window).clamp(max=ring.keys.shape[1] - 1)
-        held = [x[rows, slots].to(k.dtype) for x in (ring.keys, ring.values)]
+        held = [ring.unpacked(old, new) for old, new in zip(ring.oldest(count), (k, v))]
     keys, values = (torch.cat([old, x[:, : x.shape[1] - count]], 1) for old, x in zip(held, (k, v)))
     return keys, values
 

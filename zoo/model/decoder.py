@@ -14,7 +14,7 @@ from zoo import mixers
 from zoo.generation.generate import Sampling, generate, stream
 from zoo.generation.prompts import PREFILL_TOKENS
 from zoo.mixers.base import Cost, check_array
-from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.caches import Cache, CacheList, real_tokens
 from zoo.mixers.parts.norms import build_norm
 from zoo.model.block import Block
 
@@ -66,15 +66,13 @@ class DecoderConfig:
         return asdict(self)
 
 
-@dataclass
-class DecoderCache:
+class DecoderCache(CacheList):
     """One cache per layer."""
 
-    layers: list[Any]
-
-    def nbytes(self) -> int:
-        """Bytes that decoding keeps."""
-        return sum(layer.nbytes() for layer in self.layers)
+    @property
+    def layers(self) -> list[Cache]:
+        """Those of the layers, from first to last."""
+        return self.parts
 
 
 class Decoder(nn.Module):

@@ -11,21 +11,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import KeyValueCache, StateCache
+from zoo.mixers.caches import Cache, CacheList, KeyValueCache, RingCache, StateCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
-from zoo.mixers.parts.ring_cache import RingCache
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 class Part(nn.Module, HeadSizes, ABC):
@@ -42,7 +40,7 @@ class Part(nn.Module, HeadSizes, ABC):
     @abstractmethod
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> Any:
+    ) -> Cache:
         """An empty cache."""
 
     @abstractmethod
@@ -73,11 +71,7 @@ class WindowPart(Part):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """See :class:`Part`."""
-        whole = partial(softmax_attention, window=self.window)
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(softmax_attention_step, window=self.window, ring=call.cache.wrapped)
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
+        return attend_softmax(q, k, v, call, window=self.window)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -107,10 +101,7 @@ class PatternPart(Part):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """See :class:`Part`."""
-        if call.cache is None:
-            return self.pattern.whole(q, k, v, documents=call.documents)
-        step = partial(self.pattern.step, held=call.cache.held)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
+        return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -163,32 +154,6 @@ class LinearPart(Part):
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state, whatever the context."""
         return state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
-
-
-class BlendCache:
-    """The caches of the parts, which see the same tokens."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens seen, ``(B,)``."""
-        return self.parts[-1].lengths
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Of the parts."""
-        return tuple(part.kind for part in self.parts)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the first part, which is the local one where there is one."""
-        return self.parts[0].dtype
-
-    def nbytes(self) -> int:
-        """Bytes of all."""
-        return sum(part.nbytes() for part in self.parts)
 
 
 Blend = Callable[["BlendMixer", Tensor, Tensor, Tensor, Call], Tensor]
@@ -283,9 +248,9 @@ class BlendMixer(HeadMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> BlendCache:
+    ) -> CacheList:
         """The caches of the parts."""
-        return BlendCache([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
+        return CacheList([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
 
     def mixing_flops(self, context: int) -> float:
         """The sum of the parts."""

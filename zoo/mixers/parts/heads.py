@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
-from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.caches import real_tokens
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import RMSNorm, build_norm

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache, View
+from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
 from zoo_kernels.layout.block_layout import BLOCKS
@@ -127,6 +127,15 @@ class BlockPattern:
             q, k, v, layout=layout, documents=documents, block_bias=block_bias, return_lse=return_lse
         )
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Attention of a call, see :func:`zoo.mixers.parts.attending.attend`."""
+        held = None if call.cache is None else call.cache.held  # before the piece is
+
+        def step(q: Tensor, view: View) -> Tensor:
+            return self.step(q, view.keys, view.values, view.lengths, held)
+
+        return attend(q, k, v, call, self.whole, step)
+
     def step(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, held: Sequence[int] | None = None
     ) -> Tensor:
@@ -185,10 +194,7 @@ class BlockSparseMixer(HeadMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        if call.cache is None:
-            return self.pattern.whole(q, k, v, documents=call.documents)
-        step = partial(self.pattern.step, held=call.cache.held)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
+        return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self,

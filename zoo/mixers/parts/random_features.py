@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
 from zoo_kernels.backend import without_autocast
 
@@ -87,24 +86,6 @@ class RandomProjection(nn.Module):
         """Shown by ``print(model)``."""
         heads, features, width = self.bits.shape
         return f"heads={heads}, features={features}, width={width}, seed={self.seed}, redraw={self.redraw}"
-
-
-class MaximumCache(StateCache):
-    """A normalized state in units of ``exp(maximum)``.
-
-    Attributes:
-        maximum: ``(B, H)`` largest exponent of the keys seen, -inf before the first.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
-        super().__init__(shape, device, dtype, normalize=True)
-        self.maximum = torch.full_like(self.state[:, :, 0, 0], -torch.inf)
-
-    def nbytes(self) -> int:
-        """Bytes of the state, its normalizer and the maximum."""
-        return super().nbytes() + self.maximum.nbytes
 
 
 @torch.no_grad()
