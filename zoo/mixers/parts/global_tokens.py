@@ -1,4 +1,4 @@
-"""Tokens that all later tokens of a document read, and attention to them beside a window.
+"""Global tokens, which all later tokens of a document read, and attention to them beside a window.
 
 Which tokens are global follows from positions and marks of the tokens themselves, so it never depends on what comes
 later. Global keys are moved to the front of an array of their own, in their order: the keys that a query reads there
@@ -24,15 +24,15 @@ WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class GlobalTokens:
-    """Which tokens are global; those of the first two kinds are called fixed.
+    """Rule of which tokens are global; those by position, the first two kinds, are called fixed.
 
     Attributes:
-        first: so many tokens at the start of a document.
-        every: the tokens at the positions every - 1, 2 every - 1, ...; None for none.
-        separators: the tokens that are marked.
+        first: number of global tokens at the start of a document.
+        every: tokens at the positions every - 1, 2 every - 1, ... are global; None for none.
+        separators: marked tokens are global.
 
     Raises:
-        ValueError: on numbers that cannot be.
+        ValueError: on numbers out of range.
     """
 
     first: int
@@ -46,22 +46,22 @@ class GlobalTokens:
             raise ValueError(f"global_every={self.every}: expected a distance of at least 1 token, or null for none.")
 
     def flags(self, positions: Tensor, marks: Tensor | None) -> Tensor:
-        """``(1 or B, T)`` bool: True for global tokens, from positions in their documents and marks of that shape."""
+        """Returns ``(1 or B, T)`` bool, True for global tokens, from positions in documents and marks of that shape."""
         flags = positions < self.first
         if self.every is not None:
             flags = flags | ((positions + 1) % self.every == 0)
         return flags | marks if self.separators and marks is not None else flags
 
     def fixed(self, position: int) -> bool:
-        """Whether the position alone makes a token global."""
+        """Returns whether the position alone makes a token global."""
         return position < self.first or (self.every is not None and (position + 1) % self.every == 0)
 
     def count(self, start: int, stop: int) -> int:
-        """Fixed ones at ``start <= position < stop``."""
+        """Number of fixed global tokens at positions ``start <= position < stop``."""
         return self._below(max(stop, start, 0)) - self._below(max(start, 0))
 
     def count_spaced(self, start: int, step: int, number: int) -> int:
-        """Fixed ones among so many positions, ``start >= 0``, ``start + step``, and so on."""
+        """Number of fixed global tokens among the ``number`` positions ``start``, ``start + step``, and so on."""
         among = min(max(-(-(self.first - start) // step), 0), number)
         if self.every is None:
             return among
@@ -78,12 +78,15 @@ class GlobalTokens:
         return first if self.every is None else first + stop // self.every - first // self.every
 
     def most(self, flags: Tensor, start: int, stop: int, documents: Tensor | None, fixed: bool) -> int:
-        """Bound of the global tokens of a row among ``flags (1 or B, T)``, at least as far as they are counted.
+        """Upper bound of the number of global tokens of a row.
 
-        It waits for the device where positions alone do not bound them, but not in a compiled graph: then it is T.
+        It waits for the device where positions alone give no bound, but not in a compiled graph: then it is T.
 
         Args:
-            start, stop: positions in a document without which, if ``documents`` is None, no token is flagged.
+            flags: ``(1 or B, T)`` bool, True for global tokens.
+            start: first position in a document that may be flagged, if ``documents`` is None.
+            stop: position behind the last that may be flagged.
+            documents: ``(B, T)`` ids of packed documents, or None.
             fixed: flags are those of a sequence from its start on, without marks.
         """
         if fixed and documents is None:
@@ -94,23 +97,28 @@ class GlobalTokens:
 
 
 def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens of ``x (B, T, H, D)`` at ``places (1 or B, M)`` -> ``(B, M, H, D)``."""
+    """Gathers tokens of ``x (B, T, H, D)`` at ``places (1 or B, M)`` to ``(B, M, H, D)``."""
     return torch.take_along_dim(x, places[..., None, None], 1)
 
 
 def flagged(flags: Tensor, most: int) -> Tensor:
-    """Places of the flagged tokens of ``(B, T)`` in their order, ``(B, most)``; places of others behind them."""
+    """Places of the flagged tokens of ``(B, T)`` in their order, ``(B, most)``, followed by places of other tokens."""
     return flags.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def attend_far(
     q: Tensor, k: Tensor, v: Tensor, flags: Tensor, near: Dilation, documents: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Attention to the flagged keys that are no taps of the dilated window ``near``.
+    """Attention to the flagged keys outside of the dilated window ``near``.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
-        flags: ``(1 or B, Tk)`` bool. most: bound of the flagged keys of a row.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        flags: ``(1 or B, Tk)`` bool, True for global keys.
+        near: the dilated window, whose keys are left out.
+        documents: ``(B, Tk)`` ids of packed documents, or None.
+        most: upper bound of the flagged keys of a row.
 
     Returns:
         Output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``, -inf where there is no such key.
@@ -131,11 +139,16 @@ def attend_far(
 def replace_rows(
     output: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, documents: Tensor | None, most: int
 ) -> Tensor:
-    """``output (B, Tq, H, E)``, but attention to all earlier keys of the document for the queries in ``rows``.
+    """Replaces the output of the queries in ``rows`` by attention to all earlier keys of their document.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
-        rows: ``(1 or B, Tq)`` bool. most: bound of the flagged queries of a row.
+        output: ``(B, Tq, H, E)``.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        rows: ``(1 or B, Tq)`` bool.
+        documents: ``(B, Tk)`` ids of packed documents, or None.
+        most: upper bound of the flagged queries of a row.
     """
     length, offset = k.shape[1], k.shape[1] - q.shape[1]
     places = flagged(rows.flip(1), most)  # the latest first: no query comes to lie before its own position
@@ -152,13 +165,15 @@ def replace_rows(
 def range_layout(
     low: Tensor, high: Tensor, keys: int, offset: int, taps: tuple[Tensor, Dilation] | None = None
 ) -> BlockLayout:
-    """Layout in which each query reads a range of keys, ``low <= j < high``; built without a wait for the device.
+    """Layout in which each query reads a range of keys, ``low <= j < high``, built without a host sync.
 
     Args:
-        low, high: ``(1 or B, Tq)`` for the queries at ``offset``, ``offset + 1``, ... among the keys.
-        keys: so many keys in front may be read at all.
-        taps: places ``(1 or B, keys)`` of the keys in time, where query i is at ``offset + i``; those that the dilation
-            reads are left out.
+        low: ``(1 or B, Tq)``, for the queries at ``offset``, ``offset + 1``, ... among the keys.
+        high: ``(1 or B, Tq)``.
+        keys: number of keys in front that may be read at all.
+        offset: position of the first query among the keys.
+        taps: places ``(1 or B, keys)`` of the keys in time, where query i is at ``offset + i``, and a dilation whose
+            keys are left out.
     """
     first, asked = offset // BLOCK, low.shape[1]
     rows, columns, device = -(-(offset + asked) // BLOCK), -(-keys // BLOCK), low.device
