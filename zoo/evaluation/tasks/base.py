@@ -155,7 +155,7 @@ class Task(TaskOptions):
         return [plain(value) for value in self.of_role(Role.NAMED).values() if value is not None]
 
     def changed(self) -> list[str]:
-        """Returns ``NAMEvalue`` of the options that differ from their default, that of the YAML file if there is one."""
+        """Returns ``NAMEvalue`` of the options that differ from the default, that of the YAML file if there is one."""
         options = self.of_role(Role.CHANGED)
         defaults = {name: type(self).model_fields[name].default for name in options}
         return changed_options(options, defaults | task_defaults(str(getattr(self, "name", ""))))
