@@ -42,7 +42,7 @@ class Options(Arguments):
 
 
 class Speed(BaseModel):
-    """Speed of one arm of scripts/bench_models.py at one context."""
+    """Speed of one model of scripts/bench_models.py at one context."""
 
     attention: str
     context: Positive
@@ -50,13 +50,13 @@ class Speed(BaseModel):
 
 
 class Speeds(BaseModel):
-    """What scripts/bench_models.py wrote."""
+    """Content of a file of scripts/bench_models.py."""
 
     rows: list[Speed]
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Facts of one evaluated run."""
+    """Collects the facts of one evaluated run."""
     config = load_run_config(folder)
     result, record = read_held_out(folder)
     decoder = zoo.load(folder)
@@ -79,7 +79,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def read_speed(file: str | None) -> list[Speed]:
-    """Rows of the file of scripts/bench_models.py; none if there is no file.
+    """Reads a file of scripts/bench_models.py; no rows if there is no file.
 
     Raises:
         ValueError: if the file is another one.
@@ -91,7 +91,7 @@ def read_speed(file: str | None) -> list[Speed]:
 
 
 def tables(runs: list[dict[str, Any]], speed: list[Speed]) -> list[Table]:
-    """A table for each data set, the best run first."""
+    """Returns a table for each data set, the best run first."""
     rates = {(row.attention, row.context): row.tokens_per_second for row in speed}
     contexts = sorted({row.context for row in speed})
     heads = ["attention", "parameters", "held-out bits per byte (95 %)", "cache at 4k", "at 64k, bf16"]
@@ -113,13 +113,13 @@ def tables(runs: list[dict[str, Any]], speed: list[Speed]) -> list[Table]:
 
 
 def interval(ci95: list[float] | None) -> str:
-    """The interval, which needs more than one document."""
+    """Formats the interval, which needs more than one document."""
     return "one document" if ci95 is None else f"{ci95[0]:.3f} to {ci95[1]:.3f}"
 
 
 @styled
 def picture(file: Path, runs: list[dict[str, Any]], speed: list[Speed]) -> list[Path]:
-    """Left: validation curves by data set; right: training speed against context; the files that were written."""
+    """Plots validation curves by data set and training speed against context, and returns the files."""
     sets = list(dict.fromkeys(run["data"] for run in runs))
     color = palette(list(dict.fromkeys(run["attention"] for run in runs)))
     count = len(sets) + bool(speed)
@@ -148,7 +148,7 @@ def _draw_speed(axes: Axes, speed: list[Speed], color: dict[str, str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Read the runs, print and write the tables, draw the picture."""
+    """Reads the runs, prints and writes the tables, and draws the plot."""
     chosen, folders = read_arguments(Options, arguments, __doc__, rest="RUN_DIR")
     if not folders:
         raise ValueError("no run: expected the folders that train.py wrote.")

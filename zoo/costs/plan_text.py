@@ -1,4 +1,4 @@
-"""A plan as text and as plain values for JSON."""
+"""Plans as text and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ decode    One token for each of {batch} rows. Moved: weights, what the token rea
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, numbers of type ``dtype``."""
+    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
 
     context: int
     batch: int
@@ -37,14 +37,14 @@ class Request:
 
 
 def phases(decoder: Decoder, request: Request) -> list[Phase]:
-    """Training (if the type can be trained in), prefill, decoding."""
+    """Returns training (if the dtype can be trained in), prefill and decoding."""
     context, batch, dtype = request.context, request.batch, request.dtype
     first = [training(decoder, context, batch, dtype, request.optimizer, request.recompute)] if dtype in TRAINED else []
     return [*first, prefill(decoder, context, batch, dtype), decoding(decoder, context, batch, dtype)]
 
 
 def describe(name: str, decoder: Decoder, request: Request, hardware: Hardware) -> str:
-    """The whole plan, for a terminal."""
+    """Returns the whole plan as text, for a terminal."""
     kind = DTYPES[request.dtype]
     cost = decoder.cost(request.context, kind)
     peak = unit(hardware.peak[request.dtype], "FLOP/s")
@@ -68,7 +68,7 @@ def describe(name: str, decoder: Decoder, request: Request, hardware: Hardware) 
 
 
 def as_dict(name: str, decoder: Decoder, request: Request, hardware: Hardware) -> dict[str, Any]:
-    """The same plan as plain values; seconds, bytes, FLOPs."""
+    """Returns the same plan as plain values, in seconds, bytes and FLOPs."""
     rows = []
     for phase in phases(decoder, request):
         least = floor(phase, hardware, request.dtype)
@@ -90,7 +90,7 @@ def as_dict(name: str, decoder: Decoder, request: Request, hardware: Hardware) -
 
 
 def unit(value: float, name: str) -> str:
-    """Three digits and a decimal prefix."""
+    """Formats a value with three digits and a decimal prefix."""
     power = 0
     while value >= 999.5 and power < len(DECIMAL) - 1:
         value, power = value / 1000, power + 1
@@ -98,7 +98,7 @@ def unit(value: float, name: str) -> str:
 
 
 def binary(value: float) -> str:
-    """Bytes with a binary prefix."""
+    """Formats bytes with a binary prefix."""
     power = 0
     while value >= 1023.5 and power < len(BINARY) - 1:
         value, power = value / 1024, power + 1
@@ -106,7 +106,7 @@ def binary(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Three digits and ns, us, ms, s or h."""
+    """Formats seconds with three digits and ns, us, ms, s or h."""
     for scale, name in ((1e-6, "ns"), (1e-3, "µs"), (1.0, "ms"), (3600.0, "s")):
         if value < scale:
             return f"{value / scale * (3600 if name == 's' else 1000):.3g} {name}"

@@ -5,8 +5,8 @@
     scalar    o_t = sum_c softmax(q_t)_c S_t[c] / sum_c softmax(q_t)_c z_t[c]
 
 The paper takes the softmax of each key feature over all positions. ``prefix`` takes it over those up to the query: the
-last row is that of the paper, and the weights of a row sum to one. ``scalar``, which other implementations use, is
-linear attention with the maps softmax and exp. Keys are capped: e^k is e^{30 tanh(k / 30)}.
+last row equals the paper's, and the weights of a row sum to one. ``scalar``, which other implementations use, is linear
+attention with the maps softmax and exp. Keys are capped: e^k is e^{30 tanh(k / 30)}.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ FORMS = ("prefix", "scalar")
 
 @register("efficient")
 class EfficientAttention(StateMixer):
-    """Efficient attention.
+    """Efficient attention, which takes softmax over the features of queries and over the positions of keys.
 
     Args:
         form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
-        head_dim, value_dim, gate: see :mod:`zoo.mixers.parts.options`.
-        rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        rope_theta: base of the rotary frequencies, applied before softmax and exponential; None for no positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
         ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
@@ -63,7 +65,6 @@ class EfficientAttention(StateMixer):
 
     @property
     def normalized(self) -> bool:
-        """In both forms."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -102,16 +103,13 @@ class EfficientAttention(StateMixer):
         return CacheList([values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype)])
 
     def mixing_flops(self, context: int) -> float:
-        """Of both calls."""
         sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_dim, context, self.algorithm)
         return super().mixing_flops(context) + sums
 
     def step_flops(self, context: int) -> float:
-        """Of both calls."""
         sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_dim)
         return super().step_flops(context) + sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The sums, whatever the context."""
         sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_dim, dtype)
         return super().cache_bytes(context, dtype) + sums

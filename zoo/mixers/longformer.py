@@ -4,9 +4,9 @@
     S_t = {t - i r, 0 <= i < w} and {j <= t: j is global}: one softmax, each key once
     S_t = {j <= t} for a global t with ``global_rows=full``
 
-Beltagy et al. 2020 (arXiv:2004.05150), an encoder. Here a global token reads no later ones: those at the start of a
-document collect nothing, later ones stand for what precedes them. Its second projections of queries, keys and values
-for the rows of global tokens (3 C^2 more parameters) are left out.
+Beltagy et al. 2020 (arXiv:2004.05150), an encoder. Here a global token reads no later tokens: those at the start of a
+document collect nothing, later ones summarize what precedes them. The paper's second projections of queries, keys and
+values for the rows of global tokens (3 C^2 more parameters) are left out.
 """
 
 from __future__ import annotations
@@ -40,16 +40,22 @@ class LongformerAttention(HeadMixer):
     """Softmax attention over a window and global tokens.
 
     Args:
-        window: keys of a query beside the global ones, its own included, in the first layer.
-        window_growth: layer l has ``round(window * window_growth ** l)``.
-        global_tokens: first tokens of a document that are global.
-        global_every: the tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
+        window: number of keys of a query beside the global ones, its own included, in the first layer.
+        window_growth: growth of the window: layer l has ``round(window * window_growth ** l)``.
+        global_tokens: number of first tokens of a document that are global.
+        global_every: tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
         separators: tokens in ``marks`` are global too.
-        global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which
-            all have to be cached.
-        dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
-            see what lies between through global tokens alone.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: of :class:`HeadMixer`.
+        global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which all
+            have to be cached.
+        dilation: distance r between the keys of the window, or a list of them that the key heads take in turn; None for
+            1. Heads whose distances have a common divisor reach the tokens between through global tokens alone.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
         ValueError: on numbers or choices that do not exist, or heads that do not fit together.
@@ -98,7 +104,6 @@ class LongformerAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """It is one softmax."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -199,21 +204,20 @@ class LongformerAttention(HeadMixer):
         return pairs + (sum(t + 1 - self._sparse_reads(near, t) for t in fixed) if self.full else 0)
 
     def reads(self, context: int, block: int = 1) -> float:
-        """The pairs of every head; blocks are those of a window. Marks are not known here: separators come on top."""
+        """Number of query-key pairs of a sequence, without separators, which are not known here."""
         if self.plain:
             return window_pairs(context, self.window, self.tokens.first, block)
         return self._mean([self._pairs(near, context, block) for near in self.near])
 
     def mixing_flops(self, context: int) -> float:
-        """Both products of every pair."""
         return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The keys that the next query reads, if no token is marked; a full row where its position is global."""
+        """FLOPs of the next token if no separator is global; a full row where its own position is global."""
         return self.pair_flops * self._mean([self._reads(near, context + 1) for near in self.near])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
+        """Bytes of the window and of the global tokens that have left it, or of all tokens; separators come on top."""
         held = min(context, self._reach + self.tokens.first)
         held += self.tokens.count(self.tokens.first, context - self._reach)
         return held * self.token_numbers * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Names of mixers and how they are built."""
+"""Registry of mixers by name."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MixerType = TypeVar("MixerType", bound=type[Mixer])
 
 
 def register(name: str) -> Callable[[MixerType], MixerType]:
-    """Class decorator: makes a mixer known as ``name``."""
+    """Class decorator that registers a mixer as ``name``."""
     return ATTENTIONS.register(name)
 
 
 def names() -> list[str]:
-    """All registered names, sorted."""
+    """Returns all registered names, sorted."""
     return ATTENTIONS.names()
 
 
 def get(name: str) -> type[Mixer]:
-    """The class called ``name``.
+    """Returns the class of a mixer by name.
 
     Raises:
         ValueError: if there is none; the message lists what exists.
@@ -40,16 +40,19 @@ def get(name: str) -> type[Mixer]:
 
 
 def option_names(name: str) -> list[str]:
-    """Option keywords of a mixer, besides width, heads, depth and layer."""
+    """Names of a mixer's options: its keywords besides width, heads, depth and layer."""
     return [key for key in inspect.signature(get(name).__init__).parameters if key not in SHARED]
 
 
 def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, **options: Any) -> Mixer:
-    """Build the mixer of one layer.
+    """Builds the mixer of one layer.
 
     Args:
-        name: a registered name. width: model width C. heads: query heads H.
-        depth: layers of the model. layer: index of this one.
+        name: a registered name, see :func:`names`.
+        width: model width C.
+        heads: number of query heads H.
+        depth: number of layers of the model.
+        layer: index of this layer.
         options: keywords of the mixer's constructor.
 
     Raises:

@@ -20,11 +20,18 @@ from zoo.mixers.registry import register
 
 @register("softmax")
 class SoftmaxAttention(HeadMixer):
-    """Softmax attention.
+    """Exact softmax attention with any number of key heads.
 
     Args:
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
-        sink_logits: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
+        sink_logits: learn a logit per head that takes weight and contributes no value, so that a head may attend to
+            nothing.
 
     Raises:
         ValueError: if heads is not divisible by kv_heads, or the rotated part of a head is odd.
@@ -54,7 +61,7 @@ class SoftmaxAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Unless a sink takes weight."""
+        """Whether weights sum to one: always, except with sink logits, which take weight."""
         return self.sink_logits is None
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -72,17 +79,13 @@ class SoftmaxAttention(HeadMixer):
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
-        """Every query reads (context + 1) / 2 keys on average."""
         return self.pair_flops * (context + 1) / 2
 
     def step_flops(self, context: int) -> float:
-        """The next query reads context + 1 keys."""
         return self.pair_flops * (context + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens."""
         return context * self.token_numbers * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
-        """The learned logits."""
         return 0, 0 if self.sink_logits is None else self.heads

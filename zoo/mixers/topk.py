@@ -30,11 +30,14 @@ from zoo_kernels.layout.block_layout import BLOCKS
 
 @without_autocast
 def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) -> Tensor:
-    """Softmax over the ``count`` allowed keys of highest score, of equal ones the earlier; dense, O(T^2): a reference.
+    """Attention over the ``count`` allowed keys of highest score, of equal ones the earlier: dense, a reference.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``.
-        allowed: ``(1 or B, Tq, Tk)`` bool, a key for each query.
+        q: queries ``(B, Tq, H, D)``.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        allowed: ``(1 or B, Tq, Tk)`` bool, True where a query may read a key.
+        count: number of keys that a query selects.
     """
     wide, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // k.shape[2]
     k, v = (x.to(wide).repeat_interleave(fold, 2).transpose(1, 2) for x in (k, v))
@@ -130,16 +133,22 @@ UNITS: dict[str, type[_Blocks]] = {"block": _Blocks, "token": _Tokens}
 
 @register("topk")
 class TopKAttention(HeadMixer):
-    """Softmax attention to the own block and the best past ones, or to the best tokens.
+    """Softmax attention to the own block and the highest-scoring past ones, or to the highest-scoring tokens.
 
     Args:
-        top_k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
+        top_k: number of blocks that a query selects beside its own; with ``unit="token"``, of tokens.
         block: tokens of a block, 16, 32, 64 or 128; blocks count from the start of a document.
-        unit: what is picked, ``block`` or ``token`` (dense, a reference).
-        score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
-            Tokens that are picked by their own logits need none: it is not read then.
-        kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        unit: what is selected, ``block`` or ``token`` (dense, a reference).
+        score_weight: factor of a block's score in the logits of its tokens; 0 leaves the selection without a gradient.
+            It is ignored with ``unit="token"``, where the logits themselves select.
+        kv_heads: number of key and value heads G; None for one per query head. Query heads that share a key head select
+            for themselves.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
         ValueError: on values outside these.
@@ -178,7 +187,6 @@ class TopKAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Weights sum to one."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -198,22 +206,18 @@ class TopKAttention(HeadMixer):
         )
 
     def mixing_flops(self, context: int) -> float:
-        """Of what is scored and what is read."""
         return self._flops(*self.selection.products(context)) / context
 
     def step_flops(self, context: int) -> float:
-        """Of what the next query scores and reads."""
         return self._flops(*self.selection.step_products(context))
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """The own block, shared by the heads of a group, the picks of each head, and the sums of blocks."""
         shared, picked = self.selection.step_keys(context)
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
         read = (self.head_dim + self.value_dim) * (shared * self.kv_heads + picked * self.heads)
         return read * dtype.itemsize + self.kv_heads * self.head_dim * sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens; sums of blocks in fp32 or better."""
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
         return context * self.token_numbers * dtype.itemsize + self.kv_heads * self.head_dim * sums
 

@@ -35,16 +35,19 @@ from zoo_kernels import softmax_attention, softmax_attention_step
 
 @register("window_linear")
 class WindowLinearAttention(BlendMixer):
-    """A window and a state.
+    """Softmax attention over a window beside linear attention over all earlier keys.
 
     Args:
         mode: how the two are blended: ``heads``, ``gate`` or ``shared``.
-        window: latest keys of softmax attention, the query's own included; 0 only if ``shared``.
+        window: number of latest keys of softmax attention, the query's own included; 0 only if ``shared``.
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`; None for ``taylor``
-            if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
-        features: numbers that a head is projected to before a learned map; None for the default of the map.
-        local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
-        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
+            if ``shared``, which refuses ``elu+1`` since it does not resemble exp, and for ``elu+1`` otherwise.
+        features: width that a head is projected to before a learned map; None for the default of the map.
+        local_heads: number of windowed heads in the mode ``heads``; None for half of them, rounded up.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -93,11 +96,15 @@ class WindowLinearAttention(BlendMixer):
 
 
 class SharedPart(Part):
-    """A window and, under the same normalizer, the state of the keys that have left it.
+    """Softmax attention over a window and, under the same normalizer, linear attention over the keys that have left it.
 
     Args:
-        window: keys of softmax attention; 0 for none.
-        feature_map, features: of :class:`HeadMap`; the map has to resemble exp.
+        heads: number of heads.
+        head_dim: width D of queries and keys.
+        value_dim: width E of values.
+        window: number of keys of softmax attention; 0 for none.
+        feature_map: name of a map of :class:`HeadMap` that resembles exp.
+        features: width that each head is projected to before the map; None for the default of the map.
     """
 
     def __init__(
@@ -148,29 +155,29 @@ class SharedPart(Part):
         )
 
     def mixing_flops(self, context: int) -> float:
-        """Of the window and of the state."""
         near = self.pair_flops * window_pairs(context, self.window) / context
         return near + self.map.flops + linear_flops(self.heads, self.map.width, self.value_dim + 1, context)
 
     def step_flops(self, context: int) -> float:
-        """Of the window and of the state."""
         near = self.pair_flops * min(context + 1, self.window)
         return near + self.map.flops + linear_step_flops(self.heads, self.map.width, self.value_dim + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Of the window and of the state."""
         ring = min(context, self.window) * self.token_numbers * dtype.itemsize
         return ring + state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
 
 
 def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[Tensor, Tensor]:
-    """Key and value, ``window`` tokens back, that leave the window as each token of a piece comes.
+    """Key and value, ``window`` tokens back, that leave the window at each token of a piece.
 
     Args:
-        k, v: ``(B, T, H, D or E)`` of the piece. ring: holds the tokens before it; None if there are none.
+        k: keys ``(B, T, H, D)`` of the piece.
+        v: values ``(B, T, H, E)`` of the piece.
+        window: number of tokens of the window.
+        ring: cache of the tokens before the piece; None if there are none.
 
     Returns:
-        Arrays of the same shape; at positions below ``window``, which nothing leaves, they hold anything finite.
+        Arrays of the same shape; at positions below ``window``, which no token leaves, they hold anything finite.
     """
     count = min(window, k.shape[1])
     if ring is None or ring.keys.shape[1] == 0:

@@ -1,4 +1,4 @@
-"""The decoder that a configuration asks for."""
+"""Builds the configuration of a decoder from the options of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.model.schedule import expand_schedule
 
 
 def decoder_config(config: DictConfig, vocab_size: int, separator_tokens: Sequence[int] = ()) -> DecoderConfig:
-    """The decoder that a configuration asks for; ``separator_tokens`` are those of ``model.separators``.
+    """Builds the decoder's configuration from that of a run; ``separator_tokens`` are the ids of ``model.separators``.
 
     Raises:
         ValueError: on an unknown attention, or on sizes that do not fit together.

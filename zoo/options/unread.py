@@ -1,4 +1,4 @@
-"""Notes on options that were typed and that nothing will read."""
+"""Notes on options that were typed and that nothing reads."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from zoo.options.budget import step_budget
 
 
 def notes(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """One line on all that is not read, and one for each thing that is worth a word.
+    """Returns one line on all options that are not read, and one for each other remark.
 
     Args:
-        config: checked.
-        overrides: that were typed.
+        config: checked configuration.
+        overrides: overrides as typed.
     """
     typed = {o.lstrip("+~").partition("=")[0].partition("@")[0]: o for o in overrides}
     built = decoder_config(config, 1)

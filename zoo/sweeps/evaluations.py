@@ -1,4 +1,4 @@
-"""The evaluations of a sweep, and their options from the command line."""
+"""Evaluations of a sweep, and their options from the command line."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from zoo.sweeps.arms import merge
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A task of eval.py and its overrides."""
+    """Task of eval.py and its overrides."""
 
     name: str
     overrides: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """The task as it would be typed."""
+        """The task as it would be typed on the command line."""
         return " ".join([self.name, *self.overrides])
 
 
 def give_options(
     tasks: Sequence[EvalTask], given: Sequence[str], options: Mapping[str, Sequence[str]]
 ) -> list[EvalTask]:
-    """The tasks with ``task.OPTION=...`` for all that have the option, and ``task.members.NAME.OPTION=...`` for one.
+    """Adds ``task.OPTION=...`` to all tasks that have the option, and ``task.members.NAME.OPTION=...`` to one.
 
     Args:
-        options: names of those of each task, where options are given.
+        tasks: the tasks.
+        given: overrides of options of tasks.
+        options: names of the options of each task, where options are given.
 
     Raises:
         ConfigError: if no task has an option.

@@ -1,4 +1,4 @@
-"""What was typed on the command line of a sweep, sorted by what it is for."""
+"""Arguments of a sweep's command line, sorted by their purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from zoo.sweeps.arms import override_name, parse
 
 
 class Given:
-    """What was typed: ``sweep`` for the sweep, ``task`` for evaluations, ``values`` with lists, ``common`` for arms."""
+    """Arguments of a sweep's command line.
+
+    Attributes:
+        sweep: overrides of the sweep.
+        task: overrides of evaluations.
+        values: keys with lists of values.
+        common: overrides of all arms.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         flags = [a for a in arguments if a.startswith("-")]
@@ -60,7 +67,11 @@ class Given:
             self.common.append(line)
 
     def check(self, key: str) -> None:
-        """Take single values of the axis and of the seed for lists of one; refuse lists of anything else."""
+        """Converts single values of the axis and of the seed to lists of one, and refuses other lists.
+
+        Raises:
+            ConfigError: on a list of anything else.
+        """
         for line in list(self.common):
             if override_name(line) in (key, "seed"):
                 self.common.remove(line)

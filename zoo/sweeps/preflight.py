@@ -1,6 +1,6 @@
-"""What is looked at before the first arm of a sweep trains: every arm, and what its evaluations need of its data.
+"""Checks before the first arm of a sweep trains: every arm, and the data that its evaluations need.
 
-Nothing is written but to the cache, where arms and evaluations find what was made.
+Nothing is written but to the cache, which arms and evaluations use later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRAINED_ON = ("train", "validation")
 
 @dataclass(frozen=True)
 class Ground:
-    """Data and tokenizer that ``runs`` share: what depends on these alone is looked at once."""
+    """Data and tokenizer that ``runs`` share, so that checks which depend on these alone are made once."""
 
     runs: list[Run]
     source: Source
@@ -52,7 +52,7 @@ class Ground:
 
     @property
     def config(self) -> DictConfig:
-        """The configuration of the first run."""
+        """Configuration of the first run."""
         return self.runs[0].config
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Ground:
 
 
 def prepare(plan: Plan) -> Plan:
-    """The plan, once every arm and every evaluation has been seen to be possible.
+    """Checks every arm and every evaluation of a plan, and returns the plan.
 
     Recall tasks to train on that a preset brings, and that do not fit the sequences of some arm, are left out for all
     arms, with a line that says so.

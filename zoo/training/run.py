@@ -40,12 +40,15 @@ from zoo.training.training_data import build_data, given_tokenizer, prepare_data
 
 
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
-    """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics.
+    """Trains in ``folder``, or resumes there if the configuration says ``resume``.
 
     A run that is refused before its first step leaves nothing behind.
 
+    Returns:
+        The last metrics.
+
     Raises:
-        Interrupted: after a signal; what was done is saved.
+        Interrupted: after a signal; the finished steps are saved.
     """
     config = check_config(config)
     options = read_config(config)

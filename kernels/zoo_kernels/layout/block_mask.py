@@ -1,4 +1,4 @@
-"""Layouts from and to PyTorch's BlockMask, whose rule is a function of token indices."""
+"""Conversion between block layouts and PyTorch's BlockMask, whose mask is a function of token indices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read(kind: type[BlockLayout], mask: Any) -> BlockLayout:
-    """See :meth:`zoo_kernels.layout.BlockLayout.from_block_mask`."""
+    """Converts a BlockMask to a layout; see :meth:`zoo_kernels.layout.BlockLayout.from_block_mask`."""
     block, columns = mask.BLOCK_SIZE
     if block != columns:
         raise ValueError(f"the BlockMask has blocks of {block} by {columns} tokens, expected square ones.")
@@ -37,7 +37,7 @@ def read(kind: type[BlockLayout], mask: Any) -> BlockLayout:
 
 
 def write_bits(seen: Tensor) -> Tensor:
-    """``(M, block, block)`` bool -> ``(M, block, words)`` int32."""
+    """Packs boolean masks ``(M, block, block)`` into words ``(M, block, words)`` int32, 32 bits a word."""
     block = seen.shape[-1]
     parts = seen.unflatten(-1, (-1, min(block, 32))).to(torch.int64)
     words = (parts << torch.arange(min(block, 32), device=seen.device)).sum(-1)
@@ -45,14 +45,21 @@ def write_bits(seen: Tensor) -> Tensor:
 
 
 def read_bits(bits: Tensor) -> Tensor:
-    """Inverse of :func:`write_bits`: ``(..., block, words)`` int32 -> ``(..., block, block)`` bool."""
+    """Unpacks words ``(..., block, words)`` int32 into boolean masks ``(..., block, block)``.
+
+    It is the inverse of :func:`write_bits`.
+    """
     block = bits.shape[-2]
     shifts = torch.arange(min(block, 32), dtype=torch.int32, device=bits.device)
     return ((bits[..., None] >> shifts) & 1).flatten(-2).to(torch.bool)
 
 
 def table(layout: BlockLayout) -> Tensor:
-    """``(B', H', blocks, blocks)`` int64: row of the bits, -1 for the causal rule alone, -2 for blocks not listed."""
+    """Returns the dense form of a layout, ``(B', H', blocks, blocks)`` int64.
+
+    An entry is the row of ``bits`` that masks the pair of blocks, -1 for the causal rule alone, or -2 for a pair that
+    is not visible.
+    """
     lists, count = layout.by_query, layout.shape[2]
     rows = entry_rows(lists)
     flat = torch.full(((lists.full.numel() + 1) * count,), -2, dtype=torch.int64, device=rows.device)
@@ -61,7 +68,7 @@ def table(layout: BlockLayout) -> Tensor:
 
 
 def write(layout: BlockLayout, length: int | None) -> Any:
-    """See :meth:`zoo_kernels.layout.BlockLayout.to_block_mask`."""
+    """Converts a layout to a BlockMask; see :meth:`zoo_kernels.layout.BlockLayout.to_block_mask`."""
     from torch.nn.attention.flex_attention import BlockMask
 
     rules, block, bits = table(layout), layout.block, layout.bits

@@ -1,7 +1,7 @@
-"""Layouts of packed documents: blocks that count from the start of a document, in terms of those from the start of all.
+"""Layouts of packed documents: blocks counted from a document's start, expressed in blocks of the packed row.
 
-An absolute block of queries touches at most two relative ones of the document of its first token, and a relative block
-of keys at most two absolute ones. Documents that begin inside a block read only that block.
+A query block of the row touches at most two relative blocks of the document of its first token, and a relative key
+block touches at most two blocks of the row. Documents that begin inside a block read only that block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORD = 0xFFFFFFFF
 
 
 def pack(layout: BlockLayout, documents: Tensor) -> BlockLayout:
-    """See :meth:`zoo_kernels.layout.BlockLayout.packed`."""
+    """Returns the layout for packed documents; see :meth:`zoo_kernels.layout.BlockLayout.packed`."""
     packing = _Packing(layout, documents)
     batch, head, row, key, keep = packing.candidates()
     if keep.device.type == "cpu" and not torch.compiler.is_compiling():  # nothing to wait for

@@ -1,4 +1,4 @@
-"""Output gates: an elementwise factor from the layer's input."""
+"""Output gates: the output is multiplied elementwise by a function of the layer's input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 class OutputGate(nn.Module):
-    """``y -> f(W x) * y``: ``linear`` as in TransNormerLLM, ``sigmoid`` as in MiniMax-01, ``silu`` as in RetNet."""
+    """Output gate ``y -> f(W x) * y``.
+
+    f is the identity (``linear``, as in TransNormerLLM), ``sigmoid`` (as in MiniMax-01) or ``silu`` (as in RetNet).
+    """
 
     def __init__(self, width: int, gated: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -30,12 +33,12 @@ class OutputGate(nn.Module):
         self.weight = nn.Linear(width, gated, bias=False)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Gate ``y (B, T, gated)`` by ``x (B, T, C)``."""
+        """Multiplies ``y (B, T, gated)`` by the gate of ``x (B, T, C)``."""
         return y * self.activation(self.weight(x))
 
 
 def build_gate(activation: str, width: int, gated: int) -> OutputGate | None:
-    """The gate of ``gated`` numbers by an input of ``width``, or None for ``none``.
+    """Returns the gate for ``gated`` numbers from an input of ``width``, or None for ``none``.
 
     Raises:
         ValueError: if ``activation`` is not one of ``none``, ``linear``, ``sigmoid`` and ``silu``.

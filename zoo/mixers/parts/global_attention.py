@@ -22,11 +22,16 @@ WORD = 0xFFFFFFFF
 def attend_far(
     q: Tensor, k: Tensor, v: Tensor, flags: Tensor, near: Dilation, documents: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Attention to the flagged keys that are no taps of the dilated window ``near``.
+    """Attention to the flagged keys outside of the dilated window ``near``.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
-        flags: ``(1 or B, Tk)`` bool. most: bound of the flagged keys of a row.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        flags: ``(1 or B, Tk)`` bool, True for global keys.
+        near: the dilated window, whose keys are left out.
+        documents: ``(B, Tk)`` ids of packed documents, or None.
+        most: upper bound of the flagged keys of a row.
 
     Returns:
         Output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``, -inf where there is no such key.
@@ -47,11 +52,16 @@ def attend_far(
 def replace_rows(
     output: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, documents: Tensor | None, most: int
 ) -> Tensor:
-    """``output (B, Tq, H, E)``, but attention to all earlier keys of the document for the queries in ``rows``.
+    """Replaces the output of the queries in ``rows`` by attention to all earlier keys of their document.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
-        rows: ``(1 or B, Tq)`` bool. most: bound of the flagged queries of a row.
+        output: ``(B, Tq, H, E)``.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        rows: ``(1 or B, Tq)`` bool.
+        documents: ``(B, Tk)`` ids of packed documents, or None.
+        most: upper bound of the flagged queries of a row.
     """
     length, offset = k.shape[1], k.shape[1] - q.shape[1]
     places = flagged(rows.flip(1), most)  # the latest first: no query comes to lie before its own position
@@ -68,13 +78,15 @@ def replace_rows(
 def range_layout(
     low: Tensor, high: Tensor, keys: int, offset: int, taps: tuple[Tensor, Dilation] | None = None
 ) -> BlockLayout:
-    """Layout in which each query reads a range of keys, ``low <= j < high``; built without a wait for the device.
+    """Layout in which each query reads a range of keys, ``low <= j < high``, built without a host sync.
 
     Args:
-        low, high: ``(1 or B, Tq)`` for the queries at ``offset``, ``offset + 1``, ... among the keys.
-        keys: so many keys in front may be read at all.
-        taps: places ``(1 or B, keys)`` of the keys in time, where query i is at ``offset + i``; those that the dilation
-            reads are left out.
+        low: ``(1 or B, Tq)``, for the queries at ``offset``, ``offset + 1``, ... among the keys.
+        high: ``(1 or B, Tq)``.
+        keys: number of keys in front that may be read at all.
+        offset: position of the first query among the keys.
+        taps: places ``(1 or B, keys)`` of the keys in time, where query i is at ``offset + i``, and a dilation whose
+            keys are left out.
     """
     first, asked = offset // BLOCK, low.shape[1]
     rows, columns, device = -(-(offset + asked) // BLOCK), -(-keys // BLOCK), low.device

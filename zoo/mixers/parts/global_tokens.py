@@ -15,15 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GlobalTokens:
-    """Which tokens are global; those of the first two kinds are called fixed.
+    """Rule of which tokens are global; those by position, the first two kinds, are called fixed.
 
     Attributes:
-        first: so many tokens at the start of a document.
-        every: the tokens at the positions every - 1, 2 every - 1, ...; None for none.
-        separators: the tokens that are marked.
+        first: number of global tokens at the start of a document.
+        every: tokens at the positions every - 1, 2 every - 1, ... are global; None for none.
+        separators: marked tokens are global.
 
     Raises:
-        ValueError: on numbers that cannot be.
+        ValueError: on numbers out of range.
     """
 
     first: int
@@ -37,22 +37,22 @@ class GlobalTokens:
             raise ValueError(f"global_every={self.every}: expected a distance of at least 1 token, or null for none.")
 
     def flags(self, positions: Tensor, marks: Tensor | None) -> Tensor:
-        """``(1 or B, T)`` bool: True for global tokens, from positions in their documents and marks of that shape."""
+        """Returns ``(1 or B, T)`` bool, True for global tokens, from positions in documents and marks of that shape."""
         flags = positions < self.first
         if self.every is not None:
             flags = flags | ((positions + 1) % self.every == 0)
         return flags | marks if self.separators and marks is not None else flags
 
     def fixed(self, position: int) -> bool:
-        """Whether the position alone makes a token global."""
+        """Returns whether the position alone makes a token global."""
         return position < self.first or (self.every is not None and (position + 1) % self.every == 0)
 
     def count(self, start: int, stop: int) -> int:
-        """Fixed ones at ``start <= position < stop``."""
+        """Number of fixed global tokens at positions ``start <= position < stop``."""
         return self._below(max(stop, start, 0)) - self._below(max(start, 0))
 
     def count_spaced(self, start: int, step: int, number: int) -> int:
-        """Fixed ones among so many positions, ``start >= 0``, ``start + step``, and so on."""
+        """Number of fixed global tokens among the ``number`` positions ``start``, ``start + step``, and so on."""
         among = min(max(-(-(self.first - start) // step), 0), number)
         if self.every is None:
             return among
@@ -69,12 +69,15 @@ class GlobalTokens:
         return first if self.every is None else first + stop // self.every - first // self.every
 
     def most(self, flags: Tensor, start: int, stop: int, documents: Tensor | None, fixed: bool) -> int:
-        """Bound of the global tokens of a row among ``flags (1 or B, T)``, at least as far as they are counted.
+        """Upper bound of the number of global tokens of a row.
 
-        It waits for the device where positions alone do not bound them, but not in a compiled graph: then it is T.
+        It waits for the device where positions alone give no bound, but not in a compiled graph: then it is T.
 
         Args:
-            start, stop: positions in a document without which, if ``documents`` is None, no token is flagged.
+            flags: ``(1 or B, T)`` bool, True for global tokens.
+            start: first position in a document that may be flagged, if ``documents`` is None.
+            stop: position behind the last that may be flagged.
+            documents: ``(B, T)`` ids of packed documents, or None.
             fixed: flags are those of a sequence from its start on, without marks.
         """
         if fixed and documents is None:
@@ -85,10 +88,10 @@ class GlobalTokens:
 
 
 def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens of ``x (B, T, H, D)`` at ``places (1 or B, M)`` -> ``(B, M, H, D)``."""
+    """Gathers tokens of ``x (B, T, H, D)`` at ``places (1 or B, M)`` to ``(B, M, H, D)``."""
     return torch.take_along_dim(x, places[..., None, None], 1)
 
 
 def flagged(flags: Tensor, most: int) -> Tensor:
-    """Places of the flagged tokens of ``(B, T)`` in their order, ``(B, most)``; places of others behind them."""
+    """Places of the flagged tokens of ``(B, T)`` in their order, ``(B, most)``, followed by places of other tokens."""
     return flags.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]

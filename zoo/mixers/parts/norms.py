@@ -39,7 +39,7 @@ class _FusedBackward(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
-    """``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension, in fp32 or better; dtype as x."""
+    """RMS norm ``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension, in fp32 or better; dtype as x."""
     wide = torch.promote_types(x.dtype, torch.float32)
     wide_weight = None if weight is None else weight.to(wide)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -48,14 +48,17 @@ def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """RMS norm ``x / sqrt(mean(x^2) + 1e-6) * weight`` over the last dimension.
+
+    Zhang and Sennrich 2019 (arXiv:1910.07467).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
+        """Normalizes ``x``; shape and dtype are kept."""
         return rms_norm(x, self.weight)
 
 
@@ -66,7 +69,7 @@ class SRMSNorm(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
+        """Normalizes ``x``; shape and dtype are kept."""
         return rms_norm(x, None)
 
 
@@ -74,14 +77,18 @@ NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}
 
 
 def checked_norm(name: str) -> str:
-    """``name``, where a norm is needed: ValueError unless it is one of them."""
+    """Returns ``name`` if it is a norm, for options where ``none`` is not allowed.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if name not in NORMS:
         raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}.")
     return name
 
 
 def build_norm(name: str, width: int) -> nn.Module:
-    """The norm called ``name``: ``rms`` or ``srms``.
+    """Builds a norm by name: ``rms`` or ``srms``.
 
     Raises:
         ValueError: on any other name.

@@ -1,6 +1,6 @@
-"""Options that many attentions share: the type, the range and the meaning of each, written down once.
+"""Options that many attentions share: type, range and meaning of each, declared once.
 
-An attention lists those that it has in its signature, with defaults of its own: ``rope_theta: RopeTheta = 10000.0``.
+An attention lists those that it has in its signature, with its own defaults: ``rope_theta: RopeTheta = 10000.0``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Option:
-    """What an annotation says beside the type.
+    """Meaning and range of an option, as an annotation beside its type.
 
     Attributes:
         meaning: what the option is, its unit included.
-        least: smallest number that is allowed. above: number that all are above. most: largest. None for no bound.
+        least: smallest allowed number; None for no bound.
+        above: exclusive lower bound; None for no bound.
+        most: largest allowed number; None for no bound.
     """
 
     meaning: str
@@ -24,14 +26,14 @@ class Option:
     most: float | None = None
 
     def allows(self, value: Any) -> bool:
-        """Whether a number is in the range; None always is."""
+        """Returns whether a number is in the range; None always is."""
         if value is None:
             return True
         low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
         return low and (self.most is None or value <= self.most)
 
     def bounds(self) -> str:
-        """The range behind "a number"."""
+        """Returns the range in words, to follow "a number"."""
         signs = (">=", self.least), (">", self.above), ("<=", self.most)
         limits = [f"{sign} {limit}" for sign, limit in signs if limit is not None]
         return "".join([" ", " and ".join(limits)]) if limits else ""

@@ -1,4 +1,4 @@
-"""What an arm is, apart from its scores: layers, size, cache, FLOPs, and the speed that was measured."""
+"""Facts of an arm apart from its scores: layers, size, cache, FLOPs, and measured speed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ RATE = "train/tokens_per_second"
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """One arm; what is not known is None or empty.
+    """Facts of one arm; unknown ones are None or empty.
 
     Attributes:
-        layers: entry of ``mixers`` of each layer. share: of layers that are full softmax attention, 0..1.
-        parameters: of the whole model. train_length: tokens of a training window. train_tokens: seen in training.
-        flops: per token, forward, at ``train_length``.
-        cache: bytes that decoding keeps per sequence, by length in tokens, in the dtype of the evaluation.
+        layers: entry of ``mixers`` of each layer.
+        share: share of layers that are full softmax attention, 0..1.
+        parameters: number of parameters of the whole model.
+        train_length: tokens of a training sequence.
+        train_tokens: tokens seen in training.
+        flops: forward FLOPs per token, at ``train_length``.
+        cache: bytes of the cache of a sequence, by length in tokens, in the dtype of the evaluation.
+        dtype: dtype of the evaluation.
     """
 
     layers: tuple[str, ...] = ()
@@ -42,7 +46,7 @@ class ArmFacts:
 
 
 def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
-    """Facts of an arm, from its finished run with the lowest seed that was evaluated."""
+    """Returns the facts of an arm, from its finished and evaluated run with the lowest seed."""
     run = next((run for run in sweep.finished(arm).values() if run.evaluations), None)
     if run is None:
         return ArmFacts()
@@ -89,19 +93,19 @@ def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> 
 
 
 def cache_length(facts: Iterable[ArmFacts]) -> int | None:
-    """The longest length at which the cache of every arm that has one is known."""
+    """Returns the longest length at which the cache of every arm is known."""
     known = [set(one.cache) for one in facts if one.cache]
     return max(set.intersection(*known), default=None) if known else None
 
 
 def speeds(runs: Iterable[RunData]) -> list[float]:
-    """Median training speed of each run, tokens/s; a measurement, which is another one each time."""
+    """Returns the median training speed of each run, tokens/s, which is measured and differs each time."""
     rates = ([row[RATE] for row in run.metrics if isinstance(row.get(RATE), (int, float))] for run in runs)
     return [statistics.median(found) for found in rates if found]
 
 
 def environment_lines(sweep: SweepData) -> list[tuple[str, str]]:
-    """Software, hardware and source of the finished runs; several values of a key where runs differ."""
+    """Returns software, hardware and source of the finished runs; several values of a key where runs differ."""
     found: dict[str, dict[str, None]] = {}
     for run in (run for run in sweep.runs if run.environment or run.git):
         for key, value in [*_environment(run.environment), *_source(run.git)]:
@@ -126,7 +130,7 @@ def _source(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def common_settings(sweep: SweepData) -> list[tuple[str, str]]:
-    """What was trained on and for how long; several values where runs differ."""
+    """Returns data and budget of the training; several values where runs differ."""
     keys = ("data.name", "data.length", "tokenizer.kind", "model.name", "trainer.max_tokens", "trainer.max_steps")
     lines = []
     for key in (*keys, "trainer.batch_size", "optimizer.name", "optimizer.lr"):

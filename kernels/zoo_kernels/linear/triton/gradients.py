@@ -1,4 +1,4 @@
-"""What the Triton form of linear attention does with gradients outside its kernels."""
+"""Gradients of linear attention that the Triton form computes outside its kernels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 
 def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of a wide output as fp16 holds them, relative to their largest, and that one; None where all fit.
+    """Scales the gradients of a wide output into the range of fp16.
 
-    Outputs that fp16 cannot hold have gradients that are as small, and its smallest number is 6e-8.
+    Outputs beyond the range of fp16 have gradients that are as small, and the smallest number of fp16 is 6e-8.
+
+    Returns:
+        The scale, or None where no scaling is needed, and both gradients divided by it.
     """
     if dtype != torch.float16 or grad_output.dtype == torch.float16:
         return None, grad_output, grad_final
@@ -26,11 +29,11 @@ def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tupl
 def decay_gradient(
     call: HostCall, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
 ) -> Tensor:
-    """Gradient of each token's log decay (B, T, H): how much of the output passes over the token.
+    """Computes the gradient of each token's log decay ``(B, T, H)``: how much of the output passes over the token.
 
-    What passes over the border of a segment is the product of the state there and that one's gradient; inside, tokens
-    add and take away (``added``). What then seems to leave differs from what is known to leave by the rounding errors
-    of the tokens between, and is spread over them by the size of what they add.
+    What passes over the border of a segment is the product of the state there and its gradient; inside a segment tokens
+    add and take away (``added``). The rounding errors of a segment, by which the sum at its end misses the known value,
+    are spread over its tokens by the size of what they add.
     """
     known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
     if call.segments > 1:
