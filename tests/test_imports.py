@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHTS = (  # from below; rooms of one line do not import each other
     ("zoo_kernels",),
-    ("paths", "ranks", "files", "registry", "plugins", "config", "cli", "entry", "schema"),
+    ("paths", "ranks", "files", "registry", "plugins", "config", "cli", "schema"),
     ("mixers", "plotting", "tables"),
     ("generation", "data"),
     ("model",),
@@ -26,7 +26,7 @@ BASE = HEIGHTS[1]  # modules that every program shares, and the types of options
 HEIGHT = {room: number for number, rooms in enumerate(HEIGHTS) for room in rooms}
 USERS = {  # who imports what is heavy, or what not every machine has
     "lightning": {"data", "training"},
-    "hydra": {"paths", "config", "entry", "options", "sweeps"},
+    "hydra": {"paths", "config", "options", "sweeps"},
     "datasets": {"data"},
     "wandb": {"training"},
     "transformers": {"data", "generation", "runs", "evaluation", "sweeps"},

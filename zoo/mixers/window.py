@@ -91,6 +91,11 @@ class WindowAttention(SoftmaxAttention):
             self.value_dim,
         )  # fmt: skip
 
+    @property
+    def window_reach(self) -> int:
+        """The window."""
+        return self.window
+
     def reads(self, context: int, block: int = 1) -> float:
         """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
         return window_pairs(context, self.window, self.sink_tokens, block)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from omegaconf import DictConfig
 
-from zoo import mixers
-from zoo.mixers.window import WindowAttention
-from zoo.model.decoder import DecoderConfig
+from zoo.model.decoder import Decoder, DecoderConfig
 from zoo.model.from_config import decoder_config
 from zoo.options.budget import step_budget
 
@@ -78,11 +77,12 @@ def _reference_layers(config: DictConfig) -> set[str]:
 
 def _windows(built: DecoderConfig, length: int) -> Iterator[str]:
     """Windows that leave nothing out."""
-    for entry in dict.fromkeys(built.layer_types):
-        options = built.mixers.get(entry, {})
-        window = options.get("window", 0)
-        if mixers.get(options.get("name", entry)) is WindowAttention and window >= length:
-            yield f"mixers.{entry}.window={window} covers all {length} tokens of data.length: it trains softmax."
+    with torch.device("meta"):
+        layers = Decoder(built).layers
+    for entry, block in dict(zip(built.layer_types, layers)).items():
+        reach = block.mixer.window_reach
+        if reach is not None and reach >= length:
+            yield f"mixers.{entry}: a window of {reach} tokens covers all {length} of data.length: it trains softmax."
 
 
 def _warmup(warmup: int, steps: int) -> Iterator[str]:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from zoo import mixers
@@ -32,11 +30,6 @@ class Arm:
 
 
 Rule = Callable[[DictConfig, str, "Sequence[str] | None"], list[Arm]]
-
-
-def parse(overrides: Iterable[str]) -> list[Override]:
-    """Overrides as Hydra's grammar reads them."""
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def override_name(override: str) -> str:

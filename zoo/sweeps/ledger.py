@@ -44,7 +44,7 @@ class Entry:
     Attributes:
         key: of the resolved configuration. folder: of the run, relative to the sweep's.
         reason: why it failed, else None. seconds: taken since this start of the run, None at the start.
-        tasks: evaluations that are done, as in :attr:`zoo.sweeps.compose.EvalTask.label`.
+        tasks: evaluations that are done, as in :attr:`zoo.sweeps.evaluations.EvalTask.label`.
     """
 
     key: str

@@ -32,7 +32,8 @@ from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.subject import OwnText, Subject
 from zoo.sweeps.arms import merge, override_name
-from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
+from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import config_key
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     text = OwnText(str(config.data.name), to_dict(config.data.source), config.data.cache_dir, {})
     adapted = recall is not None and recall.share > 0
     subject = Subject(_decoder(config, ground.tokenizer), ground.tokenizer, config.data.length, text, adapted)
-    composed = compose_config([f"task={task.name}", *task.overrides], "eval")
+    composed = task.compose()
     check_task(subject, build_task(to_dict(composed.task)), composed.seed)
 
 

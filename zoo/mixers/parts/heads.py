@@ -183,6 +183,11 @@ class HeadMixer(Mixer, HeadSizes):
         """What the subclass trains beside the frame: numbers in matrices that every token is multiplied by, others."""
         return 0, 0
 
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Numbers D of a query and E of a value."""
+        return self.head_dim, self.value_dim
+
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         """The projections and what the subclass says of its mixing."""
         matrices, vectors = self.own_parameters()
