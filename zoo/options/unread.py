@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from zoo.model.decoder import Decoder, DecoderConfig
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 
 
@@ -20,7 +20,7 @@ def notes(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         overrides: that were typed.
     """
     typed = {o.lstrip("+~").partition("=")[0].partition("@")[0]: o for o in overrides}
-    built = decoder_config(config, 1)
+    built = decoder_config(Architecture.of(config), 1)
     layers = f"the layers are {', '.join(dict.fromkeys(built.layer_types))}"
     reasons = _reasons(config, config.attention in built.layer_types, layers)
     entries = {key.split(".")[1] for key in typed if key.startswith("mixers.")}
@@ -72,7 +72,7 @@ def _reference_layers(config: DictConfig) -> set[str]:
     for part in ("attention", "schedule"):
         if (value := (match.reference or {}).get(part)) is not None:
             reference.merge_with({part: value})
-    return set(decoder_config(reference, 1).layer_types)
+    return set(decoder_config(Architecture.of(reference), 1).layer_types)
 
 
 def _windows(built: DecoderConfig, length: int) -> Iterator[str]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config import ConfigError, to_dict
+from zoo.model.from_config import Architecture
 from zoo.options.budget import step_budget
 from zoo.options.choices import choices
 from zoo.options.composing import compose_config
 from zoo.options.groups.sweep import SweepOptions
 from zoo.paths import MULTIRUN, command
 from zoo.plugins import imported_plugins
-from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, without_replaced
+from zoo.sweeps.arms import RULES, Arm, listed_arms, merge, override_name, without_replaced
 from zoo.sweeps.evaluations import EvalTask, give_options
 from zoo.sweeps.given import Given
 from zoo.sweeps.ledger import config_key, now
@@ -26,7 +27,6 @@ from zoo.sweeps.ledger import config_key, now
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 SCHEMA = "zoo-sweep/1"
 REFERENCE = "match.reference"
-SIZED = ("attention", "schedule", "model", "mixers")  # parts of a configuration that costs depend on
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _reference_sizes(composed: Mapping[str, DictConfig], reference: str, given: 
     """The reference arm's values of all in which an arm's sizes differ from its, by path below ``match.reference``."""
     if composed[reference].match.quantity is None:
         return {}
-    sizes = {name: dict(_values({part: to_dict(config)[part] for part in SIZED})) for name, config in composed.items()}
+    sizes = {name: dict(_values(asdict(Architecture.of(config)))) for name, config in composed.items()}
     own, missing = sizes[reference], object()
     differ = [name for name in own if any(other.get(name, missing) != own[name] for other in sizes.values())]
     names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *differ))
@@ -254,7 +254,7 @@ def _refuse_twins(runs: Sequence[Run]) -> None:
     for run in runs:
         plain, layers = run.config.copy(), []
         with suppress(ValueError):  # what cannot be built fails by itself, and says why
-            layers = layer_names(run.config)
+            layers = Architecture.of(run.config).layers
             plain.schedule, plain.attention = {"pattern": "+".join(layers)}, None
         if (twin := first.setdefault(config_key(plain), run)) is not run:
             same = "configuration" if twin.key == run.key else f"layers ({' '.join(layers)}), all else being equal"

@@ -27,7 +27,7 @@ from zoo.data.sources.build import build_source
 from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.subject import OwnText, Subject
@@ -130,7 +130,7 @@ def _decoder(config: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Decoder:
     """The decoder of a configuration, without memory."""
     separators = tokens_with(tokenizer, to_dict(config.model)["separators"])
     with torch.device("meta"):
-        return Decoder(decoder_config(config, vocabulary_size(tokenizer), separators))
+        return Decoder(decoder_config(Architecture.of(config), vocabulary_size(tokenizer), separators))
 
 
 def _check_evaluation(ground: Ground, task: EvalTask) -> None:
