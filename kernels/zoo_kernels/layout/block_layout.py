@@ -129,11 +129,11 @@ class BlockLayout:
 
         Waits for the device. Raises ValueError if its blocks are not square or of a size that does not exist here.
         """
-        return block_mask.read(cls, mask)
+        return cls.from_pairs(**block_mask.read(mask))
 
     def to_block_mask(self, length: int | None = None) -> Any:
         """PyTorch BlockMask of a sequence of ``length`` tokens (default: all blocks)."""
-        return block_mask.write(self, length)
+        return block_mask.write(self.block, self.by_query, self.bits, length)
 
     def packed(self, documents: Tensor) -> BlockLayout:
         """Layout of packed documents, each of which sees what it would see alone.
@@ -141,7 +141,7 @@ class BlockLayout:
         Args:
             documents: ``(B, T)`` integer ids, each contiguous. T may not be longer than this layout.
         """
-        return pack(self, documents)
+        return BlockLayout(self.block, *pack(self.block, self.by_query, self.bits, self.longest, documents))
 
     def density(self, length: int) -> float:
         """Causal pairs in listed blocks over all causal pairs of ``length`` tokens, the mean of the lists."""
