@@ -15,7 +15,7 @@ from tests.evaluation.tiny_run import write_texts
 from zoo.config import CONFIGS, ConfigError, load_run_config, register_mixers
 from zoo.costs.matching import MLP, match_config
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.continued import resumed_config
 from zoo.training.run import train
 
@@ -45,7 +45,7 @@ def nano():
 
 def decoder(config, vocabulary=VOCABULARY):
     with torch.device("meta"):
-        return Decoder(decoder_config(config, vocabulary))
+        return Decoder(decoder_config(Architecture.of(config), vocabulary))
 
 
 def counted(config, quantity, context=512):
@@ -69,7 +69,7 @@ def test_every_attention_is_matched_to_softmax(nano, name, quantity):
     assert (result.reference_value, result.before, result.after) == (target, before, after)
     assert result.ratio == after / target
     assert (result.changed == {}) == (config.model.mlp_width is None)
-    width = decoder_config(config, 10).hidden_width()
+    width = decoder_config(Architecture.of(config), 10).hidden_width()
     assert width % 8 == 0
     for neighbor in (width - 8, width + 8):
         config.model.mlp_width = neighbor

@@ -10,10 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer
+from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer, fingerprints
 from zoo.data.documents import DataError, digest_documents
-from zoo.data.store import fingerprints
-from zoo.data.store.fingerprints import Stamp, known_fingerprint
+from zoo.data.fingerprints import Stamp, known_fingerprint
 from zoo.data.store.store_files import FILES, write_meta
 from zoo.data.store.store_writer import StoreWriter
 from zoo.runs.corpus import LocalText

@@ -14,10 +14,10 @@ from zoo.data import DataError
 from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation.evaluate import evaluate, evaluate_run, file_stem
-from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
+from zoo.evaluation.scoring.answer_records import line_values, make_records
 from zoo.evaluation.tasks import cell_task
 from zoo.evaluation.tasks.base import Outcome, build_task
 from zoo.evaluation.tasks.suite import Suite

@@ -13,11 +13,11 @@ from zoo.config import ConfigError
 from zoo.evaluation.compare import compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.program import evaluate_runs, split_runs
-from zoo.evaluation.results.answer_records import line_values
 from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.scoring.answer_records import line_values
 from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.result_kind import read_evaluation
 from zoo.runs.loaded_run import open_run
-from zoo.sweeps.page.read import read_evaluation
 
 KV = {"name": "kv", "variants": ["default"], "lengths": [500], "depths": [0, 1], "samples": 4}
 

@@ -12,7 +12,7 @@ from zoo.mixers.softmax import SoftmaxAttention
 from zoo.mixers.window import WindowAttention
 from zoo.mixers.window_linear import WindowLinearAttention
 from zoo.model import Decoder, DecoderConfig
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.model.schedule import ScheduleError, expand_schedule
 
 SIZES = ("model.width=32", "model.heads=4")
@@ -26,12 +26,12 @@ def composed(*overrides):
 
 
 def layers(*overrides):
-    return decoder_config(composed(*overrides), 10).layer_types
+    return decoder_config(Architecture.of(composed(*overrides)), 10).layer_types
 
 
 def built(*overrides):
     with torch.device("meta"):
-        return Decoder(decoder_config(composed(*overrides), 10))
+        return Decoder(decoder_config(Architecture.of(composed(*overrides)), 10))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_k_layers_of_softmax():
         found = []
         for config in (first, last, both):
             config.model.depth, config.schedule.k = depth, k
-            found.append(decoder_config(config, 10).layer_types)
+            found.append(decoder_config(Architecture.of(config), 10).layer_types)
         assert found[0] == [S] * k + [A] * (depth - k)
         assert found[1] == found[0][::-1]
         assert found[2] == [S if S in pair else A for pair in zip(*found[:2])]
@@ -142,7 +142,7 @@ def test_two_windows_of_different_width_read_as_far_as_they_say():
             "mixers.window.window=6", "mixers.window.sink_tokens=0", f"schedule.pattern={pattern}", "model.depth=2",
         )  # fmt: skip
         torch.manual_seed(0)
-        decoder = Decoder(decoder_config(config, 10)).eval()
+        decoder = Decoder(decoder_config(Architecture.of(config), 10)).eval()
         x = torch.randn(1, 16, 32, requires_grad=True)
         y = x
         for block in decoder.layers:
@@ -177,7 +177,7 @@ def test_a_pure_schedule_of_softmax_is_the_plain_model(overrides):
     """Same names of weights, same initial values, same logits and gradients, to the last bit."""
     ids = torch.randint(10, (2, 33))
     found = []
-    for config in (plain(), decoder_config(composed(*overrides), 10)):
+    for config in (plain(), decoder_config(Architecture.of(composed(*overrides)), 10)):
         torch.manual_seed(1)
         decoder = Decoder(config)
         logits = decoder(ids)
@@ -192,7 +192,7 @@ def test_a_pure_schedule_of_softmax_is_the_plain_model(overrides):
 
 def test_a_hybrid_is_not_the_plain_model():
     torch.manual_seed(1)
-    hybrid = Decoder(decoder_config(composed("schedule=hybrid_3to1"), 10))
+    hybrid = Decoder(decoder_config(Architecture.of(composed("schedule=hybrid_3to1")), 10))
     assert list(hybrid.state_dict()) != list(Decoder(plain()).state_dict())
 
 

@@ -19,11 +19,11 @@ from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_results
 from zoo.files import read_metrics
 from zoo.options.command import check_command
+from zoo.options.composing import compose_config
 from zoo.runs.run_folder import RunFolder
 from zoo.sweeps import compose as plan
 from zoo.sweeps import driver as sweep
-from zoo.sweeps import runs
-from zoo.sweeps.compose import compose_config
+from zoo.sweeps import evaluations, runs
 from zoo.sweeps.driver import run_sweep
 from zoo.sweeps.ledger import read_ledger
 from zoo.sweeps.page.pages import without_measured
@@ -38,14 +38,15 @@ def programs(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PROGRAMS", write_programs(tmp_path))
     monkeypatch.setattr(sweep, "PAUSE", 0.02)
     monkeypatch.setattr(sweep, "prepare", lambda plan: plan)  # patterns of stand-ins are no attentions
-    monkeypatch.setattr(plan, "compose_config", lambda given, program="train": composed(tuple(given), program))
+    for module in (plan, evaluations):
+        monkeypatch.setattr(module, "compose_config", lambda program, given=(): composed(program, tuple(given)))
     return tmp_path
 
 
 @cache
-def composed(given, program):
+def composed(program, given):
     """Configurations of all tests of this file: each takes a good part of a second."""
-    return compose_config(given, program)
+    return compose_config(program, given)
 
 
 def arguments(programs, patterns, *more, seeds="0"):

@@ -30,7 +30,7 @@ from zoo.costs.roofline import decoding, floor, share_costs
 from zoo.costs.textbook import textbook
 from zoo.files import replace_text
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.programs import TRAINING, compose_training
 from zoo.plotting import picture_formats
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
@@ -74,7 +74,7 @@ def build(overrides: list[str], vocab: int | None) -> tuple[DictConfig, Decoder]
     if size is None:
         raise ValueError(f"the vocabulary of tokenizer={config.tokenizer.kind} is not in its file: give vocab=NUMBER.")
     with torch.device("meta"):
-        return config, share_costs(Decoder(decoder_config(config, size)))
+        return config, share_costs(Decoder(decoder_config(Architecture.of(config), size)))
 
 
 def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Hardware, model: str) -> list[Path]:

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.cli import COMMAND
 from zoo.config import ConfigError, load_run_config, run_dir, run_label
-from zoo.entry import Job, start
 from zoo.options.choices import register_choices
 from zoo.options.command import check_command
+from zoo.options.starting import Job, start
 from zoo.paths import program_command, read_path, take_paths, take_text
 from zoo.plugins import import_typed, plugin_words
 from zoo.ranks import job_id, this_launch

@@ -20,7 +20,7 @@ from zoo.config import ConfigError
 from zoo.costs.search import IntegerSearch
 from zoo.mixers.base import Cost
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 
 MLP = "model.mlp_width"
 MLP_STEP = 8  # widths that are multiples of it fill matrix units
@@ -115,7 +115,8 @@ def match_config(config: DictConfig, vocab_size: int | None = None) -> tuple[Dic
 
     def measure(candidate: DictConfig) -> float:
         with torch.device("meta"):
-            return MEASURES[quantity].of(Decoder(decoder_config(candidate, vocab_size or 1)).cost(context))
+            decoder = Decoder(decoder_config(Architecture.of(candidate), vocab_size or 1))
+        return MEASURES[quantity].of(decoder.cost(context))
 
     try:
         target = measure(reference)
@@ -148,7 +149,7 @@ def _old_value(config: DictConfig, knob: str | None) -> int | None:
         )
     if isinstance(value, bool) or not isinstance(value, (int, type(None))):
         raise ConfigError(f"match.knob={knob} is {value!r}: expected the path of a whole number.")
-    return decoder_config(config, 1).hidden_width() if knob == MLP else value
+    return decoder_config(Architecture.of(config), 1).hidden_width() if knob == MLP else value
 
 
 def _reference(config: DictConfig) -> DictConfig:
@@ -195,7 +196,7 @@ def _solve(
         reached = nearest[1] if nearest is not None and better else before
         if abs(reached - target) <= match.tolerance * target:
             return nearest if better else None
-    raise ConfigError(_refusal(match, decoder_config(config, 1).layer_types, search, target, before))
+    raise ConfigError(_refusal(match, decoder_config(Architecture.of(config), 1).layer_types, search, target, before))
 
 
 def _steps(step: int | None, knob: str) -> Iterator[int]:

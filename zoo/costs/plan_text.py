@@ -11,8 +11,6 @@ from zoo.costs.hardware import DTYPES, Hardware
 from zoo.costs.roofline import TRAINED, Phase, decoding, floor, prefill, training
 from zoo.costs.textbook import causal_window_layers
 from zoo.costs.tile_sizes import LINEAR_FORMULA, SOFTMAX_FORMULA, Tile, linear_tile, softmax_tile
-from zoo.mixers.parts.heads import HeadMixer
-from zoo.mixers.window import WindowAttention
 from zoo.model import Decoder
 
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -153,9 +151,8 @@ def _proposals(decoder: Decoder, request: Request, hardware: Hardware) -> dict[s
 
 def _head_dims(decoder: Decoder) -> tuple[int, int]:
     """The most numbers that a query and a value of any layer have."""
-    mixers = [block.mixer for block in decoder.layers if isinstance(block.mixer, HeadMixer)]
-    share = decoder.config.width // decoder.config.heads
-    return max((m.head_dim for m in mixers), default=share), max((m.value_dim for m in mixers), default=share)
+    head_dims, value_dims = zip(*(block.mixer.head_widths for block in decoder.layers))
+    return max(head_dims), max(value_dims)
 
 
 def _tiles(decoder: Decoder, request: Request, hardware: Hardware) -> list[str]:
@@ -182,7 +179,7 @@ def _tiles(decoder: Decoder, request: Request, hardware: Hardware) -> list[str]:
 
 def _windows(decoder: Decoder, context: int) -> list[str]:
     """How far the windows of the layers reach, where all layers have one."""
-    windows = [block.mixer.window for block in decoder.layers if isinstance(block.mixer, WindowAttention)]
+    windows = [reach for block in decoder.layers if (reach := block.mixer.window_reach) is not None]
     if len(windows) < len(decoder.layers) or max(windows) < 2:
         return []
     reach, widest = sum(window - 1 for window in windows) + 1, max(windows)

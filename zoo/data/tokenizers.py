@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import known_fingerprint
+from zoo.data.fingerprints import known_fingerprint
 from zoo.paths import plain_name
 
 if TYPE_CHECKING:

@@ -149,7 +149,7 @@ def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any
     content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "notes": notes, "rows": rows}
     table = folder / "comparison.json"
     replace_text(table, json.dumps(content, indent=1) + "\n")
-    shown = _table(runs, rows)
+    shown = comparison_table(runs, rows)
     page = "\n".join([f"{STAR}\n", *(f"- {note}\n" for note in notes), shown.to_markdown()])
     return [table, *write_tables(folder / "comparison.md", [shown], f"{page}\n"), *_draw(folder, runs)]
 
@@ -181,7 +181,8 @@ def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Cons
         console.print(str(file), highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+def comparison_table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+    """The main numbers of all runs; a star where the difference from the first run is resolved."""
     head = ["task", "variant", "length", "metric", *(label for label, _ in runs)]
     texts = [
         [row["task"], row["variant"], f"{row['length']:,}" if row["length"] else "-", row["metric"], *_values(row)]

@@ -18,7 +18,7 @@ from zoo.evaluation.tasks.base import Task, TaskSuite
 from zoo.evaluation.tasks.result_kind import Written
 from zoo.files import is_writable
 from zoo.paths import expand, split_paths
-from zoo.runs.loaded_run import OpenedRun, open_run
+from zoo.runs.loaded_run import open_run
 from zoo.runs.run_folder import RESULTS
 
 
@@ -62,7 +62,7 @@ def evaluate_runs(
         opened = replace(open_run(folder, checkpoint, device, data_path, cache_dir), out=places[number])
         if len(folders) > 1:
             console.rule(f"{number + 1} of {len(folders)}: {folder}", align="left", characters="-")
-        compared.append((_label(opened, folders), []))
+        compared.append((folder_label(opened.folder, folders), []))
         for written in evaluate(opened, task, seed):
             if isinstance(written, LeftOut):
                 console.print(f"{written.task} is left out: {written.reason}", style="yellow", markup=False)
@@ -128,10 +128,10 @@ def split_runs(run: str | Sequence[str] | None) -> list[str]:
     return list(run)
 
 
-def _label(run: OpenedRun, folders: Sequence[str]) -> str:
-    """The folder's name, with its parents as far as names are the same."""
-    paths = [expand(folder).resolve() for folder in folders]
-    own = run.folder.resolve()
+def folder_label(folder: Path, folders: Sequence[str | Path]) -> str:
+    """The folder's name, with its parents as far as other ``folders`` have the same name."""
+    paths = [expand(other).resolve() for other in folders]
+    own = folder.resolve()
     for parts in range(1, len(own.parts)):
         label = "/".join(own.parts[-parts:])
         if sum("/".join(path.parts[-parts:]) == label for path in paths) == 1:

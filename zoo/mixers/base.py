@@ -133,6 +133,16 @@ class Mixer(nn.Module, ABC):
         return 4 * self.width
 
     @property
+    def head_widths(self) -> tuple[int, int]:
+        """Numbers of a query and of a value of a head; here, an equal share of the width."""
+        return self.width // self.heads, self.width // self.heads
+
+    @property
+    def window_reach(self) -> int | None:
+        """Latest tokens that a token reads, its own included, where it reads no others but first ones; None: all."""
+        return None
+
+    @property
     def normalized(self) -> bool:
         """Whether the weights of each query sum to one, so that equal values are returned unchanged."""
         return False

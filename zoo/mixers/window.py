@@ -88,6 +88,11 @@ class WindowAttention(SoftmaxAttention):
             self.value_dim,
         )  # fmt: skip
 
+    @property
+    def window_reach(self) -> int:
+        """The window."""
+        return self.window
+
     def reads(self, context: int, block: int = 1) -> float:
         return window_pairs(context, self.window, self.sink_tokens, block)
 

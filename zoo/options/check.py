@@ -19,7 +19,7 @@ from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
 from zoo.data.sources.build import build_source
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.continued import initial_config, resumed_config
 from zoo.options.groups.data import TokenizerOptions
@@ -90,7 +90,7 @@ def _check_config(config: DictConfig, here: bool) -> DictConfig:
     if hasattr(source, "check"):
         source.check()
     with torch.device("meta"):
-        decoder = Decoder(decoder_config(settled, _vocabulary(read.tokenizer)))
+        decoder = Decoder(decoder_config(Architecture.of(settled), _vocabulary(read.tokenizer)))
     if here:
         _check_memory(read.trainer, read.data.length, read.optimizer.name, decoder)
     for name in ("path", "cache_dir"):

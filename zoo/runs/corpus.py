@@ -11,11 +11,11 @@ import numpy as np
 
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
 from zoo.data.documents import SPLITS, Named, digest_documents, escape_name, source_notes
+from zoo.data.fingerprints import Stamp
 from zoo.data.sources.build import build_source
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL as WHOLE
 from zoo.data.sources.text_files import find_files
-from zoo.data.store.fingerprints import Stamp
 from zoo.runs.subject import Subject
 
 FEW = 10  # documents below which a bootstrap interval is rough

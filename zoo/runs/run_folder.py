@@ -51,22 +51,24 @@ class RunFolder:
         self._lock = FileLock(self.path / ".lock")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Context manager that locks the folder; the lock also ends with the process, however it ends.
+    def locked(self, option: str = "hydra.run.dir") -> Iterator[None]:
+        """Have the folder to this process; the lock also ends with the process, however it ends.
+
+        Args:
+            option: that says which folder, for errors.
 
         Raises:
             ConfigError: if another process has it.
         """
         owner = self.path / ".owner"
-        with writing(self.path, "Set hydra.run.dir to a folder that can be written to; eval.py has out="):
+        with writing(self.path, f"Set {option} to a folder that can be written to; eval.py has out="):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 who = owner.read_text() if owner.is_file() else "unknown"
                 raise ConfigError(
-                    f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another "
-                    "hydra.run.dir."
+                    f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another {option}."
                 ) from None
             owner.write_text(f"process {os.getpid()} on {platform.node()}")
         try:

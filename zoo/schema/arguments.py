@@ -15,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo
 from zoo.config import ConfigError
 from zoo.paths import PathName, expand
 from zoo.plugins import KEY, import_typed, read_names
-from zoo.schema.base import Options, PictureFormat, is_union, option
-from zoo.schema.messages import describe, show, unknown
+from zoo.schema.base import Options, PictureFormat, option
+from zoo.schema.messages import describe, is_union, show, unknown
 
 HELP = ("-h", "--help")
 COLUMN, WIDTH = 34, 120  # of the meanings in the text of --help, and of its lines

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from zoo.config import ConfigError
 from zoo.paths import PathName
+from zoo.schema.messages import explain, is_union
 
 
 def _whole(value: Any) -> Any:
@@ -70,8 +71,6 @@ class Options(BaseModel):
         Raises:
             ConfigError: one line that names the options, their values and what was expected.
         """
-        from zoo.schema.messages import explain
-
         try:
             return cls.model_validate(dict(node))
         except ValidationError as error:
@@ -131,8 +130,3 @@ def lenient(hint: Any) -> Any:
     if get_origin(hint) is list:
         return list[lenient(get_args(hint)[0])]  # type: ignore[misc]
     return hint
-
-
-def is_union(hint: Any) -> bool:
-    """Returns whether an annotation is ``A | B``."""
-    return str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>")

@@ -12,8 +12,6 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from zoo.schema.base import is_union
-
 SHOWN = 3  # problems that one line names
 LONGEST = 80  # characters of a value
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -102,6 +100,11 @@ def models_below(hint: Any) -> Iterable[type[BaseModel]]:
     elif is_union(hint) or get_origin(hint) is Annotated:
         for part in get_args(hint):
             yield from models_below(part)
+
+
+def is_union(hint: Any) -> bool:
+    """Returns whether an annotation is ``A | B``."""
+    return str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>")
 
 
 def expectation(field: FieldInfo) -> str:

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from zoo import mixers
-from zoo.config import ConfigError, to_dict
-from zoo.model.schedule import DEFAULT, expand_schedule
+from zoo.config import ConfigError
+from zoo.model.from_config import Architecture
+from zoo.model.schedule import DEFAULT
 from zoo.options.groups.sweep import RuleName
 
 LENGTHS = (128, 256, 512, 1024)
@@ -32,11 +31,6 @@ class Arm:
 
 
 Rule = Callable[[DictConfig, str, "Sequence[str] | None"], list[Arm]]
-
-
-def parse(overrides: Iterable[str]) -> list[Override]:
-    """Parses overrides by Hydra's grammar."""
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def override_name(override: str) -> str:
@@ -111,7 +105,7 @@ def leave_one_out(base: DictConfig, key: str, values: Sequence[str] | None) -> l
     """
     if values is not None:
         return listed_arms([], key, values)
-    own = layer_names(base)
+    own = Architecture.of(base).layers
     places = [i for i, name in enumerate(own) if name != base.attention]
     if not places:
         raise ConfigError(
@@ -132,12 +126,6 @@ def one_layer(base: DictConfig, key: str, values: Sequence[str] | None) -> list[
     plain = ("schedule.pattern=attention", f"{key}=null")
     patched = (Arm(f"only{i:0{digits}}", (plain[0], f"{key}='{i}:{EXACT}'")) for i in range(depth))
     return [Arm("none", plain), *patched]
-
-
-def layer_names(base: DictConfig) -> list[str]:
-    """Returns the attention of every layer."""
-    known = {*mixers.names(), *to_dict(base.mixers)}
-    return expand_schedule(base.schedule.pattern, int(base.model.depth), base.attention, known, base.schedule.patch)
 
 
 RULES: dict[RuleName, Rule] = {

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 from zoo.config import ConfigError
+from zoo.options.composing import compose_config
 from zoo.sweeps.arms import merge
 
 
@@ -21,6 +24,17 @@ class EvalTask:
     def label(self) -> str:
         """The task as it would be typed on the command line."""
         return " ".join([self.name, *self.overrides])
+
+    def compose(self) -> DictConfig:
+        """The configuration of eval.py.
+
+        Raises:
+            ConfigError: if the task has no such options, or not such values.
+        """
+        try:
+            return compose_config("eval", [f"task={self.name}", *self.overrides])
+        except ConfigError as error:
+            raise ConfigError(f"task={self.name}: {error}") from error
 
 
 def give_options(

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from zoo.config import ConfigError
+from zoo.options.composing import parse_overrides
 from zoo.paths import MULTIRUN, take_paths
-from zoo.sweeps.arms import override_name, parse
+from zoo.sweeps.arms import override_name
 
 
 class Given:
@@ -33,11 +33,7 @@ class Given:
         self.common: list[str] = []
         self.values: dict[str, list[str]] = {}
         self.folder: str | None = None
-        try:
-            overrides = parse(a for a in take_paths(arguments) if a not in MULTIRUN)
-        except HydraException as error:
-            raise ConfigError(str(error)) from error
-        for override in overrides:
+        for override in parse_overrides([a for a in take_paths(arguments) if a not in MULTIRUN]):
             self._sort(override, override_name(override.input_line or ""))
 
     def _sort(self, override: Override, name: str) -> None:

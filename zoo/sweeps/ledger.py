@@ -42,16 +42,9 @@ class Entry:
     """One line of the ledger.
 
     Attributes:
-        key: key of the resolved configuration.
-        arm: name of the arm.
-        seed: seed of the run.
-        overrides: overrides of the run.
-        folder: folder of the run, relative to the sweep's.
-        status: status of the run.
-        reason: why it failed, else None.
-        time: time of the line.
-        seconds: time since this start of the run, None at the start.
-        tasks: finished evaluations, as in :attr:`zoo.sweeps.compose.EvalTask.label`.
+        key: of the resolved configuration. folder: of the run, relative to the sweep's.
+        reason: why it failed, else None. seconds: taken since this start of the run, None at the start.
+        tasks: evaluations that are done, as in :attr:`zoo.sweeps.evaluations.EvalTask.label`.
     """
 
     key: str

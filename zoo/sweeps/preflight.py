@@ -27,12 +27,13 @@ from zoo.data.sources.build import build_source
 from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.subject import OwnText, Subject
 from zoo.sweeps.arms import merge, override_name
-from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
+from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import config_key
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _decoder(config: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Decoder:
     """The decoder of a configuration, without memory."""
     separators = tokens_with(tokenizer, to_dict(config.model)["separators"])
     with torch.device("meta"):
-        return Decoder(decoder_config(config, vocabulary_size(tokenizer), separators))
+        return Decoder(decoder_config(Architecture.of(config), vocabulary_size(tokenizer), separators))
 
 
 def _check_evaluation(ground: Ground, task: EvalTask) -> None:
@@ -138,7 +139,7 @@ def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     text = OwnText(str(config.data.name), to_dict(config.data.source), config.data.cache_dir, {})
     adapted = recall is not None and recall.share > 0
     subject = Subject(_decoder(config, ground.tokenizer), ground.tokenizer, config.data.length, text, adapted)
-    composed = compose_config([f"task={task.name}", *task.overrides], "eval")
+    composed = task.compose()
     check_task(subject, build_task(to_dict(composed.task)), composed.seed)
 
 

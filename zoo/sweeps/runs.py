@@ -14,7 +14,8 @@ from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoi
 from zoo.paths import ROOT
 from zoo.plugins import plugin_words
 from zoo.sweeps.arms import merge
-from zoo.sweeps.compose import EvalTask, Run
+from zoo.sweeps.compose import Run
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import Entry, Ledger
 
 PROGRAMS = ROOT

@@ -150,11 +150,11 @@ class BlockLayout:
         Raises:
             ValueError: if the blocks of the mask are not square, or not of 16, 32, 64 or 128 tokens.
         """
-        return block_mask.read(cls, mask)
+        return cls.from_pairs(**block_mask.read(mask))
 
     def to_block_mask(self, length: int | None = None) -> Any:
         """Converts the layout to a PyTorch BlockMask of a sequence of ``length`` tokens (None: all blocks)."""
-        return block_mask.write(self, length)
+        return block_mask.write(self.block, self.by_query, self.bits, length)
 
     def packed(self, documents: Tensor) -> BlockLayout:
         """Returns the layout for packed documents, each of which is read as if it were alone.
@@ -162,7 +162,7 @@ class BlockLayout:
         Args:
             documents: ``(B, T)`` integer ids, each contiguous. T may not be longer than this layout.
         """
-        return pack(self, documents)
+        return BlockLayout(self.block, *pack(self.block, self.by_query, self.bits, self.longest, documents))
 
     def density(self, length: int) -> float:
         """Returns the share of causal pairs that lie in visible blocks.

@@ -50,7 +50,7 @@ def _of_tokens(blocks: Tensor, block: int, queries: Tensor, keys: Tensor) -> Ten
 
 
 def _listed(layout: BlockLayout, queries: Tensor, keys: Tensor) -> Tensor:
-    rules = _of_tokens(table(layout), layout.block, queries, keys)
+    rules = _of_tokens(table(layout.by_query), layout.block, queries, keys)
     if not len(layout.bits):
         return rules > -2
     rows, columns = (x % layout.block for x in (queries[:, None, :, None], keys[:, None, None, :]))

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import (
     CACHE,
     SPLITS,
@@ -23,9 +24,8 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
+from zoo.data.fingerprints import remember, stamp_files
 from zoo.data.sources.plain_names import plain_cache, plain_folder
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import remember, stamp_files
 from zoo.paths import PathName
 from zoo.registry import SOURCES
 

@@ -30,10 +30,10 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.sources.hub import HubSource
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL, LocalFiles, find_files
-from zoo.data.store.fingerprints import Stamp, stamp_files
 from zoo.paths import PathName
 from zoo.registry import SOURCES
 

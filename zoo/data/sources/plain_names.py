@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import CACHE, expand
-from zoo.data.store.atomic import build_once
 
 PLAIN = re.compile(r"[\w./ ,=@+~'()!-]*")  # what no library takes for anything else
 

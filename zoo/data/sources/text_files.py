@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.documents import DataError, Named, escape_name
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.sources.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.sources.splits import find_titles, in_order, recognize_splits
-from zoo.data.store.fingerprints import Stamp, stamp_files
 from zoo.paths import expand, matches
 
 ALL = "all"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import known_fingerprint, source_stamp
+from zoo.data.fingerprints import known_fingerprint, source_stamp
 from zoo.data.store.store_files import FORMAT, INDEX_DTYPE, damage, read_meta
 from zoo.data.store.store_writer import build_store
 from zoo.data.tokenizers import tokenizer_fingerprint

@@ -19,8 +19,8 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.samples import RecallError, Sample
 from zoo.evaluation.display.progress import progress_bar
-from zoo.evaluation.results.answer_records import describe_sample, make_records
 from zoo.evaluation.results.models import Record
+from zoo.evaluation.scoring.answer_records import describe_sample, make_records
 from zoo.evaluation.scoring.answers import score_samples
 from zoo.evaluation.tasks.answer_results import NO_CONTEXT, ZERO_LENGTH, AnswerResults
 from zoo.evaluation.tasks.base import Keep, Lengths, Outcome, Role, Task, listed, make_anew

@@ -15,6 +15,7 @@ from rich.table import Table
 from zoo.evaluation.display.tables import number_table
 from zoo.evaluation.results.metrics import metric_named
 from zoo.evaluation.results.models import Record, Results
+from zoo.evaluation.results.records import read_results, read_samples
 from zoo.registry import TASKS, nothing_imported
 
 History = Callable[[], list[dict[str, Any]]]
@@ -162,3 +163,20 @@ def kind_named(task: str) -> ResultKind:
         found = TASKS.get(task) if task in TASKS else None
     kind = getattr(found, "kind", None)
     return kind if isinstance(kind, ResultKind) else ResultKind()
+
+
+def read_evaluation(file: Path) -> Written:
+    """Reads a result file with its samples, as :func:`zoo.evaluation.evaluate.evaluate_run` returned it.
+
+    Samples that are damaged are left out.
+
+    Raises:
+        ResultError: if the file is damaged.
+    """
+    results = read_results(file)
+    try:
+        samples = read_samples(file)
+    except (OSError, EOFError, ValueError):  # ValueError: of JSON and UTF-8
+        samples = []
+    kind = kind_named(results.results[0].task if results.results else "")
+    return Written(file.stem, file.stem, results, samples, [file], kind)

@@ -186,6 +186,11 @@ class HeadMixer(Mixer, HeadSizes):
         """Numbers of parameters of the subclass: those in matrices that multiply every token, and all others."""
         return 0, 0
 
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Numbers D of a query and E of a value."""
+        return self.head_dim, self.value_dim
+
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
         matrices, vectors = self.own_parameters()
         matrices += self.width * (self.heads + self.kv_heads) * (self.head_dim + self.value_dim)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.costs.roofline import share_costs
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.sweeps.page.read import RunData, SweepData
 
 FULL_SOFTMAX = ("softmax", "gqa", "mqa")  # mixers that read every key; the rest keep a state, a window or a choice
@@ -53,13 +53,14 @@ def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
     results = [written.results for written in run.evaluations.values()]
     model = results[0].model
     layers, length = tuple(model.layers), model.train_len
+    entries = {} if run.config is None else run.config.get("mixers") or {}
     cache: dict[int, float] = {}
     for result in results:
         state, growing = result.model.state_bytes, result.model.kv_bytes
         cache |= {int(n): float(state[n] + growing[n]) for n in state if n in growing}
     return ArmFacts(
         layers,
-        _softmax_share(layers, run.config),
+        _softmax_share(layers, entries),
         model.params,
         length,
         model.train_tokens,
@@ -69,16 +70,15 @@ def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
     )
 
 
-def _softmax_share(layers: tuple[str, ...], config: DictConfig | None) -> float | None:
-    if not layers:
-        return None
-    names = [_mixer_name(layer, config) for layer in layers]
-    return sum(name in FULL_SOFTMAX for name in names) / len(names)
+def _softmax_share(layers: tuple[str, ...], mixers: Mapping[str, Any]) -> float | None:
+    """Share of the layers whose mixer is full softmax attention; None where layers are not known.
 
-
-def _mixer_name(entry: str, config: DictConfig | None) -> str:
-    options = config.get("mixers") if config is not None else None
-    return str((options or {}).get(entry, {}).get("name", entry))
+    Args:
+        layers: entry of each.
+        mixers: options of entries.
+    """
+    names = [mixers.get(layer, {}).get("name", layer) for layer in layers]
+    return sum(name in FULL_SOFTMAX for name in names) / len(names) if names else None
 
 
 def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> float | None:
@@ -87,7 +87,8 @@ def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> 
         return None
     try:
         with torch.device("meta"):
-            return float(share_costs(Decoder(decoder_config(config, vocab))).cost(length).flops_per_token)
+            decoder = Decoder(decoder_config(Architecture.of(config), vocab))
+        return float(share_costs(decoder).cost(length).flops_per_token)
     except (ValueError, KeyError, TypeError, OmegaConfBaseException):
         return None
 

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError, load_run_config, require_plugins
-from zoo.evaluation.results.records import ResultError, read_results, read_samples
-from zoo.evaluation.tasks.result_kind import Written, kind_named
+from zoo.evaluation.results.records import ResultError
+from zoo.evaluation.tasks.result_kind import Written, read_evaluation
 from zoo.files import read_metrics
 from zoo.runs.run_folder import RESULTS
 from zoo.sweeps.ledger import Entry, read_ledger
@@ -152,23 +152,6 @@ def _with_contents(run: RunData, folder: Path) -> RunData:
         git=_read_json(folder / "git.json"),
         notes=tuple(notes),
     )
-
-
-def read_evaluation(file: Path) -> Written:
-    """Reads a result file with its samples, as :func:`zoo.evaluation.evaluate.evaluate_run` returned it.
-
-    Samples that are damaged are left out.
-
-    Raises:
-        ResultError: if the file is damaged.
-    """
-    results = read_results(file)
-    try:
-        samples = read_samples(file)
-    except (OSError, EOFError, ValueError):  # ValueError: of JSON and UTF-8
-        samples = []
-    kind = kind_named(results.results[0].task if results.results else "")
-    return Written(file.stem, file.stem, results, samples, [file], kind)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from zoo_kernels.linear.triton.host import HostCall
 
 
 def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -27,19 +22,20 @@ def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tupl
 
 
 def decay_gradient(
-    call: HostCall, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
+    segment: int, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
 ) -> Tensor:
     """Computes the gradient of each token's log decay ``(B, T, H)``: how much of the output passes over the token.
 
-    What passes over the border of a segment is the product of the state there and its gradient; inside a segment tokens
-    add and take away (``added``). The rounding errors of a segment, by which the sum at its end misses the known value,
-    are spread over its tokens by the size of what they add.
+    What passes over the border of a segment, which has ``segment`` tokens, is the product of the state there and that
+    one's gradient; inside, tokens add and take away (``added``). What then seems to leave differs from what is known to
+    leave by the rounding errors of the tokens between, and is spread over them by the size of what they add.
     """
-    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
-    if call.segments > 1:
-        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
     batch, length, heads = added.shape
-    added = F.pad(added, (0, 0, 0, call.segments * call.segment - length)).view(batch, -1, call.segment, heads)
+    segments = -(-length // segment)
+    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
+    if segments > 1:
+        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
+    added = F.pad(added, (0, 0, 0, segments * segment - length)).view(batch, -1, segment, heads)
     passed = added.cumsum(2)
     error = F.pad(known[:, 1:] - (known - passed[:, :, -1])[:, :-1], (0, 0, 0, 1))
     sizes = added.abs().cumsum(2)

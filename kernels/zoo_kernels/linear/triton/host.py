@@ -268,7 +268,7 @@ def triton_backward(
     of_decay = None
     if of_queries is not None and of_keys is not None:
         added = of_queries.double() + of_keys
-        of_decay = decay_gradient(call, added, before, behind, state, grad_state)
+        of_decay = decay_gradient(call.segment, added, before, behind, state, grad_state)
     if size is not None:
         dq, dk, dv = ((x * size).to(q.dtype) for x in (dq, dk, dv))
         grad_state, of_decay = grad_state * size, None if of_decay is None else of_decay * size
