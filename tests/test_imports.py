@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,16 @@ def sources():
         yield "zoo_kernels", file
 
 
+@cache
 def imported(file):
     """Every module that a file imports, wherever the import stands; members of zoo by their room."""
+    found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield from (f"zoo.{alias.name}" for alias in node.names) if node.module == "zoo" else (node.module,)
+            found += [f"zoo.{alias.name}" for alias in node.names] if node.module == "zoo" else [node.module]
+    return found
 
 
 def room_of(module):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import in_ci
 from tests.training.conftest import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,7 @@ def write_stub(folder):
     return version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_hugging_faces_kernels_and_ours_do_not_meet(tmp_path, first):
     pytest.importorskip("transformers")
@@ -108,7 +110,7 @@ def bare_python(folder, packages):
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize(("packages", "missing"), [(False, "omegaconf"), (True, "zoo_kernels")])
+@pytest.mark.parametrize(("packages", "missing"), [(False, "omegaconf"), *in_ci((True, "zoo_kernels"))])
 def test_a_checkout_that_is_not_installed_says_how_to(tmp_path, packages, missing):
     python = bare_python(tmp_path / "venv", packages)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

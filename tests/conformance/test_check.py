@@ -10,7 +10,7 @@ from torch import nn
 
 import zoo
 from tests.conformance import broken_modules as broken
-from tests.conformance.cases import every_name
+from tests.tiers import in_ci
 
 WIDTH, LONGEST = 16, 20
 FUTURE = {"future, by outlier", "future, by gradient", "length"}
@@ -106,7 +106,10 @@ def test_a_recurrent_network_passes():
     assert report.passed, report
 
 
-@every_name
+ONE_OF_EACH = ("lightning", "window", "topk")  # a state, a ring of keys, all keys: the contract holds all to more
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH, *in_ci(*sorted({*zoo.mixers.names()} - {*ONE_OF_EACH}))])
 def test_every_registered_attention_passes(name):
     report = zoo.check(name, width=WIDTH, heads=2, longest=9, compile=False)
     assert report.passed, report

@@ -58,6 +58,7 @@ def test_signals_to_the_process_group_leave_the_workers_at_work():
     assert numbers.split() == [str(n) for n in range(1, 40)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 def test_workers_of_a_killed_parent_end():
     process, workers = start()

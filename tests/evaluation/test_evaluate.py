@@ -30,6 +30,7 @@ def value(written, metric):
     return next(record.value for record in written.records if record.metric == metric)
 
 
+@pytest.mark.slow
 def test_result_file_of_the_test_split(run_folder):
     written = evaluate(run_folder)
     file = run_folder / "eval" / "perplexity-text-test.json"
@@ -107,6 +108,7 @@ def test_other_local_text_is_read_whole(run_folder, tmp_path):
         evaluate(run_folder, path=str(tmp_path / "none.txt"))
 
 
+@pytest.mark.slow
 def test_what_is_read_and_the_seed_are_part_of_the_name(run_folder, tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()

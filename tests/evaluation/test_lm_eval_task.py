@@ -203,6 +203,7 @@ def test_unknown_tasks_and_missing_data(run, folder, tmp_path):
         task(tmp_path, "gone").evaluate(run.subject, 0)
 
 
+@pytest.mark.slow
 def test_requests_are_kept_and_an_evaluation_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     opened = open_run(make_run(tmp_path))
     asked = {"calls": 0, "limit": None}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.tiers import in_ci
 from zoo import mixers
 from zoo.config import CONFIGS, ConfigError
 from zoo.costs.matching import match_config
@@ -27,7 +28,7 @@ def layers(run):
 NEAR = (("near", 32), ("far", 256))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ["mixers", *in_ci(*(name for name in PRESETS if name != "mixers"))])
 def test_every_preset_is_a_sweep_with_a_question(name):
     shorter = {"mixers": ["attention=softmax,window,ssd"], "layer_position": ["model.depth=2"]}
     made = plan(f"sweep={name}", *shorter.get(name, []))
@@ -54,6 +55,7 @@ def test_hybrid_ratio_has_the_shares_it_names():
     assert (made.reference, reference.schedule.pattern, reference.attention) == ("softmax", "softmax", "ssd")
 
 
+@pytest.mark.slow
 def test_recall_has_the_attentions_it_names_and_all_learn_the_same():
     made = plan("sweep=recall")
     first = {run.arm: layers(run)[0] for run in made.runs}
@@ -65,6 +67,7 @@ def test_recall_has_the_attentions_it_names_and_all_learn_the_same():
     assert gqa.mixers.gqa.kv_heads < gqa.model.heads
 
 
+@pytest.mark.slow
 def test_the_command_line_reaches_every_arm_and_wins_over_the_preset():
     made = plan(
         "sweep=hybrid_ratio",
@@ -158,6 +161,7 @@ def test_a_value_names_the_arm_that_sets_nothing_else():
     }
 
 
+@pytest.mark.slow
 def test_arms_of_other_sizes_are_matched_with_the_reference_arm():
     """Also where a size comes with a group, and where each arm has an attention of its own making."""
     plain = "{name: small, overrides: ['attention=softmax']}"

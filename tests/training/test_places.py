@@ -38,6 +38,7 @@ def start(arguments):
         main(arguments)
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_taken_if_they_are_the_same(small, text_folder, tmp_path):
     folder, texts, moved = tmp_path / NASTY, tmp_path / "texts", tmp_path / f"moved {NASTY}"
     shutil.copytree(text_folder, texts)
@@ -107,6 +108,7 @@ def test_the_variable_of_wandb_counts_unless_a_mode_is_given(monkeypatch):
         wandb_mode("x")
 
 
+@pytest.mark.slow
 def test_the_configuration_leaves_the_mode_of_wandb_to_its_variable(small, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -113,6 +113,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_ends_the_run_with_one_clear_line(small_overrides, tmp_path):
     folder = tmp_path / "run"
 
@@ -182,6 +183,7 @@ def test_the_schedule_reaches_the_layers(small):
     assert list(config.mixers) == ["softmax", "mine"]
 
 
+@pytest.mark.slow
 def test_loggers_on_request(small, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(small("logger=tensorboard"), tmp_path / "a")
@@ -192,6 +194,7 @@ def test_loggers_on_request(small, tmp_path, monkeypatch):
     assert read_metrics(tmp_path / "c" / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_command_line_errors_are_one_line(small_overrides, tmp_path):
     command = [
         sys.executable,
@@ -212,6 +215,7 @@ def test_command_line_errors_are_one_line(small_overrides, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "did you mean lightning?" in done.stderr
 
 
+@pytest.mark.slow
 def test_options_of_memory_and_compilation_change_no_number(small, tmp_path):
     train(small(), tmp_path / "plain")
     train(small("trainer.checkpoint_activations=true"), tmp_path / "checkpointed")
