@@ -52,7 +52,7 @@ def run_fresh(code, environment=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("package", ["zoo_kernels", "zoo.mixers"])
+@pytest.mark.parametrize("package", [*in_ci("zoo_kernels"), "zoo.mixers"])
 def test_import_needs_only_torch_and_asks_no_device(package):
     """``zoo.mixers`` runs ``zoo/__init__.py`` too, so that the promise holds for ``import zoo``."""
     heavy = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "triton")

@@ -109,9 +109,9 @@ def test_a_recurrent_network_passes():
 ONE_OF_EACH = ("lightning", "window", "topk")  # a state, a ring of keys, all keys: the contract holds all to more
 
 
-@pytest.mark.parametrize("name", [*ONE_OF_EACH, *in_ci(*sorted({*zoo.mixers.names()} - {*ONE_OF_EACH}))])
-def test_every_registered_attention_passes(name):
-    report = zoo.check(name, width=WIDTH, heads=2, longest=9, compile=False)
+@pytest.mark.parametrize("attention", [*ONE_OF_EACH, *in_ci(*sorted({*zoo.mixers.names()} - {*ONE_OF_EACH}))])
+def test_every_registered_attention_passes(attention):
+    report = zoo.check(attention, width=WIDTH, heads=2, longest=9, compile=False)
     assert report.passed, report
     assert all(finding.verdict in ("passed", "left out") for finding in report.findings)
 

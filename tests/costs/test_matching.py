@@ -137,7 +137,7 @@ def test_what_is_printed(nano):
     assert "704 -> 832: 8,521,728 FLOP per token forward at 512 tokens, reference 8,521,728" in flops
 
 
-@pytest.mark.parametrize("quantity", ["params", "flops"])
+@pytest.mark.parametrize("quantity", [*in_ci("params"), "flops"])
 def test_matching_again_changes_nothing(nano, quantity):
     config = nano("ssd", quantity)
     as_it_was = copy.deepcopy(config)
@@ -281,6 +281,7 @@ def test_refusals(nano, values, message):
     assert config == as_it_was
 
 
+@pytest.mark.slow
 def test_matching_draws_no_random_number(nano):
     state = torch.get_rng_state()
     for name in ("performer", "bigbird", "learned_sparse", "lightning"):
@@ -288,6 +289,7 @@ def test_matching_draws_no_random_number(nano):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_was_solved(tmp_path, capsys):
     """Its folder has the value and so has its decoder; a resumed run does not match again."""
     write_texts(tmp_path / "text")

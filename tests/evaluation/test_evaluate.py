@@ -65,6 +65,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text_not_its_characters(run_folder
     assert value(written, "bits_per_byte") == pytest.approx(nats / encoded / math.log(2))
 
 
+@pytest.mark.slow
 def test_batch_size_and_seed_do_not_change_values(run_folder):
     a, b = (evaluate(run_folder, batch_tokens=n, fresh=True) for n in (1, 9999))
     assert value(a, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-5)

@@ -54,7 +54,7 @@ def evaluated(folder, options, **others):
     return json.dumps([records, content["protocol"], content["warnings"]])
 
 
-@pytest.mark.parametrize("task", named(TASKS, "window", "stateful"))
+@pytest.mark.parametrize("task", named(TASKS, "window"))
 def test_text_is_scored_part_by_part(tmp_path, passes, task):
     options, parts = task
     folder = make_run(tmp_path, texts=TEXTS)

@@ -86,8 +86,8 @@ def test_repeated_prompts_get_different_texts_and_the_first_is_that_of_the_promp
     [
         {"top_k": 1},
         {"top_p": 1e-9},
-        {"top_p": 1e-320},
-        *({"temperature": t} for t in (1e-6, 1e-37, 1e-39, 1e-45, 1e-46, 5e-324)),
+        {"temperature": 1e-39},
+        *in_ci({"top_p": 1e-320}, *({"temperature": t} for t in (1e-6, 1e-37, 1e-45, 1e-46, 5e-324))),
     ],
     ids=str,
 )

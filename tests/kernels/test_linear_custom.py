@@ -24,7 +24,7 @@ def inputs(length=70, per_token=True, documents=True, dtype=torch.float32):
 
 @slow_in_triton
 @pytest.mark.parametrize("algorithm", ["auto", "parallel", "scan"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [*in_ci(False), True])
 def test_opcheck(full, algorithm, backend, monkeypatch):
     monkeypatch.setattr(custom, "SHORTEST", 64)
     q, k, v, log_decay, state, ids = inputs()
@@ -38,7 +38,7 @@ def test_opcheck(full, algorithm, backend, monkeypatch):
     )  # fmt: skip
 
 
-@every_backend
+@slow_in_triton
 @pytest.mark.parametrize("decay", [None, 1, 2])
 def test_opcheck_of_a_step(decay, backend):
     q, k, v = (torch.randn(2, 3, d) for d in (8, 8, 6))

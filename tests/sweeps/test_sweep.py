@@ -121,6 +121,7 @@ def test_what_is_new_alone_is_done(programs):
     }
 
 
+@pytest.mark.slow
 def test_failures_are_kept_with_their_reason_and_tried_again(programs, capsys):
     given = arguments(programs, ["fails", "raises", "dies", "a"])
     assert run_sweep(given) == 1

@@ -52,6 +52,7 @@ def _tensorboard(folder, tag):
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_does_not_depend_on_its_micro_batches(small, tmp_path):
     for micro in (1, 4):
         train(small(f"trainer.micro_batch_size={micro}", "trainer.max_steps=3"), tmp_path / str(micro))

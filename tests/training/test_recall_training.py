@@ -110,6 +110,7 @@ def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
     assert row["train/recall_nll"] == pytest.approx(sum(n for n, _ in found.values()) / len(found), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_is_greedy_decoding_of_samples_kept_apart(small, tmp_path):
     config = small(*MIXED, "data.recall.val_samples=120", "trainer.max_steps=10")
     train(config, tmp_path / "run")
@@ -194,6 +195,7 @@ def test_a_run_that_starts_from_recall_remembers_it(small, tmp_path):
     assert content["global_step"] == 2 and content["zoo"]["recall"] == earlier["recall"]
 
 
+@pytest.mark.slow
 def test_a_run_on_recall_alone_has_no_loss_of_text(small, tmp_path, capsys):
     last = train(small(*MIXED, "data.recall.share=1", "trainer.max_steps=30"), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -144,6 +144,7 @@ def test_either_budget_can_take_the_place_of_the_other(small, tmp_path):
         assert step_budget(config.trainer, config.data.length) == steps
 
 
+@pytest.mark.slow
 def test_resume_names_what_is_missing_or_damaged(small, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.*does not exist"):
         resumed_config(small(f"resume={tmp_path / 'nowhere'}"), [])
@@ -174,6 +175,7 @@ def test_a_run_that_has_no_last_checkpoint_goes_on_from_the_latest_other(small, 
     assert trained[0] == trained[1]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_again_in_its_folder(small, tmp_path):
     train(small(), tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -197,6 +199,7 @@ def test_the_command_of_a_run_may_be_repeated_when_it_is_resumed(small, small_ov
             resumed_config(small(*options, other, resume), changed)
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_are_dropped_on_resume(small, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

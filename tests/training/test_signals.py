@@ -118,6 +118,7 @@ def test_a_signal_in_the_last_save_changes_nothing(small, tmp_path, monkeypatch)
     assert len(calls) == 6 and trained(tmp_path) == 20
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_step_starts_again_in_its_folder(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_in(patch, StopOnNonFinite, "__init__", signal.SIGTERM)
