@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError

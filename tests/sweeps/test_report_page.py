@@ -317,7 +317,7 @@ def browser():
     """A Chromium on the path."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser on the path: {', '.join(BROWSERS)}")
+        pytest.skip(f"a browser: none on the path of {', '.join(BROWSERS)}")
     return found
 
 

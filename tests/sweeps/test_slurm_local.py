@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-pytest.importorskip("submitit")
+pytest.importorskip("submitit", reason="the extra slurm is not installed")
 
 from tests.sweeps.test_sweep import arguments, names, programs, results, statuses, wait_for
 from zoo.config import ConfigError

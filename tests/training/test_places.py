@@ -87,7 +87,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
     assert file.read_text() == "before" and os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has /dev/full, a disk that is always full")
 def test_metrics_on_a_full_disk_are_one_line(tmp_path):
     logger = LocalLogger(tmp_path)
     logger.lines = Path("/dev/full")
