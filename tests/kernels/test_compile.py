@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiers import in_ci
-
 pytest.importorskip("triton")
 
 from tests.kernels import dummy_kernels
@@ -170,7 +168,8 @@ def test_the_script_fails_on_a_bad_row(tmp_path):
     assert "spills" in done.stdout
 
 
-@pytest.mark.parametrize("wrong", ["arch=sm_70", *in_ci("speed=1", "width=x", "jobs=0", "kernel=linear.none")])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["arch=sm_70", "speed=1", "width=x", "jobs=0", "kernel=linear.none"])
 def test_a_wrong_option_is_one_line_and_status_2(wrong):
     done = run_compiling("scripts/compile_kernels.py", wrong)
     assert done.returncode == 2

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiers import in_ci
-
 pytest.importorskip("triton")
 
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, INTERPRETER, Config, choose, record
@@ -206,7 +204,8 @@ def test_without_a_gpu_it_says_so():
     assert "no CUDA GPU" in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [*in_ci("speed=1", "width=x"), "dtype=fp8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["speed=1", "width=x", "dtype=fp8"])
 def test_a_wrong_option_is_one_line_and_status_2(wrong):
     done = run_script("scripts/tune_kernels.py", wrong)
     assert done.returncode == 2
