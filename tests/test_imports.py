@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections import defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -51,14 +52,17 @@ def sources():
         yield "zoo_kernels", file
 
 
+@cache
 def imported(file):
     """Every module that a file imports, wherever the import stands; members of zoo by their room."""
+    found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level and node.module, f"{file}: imports are absolute"
-            yield from (f"zoo.{alias.name}" for alias in node.names) if node.module == "zoo" else (node.module,)
+            found += [f"zoo.{alias.name}" for alias in node.names] if node.module == "zoo" else [node.module]
+    return found
 
 
 def room_of(module):

@@ -223,6 +223,7 @@ def test_outliers_stay_finite_in_fp32(feature_map):
         assert y.abs().max() <= mixer.value(x).abs().max() * mixer.out.weight.abs().sum(1).max() * 1.01
 
 
+@pytest.mark.slow
 def test_shared_and_gated_compile_in_one_graph():
     documents = torch.arange(70)[None] // 40
     for options in ({"mode": "shared"}, {"mode": "gate"}):

@@ -48,6 +48,7 @@ def test_lines_of_something_else_are_ignored(tmp_path):
     assert read_ledger(tmp_path) == {} and read_ledger(tmp_path / "nowhere") == {}
 
 
+@pytest.mark.slow
 def test_the_key_is_that_of_the_computation():
     tiny = ["experiment=tiny"]
     key = config_key(compose_config("train", tiny))

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from tests.sweeps.fake_programs import driver_command, read_calls, write_programs
+from tests.tiers import in_ci
 from tests.training.conftest import write_text
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_results
@@ -121,6 +122,7 @@ def test_what_is_new_alone_is_done(programs):
     }
 
 
+@pytest.mark.slow
 def test_failures_are_kept_with_their_reason_and_tried_again(programs, capsys):
     given = arguments(programs, ["fails", "raises", "dies", "a"])
     assert run_sweep(given) == 1
@@ -178,6 +180,7 @@ def test_a_configuration_comes_back_from_behind_one_that_failed_at_once(programs
     assert (programs / "sweep/arms/a/seed-0/eval/mqar.json").is_file() and statuses(programs) == {"a/0": "finished"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_stopped(programs):
     given = arguments(programs, ["a", "slow", "slow_unsaved", "b"])
     with subprocess.Popen(driver_command(programs, given), cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
@@ -202,6 +205,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(programs):
     assert results(programs) == interrupted and len(interrupted) == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_sweep_is_waited_for(programs, capsys):
     given = arguments(programs, ["slow", "a"])
     with subprocess.Popen(driver_command(programs, given), cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
@@ -244,7 +248,7 @@ def test_an_ignored_hangup_stays_ignored(programs):
         signal.signal(signal.SIGHUP, previous)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [*in_ci(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_lets_runs_save_and_says_how_to_go_on(programs, capsys, number):
     given = arguments(programs, ["slow", "slower", "a"], "sweep.jobs=2")
     when(lambda: names(programs).count("waits") == 2, lambda: os.kill(os.getpid(), number))
@@ -311,6 +315,7 @@ def real_sweep(folder, *more):
     ]
 
 
+@pytest.mark.slow
 def test_the_real_programs(tmp_path):
     """One arm that can be trained and one that cannot; three processes besides the driver."""
     folder = tmp_path / "sweep"
