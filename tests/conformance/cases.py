@@ -58,8 +58,8 @@ every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 def make(name: str, options: dict[str, Any] | None = None, *, heads: int = HEADS, **more: Any) -> zoo.mixers.Mixer:
     """A mixer in fp64 and evaluation mode, with weights large enough for its choices to matter."""
     torch.manual_seed(0)
-    given = {"depth": DEPTH} | (options or {}) | more
-    mixer = zoo.mixers.build(name, width=WIDTH, heads=heads, **given).double().eval()
+    given = {"width": WIDTH, "depth": DEPTH} | (options or {}) | more
+    mixer = zoo.mixers.build(name, heads=heads, **given).double().eval()
     with torch.no_grad():
         for parameter in mixer.parameters():
             if parameter.dim() == 2 and min(parameter.shape) > 1:

@@ -22,6 +22,7 @@ from tests.conformance.cases import (
     with_slow_shapes,
 )
 from tests.tiers import named
+from zoo.mixers.parts.heads import HeadMixer
 
 
 @every_mixer
@@ -213,13 +214,18 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 @every_name
 def test_shapes_that_do_not_fit_are_refused(name):
     for change, message in (
-        ({"heads": 5}, "width=32 is not divisible by heads=5"),
         ({"heads": 0}, "heads=0"),
         ({"layer": 2}, r"layer=2 is outside 0\.\.1"),
         ({"layer": -1}, "layer=-1"),
     ):
         with pytest.raises(ValueError, match=message):
             zoo.mixers.build(name, **({"width": WIDTH, "heads": HEADS, "depth": 2} | change))
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.mixers.names() if isinstance(make(name), HeadMixer)])
+def test_heads_that_do_not_divide_the_width_are_refused(name):
+    with pytest.raises(ValueError, match="width=32 is not divisible by heads=5"):
+        zoo.mixers.build(name, width=WIDTH, heads=5)
 
 
 @every_name

@@ -56,7 +56,6 @@ class Needed(TorchDispatchMode):
 
     def __init__(self, mixer: Mixer, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self.pair = 2 * (mixer.head_dim + mixer.value_dim)  # FLOPs of a query and a key of one head
         self.mixer, self.extra, self.calls, self.counter = mixer, 0, [], FlopCounterMode(display=False)
         watches = [(selection, "pick", self.pick), (selection, "_group", self.group)]
         watches += [(topk, "attend_tokens", self.attend_tokens), (longformer, "replace_rows", self.replace_rows)]
@@ -74,6 +73,11 @@ class Needed(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
+
+    @property
+    def pair(self) -> int:
+        """FLOPs of a query and a key of one head."""
+        return 2 * (self.mixer.head_dim + self.mixer.value_dim)
 
     @property
     def flops(self) -> int:

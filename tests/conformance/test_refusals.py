@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.conformance.cases import (
-    HEADS,
     WIDTH,
     draw,
     every_name,
@@ -76,8 +75,8 @@ def test_a_piece_that_does_not_fit_leaves_the_cache_as_it_is(name, options):
 
 @with_slow_shapes
 def test_a_cache_of_another_mixer_or_device_is_refused(name, options):
-    wider = {"value_dim": 16} if "value_dim" in options else {}  # without it, the width of values follows the heads
-    mixer, other, x = make(name, options), make(name, options | wider, heads=2 * HEADS), draw(ROWS, LENGTH)
+    wider = {"value_dim": 16} if {"head_dim", "value_dim"} & set(options) else {}  # else it follows the model's width
+    mixer, other, x = make(name, options), make(name, options | wider, width=2 * WIDTH), draw(ROWS, LENGTH)
     wrong = [new_cache(other, ROWS), [], {}, torch.zeros(3), mixer]
     for cache in wrong:
         with pytest.raises(ValueError, match=r"^the cache is .*: give each layer the cache that its own new_cache"):

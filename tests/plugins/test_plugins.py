@@ -71,6 +71,12 @@ def test_one_of_each_trains_and_its_run_is_evaluated(trained):
     assert outcome.records[0].task == "outside_copy" and outcome.protocol == {"tokens": 8}
 
 
+def test_the_range_of_an_annotation_holds_from_python_too(outside):
+    import_plugins(["zoo_outside"])
+    with pytest.raises(ValueError, match=r"^outside_linear: strength=-1: expected a finite number > 0\.$"):
+        zoo.mixers.build("outside_linear", width=8, heads=2, strength=-1)
+
+
 def test_a_run_folder_imports_nothing_and_says_what_it_needs(trained):
     line = r"^this run needs plugins=\[zoo_outside\]: add it\.$"
     forget()
@@ -124,8 +130,9 @@ def test_a_run_is_loaded_and_continued_with_its_plugin_named(trained):
             ("optimizer=outside_sdg", r"optimizer=outside_sdg: unknown choice; did you mean outside_sgd\?"),
             (
                 "attention=outside_linear mixers.outside_linear.strength=x",
-                r"outside_linear.strength=x: expected a number",
+                r"strength=x: expected a number > 0",
             ),
+            ("attention=outside_linear mixers.outside_linear.strength=0", r"strength=0: expected a number > 0"),
             ("schedule.pattern=outside_linear+softmx", r"unknown attention 'softmx'; expected .*outside_linear"),
             ("data=outside_count", r"data=outside_count: unknown choice; did you mean outside_counting\?"),
             ("logger=outside_lines logger.outside_lines.file=null", r"logger.outside_lines.file=null: expected text"),

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from zoo.mixers.base import Mixer
-from zoo.mixers.parts.options import Option
+from zoo.mixers.parts.options import allows, bounds
 from zoo.registry import ATTENTIONS
 
 SHARED = ATTENTIONS.shared
@@ -71,7 +71,7 @@ def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether an option has the type and range of its annotation; annotations of other kinds take everything."""
     if get_origin(hint) is Annotated:
-        return _fits(value, get_args(hint)[0]) and all(option.allows(value) for option in _options(hint))
+        return _fits(value, get_args(hint)[0]) and all(allows(part, value) for part in get_args(hint)[1:])
     if hint in _KINDS:
         if hint is str or hint is bool:
             return isinstance(value, hint)
@@ -84,15 +84,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return not get_args(hint) or any(_fits(value, one) for one in get_args(hint))
 
 
-def _options(hint: Any) -> list[Option]:
-    return [part for part in get_args(hint)[1:] if isinstance(part, Option)]
-
-
-def _describe(hint: Any, bounds: str = "") -> str:
+def _describe(hint: Any, limits: str = "") -> str:
     if get_origin(hint) is Annotated:
-        return _describe(get_args(hint)[0], "".join(option.bounds() for option in _options(hint)))
+        return _describe(get_args(hint)[0], bounds(get_args(hint)[1:]))
     if get_origin(hint) is list:
         return f"a list of which each is {_describe(get_args(hint)[0])}"
     if get_args(hint):
-        return " or ".join(_describe(one, bounds) for one in get_args(hint))
-    return "null" if hint is NoneType else _KINDS.get(hint, str(hint)) + bounds
+        return " or ".join(_describe(one, limits) for one in get_args(hint))
+    return "null" if hint is NoneType else _KINDS.get(hint, str(hint)) + limits
