@@ -2,11 +2,11 @@
 
 from zoo.mixers.caches.base import Cache, View, real_tokens
 from zoo.mixers.caches.block_sums import BlockCache, BlockView
+from zoo.mixers.caches.cache_list import CacheList
+from zoo.mixers.caches.global_cache import GlobalCache, GlobalView
 from zoo.mixers.caches.key_values import KeyValueCache
-from zoo.mixers.caches.parts import CacheList
 from zoo.mixers.caches.ring import RingCache
 from zoo.mixers.caches.states import MaximumCache, StateCache
-from zoo.mixers.caches.with_globals import GlobalCache, GlobalView
 
 __all__ = [
     "BlockCache",

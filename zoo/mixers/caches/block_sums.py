@@ -61,11 +61,8 @@ class BlockCache(KeyValueCache):
 
     def append(self, k: Tensor, v: Tensor, lengths: Tensor | None = None) -> BlockView:
         """See :meth:`KeyValueCache.append`."""
-        self.check_rows(k.shape[0], "k")
         finished, begun = divmod(self._longest, self.block)
         own = begun + 1 if self._even else min(self.block, self._longest + 1)
-        self.reserve(self._longest + k.shape[1])
-        self._add(k.detach(), lengths)
         view = super().append(k, v, lengths)
         return BlockView(
             view.keys, view.values, view.documents, view.lengths, view.ring, view.in_slots,
@@ -77,7 +74,8 @@ class BlockCache(KeyValueCache):
         super().reserve(needed)
         self.sums = with_slots(self.sums, -(-self.keys.shape[1] // self.block))
 
-    def _add(self, k: Tensor, lengths: Tensor | None) -> None:
+    def _write(self, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
+        super()._write(k, v, lengths)
         time = torch.arange(k.shape[1], device=k.device)[None]
         k = k.to(self.sums.dtype)
         if lengths is not None:

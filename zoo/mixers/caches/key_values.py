@@ -80,11 +80,10 @@ class KeyValueCache(Cache):
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.
         """
         self.check_rows(k.shape[0], "k")
-        length, before, ring = k.shape[1], self.lengths, self.wrapped
+        length, before, held, ring = k.shape[1], self.lengths, self._longest, self.wrapped
         alone = length == 1 and not torch.is_grad_enabled()
         earlier = None if alone else self._earlier()
         self._write(k.detach(), v.detach(), lengths)
-        held = self._longest
         self.advance(length, lengths)
         if alone:
             stop = self.slots(held + 1)

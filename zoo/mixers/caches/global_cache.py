@@ -111,22 +111,33 @@ class GlobalCache(Cache):
         """
         self.check_rows(k.shape[0], "k")
         self.marked |= marked
-        length, flags = k.shape[1], flags.expand(k.shape[:2])
-        added = [length] * len(self.counts) if lengths is None else lengths.tolist()
-        advance = torch.full_like(self.lengths, length) if lengths is None else lengths.to(self.lengths)
-        if length > 1 or torch.is_grad_enabled():  # a step has no gradient
-            return self._piece(k, v, flags, advance, added)
-        self._push(self.packed(k.detach()), self.packed(v.detach()), flags, advance)
-        self._advance(added)
+        flags = flags.expand(k.shape[:2])
+        if k.shape[1] > 1 or torch.is_grad_enabled():  # a step has no gradient
+            return self._piece(k, v, flags, lengths)
+        self._push(self.packed(k.detach()), self.packed(v.detach()), flags, lengths)
         keys, values, flags = (held[:, : self._used] for held in (self.keys, self.values, self.flags))
         return GlobalView(keys, values, None, self.valid(), in_slots=True, flags=flags)
 
     def recount(self) -> None:
         """See :meth:`Cache.recount`."""
         self.counts = self.lengths.tolist()
-        self._advance([0] * len(self.counts))
+        self._measure()
 
-    def _piece(self, k: Tensor, v: Tensor, flags: Tensor, advance: Tensor, added: list[int]) -> GlobalView:
+    def advance(self, length: int, lengths: Tensor | None) -> None:
+        """See :meth:`Cache.advance`; ``left`` has to be that behind the piece."""
+        super().advance(length, lengths)
+        added = [length] * len(self.counts) if lengths is None else lengths.tolist()
+        self.counts = [a + b for a, b in zip(self.counts, added)]
+        self._measure()
+
+    def _measure(self) -> None:
+        if self.marked:
+            self._used = max(self.valid().tolist(), default=0)
+        else:
+            self._used = max(map(self.slots, self.counts), default=0)
+
+    def _piece(self, k: Tensor, v: Tensor, flags: Tensor, lengths: Tensor | None) -> GlobalView:
+        length = k.shape[1]
         held, columns = self.valid(), self._used
         if columns:
             slots, hidden = self._in_order(held)
@@ -136,7 +147,13 @@ class GlobalCache(Cache):
         shown = None
         if columns and (min(self.counts) < max(self.counts) or self.marked):
             shown = (torch.arange(k.shape[1], device=k.device)[None] >= (columns - held)[:, None]).long()
-        self._store(k.detach(), v.detach(), flags, columns - held, columns + advance, advance, added)
+        added = torch.full_like(held, length) if lengths is None else lengths.to(held)
+        begin, end = columns - held, columns + added
+        place = torch.arange(k.shape[1], device=k.device)[None]
+        leaving = flags & (place >= begin[:, None] + self.tokens.first) & (place < end[:, None] - self.reach)
+        self.left = leaving.sum(1)
+        self.advance(length, lengths)
+        self._store(k.detach(), v.detach(), flags, leaving, begin, end)
         return GlobalView(k, v, shown, self.lengths, flags=flags)
 
     def _in_order(self, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,16 +164,12 @@ class GlobalCache(Cache):
         slots = torch.where(rank < first + left, torch.where(rank < first, rank, self.limit - first + rank), latest)
         return slots.clamp(min=0), rank < 0
 
-    def _store(
-        self, k: Tensor, v: Tensor, flags: Tensor, begin: Tensor, end: Tensor, advance: Tensor, added: list[int]
-    ) -> None:
-        """Keep what must be kept of a sequence in order, whose tokens are at ``begin`` to ``end`` in each row."""
+    def _store(self, k: Tensor, v: Tensor, flags: Tensor, leaving: Tensor, begin: Tensor, end: Tensor) -> None:
+        """Keep what must be kept of a sequence in order, whose tokens are at ``begin`` to ``end`` in each row.
+
+        Global tokens that are kept behind the ring are ``leaving (B, S)``.
+        """
         first = self.tokens.first
-        self.lengths = self.lengths + advance
-        place = torch.arange(k.shape[1], device=k.device)[None]
-        leaving = flags & (place >= begin[:, None] + first) & (place < end[:, None] - self.reach)
-        self.left = leaving.sum(1)
-        self._advance(added)
         self._reserve(self._used)
         slots = torch.arange(self.keys.shape[1], device=k.device)[None]
         source = end[:, None] - self.lengths[:, None] + self._latest(slots, self.lengths)
@@ -168,31 +181,27 @@ class GlobalCache(Cache):
         self.keys, self.values = (self.packed(gather_tokens(x, source)) for x in (k, v))
         self.flags = flags.gather(1, source)
 
-    def _push(self, k: Tensor, v: Tensor, flags: Tensor, advance: Tensor) -> None:
+    def _push(self, k: Tensor, v: Tensor, flags: Tensor, lengths: Tensor | None) -> None:
         """Put one token into the ring, and a global one that it drives out behind the ring."""
         self._reserve(max(self._used, self.slots(max(self.counts) + 1)) + self.marked)
         last, rows = self.keys.shape[1] - 1, torch.arange(len(k), device=k.device)
-        slot, keep = ring_slots(self.lengths, self.limit, self.tokens.first).clamp(max=last), advance == 0
-        gone = (self.lengths >= self.limit) & self.flags[rows, slot] & ~keep
+        slot = ring_slots(self.lengths, self.limit, self.tokens.first)
+        gone = (self.lengths >= self.limit) & self.flags[rows, slot]
+        keep = None if lengths is None else lengths.to(slot) == 0
+        gone = gone if keep is None else gone & ~keep
         behind = (self.limit + self.left).clamp(max=last)
         for held, new in ((self.keys, k[:, 0]), (self.values, v[:, 0]), (self.flags, flags[:, 0])):
             wide = (-1, *[1] * (held.dim() - 2))
             if last >= self.limit:
                 held[rows, behind] = torch.where(gone.view(wide), held[rows, slot], held[rows, behind])
-            held[rows, slot] = torch.where(keep.view(wide), held[rows, slot], new)
-        self.lengths, self.left = self.lengths + advance, self.left + gone
+            held[rows, slot] = new if keep is None else torch.where(keep.view(wide), held[rows, slot], new)
+        self.left = self.left + gone
+        self.advance(1, lengths)
 
     def _latest(self, slots: Tensor, lengths: Tensor) -> Tensor:
         """Latest position that each slot of the first tokens or the ring has taken, or will take."""
         turns = torch.div(lengths[:, None] - 1 - slots, self.reach, rounding_mode="floor").clamp(min=0)
         return torch.where(slots < self.tokens.first, slots, slots + turns * self.reach)
-
-    def _advance(self, added: list[int]) -> None:
-        self.counts = [a + b for a, b in zip(self.counts, added)]
-        if self.marked:
-            self._used = max(self.valid().tolist(), default=0)
-        else:
-            self._used = max(map(self.slots, self.counts), default=0)
 
     def _reserve(self, needed: int) -> None:
         """Grows by doubling; up to the end of the ring before it grows behind it."""
