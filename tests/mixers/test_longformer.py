@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from tests.tiers import in_ci, named
-from zoo.mixers.parts.global_tokens import GlobalTokens
+from zoo.mixers.caches.global_tokens import GlobalTokens
 from zoo.mixers.parts.positions import rotate
 
 WIDTH, HEADS = 32, 4

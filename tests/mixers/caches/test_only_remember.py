@@ -27,4 +27,4 @@ def test_caches_import_no_kernel():
 def test_caches_import_nothing_of_mixers_but_where_global_tokens_are():
     of_mixers = {name.rpartition(".")[0] for file in FILES for name in imported(file) if name.startswith("zoo.")}
     others = {name for name in of_mixers if not name.startswith("zoo.mixers.caches")}
-    assert others == {"zoo.mixers.parts.global_tokens"}
+    assert others == {"zoo.mixers.caches.global_tokens"}

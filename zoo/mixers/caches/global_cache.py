@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.mixers.caches.base import Cache, View, with_slots
-from zoo.mixers.parts.global_tokens import GlobalTokens, flagged, gather_tokens
+from zoo.mixers.caches.global_tokens import GlobalTokens, flagged, gather_tokens
 from zoo_kernels.softmax import ring_slots
 
 

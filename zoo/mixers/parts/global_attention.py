@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.mixers.caches.global_tokens import flagged, gather_tokens
 from zoo.mixers.parts.dilation import Dilation
-from zoo.mixers.parts.global_tokens import flagged, gather_tokens
 from zoo_kernels import BlockLayout, softmax_attention
 from zoo_kernels.documents import document_starts
 
