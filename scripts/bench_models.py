@@ -28,7 +28,7 @@ import torch
 
 from zoo.files import replace_text
 from zoo.model import Decoder, DecoderConfig
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.model.loss import next_token_loss
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, OutputFile, read_arguments
@@ -72,7 +72,7 @@ def main() -> None:
     chosen, overrides = read_arguments(Options, sys.argv[1:], __doc__, roots=TRAINING)
     overrides = [f"model={chosen.model}", *overrides]
     configs = {
-        arm: decoder_config(compose_training([*overrides, f"schedule.pattern={arm}"]), chosen.vocab)
+        arm: decoder_config(Architecture.of(compose_training([*overrides, f"schedule.pattern={arm}"])), chosen.vocab)
         for arm in chosen.arms
     }
     rows = []

@@ -32,7 +32,7 @@ from zoo.data import BatchPlan
 from zoo.data.datamodule import LanguageData
 from zoo.data.sources.build import build_source
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.model.loss import next_token_loss
 from zoo.options.programs import TRAINING, compose_training
 from zoo.schema.arguments import Arguments, read_arguments
@@ -53,7 +53,7 @@ class Options(Arguments):
 def bare_loop(config: DictConfig, data: LanguageData) -> float:
     """Median seconds per step of forward, backward, clipping and update, batches cut from the store."""
     torch.manual_seed(config.seed)
-    decoder = Decoder(decoder_config(config, data.vocab_size))
+    decoder = Decoder(decoder_config(Architecture.of(config), data.vocab_size))
     options = {k: v for k, v in to_dict(config.optimizer).items() if k not in SCHEDULE_KEYS}
     optimizer = build_optimizer(decoder, **options)
     store, length = data.store("train"), config.data.length

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import in_ci
 from tests.training.conftest import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def run_fresh(code, environment=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("package", ["zoo_kernels", "zoo.mixers"])
+@pytest.mark.parametrize("package", [*in_ci("zoo_kernels"), "zoo.mixers"])
 def test_import_needs_only_torch_and_asks_no_device(package):
     """``zoo.mixers`` runs ``zoo/__init__.py`` too, so that the promise holds for ``import zoo``."""
     heavy = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "triton")
@@ -83,9 +84,9 @@ def write_stub(folder):
     return version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_hugging_faces_kernels_and_ours_do_not_meet(tmp_path, first):
-    pytest.importorskip("transformers")
     write_stub(tmp_path)
     ours = [str(ROOT), str(ROOT / "kernels")]
     rest = [entry for entry in sys.path if entry and entry not in ours]
@@ -108,7 +109,7 @@ def bare_python(folder, packages):
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize(("packages", "missing"), [(False, "omegaconf"), (True, "zoo_kernels")])
+@pytest.mark.parametrize(("packages", "missing"), [(False, "omegaconf"), *in_ci((True, "zoo_kernels"))])
 def test_a_checkout_that_is_not_installed_says_how_to(tmp_path, packages, missing):
     python = bare_python(tmp_path / "venv", packages)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -1,4 +1,4 @@
-"""What the command-line programs share: errors a user can act on, output nobody reads, and the choice of a device.
+"""Command-line basics that all programs share: errors in one line, broken pipes, and the choice of a device.
 
 Imports neither torch nor anything that takes long, so that a Ctrl-C during imports is answered too.
 """
@@ -36,11 +36,11 @@ REMEDIES = {
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Print a user's error as one line on stderr and exit with status 2; Ctrl-C exits with 130.
+    """Context manager that prints a user's error as one line on stderr and exits with status 2; Ctrl-C exits with 130.
 
     A user's error is any ValueError (ConfigError, CheckpointError, DataError, ScheduleError and plain ones), a file
     that is not found or cannot be used, a full disk, and memory that is short. ``ZOO_DEBUG=1`` shows the traceback
-    instead. Output whose reader is gone, as after ``| head -1``, is dropped.
+    instead. Output to a closed pipe, as after ``| head -1``, is dropped.
     """
     try:
         sys.stdout, sys.stderr = _for_any_reader(sys.stdout, 1), _for_any_reader(sys.stderr, 2)
@@ -63,7 +63,7 @@ def friendly_errors() -> Iterator[None]:
 
 
 def answer_ctrl_c() -> None:
-    """Let Ctrl-C end the process with one line and status 130 while a script imports what takes long."""
+    """Makes Ctrl-C end the process with one line and status 130 while a script's slow imports run."""
 
     def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt):
@@ -111,7 +111,7 @@ def _out_of_memory(error: Exception) -> str | None:
 
 
 def refuse(message: str) -> NoReturn:
-    """Print an error and exit with status 2; of several processes that say the same only the first prints."""
+    """Prints an error and exits with status 2; of several processes with the same error only the first prints it."""
     launch = this_launch()
     if launch.speaks:
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -144,7 +144,7 @@ def _for_any_reader(stream: TextIO, number: int) -> TextIO:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the first GPU if there is one.
+    """Returns a device by name; ``auto`` is the first GPU if there is one.
 
     Raises:
         ValueError: if there is no such device here.

@@ -1,4 +1,4 @@
-"""Configuration: the mixers' YAML files, and reading a run's saved configuration."""
+"""Configurations: the mixers' YAML files, and the saved configuration of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LABEL = 80  # characters of a run's name that tell its layers
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what is wrong and what is expected."""
+    """Raised for a configuration that cannot be used; the message says what is wrong and what is expected."""
 
 
 def register_mixers(more: Mapping[str, Any] | None = None) -> None:
-    """Make the ``mixers`` part of every file of configs/attention known, so that any entry can be overridden.
+    """Registers the ``mixers`` part of every file of configs/attention with Hydra, so that any entry can be overridden.
 
     Args:
-        more: entries of attentions from outside, by name.
+        more: entries of external attentions, by name.
     """
     entries: dict[str, Any] = {}
     for file in sorted((CONFIGS / "attention").glob("*.yaml")):
@@ -38,14 +38,14 @@ def register_mixers(more: Mapping[str, Any] | None = None) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dictionary of a configuration node, interpolations resolved."""
+    """Converts a configuration node to a plain dictionary, with interpolations resolved."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def require_plugins(names: Iterable[str]) -> None:
-    """Refuse what needs packages from outside that are not imported; it imports none.
+    """Checks that external packages have been imported; it imports none.
 
     Raises:
         ConfigError: the line that says what to add.
@@ -56,12 +56,12 @@ def require_plugins(names: Iterable[str]) -> None:
 
 
 def run_dir(resume: str | None, init: str | None, name: str, time: str) -> str:
-    """Folder of a run that is given none: the resolver of configs/train.yaml."""
+    """Default folder of a run; the resolver of configs/train.yaml."""
     return resume or f"{init.rstrip('/') + '-trained' if init else name}-{time}"
 
 
 def run_label(attention: str, pattern: str, patch: str | None) -> str:
-    """What a run's name says of its layers: the attention, or the schedule if that is another one or has several."""
+    """Label of a run's layers in its name: the attention, or the schedule if it is another one or has several."""
     tokens = [re.sub(r"(^|x)attention$", rf"\g<1>{attention}", token.strip()) for token in str(pattern).split("+")]
     names = {re.sub(r"^\d+x", "", token) for token in tokens}
     label = names.pop() if len(names) == 1 else "+".join(tokens)
@@ -71,7 +71,7 @@ def run_label(attention: str, pattern: str, patch: str | None) -> str:
 
 
 def load_run_config(run: str | Path) -> DictConfig:
-    """The resolved configuration that a run folder keeps.
+    """Reads the resolved configuration of a run folder.
 
     Raises:
         ConfigError: if the folder or its config.yaml is missing or damaged, or needs plugins that are not imported.
@@ -105,16 +105,16 @@ def _no_run(path: Path) -> str:
 
 
 def copy_option(source: DictConfig, target: DictConfig, name: str) -> None:
-    """Give ``target`` the value that ``source`` has at ``name``, groups whole and text as it is."""
+    """Copies the value of ``source`` at ``name`` to ``target``, groups whole and text uninterpreted."""
     value = OmegaConf.select(source, name)
     OmegaConf.update(target, name, literal(value), merge=False, force_add=True)
 
 
 def moved_data(data: DictConfig, path: str | None, cache_dir: str | None) -> DictConfig:
-    """The group ``data`` of a run's saved configuration with the places that its data, or its cache, have now.
+    """Returns the group ``data`` of a saved configuration with the present path of its data, or of its cache.
 
     Raises:
-        ConfigError: if the run's data set has no place of its own.
+        ConfigError: if the run's data set has no path of its own.
     """
     data = data.copy()
     source = data.get("source") or {}
@@ -130,5 +130,5 @@ def moved_data(data: DictConfig, path: str | None, cache_dir: str | None) -> Dic
 
 
 def absolute(path: str) -> str:
-    """A path that means the same wherever a program is started."""
+    """Returns a path that means the same wherever a program is started."""
     return os.path.abspath(expand(path))

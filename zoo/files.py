@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the metrics file of a run."""
+"""Files that are written atomically, and the metrics file of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WriteError(OSError, ValueError):
-    """A file that cannot be written; the message says which, why, and what to do."""
+    """Raised for a file that cannot be written; the message says which, why, and what to do."""
 
 
 @contextmanager
 def writing(file: Path, remedy: str = "Give a folder that can be written to") -> Iterator[None]:
-    """Errors of writing ``file`` as one line that names it.
+    """Context manager that turns errors of writing ``file`` into one line that names it.
 
     Args:
-        file: what is written.
-        remedy: what to do where it is not allowed.
+        file: the file to be written.
+        remedy: what to do where writing is not allowed.
 
     Raises:
         WriteError: in place of any OSError inside.
@@ -38,7 +38,7 @@ def writing(file: Path, remedy: str = "Give a folder that can be written to") ->
 
 
 def explain_write(error: OSError, file: Path, remedy: str) -> str:
-    """Why a file could not be written, and what to do about it."""
+    """Explains why a file could not be written, and what to do about it."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno not in FULL:
         return f"{reason}. {remedy}."
@@ -51,7 +51,7 @@ def explain_write(error: OSError, file: Path, remedy: str) -> str:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is tried: permissions do not tell of a disk that is read-only."""
+    """Returns whether files can be made in a folder, by trying: permissions do not show that a disk is read-only."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     probe = folder / f".{os.getpid()}.tmp"
     try:
@@ -68,9 +68,12 @@ def is_writable(folder: Path) -> bool:
 
 
 def replace_file(file: Path, write: Callable[[Path], Any], durable: bool = False) -> None:
-    """Make ``file`` by write(temporary file beside it) and one rename; nothing is left of an attempt that fails.
+    """Replaces ``file`` atomically by a temporary file beside it and a rename; a failed attempt leaves nothing.
 
-    ``durable``: wait until the disk has it, so that it survives a crash of the machine.
+    Args:
+        file: the file to be replaced.
+        write: writes the file whose path it is given.
+        durable: wait until the disk has it, so that it survives a crash of the machine.
 
     Raises:
         WriteError: if the folder or the disk does not allow it.
@@ -91,12 +94,12 @@ def replace_file(file: Path, write: Callable[[Path], Any], durable: bool = False
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a small text file in one piece."""
+    """Writes a small text file atomically."""
     replace_file(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk; Windows cannot for folders."""
+    """Waits until a file, or the names in a folder, are on the disk; Windows cannot for folders."""
     if os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -107,7 +110,10 @@ def sync(path: Path) -> None:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl; lines cut off by a crash are left out, no file gives none."""
+    """Reads the rows of a run's metrics.jsonl.
+
+    Lines cut off by a crash are left out, and a missing file has no rows.
+    """
     rows = []
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,7 +1,7 @@
 """Paths on command lines: taken as they are typed, whatever characters they have, and printed to be pasted.
 
 The value of a key of PATH_KEYS is the path itself, not Hydra's grammar: blanks, quotes, brackets, ``=``, ``#`` and
-``${`` stand for themselves, and ``~`` for the home folder. Where that leaves a choice, a path that exists wins:
+``${`` stand for themselves, and ``~`` for the home folder. Where that is ambiguous, a path that exists wins:
 
 - ``null`` and an empty value set no path; ``./null`` is a path.
 - A value that is wholly in quotes is read as Hydra reads it, unless a path with these quotes exists.
@@ -51,14 +51,14 @@ SWEEPS = re.compile(r"(choice|glob|shuffle|sort)\(.*\)", re.DOTALL)
 
 
 class IsPath:
-    """Mark of annotations: the option is a path, so that its key belongs into PATH_KEYS."""
+    """Annotation of options that are paths, whose keys belong into PATH_KEYS."""
 
 
 PathName = Annotated[str, IsPath()]
 
 
 def take_paths(arguments: Iterable[str], keys: Collection[str] = PATH_KEYS) -> list[str]:
-    """Arguments of a command line as Hydra's grammar has them: values of ``keys`` that are paths are quoted."""
+    """Quotes the values of ``keys`` that are paths, so that Hydra's grammar reads them as typed."""
     given = list(arguments)
     multirun = any(flag in given for flag in MULTIRUN)
     return [_take(argument, keys, multirun) for argument in given]
@@ -85,7 +85,7 @@ def _take_one(value: str, expanded: bool = True) -> str:
 
 
 def read_path(value: str) -> str:
-    """The path that the value of a key of PATH_KEYS means."""
+    """Returns the path that the value of a key of PATH_KEYS means."""
     inner = _unquoted(value)
     return _expanded(value) if inner is None else inner
 
@@ -123,13 +123,13 @@ def _parsed(value: str) -> Any:
 
 
 def quote(path: str) -> str:
-    """A path as a quoted string of Hydra's grammar, in which nothing is an interpolation."""
+    """Quotes a path as a string of Hydra's grammar, in which nothing is an interpolation."""
     text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), literal(path))
     return f"'{text}'"
 
 
 def literal(value: Any) -> Any:
-    """Text, or plain lists and dictionaries with text, for OmegaConf, which takes ``${`` in it for itself."""
+    """Escapes ``${`` in text, plain lists and dictionaries, which OmegaConf would take for an interpolation."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
     if isinstance(value, dict):
@@ -138,7 +138,7 @@ def literal(value: Any) -> Any:
 
 
 def split_paths(text: str) -> list[str]:
-    """Paths of ``A,B``: cut at each comma but those in the name of a path that exists, without blanks around."""
+    """Splits ``A,B`` at each comma but those in the name of a path that exists, and strips blanks."""
     parts = text.split(",")
     found: list[str] = []
     while parts:
@@ -150,13 +150,13 @@ def split_paths(text: str) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder of this name, or one that matches it as a glob."""
+    """Returns whether there is a file or folder of this name, or one that matches it as a glob."""
     whole = os.path.expanduser(path)
     return bool(path) and (os.path.lexists(whole) or bool(matches(whole)))
 
 
 def matches(pattern: str) -> list[str]:
-    """Paths that a glob stands for, sorted; the folders it begins with are taken literally as far as they exist."""
+    """Returns the paths that match a glob, sorted; leading folders that exist are taken literally."""
     if not glob.has_magic(pattern):
         return []
     base = next((folder for folder in Path(pattern).parents if os.path.lexists(folder)), Path())
@@ -165,17 +165,17 @@ def matches(pattern: str) -> list[str]:
 
 
 def expand(path: str | Path) -> Path:
-    """The path with ``~`` and ``~user`` replaced by a home folder; one of an unknown user is a name like any other."""
+    """Replaces ``~`` and ``~user`` by a home folder; a name with an unknown user stays unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def command(*words: str | Path) -> str:
-    """A command that can be pasted into a shell, whatever is in its words."""
+    """Returns a command that can be pasted into a shell, whatever is in its words."""
     return " ".join(_word(str(word)) for word in words)
 
 
 def program_command(program: str, *words: str) -> str:
-    """A command that starts a program of this project, as ``eval.py``, from the folder that this process is in."""
+    """Returns a command that starts a program of this project, as ``eval.py``, from the current folder."""
     if not (ROOT / program).is_file():
         return command("attention-zoo", Path(program).stem, *words)
     here = os.path.samefile(ROOT, os.curdir)
@@ -183,7 +183,7 @@ def program_command(program: str, *words: str) -> str:
 
 
 def split_command(line: str) -> list[str]:
-    """The words that :func:`command` was given."""
+    """Splits a line into the words that :func:`command` was given."""
     return [shlex.split(plain)[0] if plain else _spelled_out(octal) for octal, plain in WORD.findall(line)]
 
 
@@ -199,7 +199,7 @@ def _word(word: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path or name as text that any file can hold: bytes that are not UTF-8 become ``\\xNN``."""
+    r"""Returns a path or name as text that any file can hold: bytes that are not UTF-8 become ``\xNN``."""
     return re.sub("[\ud800-\udfff]", _visible, str(path))
 
 
@@ -209,7 +209,7 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def print_any_name() -> None:
-    """Let standard output and standard error show what their encoding cannot, as names that are not UTF-8."""
+    """Makes standard output and error escape characters that their encoding cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -217,7 +217,10 @@ def print_any_name() -> None:
 
 @contextmanager
 def plain_name(folder: Path) -> Iterator[Path]:
-    """A folder for libraries that open no name that is not UTF-8: itself, or a link to it that is there meanwhile."""
+    """Context manager that gives a folder to libraries that open only UTF-8 names.
+
+    It is the folder itself, or a temporary link to it.
+    """
     if shown(folder) == str(folder):
         yield folder
         return
@@ -228,6 +231,6 @@ def plain_name(folder: Path) -> Iterator[Path]:
 
 
 def take_text(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
-    """The last ``key=...`` argument as it was typed, whatever characters it has, and the other arguments."""
+    """Returns the last ``key=...`` argument as it was typed, and the other arguments."""
     given = [a for a in arguments if a.startswith(f"{key}=")]
     return (given[-1].removeprefix(f"{key}=") if given else None), [a for a in arguments if a not in given]

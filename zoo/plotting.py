@@ -1,4 +1,4 @@
-"""Pictures: one style, one palette, labels and legends that hide nothing, and files of every format that is wanted."""
+"""Plots: one style, one palette, labels and legends that hide nothing, and files in every requested format."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _formats: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("png",))
 
 @contextmanager
 def picture_formats(formats: Sequence[str]) -> Iterator[None]:
-    """Write pictures that are saved inside in these formats, ``png``, ``svg`` or ``pdf``, in place of PNG."""
+    """Context manager that saves plots in these formats, ``png``, ``svg`` or ``pdf``, instead of PNG."""
     token = _formats.set(tuple(dict.fromkeys(formats)))
     try:
         yield
@@ -68,25 +68,25 @@ def picture_formats(formats: Sequence[str]) -> Iterator[None]:
 
 
 def shown_format() -> str:
-    """The format of the pictures that a Markdown page shows: the first that is written."""
+    """Returns the format of the plots that a Markdown page shows: the first that is written."""
     return _formats.get()[0]
 
 
 @styled
 def panels(columns: int = 1, rows: int = 1, size: tuple[float, float] = (7.0, 4.2), **options: Any) -> Any:
-    """A figure of ``size`` inches and its axes ``(rows, columns)``, as an array."""
+    """Returns a figure of ``size`` inches and its axes ``(rows, columns)``, as an array."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save_figure(file: Path, figure: Figure, dpi: int = 150, colors: int = 128) -> list[Path]:
-    """Write a figure in every format of :func:`picture_formats`, each file whole or not at all.
+    """Writes a figure atomically in every format of :func:`picture_formats`.
 
     Args:
         file: its ending is replaced by that of each format.
-        figure: what is written.
+        figure: the figure.
         dpi: dots per inch of a PNG.
-        colors: of a PNG; a palette in place of full color makes the file a third of the size.
+        colors: number of colors of a PNG; a palette in place of full color makes the file a third of the size.
 
     Returns:
         The files.
@@ -115,29 +115,29 @@ def _reduce(file: Path, colors: int) -> None:
 
 @styled
 def svg_text(figure: Figure) -> str:
-    """A figure as an SVG document without a background."""
+    """Returns a figure as an SVG document without a background."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=METADATA["svg"], transparent=True)
     return buffer.getvalue()
 
 
 def palette(names: Sequence[str]) -> dict[str, str]:
-    """A color for each name, hexadecimal, dark enough for text."""
+    """Returns a color for each name, hexadecimal, dark enough for text."""
     return {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(names)}
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Color and dashes of the curve of this number: no two of the first 48 are alike."""
+    """Returns color and dashes of curve ``number``; the first 48 all differ."""
     return {"color": PALETTE[number % len(PALETTE)], "linestyle": LINES[number // len(PALETTE) % len(LINES)]}
 
 
 def legend_below(figure: Figure, keys: Sequence[tuple[Any, str]], columns: int = 2, width: int = 72) -> None:
-    """A legend below the axes, where it hides nothing.
+    """Adds a legend below the axes, where it hides nothing.
 
     Args:
-        figure: with a constrained layout.
-        keys: what is drawn, and its label.
-        columns: at most so many.
+        figure: figure with a constrained layout.
+        keys: artists and their labels.
+        columns: largest number of columns.
         width: characters of a line; longer labels are cut.
     """
     columns = max(1, min(columns, len(keys)))
@@ -151,12 +151,12 @@ def legend_below(figure: Figure, keys: Sequence[tuple[Any, str]], columns: int =
 
 
 def shorten(label: str, limit: int) -> str:
-    """A label of at most ``limit`` characters."""
+    """Cuts a label to at most ``limit`` characters."""
     return label if len(label) <= limit else f"{label[: limit - 1]}…"
 
 
 def tokens(value: float) -> str:
-    """Tokens as 512, 2k or 1M where that is exact."""
+    """Formats a number of tokens as 512, 2k or 1M where that is exact."""
     for size, letter in ((2**20, "M"), (2**10, "k")):
         if value >= size and value % size == 0:
             return f"{value / size:g}{letter}"
@@ -164,7 +164,7 @@ def tokens(value: float) -> str:
 
 
 def token_axis(axes: Axes, counts: Sequence[int]) -> None:
-    """Make the axis x logarithmic with a tick at each count or, where they are many, at some of them."""
+    """Makes the x axis logarithmic, with a tick at each count or, where they are many, at some of them."""
     shown = counts[:: len(counts) // -8]
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [tokens(count) for count in shown])
@@ -174,7 +174,7 @@ def token_axis(axes: Axes, counts: Sequence[int]) -> None:
 
 
 def leave_out_the_fall(axes: Axes, values: Sequence[float] | np.ndarray, share: float) -> None:
-    """Show the lower ``share`` of the values: the first steep fall would hide the differences that matter."""
+    """Limits the y axis to the lower ``share`` of the values, since a steep fall would hide smaller differences."""
     if len(values) < FEW:
         return
     low, high = float(np.min(values)), float(np.quantile(values, share))
@@ -183,7 +183,7 @@ def leave_out_the_fall(axes: Axes, values: Sequence[float] | np.ndarray, share: 
 
 
 def spread(centers: Sequence[float], heights: Sequence[float], low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Positions nearest to ``centers`` (descending) of labels of these heights that do not overlap."""
+    """Returns the positions nearest to ``centers`` (descending) at which labels of these heights do not overlap."""
     tall = np.asarray(heights, dtype=np.float64)
     below = np.concatenate([[0.0], np.cumsum((tall[:-1] + tall[1:]) / 2)])  # of each label under the first, touching
     raised = isotonic_regression(np.asarray(centers) + below, increasing=False).x
@@ -192,14 +192,14 @@ def spread(centers: Sequence[float], heights: Sequence[float], low: float = 0.0,
 
 
 def label_ends(axes: Axes, x: float, ends: Sequence[tuple[str, float, str]], line: float, room: float = 0.05) -> None:
-    """Text to the right of the axes, joined to the end of its curve by a thin line.
+    """Adds labels to the right of the axes, joined to the ends of their curves by thin lines.
 
     Args:
-        axes: with limits and scales that are final.
+        axes: axes whose limits and scales are final.
         x: where the curves end.
         ends: text, height of the end and color of each curve, the highest first.
-        line: height of a line of text, as a part of the axes.
-        room: that labels have above and below the axes, as a part of them.
+        line: height of a line of text, as a fraction of the axes.
+        room: space for labels above and below the axes, as a fraction of them.
     """
     to_axes = axes.transScale + axes.transLimits
     centers = [float(to_axes.transform((x, y))[1]) for _, y, _ in ends]

@@ -1,6 +1,6 @@
-"""Packages from outside: ``plugins=[my_package]`` is imported first, so that what it registers can be chosen by name.
+"""External packages: ``plugins=[my_package]`` is imported first, so that what it registers can be chosen by name.
 
-A run folder records the names. They are never imported for being there: who loads the run names them again.
+A run folder records the names. They are never imported because a file names them: who loads the run names them again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _named: list[str] = []
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import packages, which may lie in the current folder.
+    """Imports packages, which may lie in the current folder.
 
     Raises:
         ConfigError: one line about the first that cannot be imported.
@@ -55,7 +55,7 @@ def _failed(name: str, error: Exception) -> str:
 
 
 def import_typed(arguments: Iterable[str], program: str | None = None) -> None:
-    """Import what a command line names, or else configs/PROGRAM.yaml.
+    """Imports the plugins that a command line names, or else those of configs/PROGRAM.yaml.
 
     Args:
         arguments: as typed.
@@ -72,32 +72,32 @@ def import_typed(arguments: Iterable[str], program: str | None = None) -> None:
 
 
 def read_names(text: str) -> list[str]:
-    """Names of ``[a,b]`` or ``a,b``."""
+    """Splits ``[a,b]`` or ``a,b`` into names."""
     inner = text.strip().removeprefix("[").removesuffix("]")
     names = [part.strip(" '\"") for part in inner.split(",")]
     return [name for name in names if name not in ("", "null")]
 
 
 def imported_plugins() -> list[str]:
-    """Names of all packages from outside that take part, those of entry points included."""
+    """Returns the names of all external packages in use, those of entry points included."""
     return list(dict.fromkeys([*_named, *imported_entry_points()]))
 
 
 def plugin_words() -> list[str]:
-    """What a printed command says so that it can be pasted; nothing if no package from outside takes part."""
+    """Returns the ``plugins=`` argument for a printed command, if external packages are in use."""
     names = imported_plugins()
     return [f"{KEY}=[{','.join(names)}]"] if names else []
 
 
 def config_folders() -> list[Path]:
-    """configs/ of this project, then of every plugin that has it."""
+    """Returns configs/ of this project, then of every plugin that has one."""
     modules = [sys.modules[name.partition(".")[0]] for name in imported_plugins()]
     places = [Path(place) / "configs" for module in modules for place in getattr(module, "__path__", ())]
     return [CONFIGS, *dict.fromkeys(place for place in places if place.is_dir())]
 
 
 def config_files(group: str) -> dict[str, Path]:
-    """Files of a group, as ``attention``, by name; those of this project come first."""
+    """Returns the files of a configuration group, as ``attention``, by name; those of this project take precedence."""
     found: dict[str, Path] = {}
     for folder in config_folders():
         for file in sorted((folder / group).glob("*.yaml")):

@@ -1,4 +1,4 @@
-"""How this process was started: alone, or as one of several by torchrun, srun or Lightning. Needs no torch."""
+"""How this process was launched: alone, or as one of several by torchrun, srun or Lightning. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FRESH = 60.0  # seconds after which what it said belongs to an earlier run
 
 @dataclass(frozen=True)
 class Launch:
-    """One of ``world`` processes.
+    """Launch of this process, one of ``world``.
 
     Attributes:
         by: ``torchrun``, ``srun``, ``lightning`` (which starts further processes itself), or None for a process alone.
-        rank: number of this process among all.
-        world: processes of the whole run, 1 where they are not known yet.
-        nodes: machines that they are spread over.
+        rank: global rank of this process.
+        world: number of processes of the whole run, 1 where it is not known yet.
+        nodes: number of machines.
     """
 
     by: str | None
@@ -33,12 +33,12 @@ class Launch:
 
     @property
     def speaks(self) -> bool:
-        """Whether this is the process that prints and that has the run folder."""
+        """Whether this process prints and owns the run folder."""
         return self.rank == 0
 
 
 def this_launch(env: Mapping[str, str] = os.environ) -> Launch:
-    """How this process was started, from its environment."""
+    """Reads from the environment how this process was launched."""
     if "TORCHELASTIC_RUN_ID" in env:
         world, here = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", "1"))
         return Launch("torchrun", int(env["RANK"]), world, max(world // here, 1))
@@ -52,7 +52,10 @@ def this_launch(env: Mapping[str, str] = os.environ) -> Launch:
 
 
 def job_id(env: Mapping[str, str] = os.environ) -> str | None:
-    """Name of the scheduler's job, which a requeued one keeps: SLURM's, with the place in an array, or torchrun's."""
+    """Returns the name of the scheduler's job: SLURM's, with the array index, or torchrun's.
+
+    A requeued job keeps it.
+    """
     if array := env.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
     elastic = env.get("TORCHELASTIC_RUN_ID")
@@ -70,13 +73,13 @@ def _started_by_srun(env: Mapping[str, str]) -> bool:
 
 
 def leave_word(env: Mapping[str, str] = os.environ) -> None:
-    """Of several processes the first one: let the others know that it has told the user what went wrong."""
+    """In the first of several processes, tells the others that it has printed the error."""
     if (note := _note(env)) is not None:
         note.touch()
 
 
 def word_was_left(patience: float = PATIENCE, env: Mapping[str, str] = os.environ) -> bool:
-    """Whether the first process has told the user, on this machine; waits for it."""
+    """Waits for the first process on this machine to print the error, and returns whether it has."""
     note, until = _note(env), time.monotonic() + patience
     while note is not None:
         try:

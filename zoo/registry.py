@@ -1,13 +1,13 @@
-"""Registries of what is chosen by name: one decorator for each kind, for what is inside of this project and outside.
+"""Registries of what is chosen by name: one decorator for each kind, for this project and external packages alike.
 
     from zoo.registry import OPTIMIZERS
 
     @OPTIMIZERS.register("sgd")
     def sgd(decoder, lr: float = 0.1): ...
 
-Needs nothing but the standard library, so that every room can use it. What is inside is imported when a name is first
-asked for; packages that are installed with an entry point of the group ``attention_zoo.plugins`` are imported when a
-name is found nowhere else.
+Needs nothing but the standard library, so that every room can use it. Entries of this project are imported when a name
+is first asked for; packages that are installed with an entry point of the group ``attention_zoo.plugins`` are imported
+when a name is found nowhere else.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _from_entry_points: list[str] = []  # modules that were imported because a name 
 
 
 class Registry(Generic[Entry]):
-    """Names of one kind of thing.
+    """Registry of one kind of thing by name.
 
     Attributes:
         kind: what an entry is, for messages.
-        shared: parameters of an entry that are no options: whoever builds it gives them.
+        shared: parameters of an entry that are not options: whoever builds it passes them.
     """
 
     def __init__(self, kind: str, *places: str, shared: tuple[str, ...] = ()) -> None:
@@ -55,14 +55,14 @@ class Registry(Generic[Entry]):
         self._members: list[tuple[Registry[Any], Entry]] = []
 
     def register(self, name: str, options: Any = None) -> Callable[[Given], Given]:
-        """Make a class or function known as ``name``; a decorator.
+        """Decorator that registers a class or function as ``name``.
 
         Args:
-            name: that is chosen by.
+            name: the name that it is chosen by.
             options: pydantic model of its options; None: they are those of its signature.
 
         Raises:
-            ValueError: if there is another one of this name.
+            ValueError: if another one has this name.
         """
 
         def add(entry: Given) -> Given:
@@ -76,11 +76,11 @@ class Registry(Generic[Entry]):
         return add
 
     def include(self, other: Registry[Any], entry: Entry) -> None:
-        """Let every name of another registry, now and later, stand for ``entry`` in this one."""
+        """Adds every name of another registry, now and later, with ``entry`` as its value."""
         self._members.append((other, entry))
 
     def names(self) -> list[str]:
-        """All names, sorted; those of entry points only if something has asked for one."""
+        """Returns all names, sorted; those of entry points only once they have been imported."""
         self._import_inside()
         return sorted({*self._entries, *(name for other, _ in self._members for name in other.names())})
 
@@ -91,10 +91,10 @@ class Registry(Generic[Entry]):
         return iter(self.names())
 
     def get(self, name: str) -> Entry:
-        """What is called ``name``.
+        """Returns the entry called ``name``.
 
         Raises:
-            ValueError: if there is nothing; the message lists what exists.
+            ValueError: if there is none; the message lists what exists.
         """
         if name not in self:
             near = difflib.get_close_matches(str(name), self.names(), 1)
@@ -106,11 +106,11 @@ class Registry(Generic[Entry]):
         return next(entry for other, entry in self._members if other._has(name))
 
     def options(self, name: str) -> Any:
-        """The model of options that ``name`` was registered with; None if they are those of its signature."""
+        """Returns the options model of ``name``; None if its options are those of its signature."""
         return self._options.get(name)
 
     def outside(self) -> list[str]:
-        """Names that other packages have registered, sorted."""
+        """Returns the names that external packages have registered, sorted."""
         own = [name for name, e in self._entries.items() if e.__module__.partition(".")[0] != INSIDE]
         return sorted({*own, *(name for other, _ in self._members for name in other.outside())})
 
@@ -127,9 +127,9 @@ class Registry(Generic[Entry]):
 
 
 def import_entry_points(wanted: str, found: Callable[[str], bool]) -> bool:
-    """Import what installed packages offer, until ``wanted`` is found; one of that name first.
+    """Imports entry points of installed packages until ``wanted`` is found; one of that name first.
 
-    One that fails is a warning with its name and the error.
+    An entry point that fails is a warning with its name and the error.
 
     Returns:
         Whether it was found.
@@ -152,13 +152,13 @@ def import_entry_points(wanted: str, found: Callable[[str], bool]) -> bool:
 
 
 def imported_entry_points() -> list[str]:
-    """Modules that were imported as entry points."""
+    """Returns the modules that were imported as entry points."""
     return list(_from_entry_points)
 
 
 @contextmanager
 def nothing_imported() -> Iterator[None]:
-    """Look names up among what is imported: for names that stand in a run folder, which must not cause an import."""
+    """Context manager in which lookups import nothing, for names read from a run folder."""
     token = _closed.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tables that are written as Markdown, as HTML and as LaTeX."""
+"""Tables that can be written as Markdown, HTML and LaTeX."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: what it says.
-        small: what stands below the text, such as an interval.
-        verdict: word on a difference, such as ``worse``; empty where nothing is compared.
-        difference: number that the verdict is on.
-        reason: what the verdict rests on, such as the interval of the difference.
+        text: the text.
+        small: small text below it, such as an interval.
+        verdict: verdict on a difference, such as ``worse``; empty where nothing is compared.
+        difference: the difference that the verdict is about.
+        reason: evidence of the verdict, such as the interval of the difference.
         strip: names that HTML draws as a strip of colors.
-        code: whether the text is a name to be typed.
+        code: whether the text is code.
     """
 
     text: str
@@ -90,7 +90,7 @@ class Table:
     """A titled table whose first column names the row.
 
     Attributes:
-        title: what the table is called.
+        title: title of the table.
         head: names of the columns.
         rows: cells of each row, one for each column.
     """
@@ -111,22 +111,25 @@ class Table:
         return [_is_numeric([cell.text for cell in column if cell.text not in ("", "-")]) for column in columns]
 
     def to_markdown(self) -> str:
-        """The rows as a table of GitHub's Markdown, without the title."""
+        """Returns the rows as a table of GitHub's Markdown, without the title."""
         rule = "|".join("---:" if numeric else "---" for numeric in self.numeric)
         rows = [[_markdown_cell(cell) for cell in row] for row in self.rows]
         lines = [f"| {' | '.join(row)} |" for row in ([markdown_text(name) for name in self.head], *rows)]
         return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
     def to_html(self, colors: Mapping[str, str] | None = None) -> Markup:
-        """The rows in a box that scrolls by itself, without the title.
+        """Returns the rows as HTML in a box that scrolls by itself, without the title.
 
         Args:
-            colors: of the names in strips.
+            colors: color of each name in strips.
         """
         return Markup(HTML.render(table=self, colors=colors or {}))
 
     def to_latex(self) -> str:
-        """A floating table with its title as caption and ``tab:NAME`` as label, which needs the package booktabs."""
+        """Returns a floating table for LaTeX, with its title as caption and ``tab:NAME`` as label.
+
+        It needs the package booktabs.
+        """
         rows = [" & ".join(map(_latex_cell, row)) for row in self.rows]
         kinds = ["r" if numeric else self._left(number) for number, numeric in enumerate(self.numeric)]
         body = [r"\toprule", rf"{' & '.join(map(latex_text, self.head))} \\", r"\midrule"]
@@ -146,7 +149,7 @@ def _is_numeric(texts: Sequence[str]) -> bool:
 
 
 def markdown_text(text: str, special: str = r"|<>\`*_[]") -> str:
-    """Text of one line that Markdown shows as it is."""
+    """Escapes text of one line for Markdown."""
     return re.sub(rf"([{re.escape(special)}])", r"\\\1", " ".join(text.split()))
 
 
@@ -159,7 +162,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text of one line that LaTeX prints as it is, with minus signs in front of numbers and a dash for nothing."""
+    """Escapes text of one line for LaTeX, with minus signs in front of numbers and a dash for nothing."""
     if text == "-":
         return "--"
     return re.sub(r"(?<![\w.)}-])-(?=[\d.])", "$-$", " ".join(text.split()).translate(TEX))
@@ -179,16 +182,17 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def titled_markdown(tables: Sequence[Table]) -> str:
-    """Tables in Markdown, each below its title."""
+    """Returns tables in Markdown, each below its title."""
     return "\n".join(f"### {markdown_text(table.title)}\n\n{table.to_markdown()}\n" for table in tables)
 
 
 def write_tables(file: Path, tables: Sequence[Table], markdown: str) -> list[Path]:
-    """Write tables in Markdown, and beside it in LaTeX.
+    """Writes a page of tables in Markdown, and beside it the tables in LaTeX.
 
     Args:
-        file: of the Markdown; that of the LaTeX ends in ``.tex``, and so may this one, which gives LaTeX alone.
-        tables: what is written as LaTeX.
+        file: file of the Markdown, with a ``.tex`` file beside it; a file that itself ends in ``.tex`` gets LaTeX
+            alone.
+        tables: tables that are written as LaTeX.
         markdown: the page that shows them.
 
     Returns:

@@ -1,6 +1,7 @@
-"""Attention kernels: array programs that know nothing of models or configurations.
+"""Attention kernels as functions of tensors, independent of models and configurations.
 
-Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this package asks no device and needs only torch.
+Arrays are ``(B, T, H, D)``: batch, time, heads, head width. Importing this package initializes no device and needs only
+torch.
 """
 
 from zoo_kernels.backend import BackendError, use_backend

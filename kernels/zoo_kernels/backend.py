@@ -1,4 +1,4 @@
-"""Choice of a backend: ``auto`` takes the fastest form that can run and says once which one, and why."""
+"""Choice of a backend: ``auto`` takes the fastest form that can run, and logs once which one and why."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class BackendError(ValueError):
-    """The backend that was asked for does not exist or cannot run here."""
+    """Raised when the requested backend does not exist or cannot run here."""
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside, ``backend="auto"`` means ``name``: ``auto``, ``triton``, ``torch`` or ``reference``.
+    """Context manager in which ``backend="auto"`` means ``name``: ``auto``, ``triton``, ``torch`` or ``reference``.
 
     It holds for the whole process, and is read when an op is called or compiled.
 
@@ -45,7 +45,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 class Choice(NamedTuple):
-    """The backend that runs a call, and why; None if it was asked for."""
+    """The backend that runs a call, and why; the reason is None if the caller asked for it."""
 
     backend: str
     reason: str | None
@@ -54,13 +54,14 @@ class Choice(NamedTuple):
 def choose_backend(
     requested: str, title: str, widths: Mapping[torch.dtype, int], *arrays: Tensor, missing: str | None = None
 ) -> Choice:
-    """Choose ``triton``, ``torch`` or ``reference`` for a call with these arrays.
+    """Chooses ``triton``, ``torch`` or ``reference`` for a call with these arrays.
 
     Args:
-        requested: ``auto`` or one of the three.
-        title: what is called, for messages.
-        widths: widest heads that the Triton form takes, by type.
-        missing: what this call asks for and the Triton form does not have.
+        requested: ``auto``, ``triton``, ``torch`` or ``reference``.
+        title: name of the operation, for messages.
+        widths: largest head width that the Triton form supports, by dtype.
+        arrays: q, k and v, whose device, dtype and widths decide.
+        missing: what this call asks for that the Triton form does not support.
 
     Raises:
         BackendError: if ``requested`` does not exist, or is ``triton`` and cannot run: it says what is missing.
@@ -82,7 +83,7 @@ def choose_backend(
 
 
 def announce(title: str, device: torch.device, choice: Choice) -> None:
-    """Log what ``auto`` chose, once for each kind of call."""
+    """Logs what ``auto`` chose, once for each kind of call."""
     if choice.reason is not None and not torch.compiler.is_compiling():  # a log call has no place in a graph
         _announce_once(title, device.type, choice)
 
@@ -105,7 +106,7 @@ def _announce_once(title: str, device: str, choice: Choice) -> None:
 
 
 def without_autocast(function: Function) -> Function:
-    """Decorator: products inside keep the precision of their operands, whatever autocast the caller is under."""
+    """Decorator that switches autocast off, so that products keep the precision of their operands."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

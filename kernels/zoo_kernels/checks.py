@@ -1,4 +1,4 @@
-"""What every family refuses before any work, on every backend alike."""
+"""Checks of arguments that every family makes before any work, on every backend alike."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_arrays(alike: bool = True, **arrays: Any) -> None:
-    """Refuses what is no tensor of real numbers, and arrays of different types or on different devices.
+    """Checks that arrays are tensors of real numbers of one dtype on one device.
 
     Args:
-        alike: all arrays are of one type.
-        arrays: by their names in the message; None is passed over.
+        alike: require one dtype.
+        arrays: tensors by their names in messages; None is skipped.
 
     Raises:
         ValueError: with the name of the array.
@@ -35,7 +35,11 @@ def check_arrays(alike: bool = True, **arrays: Any) -> None:
 
 
 def check_devices(**arrays: Tensor | None) -> None:
-    """Refuses arrays on different devices; None is passed over."""
+    """Checks that all arrays are on one device; None is skipped.
+
+    Raises:
+        ValueError: with the names of the arrays.
+    """
     given = {name: x for name, x in arrays.items() if x is not None}
     if len({x.device for x in given.values()}) > 1:
         places = ", ".join(str(x.device) for x in given.values())
@@ -43,7 +47,11 @@ def check_devices(**arrays: Tensor | None) -> None:
 
 
 def check_integers(name: str, x: Any, shape: tuple[int, ...]) -> None:
-    """Refuses what is no tensor of integers of this shape."""
+    """Checks that ``x`` is a tensor of integers of the given shape.
+
+    Raises:
+        ValueError: with the name of the array.
+    """
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of integers.")
     if x.shape != shape:
@@ -53,7 +61,11 @@ def check_integers(name: str, x: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_number(name: str, value: Any, above: float = -math.inf) -> None:
-    """Refuses what is no finite number above ``above``."""
+    """Checks that ``value`` is a finite number above ``above``.
+
+    Raises:
+        ValueError: with the name of the argument.
+    """
     number = isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= above:
         bound = "" if above == -math.inf else f" above {above:g}"
@@ -61,13 +73,17 @@ def check_number(name: str, value: Any, above: float = -math.inf) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuses what is no integer >= 0."""
+    """Checks that ``value`` is an integer >= 0.
+
+    Raises:
+        ValueError: with the name of the argument.
+    """
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{name}={value}: expected an integer >= 0.")
 
 
 def refuse_transforms(family: str, *arrays: Tensor | None) -> None:
-    """Refuses arrays of torch.func's transforms, which the custom ops do not know.
+    """Refuses tensors of torch.func's transforms, which the custom ops do not support.
 
     Raises:
         NotImplementedError: at the first of them.
@@ -79,10 +95,10 @@ def refuse_transforms(family: str, *arrays: Tensor | None) -> None:
 
 
 def refuse_forward_mode(family: str) -> None:
-    """Refuses to run, or to be traced, where tangents would be lost and taken for zero; the ops cannot see them.
+    """Refuses forward-mode differentiation, in which the custom ops would silently drop tangents.
 
     Raises:
-        NotImplementedError: inside torch.func.jvp or a dual level.
+        NotImplementedError: inside torch.func.jvp or a dual level, also while tracing.
     """
     if forward_ad._current_level >= 0:
         raise _unsupported(family)
@@ -96,5 +112,5 @@ def _unsupported(family: str) -> NotImplementedError:
 
 
 def host_knows(x: Tensor) -> bool:
-    """Whether asking for numbers waits for no device and cuts no graph."""
+    """Returns whether the host can read values of ``x`` without waiting for a device or breaking a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) in (Tensor, torch.nn.Parameter)

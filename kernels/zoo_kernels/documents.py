@@ -1,4 +1,4 @@
-"""Packed documents: where each begins."""
+"""Starts and positions of packed documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def document_starts(documents: Tensor) -> Tensor:
-    """First token of the document of each token: ``(B, T)`` ids, each contiguous -> ``(B, T)`` int64."""
+    """Index of the first token of each token's document: ``(B, T)`` ids, each contiguous, to ``(B, T)`` int64."""
     time = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -15,5 +15,5 @@ def document_starts(documents: Tensor) -> Tensor:
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """Position of each token in its document, counted from 0: ``(B, T)`` ids, each contiguous -> ``(B, T)`` int64."""
+    """Position of each token in its document, counted from 0: ``(B, T)`` ids, each contiguous, to ``(B, T)`` int64."""
     return torch.arange(documents.shape[1], device=documents.device) - document_starts(documents)

@@ -37,15 +37,15 @@ Backward = Callable[[Any, list[Tensor], tuple[Tensor | None, ...], set[str]], Ma
 
 @dataclass(frozen=True)
 class Family:
-    """A family of kernels.
+    """A family of kernels: the operations of one recurrence or rule, in all backends.
 
     Attributes:
-        name: of its room and, before a dot, of its kernels.
-        title: what it computes, for messages; with underscores, the name of its op.
-        widths: widest heads that its Triton form takes, by type; the PyTorch form takes any.
-        tiles: the tables of its Triton kernels.
-        calls: module whose ``CALLS`` between them launch every kernel with every flag; it is imported when asked for.
-        cases: module that hands its cases to the benchmark when it is imported; None: there are none.
+        name: name of the folder of the family, and the prefix of its kernels' names (``linear.mix``).
+        title: what the family computes, for messages; with underscores for spaces, the name of its op.
+        widths: largest head width that the Triton form supports, by dtype; the PyTorch form takes any width.
+        tiles: tables of tile sizes of the Triton kernels.
+        calls: name of the module whose ``CALLS`` between them launch every kernel with every flag; imported on demand.
+        cases: name of the module that registers benchmark cases when it is imported; None for a family without any.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Family:
 
 
 class Op:
-    """One custom op: a form for each backend, and what compilers, autograd and counters of FLOPs are told of it.
+    """A custom op with a form for each backend, and what compilers, autograd and FLOP counters need to know of it.
 
-    Its arguments are given as NamedTuples, the first of which has a field ``backend``; the functions below take the
-    same NamedTuples. The form ``reference`` is no op, so that PyTorch differentiates it. A backend without a form takes
-    that of ``torch``.
+    Its arguments are given as NamedTuples, the first of which has a field ``backend``; the callables below take the
+    same NamedTuples. The form ``reference`` is called directly and not as a custom op, so that PyTorch differentiates
+    it. A backend without a form uses the form of ``torch``.
     """
 
     def __init__(
@@ -79,13 +79,14 @@ class Op:
         """Registers the op.
 
         Args:
+            family: family of the op.
             kind: ``forward``, ``backward`` or ``step``.
-            arguments: the NamedTuples.
-            forms: by backend; ``torch`` and ``triton`` must return new tensors.
-            fake: empty tensors of the shapes and types of the outputs.
-            flops: FLOPs, from arguments with shapes in place of tensors.
-            outputs: how many tensors it returns.
-            empty: outputs where the first argument has no numbers; zeros by default.
+            arguments: the NamedTuples of its arguments.
+            forms: functions by backend; ``torch`` and ``triton`` must return new tensors.
+            fake: returns empty tensors of the shapes and dtypes of the outputs.
+            flops: returns FLOPs, from arguments with shapes in place of tensors.
+            outputs: number of tensors that it returns.
+            empty: returns the outputs where the first argument has no numbers; None for zeros.
             mutates: fields that are written to.
         """
         self.family, self.arguments, self.forms, self.fake = family, arguments, dict(forms), fake
@@ -107,13 +108,18 @@ class Op:
     def enter(
         self, backend: str, *arrays: Tensor, others: Sequence[Tensor | None] = (), missing: str | None = None
     ) -> str:
-        """What a public function does once its arguments are checked; gives the backend that runs it.
+        """Refuses unsupported transforms and chooses the backend.
+
+        Public functions call it once their arguments are checked.
 
         Args:
-            backend: as the caller asked for it.
-            arrays: q, k and v, from which it is chosen.
-            others: what else might carry tangents.
-            missing: what this call asks for and the Triton form does not have.
+            backend: name of a backend as the caller gave it, or ``auto``.
+            arrays: q, k and v, whose device, dtype and widths decide.
+            others: further tensors that might carry forward-mode tangents.
+            missing: what this call asks for that the Triton form does not support; None if it supports everything.
+
+        Returns:
+            The name of the backend that runs the call.
 
         Raises:
             NotImplementedError: in forward mode and inside torch.func's transforms.
@@ -126,11 +132,11 @@ class Op:
         return choice.backend
 
     def choice(self, backend: str, *arrays: Tensor, missing: str | None = None) -> Choice:
-        """The backend that :meth:`enter` chooses, and why."""
+        """Returns the backend that :meth:`enter` would choose, and the reason."""
         return choose_backend(backend, self.title, self.family.widths, *arrays, missing=missing)
 
     def grouped(self, flat: Sequence[Any]) -> list[Any]:
-        """The arguments as NamedTuples."""
+        """Converts the flat arguments of the custom op back to NamedTuples."""
         made, start = [], 0
         for group in self.arguments:
             stop = start + len(group._fields)
@@ -153,12 +159,14 @@ class Op:
         return made.zero_() if isinstance(made, Tensor) else tuple(x.zero_() for x in made)
 
     def differentiate(self, backward: Backward, *, keep: Sequence[int] = (), fixed: Sequence[int] = ()) -> None:
-        """Gives it a backward pass.
+        """Registers the backward pass of the op.
 
         Args:
-            backward: from the arguments, the kept outputs, the gradients of all outputs (None for one that nobody used)
-                and the names of the fields whose gradients are wanted, these gradients by name.
-            keep: numbers of the outputs that it needs. fixed: of those that have no gradient.
+            backward: a function of the arguments, the saved outputs, the gradients of all outputs (None for an output
+                that nothing used) and the names of the fields whose gradients are wanted; it returns these gradients by
+                name.
+            keep: indices of the outputs that the backward pass needs.
+            fixed: indices of the outputs that have no gradient.
         """
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -221,10 +229,11 @@ _families: dict[str, Family] = {}
 
 
 def register(family: Family) -> Family:
-    """Make a family known to the tools.
+    """Makes a family known to the tools, the benchmark and the tests.
 
     Raises:
-        ValueError: if its name or that of one of its kernels is taken: a file of tuned tiles is keyed by kernels.
+        ValueError: if the name of the family or of one of its kernels is taken, since tuned tiles are stored by kernel
+            name.
     """
     if family.name in _families:
         raise ValueError(f"there is a family {family.name!r} already: choose another name.")
@@ -236,5 +245,5 @@ def register(family: Family) -> Family:
 
 
 def families() -> dict[str, Family]:
-    """All families by name."""
+    """Returns all registered families by name."""
     return dict(_families)

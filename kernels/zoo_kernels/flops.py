@@ -1,6 +1,7 @@
 """FLOP formulas of the custom ops, for torch.utils.flop_counter.FlopCounterMode.
 
-That module imports Triton where it is installed, so the formulas are handed over only to who has imported it.
+That module imports Triton where it is installed, so the formulas are registered only once somebody else has imported
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _formulas: list[tuple[Any, Formula]] = []
 
 
 def flop_formula(op: Any) -> Callable[[Formula], Formula]:
-    """Decorator: the formula takes the arguments of ``op``, with shapes in place of tensors, and ``out_shape``."""
+    """Decorator that declares the FLOP formula of ``op``.
+
+    The formula takes the arguments of ``op``, with shapes in place of tensors, and ``out_shape``.
+    """
 
     def remember(formula: Formula) -> Formula:
         _formulas.append((op, formula))
@@ -28,7 +32,7 @@ def flop_formula(op: Any) -> Callable[[Formula], Formula]:
 
 
 def offer_flops() -> None:
-    """Registers the formulas if FlopCounterMode has been imported, also with counters that were made before."""
+    """Registers all formulas if FlopCounterMode has been imported, also with counters that exist already."""
     counter = None if torch.compiler.is_compiling() else sys.modules.get("torch.utils.flop_counter")
     if counter is None:
         return

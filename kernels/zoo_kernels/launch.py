@@ -1,4 +1,4 @@
-"""How a Triton kernel is started: what stands in its way, its tiles for this GPU, the launch itself.
+"""Launches of Triton kernels: whether they can run here, their tiles for this GPU, the launch itself.
 
 Launches can be recorded instead of run. scripts/compile_kernels.py compiles what it records for GPUs that are not
 there, and tests compare what two calls would compile. Triton itself is imported only when a kernel is.
@@ -53,10 +53,10 @@ _recording: _Recording | None = None
 
 @contextlib.contextmanager
 def record(architecture: str) -> Iterator[list[Launch]]:
-    """Within it ``backend="triton"`` accepts tensors of any device, and launches are listed and not run.
+    """Context manager in which launches are recorded and not run; ``backend="triton"`` takes tensors of any device.
 
     Args:
-        architecture: one of ARCHITECTURES; its tiles are taken.
+        architecture: one of ARCHITECTURES, whose tiles are used.
     """
     global _recording
     if architecture not in ARCHITECTURES:
@@ -69,12 +69,12 @@ def record(architecture: str) -> Iterator[list[Launch]]:
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    """Returns whether kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why no Triton kernel can run on ``device``; None if it can."""
+    """Returns why no Triton kernel can run on ``device``; None if it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if _recording is not None:
@@ -88,7 +88,7 @@ def obstacle(device: torch.device) -> str | None:
 
 
 def architecture(device: torch.device) -> str:
-    """Row of the tables of tiles that serves ``device``."""
+    """Returns the architecture whose row in the tables of tiles serves ``device``."""
     if _recording is not None:
         return _recording.architecture
     return INTERPRETER if device.type == "cpu" else _of_gpu(device.index or 0)
@@ -115,9 +115,9 @@ def _tuned(file: str) -> dict[tuple[str, str, int, int], Config]:
 
 
 def choose(table: Table, kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> Config:
-    """Tiles of ``kernel`` for heads up to ``width`` wide: the row of the next width that the table has.
+    """Returns the tiles of ``kernel`` for heads up to ``width`` wide: the row of the next width in the table.
 
-    A row of the file that ATTENTION_ZOO_CONFIGS names goes before that of the table.
+    A row of the file that ATTENTION_ZOO_CONFIGS names takes precedence over the table.
     """
     name = architecture(device)
     rows = table[kernel][name]
@@ -131,7 +131,7 @@ def choose(table: Table, kernel: str, device: torch.device, dtype: torch.dtype, 
 
 
 def whole_vectors(x: torch.Tensor) -> torch.Tensor:
-    """``x`` with columns of 0 up to whole 16 bytes a row, which a kernel loads at once; by numbers it is far slower."""
+    """Pads the columns of ``x`` with zeros to a multiple of 16 bytes, so that a kernel loads whole vectors."""
     missing = -x.shape[-1] % (16 // x.element_size())
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 

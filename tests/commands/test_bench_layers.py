@@ -17,6 +17,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_attentions_take_options(tmp_path):
     file = tmp_path / "layers.json"
     done = run(
@@ -31,6 +32,7 @@ def test_attentions_take_options(tmp_path):
     assert done.stdout.count("\n") == 2 + len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [("attentions=window:64", "'64' is not OPTION=VALUE"), ("attentions=windoww", "windoww"), ("length", "length")],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import in_ci
 from zoo.cli import friendly_errors
 from zoo.config import LABEL, run_label
 
@@ -32,7 +33,7 @@ open("{done}", "w").close()
 
 
 @pytest.mark.parametrize(
-    "program", ["train.py", "eval.py", *sorted(f"scripts/{f.name}" for f in ROOT.glob("scripts/*.py"))]
+    "program", ["train.py", "eval.py", *in_ci(*sorted(f"scripts/{f.name}" for f in ROOT.glob("scripts/*.py")))]
 )
 def test_ctrl_c_during_imports_is_one_line(program):
     command = [sys.executable, "-c", INTERRUPTED.format(program=program)]
@@ -84,7 +85,7 @@ def test_an_error_of_the_system_that_is_of_no_file_is_the_programs(monkeypatch):
         raise PermissionError(13, "no", "file")
 
 
-@pytest.mark.parametrize("option", ["task.path", "run", "prompt_file"])
+@pytest.mark.parametrize("option", [*in_ci("task.path", "run"), "prompt_file"])
 def test_files_and_folders_that_cannot_be_read_are_one_line_everywhere(tmp_path, option):
     """A folder in place of a file, and a file in place of a folder, which no user may read, root neither."""
     (tmp_path / "file").write_text("x")

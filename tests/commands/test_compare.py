@@ -1,12 +1,21 @@
-"""scripts/compare.py: pictures of one data set and of several, with speeds and without."""
+"""scripts/compare.py: pictures of one data set and of several, with speeds and without; runs that are paired."""
 
 import math
 
 import pytest
+from omegaconf import OmegaConf
 
+from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.commands import compare
+from zoo.evaluation.compare import compare_runs
+from zoo.evaluation.evaluate import evaluate_run
+from zoo.evaluation.results.records import read_held_out
+from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.result_kind import read_evaluation
+from zoo.runs.loaded_run import open_run
 
-RUN = {"parameters": 9, "bits": 2.0, "ci95": None, "tokens": 100, "cache": 8, "short_cache": 4, "rate": math.nan}
+RUN = {"label": "a", "evaluations": [], "held_out": []}
+RUN |= {"parameters": 9, "bits": 2.0, "ci95": None, "tokens": 100, "cache": 8, "short_cache": 4, "rate": math.nan}
 
 
 def run(data, attention, curve):
@@ -41,6 +50,42 @@ def test_tables_are_written_in_latex_too_and_pictures_in_every_format(tmp_path, 
     page = (tmp_path / "x.md").read_text()
     assert page.startswith("### wiki, 100 training tokens\n\n| attention | ") and page in capsys.readouterr().out
     assert r"\texttt{gqa} & 9 & " in (tmp_path / "x.tex").read_text()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Three runs that were asked the same, the third of another data set; the first two of the same text."""
+    texts = {
+        "train": ["one two\n" * 9],
+        "validation": ["three\n" * 9],
+        "test": [f"{n} four\n" * n for n in range(3, 12)],
+    }
+    folders = []
+    for number, name in enumerate(("text", "text", "other")):
+        folder = make_run(tmp_path_factory.mktemp("run"), small_decoder(seed=number), texts)
+        own = {"schedule": {"pattern": "attention"}, "data": {"name": name}}
+        config = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), own)
+        OmegaConf.save(config, folder / "config.yaml")
+        for task in ({"name": "perplexity"}, {"name": "perplexity", "stride": 8}):
+            evaluate_run(open_run(folder), build_task(task))
+        folders.append(folder)
+    return folders
+
+
+def test_runs_on_the_same_data_are_paired_by_all_that_they_were_asked(evaluated, capsys):
+    compare.main(list(map(str, evaluated)))
+    text, other, evaluations = capsys.readouterr().out.split("### ")[1:]
+    first, second = (read_held_out(folder)[1] for folder in evaluated[:2])
+    assert [line.split(" | ")[3] for line in text.splitlines()[4:6] if f"{first.value:.3f} (" in line] == ["-"]
+    (shown,) = (line.split(" | ")[3] for line in text.splitlines()[4:6] if f"{second.value:.3f} (" in line)
+    files = [folder / "eval" / "perplexity-text-test.json" for folder in evaluated[:2]]
+    rows = compare_runs([(file, [read_evaluation(file)]) for file in files])
+    (paired,) = (r["differences"][0] for r in rows if (r["metric"], r["variant"]) == (second.metric, second.variant))
+    star = " \\*" if paired["resolved"] else ""
+    assert paired["value"] == pytest.approx(second.value - first.value)
+    assert shown == "{:+.3f}{} ({:.3f} to {:.3f})".format(paired["value"], star, *paired["ci95"])
+    assert other.startswith("other, 700 training tokens") and "paired" not in other
+    assert evaluations.startswith("text, evaluations") and "| perplexity | sliding | 16 |" in evaluations
 
 
 @pytest.mark.parametrize(

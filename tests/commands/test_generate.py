@@ -36,6 +36,7 @@ def run_script(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, timeout=120, env=environment)
 
 
+@pytest.mark.slow
 def test_any_prompt_is_printed_and_continued(run_folder, tmp_path):
     done = run_script(tmp_path, f"run={run_folder}", f"prompt={NASTY}", "max_new_tokens=12")
     assert done.returncode == 0, done.stderr.decode()

@@ -20,6 +20,7 @@ def run(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_written_and_drawn(tmp_path):
     arguments = ["attention=gqa", "context=32768", "batch=8", "hardware=h200", "attentions=gqa,3xlightning+softmax"]
     done = subprocess.run(

@@ -94,6 +94,7 @@ def test_commands_of_single_runs_can_be_pasted(start, tmp_path, capsys):
     assert "2 of 2" in paste(start, converted, "device=cpu", "task=perplexity", "out=compared")
 
 
+@pytest.mark.slow
 def test_commands_of_sweeps_can_be_pasted(start, tmp_path, capsys, monkeypatch):
     own = ["data.path=text [1]", "hydra.sweep.dir=s [1] ${x} 'y'", "mixers.window.window=8,16"]
     plan = read_plan(["-m", "sweep=window", *SMALL[:2], *own])
@@ -110,6 +111,7 @@ def test_commands_of_sweeps_can_be_pasted(start, tmp_path, capsys, monkeypatch):
     assert str(plan.folder) == "s [1] ${x} 'y'"
 
 
+@pytest.mark.slow
 def test_commands_of_a_report_compose_to_the_runs_of_the_sweep(start):
     from types import SimpleNamespace
 

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 import zoo
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, StateCache
 
 WIDTH, HEADS, DEPTH = 32, 4, 3
 
@@ -58,8 +58,8 @@ every_name = pytest.mark.parametrize("name", zoo.mixers.names())
 def make(name: str, options: dict[str, Any] | None = None, *, heads: int = HEADS, **more: Any) -> zoo.mixers.Mixer:
     """A mixer in fp64 and evaluation mode, with weights large enough for its choices to matter."""
     torch.manual_seed(0)
-    given = {"depth": DEPTH} | (options or {}) | more
-    mixer = zoo.mixers.build(name, width=WIDTH, heads=heads, **given).double().eval()
+    given = {"width": WIDTH, "depth": DEPTH} | (options or {}) | more
+    mixer = zoo.mixers.build(name, heads=heads, **given).double().eval()
     with torch.no_grad():
         for parameter in mixer.parameters():
             if parameter.dim() == 2 and min(parameter.shape) > 1:
@@ -94,9 +94,6 @@ def tensors(thing: Any) -> list[Tensor]:
     return tensors(vars(thing)) if hasattr(thing, "__dict__") else []
 
 
-def states(thing: Any) -> list[StateCache]:
+def states(cache: Cache) -> list[StateCache]:
     """Every state that a cache is made of."""
-    if isinstance(thing, StateCache):
-        return [thing]
-    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
-    return [state for part in parts for state in states(part)]
+    return [leaf for leaf in cache.leaves() if isinstance(leaf, StateCache)]

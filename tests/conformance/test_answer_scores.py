@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.conformance.cases import every_mixer
+from tests.conformance.cases import with_slow_shapes
 from tests.evaluation.answer_samples import DOCUMENT, build, make_sample, with_known_answers
 from zoo.evaluation.scoring.answers import score_samples
 from zoo.evaluation.scoring.documents import score_documents
@@ -39,7 +39,7 @@ def assert_same(got, want):
             assert (a.correct, a.rank, a.choices) == (b.correct, b.rank, b.choices)
 
 
-@every_mixer
+@with_slow_shapes
 def test_an_answer_scores_the_same_alone_and_in_any_batch(name, options):
     decoder = decoder_of(name, options)
     seven = with_known_answers(decoder, samples())
@@ -52,7 +52,7 @@ def test_an_answer_scores_the_same_alone_and_in_any_batch(name, options):
         assert [score.nats for score in a] == pytest.approx([score.nats for score in b], rel=1e-4)
 
 
-@every_mixer
+@with_slow_shapes
 def test_a_document_scores_the_same_alone_and_in_any_batch(name, options):
     decoder, random = decoder_of(name, options), np.random.default_rng(0)
     documents = [random.integers(0, 256, size=size) for size in (1, 5, 20, 47, 70, 33, 64)]

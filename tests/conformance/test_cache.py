@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conformance.cases import assert_equal, draw, every_mixer, make, new_cache, tensors
+from tests.conformance.cases import (
+    assert_equal,
+    draw,
+    every_mixer,
+    every_name,
+    make,
+    new_cache,
+    tensors,
+    with_slow_shapes,
+)
+from tests.tiers import named
 from zoo.conformance.search import random_split
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.usefixtures("without_gradients")]
@@ -21,10 +31,11 @@ def without_gradients():
 
 SPLITS = {"whole": [LENGTH], "tokens": [1] * LENGTH, "prefill": [100] + [1] * 31, "chunks": [64, 64, 3]}
 SPLITS |= {f"random {seed}": random_split(seed, LENGTH) for seed in range(5)}
+SPLITS["mixed"] = [20, 1, 1, 41, 1, 1, 3, 55, 1, 1, 1, 5]  # one token at each border of 64, and behind a long piece
 
 
 @every_mixer
-@pytest.mark.parametrize("pieces", SPLITS.values(), ids=SPLITS.keys())
+@pytest.mark.parametrize("pieces", named(SPLITS, "mixed"))
 def test_any_split_equals_the_whole(name, options, pieces):
     mixer, x = make(name, options), draw(2, LENGTH)
     want = mixer(x)
@@ -45,11 +56,15 @@ RAGGED = {
 
 
 @every_mixer
-@pytest.mark.parametrize("steps", RAGGED.values(), ids=RAGGED.keys())
-@pytest.mark.parametrize("capacity", [None, 200])
-def test_ragged_pieces_equal_each_row_alone(name, options, steps, capacity):
+@pytest.mark.parametrize("steps", named(RAGGED, "over chunks"))
+def test_ragged_pieces_equal_each_row_alone(name, options, steps):
     """Padding is filled with outliers; pieces whose rows all have their full length come without lengths too."""
     mixer = make(name, options)
+    for capacity in (None, 200):
+        check_ragged(mixer, steps, capacity)
+
+
+def check_ragged(mixer, steps, capacity):
     totals = torch.tensor(steps).sum(0).tolist()
     rows = [draw(1, n) for n in totals]
     want = [mixer(row) if row.shape[1] else row for row in rows]
@@ -68,7 +83,7 @@ def test_ragged_pieces_equal_each_row_alone(name, options, steps, capacity):
             done[i] += n
 
 
-@every_mixer
+@with_slow_shapes
 def test_lengths_of_the_whole_piece_equal_none(name, options):
     mixer, x = make(name, options), draw(2, 40)
     for pieces in ([40], [1] * 40, [20, 20]):
@@ -77,7 +92,7 @@ def test_lengths_of_the_whole_piece_equal_none(name, options):
         assert_equal(torch.cat(parts, 1), mixer(x))
 
 
-@every_mixer
+@with_slow_shapes
 def test_two_caches_do_not_disturb_each_other(name, options):
     mixer, x = make(name, options), draw(2, 30)
     caches = [new_cache(mixer, 1) for _ in range(2)]
@@ -88,7 +103,7 @@ def test_two_caches_do_not_disturb_each_other(name, options):
     assert_equal(torch.cat([torch.cat(parts, 1) for parts in outputs]), mixer(x))
 
 
-@every_mixer
+@with_slow_shapes
 def test_running_without_a_cache_leaves_no_trace(name, options):
     mixer, x = make(name, options), draw(2, 30)
     cache = new_cache(mixer, 2)
@@ -99,7 +114,7 @@ def test_running_without_a_cache_leaves_no_trace(name, options):
     assert_equal(torch.cat([first, mixer(x[:, 20:], cache=cache)], 1), mixer(x))
 
 
-@every_mixer
+@with_slow_shapes
 def test_a_cache_in_low_precision_stays_close(name, options):
     """bf16 keys cost precision, and only that."""
     mixer, x = make(name, options).float(), draw(2, 40, torch.float32)
@@ -110,14 +125,7 @@ def test_a_cache_in_low_precision_stays_close(name, options):
     assert (got - want).abs().max() < 0.05 * want.abs().max()
 
 
-@every_mixer
-def test_documents_and_a_cache_together_are_refused(name, options):
-    mixer, x = make(name, options), draw(1, 4)
-    with pytest.raises(ValueError, match="documents and cache"):
-        mixer(x, documents=torch.zeros(1, 4, dtype=torch.long), cache=new_cache(mixer, 1))
-
-
-@every_mixer
-def test_lengths_without_a_cache_are_refused(name, options):
+@every_name
+def test_lengths_without_a_cache_are_refused(name):
     with pytest.raises(ValueError, match=r"lengths .* without cache"):
-        make(name, options)(draw(1, 4), lengths=torch.tensor([3]))
+        make(name)(draw(1, 4), lengths=torch.tensor([3]))

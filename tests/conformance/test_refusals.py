@@ -7,7 +7,16 @@ import copy
 import pytest
 import torch
 
-from tests.conformance.cases import HEADS, WIDTH, draw, every_mixer, every_name, make, new_cache, tensors
+from tests.conformance.cases import (
+    WIDTH,
+    draw,
+    every_name,
+    make,
+    new_cache,
+    tensors,
+    with_slow_shapes,
+)
+from tests.tiers import named
 
 ROWS, LENGTH = 3, 4
 
@@ -47,7 +56,7 @@ LENGTHS = {
 }
 
 
-@every_mixer
+@with_slow_shapes
 def test_a_piece_that_does_not_fit_leaves_the_cache_as_it_is(name, options):
     mixer = make(name, options)
     cache, x = started(mixer), draw(ROWS, LENGTH)
@@ -64,10 +73,10 @@ def test_a_piece_that_does_not_fit_leaves_the_cache_as_it_is(name, options):
         assert all(map(torch.equal, tensors(cache), tensors(kept))) and numbers(cache) == numbers(kept)
 
 
-@every_mixer
+@with_slow_shapes
 def test_a_cache_of_another_mixer_or_device_is_refused(name, options):
-    wider = {"value_dim": 16} if "value_dim" in options else {}  # without it, the width of values follows the heads
-    mixer, other, x = make(name, options), make(name, options | wider, heads=2 * HEADS), draw(ROWS, LENGTH)
+    wider = {"value_dim": 16} if {"head_dim", "value_dim"} & set(options) else {}  # else it follows the model's width
+    mixer, other, x = make(name, options), make(name, options | wider, width=2 * WIDTH), draw(ROWS, LENGTH)
     wrong = [new_cache(other, ROWS), [], {}, torch.zeros(3), mixer]
     for cache in wrong:
         with pytest.raises(ValueError, match=r"^the cache is .*: give each layer the cache that its own new_cache"):
@@ -100,8 +109,8 @@ def test_a_cache_of_half_precision_of_the_other_kind_is_refused_where_it_would_l
         mixer(x, cache=cache)
 
 
-@every_mixer
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@with_slow_shapes
+@pytest.mark.parametrize("grad", named({"no_grad": False, "grad": True}, "grad"))
 def test_padding_of_a_ragged_piece_reaches_nothing(name, options, grad):
     """Neither real tokens, nor later pieces, nor a gradient; with zeros in its place all is the same."""
     mixer, results = make(name, options), []

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests.conformance.cases import HEADS, WIDTH, assert_equal, draw, every_mixer, make
+from tests.tiers import named
 from zoo.mixers.parts.heads import HeadMixer
 
 LENGTH = 70
 
 
 @every_mixer
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("packed", named({"plain": False, "packed": True}, "packed"))
 def test_constant_values_stay_constant_exactly_where_weights_sum_to_one(name, options, packed):
     """``normalized`` says so, and neither way can it be wrong. Without heads, equal inputs have equal values."""
     mixer, x = make(name, options), draw(2, LENGTH)

@@ -17,7 +17,7 @@ from zoo.conversion.convert_run import calibration_tokens, convert_decoder, conv
 from zoo.conversion.head_merging import METHODS
 from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity
 from zoo.model.decoder import Decoder, DecoderConfig
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.runs.loaded_run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,7 @@ def test_a_converted_run_is_a_run(run):
     assert new.config.attention == "gqa"
     assert new.decoder.config.mixers["gqa"] == {"rope_fraction": 0.5, "kv_heads": 2}
     assert new.decoder.config.mixers["nope_gqa"] == {"name": "gqa", "rope_theta": None, "kv_heads": 2}
-    built = decoder_config(new.config, 257, run.decoder.config.separator_tokens)
+    built = decoder_config(Architecture.of(new.config), 257, run.decoder.config.separator_tokens)
     assert built == new.decoder.config, "training must build what the checkpoint holds"
     expected, _ = convert_decoder(run.decoder, plan_conversion(run.decoder, "gqa", 2, "svd"))
     x = ids()

@@ -81,5 +81,5 @@ def write(tmp_path):
 def shared_data():
     root = Path(os.environ.get("ZOO_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
     if not root.is_dir():
-        pytest.skip("no shared data on this machine (set ZOO_SHARED_DATA to its folder)")
+        pytest.skip("real text: no folder of shared data here, which ZOO_SHARED_DATA names")
     return root

@@ -25,6 +25,7 @@ def test_permutation_is_a_bijection(n):
         assert np.array_equal(np.sort(permute(np.arange(n), n, seed)), np.arange(n))
 
 
+@pytest.mark.slow
 def test_permutation_reaches_every_order_about_equally():
     orders = [tuple(permute(np.arange(3), 3, seed).tolist()) for seed in range(3000)]
     counts = [orders.count(order) for order in itertools.permutations(range(3))]

@@ -53,7 +53,7 @@ def test_tokenizers(name, list_source, cache):
 def test_wikitext_by_its_preset(shared_data, cache):
     folder = shared_data / "hub" / "wikitext"
     if not folder.is_dir():
-        pytest.skip("no wikitext folder")
+        pytest.skip("real text: no hub/wikitext in the folder of shared data")
     config = load("+data=wikitext2", f"++data.path={folder}", f"++data.cache_dir={cache}", "++data.length=64").data
     source = build_source(config.source)
     module = LanguageData(source, {"kind": "bytes"}, length=config.length, batch_size=2, cache_dir=config.cache_dir)

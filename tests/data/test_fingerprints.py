@@ -10,10 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer
+from zoo.data import Document, StdlibSource, TextSource, TokenStore, build_tokenizer, fingerprints
 from zoo.data.documents import DataError, digest_documents
-from zoo.data.store import fingerprints
-from zoo.data.store.fingerprints import Stamp, known_fingerprint
+from zoo.data.fingerprints import Stamp, known_fingerprint
 from zoo.data.store.store_files import FILES, write_meta
 from zoo.data.store.store_writer import StoreWriter
 from zoo.runs.corpus import LocalText
@@ -185,7 +184,7 @@ print(json.dumps([opened[0] - read, opened[1] - held, now()[1] - held, len(store
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has /proc")
 def test_opening_ten_million_documents_reads_little_and_holds_little(tmp_path):
     """Less than 1 MB read and 50 MiB held; their index alone takes 320 MB."""
     count = 10**7

@@ -204,7 +204,7 @@ def test_streaming_keeps_a_snapshot(folder, tmp_path, capfd):
 def test_wikitext(shared_data, tmp_path, capfd):
     folder = shared_data / "hub" / "wikitext"
     if not folder.is_dir():
-        pytest.skip("no wikitext folder")
+        pytest.skip("real text: no hub/wikitext in the folder of shared data")
     own = HubSource(
         "Salesforce/wikitext",
         "wikitext-2-raw-v1",

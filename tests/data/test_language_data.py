@@ -3,6 +3,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.tiers import in_ci
 from zoo.data import DataError, StdlibSource, TextSource, load_tokenizer, save_tokenizer
 from zoo.data.datamodule import LanguageData
 
@@ -103,7 +104,7 @@ def test_loaders_work_without_a_trainer(source, cache):
     assert sum(int(b["mask"].sum()) for b in module.val_dataloader()) == module.stores["validation"].num_tokens - 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [*in_ci(0), 2])
 def test_training_resumes_where_it_stopped(source, cache, tmp_path, workers):
     straight = fit(data(source, cache, micro_batch_size=4), 10, tmp_path)[1]
     trainer, first = fit(data(source, cache, micro_batch_size=4, num_workers=workers), 4, tmp_path)

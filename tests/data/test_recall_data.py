@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.tiers import in_ci
 from zoo.data import BatchPlan, TokenStore, TrainBatches, build_tokenizer
 from zoo.data.datamodule import LanguageData
 from zoo.data.recall.base import RecallTask
@@ -127,7 +128,7 @@ def test_weights_and_documents_of_a_row(rows, tokenizer):
     assert len(set(lengths)) > 20 and lengths.count(LENGTH + 1) > 5 and min(lengths) == min(made.least)
 
 
-@pytest.mark.parametrize("tight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("tight", [*in_ci(0.0, 0.5), 1.0])
 def test_tight_samples_are_as_short_as_their_task_allows(rows, tokenizer, tight):
     made = rows(tight=tight, tasks={"mqar": {"variants": ["pairs4"]}}, shortest=17)
     starts = [pieces(made.row(number), tokenizer.eos_token_id)[0] for number in range(200)]  # none is cut short

@@ -181,7 +181,7 @@ def test_files_beside_an_evaluated_text_are_named_in_its_warnings(tmp_path):
 def test_the_wikitext_folder_as_plain_text(shared_data):
     folder = shared_data / "hub" / "wikitext"
     if not folder.is_dir():
-        pytest.skip("no wikitext folder")
+        pytest.skip("real text: no hub/wikitext in the folder of shared data")
     source = TextSource(str(folder))
     for split in ("train", "validation"):
         (file,) = folder.glob(f"*/{split}-*")

@@ -214,7 +214,7 @@ def test_bad_lines(write, line, message):
 
 def test_gutenberg(shared_data):
     if not (shared_data / "gutenberg").is_dir():
-        pytest.skip("no gutenberg folder")
+        pytest.skip("real text: no gutenberg in the folder of shared data")
     found = splits(TextSource(str(shared_data / "gutenberg")))
     assert all(found.values())
     names = [document.name for documents in found.values() for document in documents]

@@ -47,7 +47,9 @@ def alive(pid):
         return False
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is not known here")
+@pytest.mark.skipif(
+    not hasattr(signal, "sigwaitinfo"), reason="Linux: no sigwaitinfo, which names the sender of a signal"
+)
 def test_signals_to_the_process_group_leave_the_workers_at_work():
     process, _ = start()
     for number in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
@@ -58,7 +60,8 @@ def test_signals_to_the_process_group_leave_the_workers_at_work():
     assert numbers.split() == [str(n) for n in range(1, 40)]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux alone has /proc")
 def test_workers_of_a_killed_parent_end():
     process, workers = start()
     assert len(workers) == 2 and all(map(alive, workers))

@@ -18,6 +18,7 @@ from tests.evaluation.answer_samples import (
     some_samples,
     with_known_answers,
 )
+from tests.tiers import in_ci, named
 from zoo.data import build_tokenizer
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation.scoring import answer_passes
@@ -66,7 +67,7 @@ def test_one_wrong_token_anywhere_makes_an_answer_wrong():
     assert [score.correct for score in flat(score_samples(decoder, [right, *wrong]))] == [True] + [False] * 4
 
 
-@pytest.mark.parametrize(("name", "piece"), [("softmax", 2048), ("lightning", 2048), ("hybrid", 7)])
+@pytest.mark.parametrize(("name", "piece"), [*in_ci(("softmax", 2048), ("lightning", 2048)), ("hybrid", 7)])
 def test_scores_are_those_of_a_whole_pass_per_candidate(name, piece, monkeypatch):
     """However many tokens are read at a time."""
     monkeypatch.setattr(answer_passes, "read_in_pieces", partial(read_in_pieces, piece=piece))
@@ -136,7 +137,7 @@ def relabeled(decoder, samples, wanted):
     return [dataclasses.replace(sample, tokens=names[sample.tokens]) for sample in samples]
 
 
-@every_schedule
+@pytest.mark.parametrize("layers", named(SCHEDULES, "lightning"))
 def test_text_ends_with_its_line_or_document(layers, tokenizer):
     decoder = build(layers, OPTIONS)
     samples = relabeled(decoder, some_samples(2), [NEWLINE, DOCUMENT])

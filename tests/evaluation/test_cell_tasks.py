@@ -14,10 +14,10 @@ from zoo.data import DataError
 from zoo.data.recall.cache import sample_cache, samples_digest
 from zoo.data.recall.samples import Answer, Sample
 from zoo.evaluation.evaluate import evaluate, evaluate_run, file_stem
-from zoo.evaluation.results.answer_records import line_values, make_records
 from zoo.evaluation.results.cell_store import CellStore
 from zoo.evaluation.results.records import read_results, read_samples
 from zoo.evaluation.results.statistics import wilson
+from zoo.evaluation.scoring.answer_records import line_values, make_records
 from zoo.evaluation.tasks import cell_task
 from zoo.evaluation.tasks.base import Outcome, build_task
 from zoo.evaluation.tasks.suite import Suite
@@ -110,6 +110,7 @@ def test_a_stopped_evaluation_goes_on_cell_by_cell(run_folder, scored):
     assert timeless(again) == timeless(whole)
 
 
+@pytest.mark.slow
 def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folder, scored, tmp_path):
     from tests.evaluation.tiny_run import save_checkpoint, small_decoder
 
@@ -160,6 +161,7 @@ def test_samples_are_kept_when_interrupted_but_not_when_refused(tmp_path, error,
     assert (tmp_path / "cache").exists() == bool(kept)
 
 
+@pytest.mark.slow
 def test_no_damage_of_a_file_is_an_error_or_another_sample(tmp_path):
     samples = [Sample(f"id{n}", np.arange(9) * n, (Answer(3, 5, ((1, 2),), ("a",)),), 0.5) for n in range(3)]
     made = []

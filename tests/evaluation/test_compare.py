@@ -13,11 +13,11 @@ from zoo.config import ConfigError
 from zoo.evaluation.compare import compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.program import evaluate_runs, split_runs
-from zoo.evaluation.results.answer_records import line_values
 from zoo.evaluation.results.records import read_results, read_samples
+from zoo.evaluation.scoring.answer_records import line_values
 from zoo.evaluation.tasks.base import build_task
+from zoo.evaluation.tasks.result_kind import read_evaluation
 from zoo.runs.loaded_run import open_run
-from zoo.sweeps.page.read import read_evaluation
 
 KV = {"name": "kv", "variants": ["default"], "lengths": [500], "depths": [0, 1], "samples": 4}
 
@@ -110,6 +110,7 @@ def test_how_runs_are_named(two_runs, tmp_path):
         split_runs(["a/", "a"])
 
 
+@pytest.mark.slow
 def test_parts_of_perplexity_are_paired_by_document(two_runs):
     runs = evaluated(two_runs, {"name": "perplexity"}, {"name": "perplexity_context", "lengths": [4, 8], "target": 4})
     rows = {(r["task"], r["variant"], r["length"]): r for r in compare_runs(runs) if r["metric"] == "bits_per_byte"}
@@ -120,6 +121,7 @@ def test_parts_of_perplexity_are_paired_by_document(two_runs):
         assert difference["resolved"] is None  # three documents
 
 
+@pytest.mark.slow
 def test_a_run_without_finite_numbers_has_results_and_no_differences(two_runs, tmp_path):
     broken = small_decoder(seed=1)
     with torch.no_grad():
@@ -143,6 +145,7 @@ def test_a_run_without_finite_numbers_has_results_and_no_differences(two_runs, t
     assert "NaN" not in files[0].read_text()
 
 
+@pytest.mark.slow
 def test_other_texts_are_pointed_out_and_not_paired(two_runs):
     changed = two_runs[1].parent / "text" / "test" / "0.txt"
     changed.write_text("something else\n" * 9)
@@ -165,6 +168,7 @@ def test_other_questions_are_pointed_out_at_their_lengths(two_runs):
     assert comparison_notes([runs[0], runs[0]]) == []
 
 
+@pytest.mark.slow
 def test_a_task_that_one_run_lacks_is_left_out_with_a_note(two_runs):
     both, one = evaluated(two_runs, KV, {"name": "perplexity"})
     runs = [both, (one[0], one[1][:1])]

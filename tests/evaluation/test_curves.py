@@ -2,6 +2,7 @@ import pytest
 
 from tests.evaluation.test_plots import is_drawn
 from tests.evaluation.tiny_run import make_run
+from tests.tiers import in_ci
 from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
 from zoo.evaluation.tasks.perplexity_context import PerplexityContextTask
 from zoo.evaluation.tasks.perplexity_position import PerplexityPositionTask
@@ -19,7 +20,7 @@ def records_of(outcome):
     return [record.model_dump() for record in outcome.records]
 
 
-@pytest.mark.parametrize("lengths", [[4], [4, 8], [4, 8, 16, 32]])
+@pytest.mark.parametrize("lengths", [*in_ci([4], [4, 8]), [4, 8, 16, 32]])
 def test_context_of_one_run_and_of_several(run, tmp_path, lengths):
     records = records_of(PerplexityContextTask(lengths=lengths, target=4).evaluate(run.subject, 0))
     for runs in ([("one", records)], [("one", records), ("two", records[:3]), ("none", [])]):
@@ -27,7 +28,9 @@ def test_context_of_one_run_and_of_several(run, tmp_path, lengths):
         assert is_drawn(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("options", [{}, {"length": 64, "bucket": 4}, {"length": 64, "bucket": 4, "max_documents": 1}])
+@pytest.mark.parametrize(
+    "options", [*in_ci({}, {"length": 64, "bucket": 4}), {"length": 64, "bucket": 4, "max_documents": 1}]
+)
 def test_position_of_one_run_and_of_several(run, tmp_path, options):
     records = records_of(PerplexityPositionTask(**options).evaluate(run.subject, 0))
     for runs in ([("one", records)], [("one", records), ("two", records[:2]), ("none", [])]):

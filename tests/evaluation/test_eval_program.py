@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from zoo.evaluation.results.records import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +23,7 @@ def run_eval(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_writes_results_and_nothing_else(run_folder, tmp_path):
     here = tmp_path / "elsewhere"
     here.mkdir()
@@ -40,6 +43,7 @@ def test_it_prints_a_table_writes_results_and_nothing_else(run_folder, tmp_path)
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_errors_are_one_line_and_exit_code_2(run_folder, tmp_path):
     file = run_folder / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:500])

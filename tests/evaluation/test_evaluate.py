@@ -30,6 +30,7 @@ def value(written, metric):
     return next(record.value for record in written.records if record.metric == metric)
 
 
+@pytest.mark.slow
 def test_result_file_of_the_test_split(run_folder):
     written = evaluate(run_folder)
     file = run_folder / "eval" / "perplexity-text-test.json"
@@ -64,6 +65,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text_not_its_characters(run_folder
     assert value(written, "bits_per_byte") == pytest.approx(nats / encoded / math.log(2))
 
 
+@pytest.mark.slow
 def test_batch_size_and_seed_do_not_change_values(run_folder):
     a, b = (evaluate(run_folder, batch_tokens=n, fresh=True) for n in (1, 9999))
     assert value(a, "perplexity") == pytest.approx(value(b, "perplexity"), rel=1e-5)
@@ -107,6 +109,7 @@ def test_other_local_text_is_read_whole(run_folder, tmp_path):
         evaluate(run_folder, path=str(tmp_path / "none.txt"))
 
 
+@pytest.mark.slow
 def test_what_is_read_and_the_seed_are_part_of_the_name(run_folder, tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()

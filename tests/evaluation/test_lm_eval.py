@@ -13,7 +13,7 @@ from zoo.evaluation.scoring.documents import cut_documents
 from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity
 from zoo.runs.loaded_run import open_run
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 from lm_eval.api.model import CachingLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window

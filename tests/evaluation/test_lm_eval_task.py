@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 from tests.evaluation.tiny_run import make_run
 from zoo.config import ConfigError
@@ -203,6 +203,7 @@ def test_unknown_tasks_and_missing_data(run, folder, tmp_path):
         task(tmp_path, "gone").evaluate(run.subject, 0)
 
 
+@pytest.mark.slow
 def test_requests_are_kept_and_an_evaluation_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     opened = open_run(make_run(tmp_path))
     asked = {"calls": 0, "limit": None}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.evaluation.tiny_run import make_run, save_checkpoint, small_decoder
+from tests.tiers import named
 from zoo.config import ConfigError
 from zoo.evaluation.evaluate import evaluate_run
 from zoo.evaluation.scoring import documents as scoring
@@ -53,8 +54,9 @@ def evaluated(folder, options, **others):
     return json.dumps([records, content["protocol"], content["warnings"]])
 
 
-@pytest.mark.parametrize(("options", "parts"), TASKS.values(), ids=TASKS)
-def test_text_is_scored_part_by_part(tmp_path, passes, options, parts):
+@pytest.mark.parametrize("task", named(TASKS, "window"))
+def test_text_is_scored_part_by_part(tmp_path, passes, task):
+    options, parts = task
     folder = make_run(tmp_path, texts=TEXTS)
     whole = evaluated(folder, options, fresh=True)
     total, cells = passes["inputs"], folder / "eval" / "cells"
@@ -74,6 +76,7 @@ def test_text_is_scored_part_by_part(tmp_path, passes, options, parts):
     assert evaluated(folder, options, fresh=True) == whole and passes["inputs"] == total
 
 
+@pytest.mark.slow
 def test_parts_of_other_text_windows_and_models_are_not_mixed_up(tmp_path, passes):
     folder = make_run(tmp_path, texts=TEXTS)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.evaluation.tiny_run import small_decoder
+from tests.tiers import in_ci
 from zoo.evaluation.results.statistics import bootstrap_sums, interval
 from zoo.evaluation.scoring.documents import batch_pieces, cut_documents, score_documents, score_windows
 from zoo.evaluation.scoring.perplexity_sums import DocumentScores, estimate_metrics, evaluate_perplexity
@@ -41,7 +42,7 @@ def naive_nats(decoder, document, length, stride):
 
 
 @pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("stride", [None, 5])
+@pytest.mark.parametrize("stride", [*in_ci(None), 5])
 def test_batches_of_any_size_give_what_single_windows_give(layers, stride):
     decoder = small_decoder(layers)
     documents, counts = some_documents([1, 3, 16, 17, 40, 5, 33, 100])

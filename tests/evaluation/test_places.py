@@ -50,6 +50,7 @@ def test_looking_whether_a_folder_can_be_written_to_leaves_nothing(run_folder, t
     assert sorted(run_folder.rglob("*")) == before and not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_of_several_runs_those_that_are_read_only_have_their_results_beside_the_comparison(tmp_path):
     runs = [make_run(tmp_path / name) for name in "ab"]
     evaluate_runs(f"{runs[0]},{read_only(runs[1])}", build_task(TASK), out=str(tmp_path / "out"))

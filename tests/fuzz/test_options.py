@@ -79,6 +79,7 @@ def start(tmp_path_factory):
         yield work / "start"
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_one_line_and_leave_nothing(start):
     cases = [Case(program, arguments) for program, arguments, _ in REFUSED]
     faults = []
@@ -88,6 +89,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(start):
     assert faults == []
 
 
+@pytest.mark.slow
 def test_right_arguments_are_taken(start):
     for program, arguments in TAKEN:
         ended = run_case(Case(program, arguments), start, start.parent)
@@ -102,6 +104,7 @@ def test_every_script_explains_its_options(start):
         assert lines and all("=" in line for line in lines if line.startswith("    ") and line[4] != " "), file
 
 
+@pytest.mark.slow
 def test_help_of_eval_has_every_option_of_every_task(start):
     text = run_case(Case("eval.py", ("--help",)), start, start.parent).stdout
     for space in eval_spaces():

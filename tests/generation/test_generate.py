@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zoo
+from tests.tiers import in_ci
 from zoo.generation import Sampling
 from zoo.generation.generate import choose, stream
 from zoo.model import Decoder, DecoderConfig
@@ -34,11 +35,8 @@ def build(layers=MIXED):
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": 0},
-        {},
         {"temperature": 0.7, "top_k": 10, "seed": 3},
-        {"top_p": 0.8, "seed": -1},
-        {"stop_token": 7},
+        *in_ci({"temperature": 0}, {}, {"top_p": 0.8, "seed": -1}, {"stop_token": 7}),
     ],
     ids=str,
 )
@@ -88,8 +86,8 @@ def test_repeated_prompts_get_different_texts_and_the_first_is_that_of_the_promp
     [
         {"top_k": 1},
         {"top_p": 1e-9},
-        {"top_p": 1e-320},
-        *({"temperature": t} for t in (1e-6, 1e-37, 1e-39, 1e-45, 1e-46, 5e-324)),
+        {"temperature": 1e-39},
+        *in_ci({"top_p": 1e-320}, *({"temperature": t} for t in (1e-6, 1e-37, 1e-45, 1e-46, 5e-324))),
     ],
     ids=str,
 )
@@ -161,7 +159,7 @@ def test_no_new_tokens_and_no_prompts():
     assert decoder.generate([], 5) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"seed": 4, "stop_token": 7, "top_k": 5}], ids=str)
+@pytest.mark.parametrize("options", [{"seed": 4, "stop_token": 7, "top_k": 5}, *in_ci({}, {"temperature": 0})], ids=str)
 def test_streaming_equals_generation(options):
     decoder = build()
     for prompt in PROMPTS:

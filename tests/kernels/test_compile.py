@@ -98,6 +98,7 @@ def compiled(tmp_path_factory) -> dict[str, dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_gate_passes_good_kernels(compiled):
     assert compiled["good"]["faults"] == compiled["old"]["faults"] == []
     assert compiled["good"]["registers"] > 0 and compiled["good"]["warps"] == 4
@@ -105,6 +106,7 @@ def test_the_gate_passes_good_kernels(compiled):
     assert compiled["old"]["mma"] > 0 == compiled["old"]["wgmma"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -135,6 +137,7 @@ tt.func public @k(%x: !tt.ptr<f32> loc("x"(#loc)), %stride: i32 loc("stride"(#lo
     assert count_offsets(text) == Offsets(wide=1, narrow=1, overflowing=1)
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_table_and_writes_a_file(tmp_path):
     out = tmp_path / "cost.json"
     chosen = "arch=sm_90", "kernel=linear.step", "width=256", "dtype=bf16", "jobs=1"
@@ -146,6 +149,7 @@ def test_the_script_prints_a_table_and_writes_a_file(tmp_path):
     assert written["rows"][0]["stack"] == 0 < written["rows"][0]["registers"]
 
 
+@pytest.mark.slow
 def test_the_script_fails_on_a_bad_row(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text(
@@ -164,6 +168,7 @@ def test_the_script_fails_on_a_bad_row(tmp_path):
     assert "spills" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["arch=sm_70", "speed=1", "width=x", "jobs=0", "kernel=linear.none"])
 def test_a_wrong_option_is_one_line_and_status_2(wrong):
     done = run_compiling("scripts/compile_kernels.py", wrong)

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tests.kernels.softmax_oracle import Pattern, pack_bits
+from tests.tiers import in_ci
 from zoo_kernels import BlockLayout
 
 
@@ -94,7 +95,7 @@ def test_arrays_are_int32_and_survive_the_way_through_tensors():
 
 @pytest.mark.parametrize("ruled", [False, True], ids=["plain", "bits"])
 @pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.6, 1.0])
+@pytest.mark.parametrize("density", [0.1, *in_ci(0.0, 0.01, 0.6, 1.0)])
 @pytest.mark.parametrize(("block", "length"), [(16, 90), (32, 129), (64, 300), (128, 257)])
 def test_packed_documents_see_what_each_sees_alone(block, length, density, heads, ruled):
     pattern = draw(block, -(-length // block), heads=heads, listed=3, ruled=ruled)
@@ -118,6 +119,7 @@ def test_packing_one_document_changes_no_pair_and_no_whole_block():
     assert torch.equal(packed.by_query.offsets, layout.by_query.offsets)
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_with_unused_capacity():
     pattern = draw(16, 5, heads=2)
     bits = pack_bits(pattern.seen)
@@ -152,7 +154,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 @pytest.mark.parametrize(("batch", "heads"), [(None, None), (2, 3)])
-@pytest.mark.parametrize("length", [256, 200])
+@pytest.mark.parametrize("length", [*in_ci(256), 200])
 def test_a_block_mask_becomes_a_layout_and_a_block_mask_again(rule, batch, heads, length):
     mask = create_block_mask(rule, batch, heads, length, length, device="cpu", BLOCK_SIZE=64)
     places = [torch.arange(n) for n in (batch or 1, heads or 1, length, length)]

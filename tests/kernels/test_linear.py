@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.linear_oracle import DECAYS, Case, assert_all_close, decay, make_case, make_documents, recurrence
+from tests.tiers import in_ci
 from zoo_kernels import NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.linear import chunked
 
@@ -41,7 +42,7 @@ def test_equals_the_recurrence_for_any_decay(kind, backend, algorithm):
 
 
 @every_form
-@pytest.mark.parametrize("kind", ["alibi", "token"])
+@pytest.mark.parametrize("kind", [*in_ci("alibi"), "token"])
 def test_equals_the_recurrence_over_a_thousand_tokens(kind, backend, algorithm):
     case, expected = solved(1000, kind)
     assert_all_close(case.measured(backend=backend, algorithm=algorithm), expected)
@@ -98,7 +99,7 @@ def test_one_document_equals_no_documents(backend, algorithm):
 
 @every_form
 @pytest.mark.parametrize("kind", ["none", "token"])
-@pytest.mark.parametrize("documents", [None, [[70, 1, 30, 28]] * 2])
+@pytest.mark.parametrize("documents", [*in_ci(None), [[70, 1, 30, 28]] * 2])
 def test_normalized_equals_the_recurrence(kind, documents, backend, algorithm):
     case = make_case(129, kind)
     case.documents = None if documents is None else make_documents(documents)
@@ -199,6 +200,7 @@ def test_steps_equal_the_whole_and_update_the_state_in_place(kind, normalize):
         torch.testing.assert_close(z, z_want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("per_token", [False, True])
 def test_gradients_equal_finite_differences(per_token, backend, algorithm):

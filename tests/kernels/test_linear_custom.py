@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.tiers import in_ci
 from zoo_kernels import linear_attention, linear_attention_step
 from zoo_kernels.linear import torch_ops as custom
 
 BACKENDS = ("torch", "triton")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+slow_in_triton = pytest.mark.parametrize("backend", ["torch", *in_ci("triton")])  # of its interpreter, seconds each
 
 
 def inputs(length=70, per_token=True, documents=True, dtype=torch.float32):
@@ -20,9 +22,9 @@ def inputs(length=70, per_token=True, documents=True, dtype=torch.float32):
     return q, k, v, log_decay.requires_grad_(), torch.randn(2, 2, 8, 6, requires_grad=True), ids
 
 
-@every_backend
+@slow_in_triton
 @pytest.mark.parametrize("algorithm", ["auto", "parallel", "scan"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [*in_ci(False), True])
 def test_opcheck(full, algorithm, backend, monkeypatch):
     monkeypatch.setattr(custom, "SHORTEST", 64)
     q, k, v, log_decay, state, ids = inputs()
@@ -36,7 +38,7 @@ def test_opcheck(full, algorithm, backend, monkeypatch):
     )  # fmt: skip
 
 
-@every_backend
+@slow_in_triton
 @pytest.mark.parametrize("decay", [None, 1, 2])
 def test_opcheck_of_a_step(decay, backend):
     q, k, v = (torch.randn(2, 3, d) for d in (8, 8, 6))
@@ -46,7 +48,7 @@ def test_opcheck_of_a_step(decay, backend):
     )  # fmt: skip
 
 
-@every_backend
+@slow_in_triton
 @pytest.mark.parametrize("normalize", [False, True])
 def test_compiles_without_a_break_and_gives_the_same(normalize, backend):
     def run(q, k, v, log_decay):
@@ -85,7 +87,8 @@ def test_flops_of_a_step():
 
 FORMS = [
     *[("torch", a) for a in ("chunk", "parallel", "scan")],
-    *[("triton", a) for a in ("chunk", "parallel")],
+    ("triton", "chunk"),
+    *in_ci(("triton", "parallel")),
     ("reference", "auto"),
 ]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.kernels.linear_oracle import (
-    DECAYS,
     Case,
     assert_all_close,
     assert_contract,
@@ -16,6 +15,7 @@ from tests.kernels.linear_oracle import (
     make_documents,
     recurrence,
 )
+from tests.tiers import in_ci
 from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.launch import ARCHITECTURES, record
 from zoo_kernels.linear import torch_ops as custom
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "short_segments")
 FP32 = torch.float32
 ALGORITHMS = ("chunk", "auto", "scan", "parallel")
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+few_algorithms = pytest.mark.parametrize("algorithm", ["auto", *in_ci("chunk", "scan", "parallel")])
 
 
 @pytest.fixture
@@ -39,25 +40,28 @@ def short_segments(monkeypatch):
 @pytest.mark.parametrize(
     ("length", "kind", "algorithm"),
     [
-        (1, "alibi", "chunk"),
-        (2, "token", "parallel"),
-        (15, "paper", "auto"),
-        (63, "soft_token", "scan"),
-        (64, "strong", "auto"),
-        (65, "token", "auto"),
+        (65, "token", "auto"),  # a chunk of 64 and one token, in each algorithm
         (65, "paper", "scan"),
-        (100, "soft_token", "parallel"),
-        (100, "strong", "chunk"),
-        (127, "alibi", "scan"),
-        (129, "token", "chunk"),
-        (129, "paper", "parallel"),
-        (129, "alibi", "auto"),
+        *in_ci(
+            (1, "alibi", "chunk"),
+            (2, "token", "parallel"),
+            (15, "paper", "auto"),
+            (63, "soft_token", "scan"),
+            (64, "strong", "auto"),
+            (100, "soft_token", "parallel"),
+            (100, "strong", "chunk"),
+            (127, "alibi", "scan"),
+            (129, "token", "chunk"),
+            (129, "paper", "parallel"),
+            (129, "alibi", "auto"),
+        ),
     ],
 )
 def test_error_is_at_most_twice_that_of_plain_code(length, kind, algorithm, dtype):
     assert_contract(length, kind, dtype, backend="triton", algorithm=algorithm)
 
 
+@pytest.mark.slow
 def test_error_over_a_thousand_tokens():
     assert_contract(1000, "alibi", FP32, backend="triton", algorithm="chunk")
 
@@ -67,14 +71,14 @@ def close(case: Case, tolerance: float = 2e-5, **options) -> None:
     assert_all_close(case.measured(FP32, backend="triton", **options), case.expected(), tolerance)
 
 
-@every_algorithm
-@pytest.mark.parametrize("kind", DECAYS)
+@few_algorithms
+@pytest.mark.parametrize("kind", ["none", "paper", "token", *in_ci("zero", "alibi", "strong", "soft_token")])
 def test_every_decay(kind, algorithm):
     close(make_case(70, kind, batch=1, heads=2), algorithm=algorithm)
 
 
-@every_algorithm
-@pytest.mark.parametrize(("width", "value"), [(16, 32), (60, 60), (80, 60), (128, 128), (256, 16), (3, 256)])
+@few_algorithms
+@pytest.mark.parametrize(("width", "value"), [(80, 60), (3, 256), *in_ci((16, 32), (60, 60), (128, 128), (256, 16))])
 def test_any_width(width, value, algorithm):
     case = make_case(34, "token", batch=1, heads=1, width=width, value=value)
     if max(width, value) <= custom.LINEAR.widths[FP32]:
@@ -85,16 +89,17 @@ def test_any_width(width, value, algorithm):
         assert_all_close(got, case.expected(), 1e-2)
 
 
-@every_algorithm
-@pytest.mark.parametrize("kind", ["none", "alibi", "token"])
+@pytest.mark.parametrize("algorithm", ["parallel", *in_ci("auto", "chunk", "scan")])
+@pytest.mark.parametrize("kind", ["token", *in_ci("none", "alibi")])
 def test_documents(kind, algorithm):
     case = make_case(129, kind, batch=2, heads=1)
     case.documents = make_documents([[1, 31, 1, 1, 64, 3, 28], [130 - 33, 1, 31]])
     close(case, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("kind", ["strong", "paper"])
-@pytest.mark.parametrize("documents", [None, [[90, 1, 166]]])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["strong", *in_ci("paper")])
+@pytest.mark.parametrize("documents", [*in_ci(None), [[90, 1, 166]]])
 def test_a_segment_reads_only_what_its_decay_leaves(kind, documents, monkeypatch):
     """Segments of four chunks, of which strong decays need the nearest ones only."""
     monkeypatch.setattr(custom, "SHORTEST", 128)
@@ -112,7 +117,7 @@ def test_the_widest_heads_have_a_normalizer_too():
     assert state.s.shape == (1, 2, 256, 256)
 
 
-@every_algorithm
+@few_algorithms
 def test_normalized(algorithm):
     case = make_case(66, "token", batch=1, heads=2)
     z0 = torch.rand(1, 2, 16, dtype=torch.float64)
@@ -134,7 +139,7 @@ def test_normalized(algorithm):
 
 
 @every_algorithm
-@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("size", [*in_ci(1e-6, 1.0), 1e6])
 def test_a_state_that_half_precision_cannot_hold_is_read(algorithm, size):
     """As a normalizer is after many tokens: each column of the state is read to within the rounding of its largest."""
     q, zero = torch.rand(1, 70, 2, 16).half(), torch.zeros(1, 70, 2, 16).half()
@@ -148,7 +153,7 @@ def test_a_state_that_half_precision_cannot_hold_is_read(algorithm, size):
     torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-7)
 
 
-@every_algorithm
+@few_algorithms
 def test_strided_inputs_and_broadcast_gradients(algorithm):
     case = make_case(40, "token", batch=2, heads=2)
     results = []
@@ -167,8 +172,8 @@ def test_strided_inputs_and_broadcast_gradients(algorithm):
     assert_all_close(results[1], results[0], 1e-6)
 
 
-@every_algorithm
-@pytest.mark.parametrize("cut", [1, 64, 69])
+@few_algorithms
+@pytest.mark.parametrize("cut", [64, *in_ci(1, 69)])
 def test_splitting_with_the_state_handed_over(cut, algorithm):
     case = make_case(70, "alibi", batch=1, heads=1)
     x, outputs = case.leaves(FP32), []
@@ -182,7 +187,7 @@ def test_splitting_with_the_state_handed_over(cut, algorithm):
     assert_all_close(case.gradients(x, torch.cat(outputs, 1), state), case.expected(), 2e-5)
 
 
-@pytest.mark.parametrize("kind", ["none", "alibi", "token"])
+@pytest.mark.parametrize("kind", ["token", *in_ci("none", "alibi")])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, torch.float16], ids=["fp32", "fp16"])
 def test_steps_update_the_state_in_place(kind, normalize, dtype):

@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense
+from tests.tiers import in_ci
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.softmax.cpu import blocked
 
@@ -60,7 +61,7 @@ def assert_same(got, want, tolerance=1e-11):
 
 @both
 @every_rule
-@pytest.mark.parametrize("block", [256, 16, 5])
+@pytest.mark.parametrize("block", [*in_ci(256, 5), 16])
 def test_equals_the_definition(rule, block, backend, monkeypatch):
     monkeypatch.setattr(blocked, "QUERY_BLOCK", block)
     inputs = draw()
@@ -71,7 +72,7 @@ def test_equals_the_definition(rule, block, backend, monkeypatch):
 
 @both
 @every_rule
-@pytest.mark.parametrize("queries", [1, 5, 17])
+@pytest.mark.parametrize("queries", [*in_ci(1, 17), 5])
 def test_fewer_queries_than_keys_are_the_last_ones(rule, queries, backend, monkeypatch):
     monkeypatch.setattr(blocked, "QUERY_BLOCK", 4)
     inputs = draw(queries=queries)

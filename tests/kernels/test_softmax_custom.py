@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.linear_oracle import make_documents
 from tests.kernels.softmax_oracle import dense, visible
+from tests.tiers import in_ci, named
 from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
 from zoo_kernels.softmax import ring_slots
 from zoo_kernels.softmax.torch_ops import softmax_backward, softmax_forward, softmax_step
@@ -39,8 +40,8 @@ def cases():
 
 
 IN_TRITON = ("documents", "bias")  # half a minute each in the interpreter
-CHECKED = [(name, "torch") for name in ("fused", *cases())]
-CHECKED += [pytest.param(name, "triton", marks=pytest.mark.slow) for name in IN_TRITON]
+CHECKED = [("fused", "torch"), ("packed bias", "torch")]
+CHECKED += in_ci(*((n, "torch") for n in cases() if n != "packed bias"), *((n, "triton") for n in IN_TRITON))
 
 
 @pytest.mark.parametrize(("name", "backend"), CHECKED)
@@ -79,7 +80,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("rule", named(RULES, "documents", "packed bias"))
 def test_compiled_in_one_graph_equals_eager(rule):
     return_lse = "documents" not in rule
     inputs = draw()

@@ -197,7 +197,7 @@ def test_strided_inputs_and_broadcast_gradients(backend):
 
 
 @both
-@packing
+@pytest.mark.parametrize("documents", [None, pytest.param(DOCUMENTS, marks=pytest.mark.slow)], ids=["one", "packed"])
 def test_gradients_equal_finite_differences(documents, backend):
     documents = None if documents is None else make_documents([[1, 10, 9]])
     q, k, v = (torch.randn(1, 20, n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 1, 1))

@@ -159,6 +159,7 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_a_fast_but_wrong_candidate_is_refused_and_a_faster_right_one_wins(tmp_path):
     """In the interpreter, with times that are given: wrong 1, broken 1, good 2, shipped 3."""
     file = tmp_path / "configs.json"
@@ -174,7 +175,6 @@ def test_a_fast_but_wrong_candidate_is_refused_and_a_faster_right_one_wins(tmp_p
     assert found["gpu"] == "cpu" and found["triton"] and found["torch"] and found["date"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_error_in_a_block_of_small_numbers_is_seen():
     """The error is far below the largest number, but not below those of its own head and block."""
     right = torch.ones(2, 128, 3, 4, dtype=torch.float64)
@@ -197,12 +197,14 @@ def test_a_candidate_with_wide_chunks_is_right_for_a_scan(wide):
         assert Check(call, Size(16, 200, 1, 2, torch.float32)).fault() is None
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so():
     done = run_script("scripts/tune_kernels.py", "kernel=linear.mix", "width=128")
     assert done.returncode == 2
     assert "no CUDA GPU" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["speed=1", "width=x", "dtype=fp8"])
 def test_a_wrong_option_is_one_line_and_status_2(wrong):
     done = run_script("scripts/tune_kernels.py", wrong)

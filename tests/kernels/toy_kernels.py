@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.kernels.toy_family import TOY
-from zoo_kernels.launch import choose, launch
+from zoo_kernels.launch import Table, choose, launch
 
 
 @triton.jit(do_not_specialize=["heads"])
@@ -21,11 +20,11 @@ def scaled_kernel(x, weight, out, heads: tl.int64, WIDTH: tl.constexpr, TILE: tl
         tl.store(out + at, tl.load(x + at, mask=seen) * factor, mask=seen)
 
 
-def scaled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x (.., H, D)`` times ``weight (H,)``."""
+def scaled(x: torch.Tensor, weight: torch.Tensor, tiles: Table) -> torch.Tensor:
+    """``x (.., H, D)`` times ``weight (H,)``, with the tiles of a family."""
     heads, width = x.shape[-2:]
     out = torch.empty_like(x)
-    config = choose(TOY.tiles, "scaled", x.device, x.dtype, width)
+    config = choose(tiles, "scaled", x.device, x.dtype, width)
     arrays = x.contiguous(), weight.contiguous(), out
     launch(scaled_kernel, (x.numel() // width,), *arrays, heads, config=config, WIDTH=width)
     return out

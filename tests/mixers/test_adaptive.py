@@ -117,6 +117,7 @@ def test_a_step_gathers_what_its_positions_list(monkeypatch, lengths, blocks):
         assert mixer.pattern.step_keys(lengths[0]) == gathered[0]
 
 
+@pytest.mark.slow
 def test_far_behind_the_thresholds_decoding_costs_no_more_than_training():
     mixer = zoo.mixers.build("adaptive", width=64, heads=4, full_below=65536, window_below=65536)
     projections = 8 * 64**2

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.tiers import named
 from zoo.mixers import build
 from zoo.mixers.base import Mixer
 from zoo.mixers.parts.heads import Call
@@ -100,8 +101,8 @@ def computed(mixer: Mixer, heads: list[Tensor], call: Call) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "plain products"])
-@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@pytest.mark.parametrize("dtype", named({"fused": torch.float32, "plain products": torch.float64}, "fused"))
+@pytest.mark.parametrize("packed", named({"one document": False, "packed": True}, "packed"))
 @pytest.mark.parametrize("case", CASES)
 def test_no_more_is_computed_than_is_listed(case, packed, dtype):
     """A backward pass has five products for the two of a forward pass."""

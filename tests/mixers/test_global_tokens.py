@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.mixers.parts.global_tokens import GlobalTokens
+from zoo.mixers.caches.global_tokens import GlobalTokens
 
 
 @pytest.mark.parametrize(("first", "every"), [(0, None), (3, None), (0, 4), (3, 4), (4, 4), (9, 4), (2, 1)])

@@ -213,7 +213,6 @@ def test_equals_the_formula_of_transnormerllm_token_by_token(layer, decay):
 @pytest.mark.parametrize("length", [5, 64, 100])
 def test_equals_the_layer_of_minimax_in_transformers(heads, length):
     """Its gate is a sigmoid, its norm has a weight, and it has SiLU on the values too, which is put in for the test."""
-    pytest.importorskip("transformers")
     from transformers import MiniMaxConfig
     from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
@@ -242,7 +241,6 @@ def test_equals_the_layer_of_minimax_in_transformers(heads, length):
 
 @pytest.mark.parametrize("heads", [1, 2, 8, 64])
 def test_rates_equal_those_of_minimax_for_powers_of_two(heads):
-    pytest.importorskip("transformers")
     from transformers import MiniMaxConfig
     from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.mixers.parts.global_tokens import GlobalTokens
+from tests.tiers import in_ci, named
+from zoo.mixers.caches.global_tokens import GlobalTokens
 from zoo.mixers.parts.positions import rotate
 
 WIDTH, HEADS = 32, 4
@@ -32,7 +33,16 @@ OPTIONS = [
     {"window": 5, "global_tokens": 2, "separators": True, "global_rows": "full"},
     {"window": 3, "global_tokens": 2, "separators": True, "global_every": 9, "global_rows": "full", "dilation": [1, 5]},
 ]
-every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
+FEW = (2, 7, 9, 10, 13, 15)  # each kind of global token, of near keys and of rows
+REST = [options for i, options in enumerate(OPTIONS) if i not in FEW]
+every_option = pytest.mark.parametrize("options", [*(OPTIONS[i] for i in FEW), *in_ci(*REST)], ids=str)
+SPLITS = {
+    "whole": [140],
+    "tokens": [1] * 140,
+    "prefill": [100] + [1] * 40,
+    "mixed": [1, 1, 70, 1, 2, 64, 1],
+    "chunks": [30, 40, 50, 20],
+}
 
 
 def build(**options):
@@ -101,7 +111,7 @@ def compare(got, want, x, tolerance=1e-10):
 
 
 @every_option
-@pytest.mark.parametrize("length", [1, 20, 63, 64, 140])
+@pytest.mark.parametrize("length", [*in_ci(1, 20, 63, 140), 64])
 def test_equals_one_dense_masked_softmax(options, length):
     mixer, x, marks = build(**options), draw(2, length).requires_grad_(), draw_marks(2, length)
     want = dense(mixer, x, marks, torch.zeros(2, length), options)
@@ -122,11 +132,7 @@ def test_marks_that_are_not_given_are_no_separators(options):
 
 
 @every_option
-@pytest.mark.parametrize(
-    "pieces",
-    [[140], [1] * 140, [100] + [1] * 40, [1, 1, 70, 1, 2, 64, 1], [30, 40, 50, 20]],
-    ids=["whole", "tokens", "prefill", "mixed", "chunks"],
-)
+@pytest.mark.parametrize("pieces", named(SPLITS, "mixed"))
 def test_any_split_with_marks_equals_the_whole(options, pieces):
     mixer, x, marks = build(**options), draw(2, 140), draw_marks(2, 140)
     with torch.no_grad():
@@ -227,7 +233,7 @@ def test_the_host_counts_the_keys_of_a_step_without_a_walk_over_the_window(monke
 
 
 @every_option
-@pytest.mark.parametrize("context", [1, 20, 150])
+@pytest.mark.parametrize("context", [20, *in_ci(1, 150)])
 def test_training_flops_are_the_pairs_of_the_definition(options, context):
     mixer, none = build(**options), torch.zeros(context, dtype=torch.bool)
     pairs = sum(int(read_keys(context, none, head, **options).sum()) for head in range(HEADS))
@@ -236,7 +242,7 @@ def test_training_flops_are_the_pairs_of_the_definition(options, context):
     assert mixer.cost(context).flops_per_token * context == pytest.approx(total, rel=1e-12)
 
 
-@every_option
+@pytest.mark.parametrize("options", [OPTIONS[9], *in_ci(*OPTIONS[:9], *OPTIONS[10:])], ids=str)
 def test_a_step_reads_no_more_than_the_definition(options):
     mixer, x, none = build(**options), draw(1, 90), torch.zeros(90, dtype=torch.bool)
     cache = mixer.new_cache(1, dtype=torch.float64)
@@ -280,6 +286,7 @@ def test_work_does_not_grow_with_the_square(documents, rows):
     assert flops[1] < (0.15 if rows == "sparse" else 0.2) * flops[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OPTIONS[i] for i in (2, 10, 13)], ids=str)
 def test_compiled_in_one_graph_equals_eager(options):
     mixer, x, marks = build(**options), draw(2, 140).requires_grad_(), draw_marks(2, 140)

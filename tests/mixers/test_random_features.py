@@ -8,8 +8,9 @@ import itertools
 import pytest
 import torch
 
+from zoo.mixers.caches import MaximumCache
 from zoo.mixers.parts.heads import Call
-from zoo.mixers.parts.random_features import MaximumCache, RandomProjection, orthogonal_rows, running_maximum
+from zoo.mixers.parts.random_features import RandomProjection, orthogonal_rows, running_maximum
 
 
 def projection(heads=2, features=12, width=8, layer=0, seed=0, redraw=10):

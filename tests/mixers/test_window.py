@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from tests.tiers import in_ci
 
 
 def build(name="window", **options):
@@ -48,7 +49,7 @@ def test_a_window_of_one_gives_the_values():
     torch.testing.assert_close(mixer(x), mixer.out(mixer.value(x)), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("length", [50, 200])
+@pytest.mark.parametrize("length", [50, *in_ci(200)])
 @pytest.mark.parametrize(("window", "sink_tokens"), [(1, 0), (2, 0), (7, 0), (7, 2), (1, 3), (16, 1), (33, 40)])
 def test_exactly_the_window_and_the_sinks_have_an_influence(window, sink_tokens, length):
     mixer = build(window=window, sink_tokens=sink_tokens)

@@ -136,10 +136,10 @@ def full(q, k, v, **how):
 
 @pytest.fixture
 def same_kernel_on_both_sides(monkeypatch):
-    def step(self, ring, q, k_cache, v_cache, lengths):
+    def step(self, q, view):
         """In any order of the slots; what a row has not filled yet comes last, and first when turned around."""
-        filled = (torch.arange(k_cache.shape[1]) < lengths[:, None]).long()
-        return full(q[:, None], k_cache.flip(1), v_cache.flip(1), documents=filled.flip(1))[:, 0]
+        filled = (torch.arange(view.keys.shape[1]) < view.lengths[:, None]).long()
+        return full(q[:, None], view.keys.flip(1), view.values.flip(1), documents=filled.flip(1))[:, 0]
 
     monkeypatch.setattr(module, "_with_sums", full)
     monkeypatch.setattr(module.SharedPart, "_step_with_sums", step)
@@ -223,6 +223,7 @@ def test_outliers_stay_finite_in_fp32(feature_map):
         assert y.abs().max() <= mixer.value(x).abs().max() * mixer.out.weight.abs().sum(1).max() * 1.01
 
 
+@pytest.mark.slow
 def test_shared_and_gated_compile_in_one_graph():
     documents = torch.arange(70)[None] // 40
     for options in ({"mode": "shared"}, {"mode": "gate"}):

@@ -88,6 +88,24 @@ def test_any_split_of_prefill_and_decode_equals_the_whole(layers, pieces):
     assert cache.nbytes() == 2 * decoder.cost(70, torch.float64).cache_bytes
 
 
+@every_schedule
+@torch.no_grad()
+def test_rows_of_a_cache_go_on_as_they_would_have_and_so_does_one_that_was_saved(layers):
+    decoder, ids = build(layers), draw(3, 12)
+    cache, loaded = decoder.new_cache(3), decoder.new_cache(3)
+    decoder(ids, cache=cache, lengths=torch.tensor([12, 5, 9]))
+    state, swapped = cache.state_dict(), cache.rows([2]).join(cache.rows([0, 1]))
+    assert swapped.nbytes() == cache.nbytes() and len(swapped.layers) == len(layers)
+    loaded.load_state_dict(state)
+    with pytest.raises(ValueError, match="the state has 3 rows and the cache 1"):
+        decoder.new_cache(1).load_state_dict(state)
+    for length in (1, 4):
+        ids = draw(3, length)
+        want = decoder(ids, cache=cache)
+        assert torch.equal(decoder(ids, cache=loaded), want)
+        assert_equal(decoder(ids[[2, 0, 1]], cache=swapped), want[[2, 0, 1]])
+
+
 @torch.no_grad()
 def test_a_cache_of_a_bf16_model_takes_the_bytes_of_its_cost():
     decoder = build().to(torch.bfloat16)

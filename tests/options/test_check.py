@@ -149,7 +149,10 @@ def test_what_a_continued_run_changes_is_checked(run):
         ("trainer.max_tokens=1e6 trainer.max_steps=5", "trainer.max_steps=5 (trainer.max_tokens takes its place)"),
         ("share_heads.steps=5", "share_heads.steps=5 (share_heads.kv_heads=null)"),
         ("attention=gqa schedule.pattern=softmax", "attention=gqa (the layers are softmax)"),
-        ("attention=window mixers.window.window=512", "mixers.window.window=512 covers all 512 tokens of data.length"),
+        (
+            "attention=window mixers.window.window=512",
+            "mixers.window: a window of 512 tokens covers all 512 of data.length",
+        ),
         ("optimizer.warmup_steps=300", "optimizer.warmup_steps=300 is not less than the budget of 300 steps"),
     ],
 )

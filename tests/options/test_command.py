@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.options.composing import base
+from tests.tiers import in_ci
 from zoo import mixers
 from zoo.config import CONFIGS, ConfigError, to_dict
 from zoo.options.command import check_command, train_help
@@ -45,7 +46,7 @@ def test_help_offers_the_files_that_can_be_chosen_and_nothing_else(text):
     assert not {"task", "hardware"} & set(groups)
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", ["lightning", *in_ci(*(name for name in mixers.names() if name != "lightning"))])
 def test_help_says_what_every_option_of_an_attention_means(name):
     config = to_dict(base("train", f"attention={name}"))
     squeezed = " ".join(train_help([f"attention={name}"]).split())

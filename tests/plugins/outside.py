@@ -9,13 +9,19 @@ MODULES = {
     "attention.py": '''
 """Linear attention whose output is scaled."""
 
+from typing import Annotated
+
+from annotated_types import Gt
+
 from zoo import mixers
 from zoo.mixers.linear import LinearAttention
 
 
 @mixers.register("outside_linear")
 class OutsideLinear(LinearAttention):
-    def __init__(self, width: int, heads: int, depth: int = 1, layer: int = 0, strength: float = 0.5) -> None:
+    def __init__(
+        self, width: int, heads: int, depth: int = 1, layer: int = 0, strength: Annotated[float, Gt(0)] = 0.5
+    ) -> None:
         super().__init__(width=width, heads=heads, depth=depth, layer=layer)
         self.strength = strength
 

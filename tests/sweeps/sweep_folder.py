@@ -7,8 +7,8 @@ import statistics
 from omegaconf import OmegaConf
 
 from tests.evaluation.result_files import record, results
-from zoo.evaluation.results.answer_records import make_records
 from zoo.evaluation.results.records import write_results
+from zoo.evaluation.scoring.answer_records import make_records
 
 ARMS = {
     "linear": ["lightning"] * 4,

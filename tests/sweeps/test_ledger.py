@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from zoo.sweeps.compose import compose_config
+from zoo.options.composing import compose_config
 from zoo.sweeps.ledger import FILE, Entry, Ledger, config_key, read_ledger
 
 ENTRY = Entry("k1", "a", 0, ["x=1"], "arms/a/seed-0", "started")
@@ -48,10 +48,11 @@ def test_lines_of_something_else_are_ignored(tmp_path):
     assert read_ledger(tmp_path) == {} and read_ledger(tmp_path / "nowhere") == {}
 
 
+@pytest.mark.slow
 def test_the_key_is_that_of_the_computation():
     tiny = ["experiment=tiny"]
-    key = config_key(compose_config(tiny))
+    key = config_key(compose_config("train", tiny))
     for same in (["logger=tensorboard"], ["data.cache_dir=/x", "data.num_workers=2"], ["model.width=64"]):
-        assert config_key(compose_config([*tiny, *same])) == key
+        assert config_key(compose_config("train", [*tiny, *same])) == key
     for other in (["trainer.max_steps=21"], ["seed=1"], ["mixers.lightning.gate=none"], ["match=flops"]):
-        assert config_key(compose_config([*tiny, *other])) != key
+        assert config_key(compose_config("train", [*tiny, *other])) != key

@@ -58,6 +58,7 @@ def test_recall_is_told_by_length(standard):
     )
 
 
+@pytest.mark.slow
 def test_recall_is_told_by_variant_where_there_are_several(tmp_path):
     folder = write_sweep(tmp_path / "s")
     for arm in ARMS:

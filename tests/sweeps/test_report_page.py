@@ -136,6 +136,7 @@ def test_csv_has_the_numbers(folder):
     assert float(value["mean"]) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path, monkeypatch):
     """The second sweep is elsewhere, was stopped once, and ran at another speed."""
     again = write_sweep(tmp_path / "elsewhere", seeds=(0,))
@@ -157,6 +158,7 @@ def test_the_same_results_give_the_same_bytes_but_for_the_clock(folder, tmp_path
     assert "76,548" in page and "76,548" not in without_measured(page)
 
 
+@pytest.mark.slow
 def test_a_report_is_drawn_again_without_its_runs(folder, tmp_path, capsys):
     """All of it, byte by byte, from report.json and speed.csv."""
     report = tmp_path / "report"
@@ -191,6 +193,7 @@ def test_commands_wrap_and_cells_know_their_columns(text):
     assert {*ARMS, "layers", "parameters", "on the front", "not resolved"} <= heads
 
 
+@pytest.mark.slow
 def test_arms_without_an_axis_of_numbers_are_drawn_by_name(tmp_path):
     """Attentions of which none is softmax, but for one: shares of softmax layers would lie on each other."""
     arms = {name: [name] * 4 for name in ("lightning", "ssd", "retention", "softmax")}
@@ -220,6 +223,7 @@ def test_caches_have_ticks_at_round_numbers_of_bytes(costs, ticks):
     assert [axes.xaxis.get_major_formatter()(place, 0) for place in axes.get_xticks()] == ticks
 
 
+@pytest.mark.slow
 def test_names_are_text_and_not_markup(tmp_path):
     """Both arms have the same share of softmax layers, so that their names stand on an axis too."""
     arm = '<b id="x">&"|$\\frac$'
@@ -281,6 +285,7 @@ def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path,
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_formats_say_what_is_written_and_what_markdown_shows(tmp_path):
     folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"], "linear": ARMS["linear"]}, seeds=(0,))
     with picture_formats(["svg", "pdf"]):
@@ -312,7 +317,7 @@ def browser():
     """A Chromium on the path."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser on the path: {', '.join(BROWSERS)}")
+        pytest.skip(f"a browser: none on the path of {', '.join(BROWSERS)}")
     return found
 
 
@@ -325,6 +330,7 @@ def browse(browser, page, width, profile):
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_errors_and_nothing_sticks_out(browser, text, tmp_path, width):
     """Chromium's window is at least 500 wide, so the page stands in a frame of the width that is asked for."""
@@ -342,6 +348,7 @@ def test_a_browser_shows_it_without_errors_and_nothing_sticks_out(browser, text,
     assert "CONSOLE" not in log
 
 
+@pytest.mark.slow
 def test_a_browser_has_nothing_to_complain_of(browser, folder, tmp_path):
     dom, log = browse(browser, folder / "report" / "report.html", 1280, tmp_path)
     assert dom.count("<img") == 10 and "CONSOLE" not in log

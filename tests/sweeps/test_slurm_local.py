@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-pytest.importorskip("submitit")
+pytest.importorskip("submitit", reason="the extra slurm is not installed")
 
 from tests.sweeps.test_sweep import arguments, names, programs, results, statuses, wait_for
 from zoo.config import ConfigError
@@ -30,6 +30,7 @@ def finish(job):
     return job.codes
 
 
+@pytest.mark.slow
 def test_a_job_does_all_commands_until_one_fails(tmp_path):
     made = launcher(tmp_path)
     shown = [sys.executable, "-c", "print('here')"]
@@ -40,6 +41,7 @@ def test_a_job_does_all_commands_until_one_fails(tmp_path):
     assert job.fault() == "why"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_lets_its_command_save(tmp_path):
     code = """
 import pathlib, signal, sys, time
@@ -59,6 +61,7 @@ time.sleep(60)
     assert "job" in job.fault() and "ended with state" in job.fault()
 
 
+@pytest.mark.slow
 def test_a_sweep_by_submitit_is_the_sweep_of_this_machine(programs):
     patterns = ["softmax", "fails", "lightning"]
     run_sweep(arguments(programs, patterns, *LOCAL, "sweep.jobs=2"))

@@ -14,16 +14,17 @@ import pytest
 from filelock import FileLock
 
 from tests.sweeps.fake_programs import driver_command, read_calls, write_programs
+from tests.tiers import in_ci
 from tests.training.conftest import write_text
 from zoo.config import ConfigError
 from zoo.evaluation.results.records import read_results
 from zoo.files import read_metrics
 from zoo.options.command import check_command
+from zoo.options.composing import compose_config
 from zoo.runs.run_folder import RunFolder
 from zoo.sweeps import compose as plan
 from zoo.sweeps import driver as sweep
-from zoo.sweeps import runs
-from zoo.sweeps.compose import compose_config
+from zoo.sweeps import evaluations, runs
 from zoo.sweeps.driver import run_sweep
 from zoo.sweeps.ledger import read_ledger
 from zoo.sweeps.page.pages import without_measured
@@ -38,14 +39,15 @@ def programs(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PROGRAMS", write_programs(tmp_path))
     monkeypatch.setattr(sweep, "PAUSE", 0.02)
     monkeypatch.setattr(sweep, "prepare", lambda plan: plan)  # patterns of stand-ins are no attentions
-    monkeypatch.setattr(plan, "compose_config", lambda given, program="train": composed(tuple(given), program))
+    for module in (plan, evaluations):
+        monkeypatch.setattr(module, "compose_config", lambda program, given=(): composed(program, tuple(given)))
     return tmp_path
 
 
 @cache
-def composed(given, program):
+def composed(program, given):
     """Configurations of all tests of this file: each takes a good part of a second."""
-    return compose_config(given, program)
+    return compose_config(program, given)
 
 
 def arguments(programs, patterns, *more, seeds="0"):
@@ -120,6 +122,7 @@ def test_what_is_new_alone_is_done(programs):
     }
 
 
+@pytest.mark.slow
 def test_failures_are_kept_with_their_reason_and_tried_again(programs, capsys):
     given = arguments(programs, ["fails", "raises", "dies", "a"])
     assert run_sweep(given) == 1
@@ -177,6 +180,7 @@ def test_a_configuration_comes_back_from_behind_one_that_failed_at_once(programs
     assert (programs / "sweep/arms/a/seed-0/eval/mqar.json").is_file() and statuses(programs) == {"a/0": "finished"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_stopped(programs):
     given = arguments(programs, ["a", "slow", "slow_unsaved", "b"])
     with subprocess.Popen(driver_command(programs, given), cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
@@ -201,6 +205,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(programs):
     assert results(programs) == interrupted and len(interrupted) == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_sweep_is_waited_for(programs, capsys):
     given = arguments(programs, ["slow", "a"])
     with subprocess.Popen(driver_command(programs, given), cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
@@ -243,7 +248,7 @@ def test_an_ignored_hangup_stays_ignored(programs):
         signal.signal(signal.SIGHUP, previous)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [*in_ci(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_lets_runs_save_and_says_how_to_go_on(programs, capsys, number):
     given = arguments(programs, ["slow", "slower", "a"], "sweep.jobs=2")
     when(lambda: names(programs).count("waits") == 2, lambda: os.kill(os.getpid(), number))
@@ -310,6 +315,7 @@ def real_sweep(folder, *more):
     ]
 
 
+@pytest.mark.slow
 def test_the_real_programs(tmp_path):
     """One arm that can be trained and one that cannot; three processes besides the driver."""
     folder = tmp_path / "sweep"

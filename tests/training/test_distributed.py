@@ -18,6 +18,7 @@ def run(overrides, folder):
     return read_metrics(folder / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(small_overrides, tmp_path):
     one = run([*small_overrides, "trainer.micro_batch_size=2"], tmp_path / "one")
     two = run([*small_overrides, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], tmp_path / "two")

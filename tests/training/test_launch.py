@@ -50,6 +50,7 @@ def ended(processes):
     return [p.returncode for p in processes], *("".join(texts) for texts in zip(*done))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", START)
 def test_processes_share_one_folder_and_one_voice_and_the_command_can_be_repeated(small_overrides, tmp_path, by):
     arguments = [*small_overrides, *DDP, "resume=auto"]
@@ -68,6 +69,7 @@ def test_processes_share_one_folder_and_one_voice_and_the_command_can_be_repeate
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", START)
 def test_a_refusal_is_said_once_and_leaves_no_folder(small_overrides, tmp_path, by):
     job = {"srun": {"job": f"8{time.time_ns()}"}}.get(by, {})
@@ -77,6 +79,7 @@ def test_a_refusal_is_said_once_and_leaves_no_folder(small_overrides, tmp_path, 
     assert printed == "" and not [*tmp_path.rglob("runs/*")]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(small_overrides, tmp_path):
     arguments = [*small_overrides, *DDP, "trainer.max_steps=4000", "hydra.run.dir=run", "trainer.validate_every=500"]
     processes = with_srun(tmp_path, arguments, job="4712")

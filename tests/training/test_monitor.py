@@ -6,6 +6,7 @@ import lightning
 import pytest
 import torch
 
+from tests.tiers import in_ci
 from zoo.files import read_metrics
 from zoo.training import run as runs
 from zoo.training.run import train
@@ -26,7 +27,7 @@ class Spy(lightning.Callback):
 
 
 @pytest.mark.parametrize(("schedule", "warmup"), SCHEDULES)
-@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize("micro", [*in_ci(1), 4])
 def test_rate_norm_tokens_and_loss_are_those_of_their_step(small, tmp_path, monkeypatch, schedule, warmup, micro):
     spy, folder = Spy(), tmp_path / "run"
     monkeypatch.setattr(runs, "sharing_callbacks", lambda options: [spy])
@@ -51,6 +52,7 @@ def _tensorboard(folder, tag):
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_does_not_depend_on_its_micro_batches(small, tmp_path):
     for micro in (1, 4):
         train(small(f"trainer.micro_batch_size={micro}", "trainer.max_steps=3"), tmp_path / str(micro))

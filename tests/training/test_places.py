@@ -38,6 +38,7 @@ def start(arguments):
         main(arguments)
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_taken_if_they_are_the_same(small, text_folder, tmp_path):
     folder, texts, moved = tmp_path / NASTY, tmp_path / "texts", tmp_path / f"moved {NASTY}"
     shutil.copytree(text_folder, texts)
@@ -86,7 +87,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
     assert file.read_text() == "before" and os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has /dev/full, a disk that is always full")
 def test_metrics_on_a_full_disk_are_one_line(tmp_path):
     logger = LocalLogger(tmp_path)
     logger.lines = Path("/dev/full")
@@ -107,6 +108,7 @@ def test_the_variable_of_wandb_counts_unless_a_mode_is_given(monkeypatch):
         wandb_mode("x")
 
 
+@pytest.mark.slow
 def test_the_configuration_leaves_the_mode_of_wandb_to_its_variable(small, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import zoo
+from tests.tiers import in_ci
 from zoo.config import ConfigError
 from zoo.data.datamodule import LanguageData
 from zoo.data.recall.samples import RecallError
@@ -109,6 +110,7 @@ def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
     assert row["train/recall_nll"] == pytest.approx(sum(n for n, _ in found.values()) / len(found), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_is_greedy_decoding_of_samples_kept_apart(small, tmp_path):
     config = small(*MIXED, "data.recall.val_samples=120", "trainer.max_steps=10")
     train(config, tmp_path / "run")
@@ -144,8 +146,10 @@ def stop_at(monkeypatch, micro_step):
 @pytest.mark.parametrize(
     ("overrides", "stop", "workers"),
     [
-        (MIXED, 7, 2),
-        ((*MIXED, "data.isolate_documents=true", "trainer.micro_batch_size=1", "trainer.log_every=4"), 27, 0),
+        *in_ci(
+            (MIXED, 7, 2),
+            ((*MIXED, "data.isolate_documents=true", "trainer.micro_batch_size=1", "trainer.log_every=4"), 27, 0),
+        ),
         ((*MIXED, "data.recall.share=1"), 6, 1),
     ],
 )
@@ -165,6 +169,7 @@ def test_stopped_and_resumed_is_never_stopped(small, tmp_path, monkeypatch, over
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_what_was_trained_on(small, tmp_path):
     short = "trainer.max_steps=2"
     train(small(*MIXED, short), tmp_path / "recall")
@@ -176,6 +181,7 @@ def test_a_checkpoint_tells_what_was_trained_on(small, tmp_path):
     assert "recall" not in facts["plain"] and "recall" not in facts["watched"]  # validated on, not trained on
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_recall_remembers_it(small, tmp_path):
     train(small(*MIXED, "trainer.max_steps=1"), tmp_path / "recall")
     started = [f"++init={tmp_path / 'recall'}"]
@@ -189,6 +195,7 @@ def test_a_run_that_starts_from_recall_remembers_it(small, tmp_path):
     assert content["global_step"] == 2 and content["zoo"]["recall"] == earlier["recall"]
 
 
+@pytest.mark.slow
 def test_a_run_on_recall_alone_has_no_loss_of_text(small, tmp_path, capsys):
     last = train(small(*MIXED, "data.recall.share=1", "trainer.max_steps=30"), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiers import in_ci
 from zoo.config import ConfigError
 from zoo.files import read_metrics
 from zoo.model import CheckpointError
@@ -52,13 +53,15 @@ def stop_at(monkeypatch, micro_step, number):
 @pytest.mark.parametrize(
     ("overrides", "stop", "workers"),
     [
-        ([], 9, 0),
-        (["trainer.micro_batch_size=1"], 29, 0),
-        (["attention=softmax", "optimizer=adamw", "optimizer.schedule=wsd"], 6, 2),
+        *in_ci(
+            ([], 9, 0),
+            (["trainer.micro_batch_size=1"], 29, 0),
+            (["attention=softmax", "optimizer=adamw", "optimizer.schedule=wsd"], 6, 2),
+        ),
         (["schedule.pattern=lightning+gqa", "data.isolate_documents=true", "trainer.log_every=4"], 13, 1),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *in_ci(signal.SIGINT)])
 def test_stopped_and_resumed_is_never_stopped(small, tmp_path, monkeypatch, overrides, stop, workers, number):
     train(small(*overrides), tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -92,6 +95,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_save_loses_nothing_that_was_saved(small, small_overrides, tmp_path):
     train(small(), tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -106,6 +110,7 @@ def test_kill_in_the_middle_of_a_save_loses_nothing_that_was_saved(small, small_
     assert not list(folder.glob("checkpoints/.*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_given_a_larger_budget(small, tmp_path):
     train(small("optimizer.schedule=constant", "trainer.max_steps=10"), tmp_path / "parts")
     options = [f"resume={tmp_path / 'parts'}", "trainer.max_steps=20"]
@@ -139,6 +144,7 @@ def test_either_budget_can_take_the_place_of_the_other(small, tmp_path):
         assert step_budget(config.trainer, config.data.length) == steps
 
 
+@pytest.mark.slow
 def test_resume_names_what_is_missing_or_damaged(small, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.*does not exist"):
         resumed_config(small(f"resume={tmp_path / 'nowhere'}"), [])
@@ -154,6 +160,7 @@ def test_resume_names_what_is_missing_or_damaged(small, tmp_path):
         resumed_config(small(f"resume={folder}"), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [["best"], ["best", "step-15"]])
 def test_a_run_that_has_no_last_checkpoint_goes_on_from_the_latest_other(small, tmp_path, kept):
     options = ["trainer.keep_every=15", "optimizer.schedule=constant"]
@@ -168,6 +175,7 @@ def test_a_run_that_has_no_last_checkpoint_goes_on_from_the_latest_other(small, 
     assert trained[0] == trained[1]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_again_in_its_folder(small, tmp_path):
     train(small(), tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -178,6 +186,7 @@ def test_a_run_without_a_checkpoint_starts_again_in_its_folder(small, tmp_path):
     assert losses(tmp_path / "whole") == losses(folder)
 
 
+@pytest.mark.slow
 def test_the_command_of_a_run_may_be_repeated_when_it_is_resumed(small, small_overrides, tmp_path):
     folder, options = tmp_path / "run", ["optimizer.lr=0.01", "attention=softmax", "schedule=hybrid_1to1"]
     train(small(*options, "trainer.max_steps=3"), folder)
@@ -190,6 +199,7 @@ def test_the_command_of_a_run_may_be_repeated_when_it_is_resumed(small, small_ov
             resumed_config(small(*options, other, resume), changed)
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_are_dropped_on_resume(small, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

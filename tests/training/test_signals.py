@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiers import in_ci
 from tests.training.test_resume import assert_same_run
 from zoo.files import read_metrics
 from zoo.options.continued import resumed_config
@@ -51,6 +52,7 @@ def trained(folder):
     return sum("train/loss" in row for row in read_metrics(folder / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "workers", "micro"),
     [(signal.SIGINT, 4, 1), (signal.SIGTERM, 2, 4), (signal.SIGINT, 0, 4), (signal.SIGTERM, 4, 1)],
@@ -82,7 +84,7 @@ def signal_in(monkeypatch, owner, name, number, at=1):
     return calls
 
 
-@pytest.mark.parametrize(("at", "step"), [(1, 10), (3, 10), (6, 20)])
+@pytest.mark.parametrize(("at", "step"), [*in_ci((1, 10), (3, 10)), (6, 20)])
 def test_a_validation_is_left_within_a_batch_and_done_when_the_run_goes_on(small, tmp_path, monkeypatch, at, step):
     options = ["data.val_tokens=640", "trainer.batch_size=4"]  # five batches
     with monkeypatch.context() as patch:
@@ -98,6 +100,7 @@ def test_a_validation_is_left_within_a_batch_and_done_when_the_run_goes_on(small
     assert not saved[0]["validation_due"] and not saved[1]["validation_due"]
 
 
+@pytest.mark.slow
 def test_a_save_that_a_signal_falls_into_is_finished(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = signal_in(patch, AtomicCheckpointIO, "save_checkpoint", signal.SIGTERM)
@@ -115,6 +118,7 @@ def test_a_signal_in_the_last_save_changes_nothing(small, tmp_path, monkeypatch)
     assert len(calls) == 6 and trained(tmp_path) == 20
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_step_starts_again_in_its_folder(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_in(patch, StopOnNonFinite, "__init__", signal.SIGTERM)
@@ -139,6 +143,7 @@ with signals.StopSignals() as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["preparing", "deferred"])
 def test_a_process_in_compiled_code_ends_after_a_while_or_after_a_second_ctrl_c(mode):
     process = start(mode, program=("-c", STUCK))

@@ -50,6 +50,7 @@ def test_up_training_starts_where_the_conversion_ended(small, trained, tmp_path)
         train(resumed_config(small(f"resume='{done.folder}'"), []), done.folder)
 
 
+@pytest.mark.slow
 def test_gradual_sharing_ends_in_a_model_that_converts_exactly_and_survives_a_stop(
     small, trained, tmp_path, monkeypatch
 ):

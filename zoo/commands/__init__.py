@@ -29,7 +29,7 @@ HELP = ("-h", "--help", "help")
 
 
 def run(command: str, arguments: Sequence[str]) -> NoReturn:
-    """Run a command and end the process with its status; errors that a user can act on are one line.
+    """Runs a command and ends the process with its status; errors that a user can act on are one line.
 
     Args:
         command: one of COMMANDS.
@@ -41,7 +41,7 @@ def run(command: str, arguments: Sequence[str]) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """The console command ``attention-zoo``."""
+    """Entry point of the console command ``attention-zoo``."""
     words = sys.argv[1:]
     if not words or words[0] in HELP:
         print("attention-zoo COMMAND [OPTION=VALUE ...]; --help after a command tells its options\n")

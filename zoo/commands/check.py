@@ -33,10 +33,10 @@ class Options(Arguments):
 
 
 def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Arguments of the command, and keywords of the module.
+    """Splits arguments into those of the command, and keywords of the module.
 
     Raises:
-        ConfigError: on a value that is no YAML.
+        ConfigError: on a value that is not YAML.
     """
     own: list[str] = []
     keywords: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check, print the table, and return the status."""
+    """Runs the checks, prints the table, and returns the exit status."""
     own, keywords = ([*arguments], {}) if set(HELP) & set(arguments) else split(arguments)
     chosen, names = read_arguments(Options, own, __doc__, rest="MODULE:NAME")
     if len(names) != 1:

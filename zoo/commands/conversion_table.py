@@ -44,7 +44,7 @@ class Options(Arguments):
 
 
 def quality(run: OpenedRun) -> tuple[str, str]:
-    """Held-out bits per byte and its interval, of the run's own evaluation."""
+    """Returns held-out bits per byte and its interval, of the run's own evaluation."""
     _, record = read_held_out(run.folder)
     low_high = record.ci95
     return f"{record.value:.4f}", "-" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
@@ -52,7 +52,7 @@ def quality(run: OpenedRun) -> tuple[str, str]:
 
 @torch.no_grad()
 def decoding_seconds(run: OpenedRun, context: int, batch: int, tokens: int) -> float:
-    """Seconds that ``batch`` sequences take for ``tokens`` steps after a prompt of ``context`` tokens."""
+    """Measures the seconds of ``tokens`` decoding steps of ``batch`` sequences after a prompt of ``context`` tokens."""
     decoder = run.decoder
     ids = torch.randint(0, decoder.config.vocab_size, (batch, context), generator=torch.Generator().manual_seed(0))
     cache = decoder.new_cache(batch, context + tokens)
@@ -64,7 +64,7 @@ def decoding_seconds(run: OpenedRun, context: int, batch: int, tokens: int) -> f
 
 
 def main(arguments: list[str]) -> None:
-    """Read, measure, print, write."""
+    """Reads the runs, measures decoding, prints and writes the table."""
     chosen, folders = read_arguments(Options, arguments, __doc__, rest="RUN_DIR")
     if not folders:
         raise ValueError("no run: expected the folders that train.py and scripts/convert.py wrote.")

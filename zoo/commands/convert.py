@@ -20,7 +20,7 @@ COLUMNS = ("keys", "values", "scores", "outputs")
 
 
 def main(arguments: list[str]) -> None:
-    """One conversion."""
+    """Converts one run."""
     config = read_program("convert", Options, arguments, __doc__)
     from zoo.conversion.convert_run import convert_run
     from zoo.runs.loaded_run import open_run
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
 
 
 def error_table(done: Conversion, chosen: str) -> str:
-    """Relative errors by layer and method, the written method marked."""
+    """Returns the relative errors by layer and method, the written method marked."""
     lines = [f"{'method':16}{'layer':>6}" + "".join(f"{name:>10}" for name in COLUMNS)]
     for method, rows in done.errors.items():
         for layer, row in zip(done.plan.layers, rows):

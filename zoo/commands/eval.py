@@ -10,7 +10,7 @@ from zoo.plotting import picture_formats
 
 
 def main(arguments: list[str]) -> None:
-    """One task, or a suite of tasks, on one checkpoint of each run."""
+    """Evaluates one checkpoint of each run on a task, or a suite of tasks."""
     options = read_program("eval", Evaluation, arguments, __doc__, task_help)
     task = build_task(options.task)
     device = choose_device(options.device)

@@ -49,13 +49,13 @@ Costs of one layer of width {WIDTH:,} with {HEADS} heads and default options, ca
 
 
 def describe(name: str) -> str:
-    """First paragraph of the mixer's module."""
+    """Returns the first paragraph of the mixer's module."""
     text = sys.modules[mixers.get(name).__module__].__doc__ or ""
     return " ".join(text.split("\n\n")[0].split())
 
 
 def page(names: list[str]) -> str:
-    """The Markdown page."""
+    """Returns the Markdown page."""
     contents = " ".join(f"[{name}](#{name})" for name in names)
     parts = [INTRODUCTION.format(contents=contents, ending=shown_format())]
     for name in names:
@@ -68,7 +68,7 @@ def page(names: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Draw and write."""
+    """Draws the plots and writes the page."""
     chosen, _ = read_arguments(Options, arguments, __doc__)
     folder, names = Path(chosen.out), mixers.names()
     weights = {name: attention_weights(*build_sample(name)) for name in names}

@@ -17,7 +17,7 @@ from zoo.paths import expand, take_text
 
 
 def main(arguments: list[str]) -> None:
-    """One continuation of one prompt."""
+    """Continues one prompt."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     prompt, others = take_text(arguments, "prompt")
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
 
 
 def read_prompt(prompt: str | None, file: str | None) -> str:
-    """The text to continue, from the command line or from a file.
+    """Returns the text to continue, from the command line or from a file.
 
     Raises:
         ConfigError: if both are given, or the text is not UTF-8.
@@ -49,7 +49,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
 
 
 def continuation(config: Generation, prompt: str) -> Iterator[str]:
-    """The prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
+    """Yields the prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
     from zoo.data import encode_batch
     from zoo.generation.text_stream import TextStream
     from zoo.runs.loaded_run import open_run

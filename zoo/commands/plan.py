@@ -30,7 +30,7 @@ from zoo.costs.roofline import decoding, floor, share_costs
 from zoo.costs.textbook import textbook
 from zoo.files import replace_text
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.programs import TRAINING, compose_training
 from zoo.plotting import picture_formats
 from zoo.schema.arguments import Arguments, OutputFolder, read_arguments
@@ -58,23 +58,30 @@ class Options(Arguments):
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Changes of the hardware, and overrides for Hydra."""
+    """Splits arguments into changes of the hardware, and overrides for Hydra."""
     changes = [a.removeprefix("hardware.") for a in arguments if a.startswith("hardware.")]
     return changes, [a for a in arguments if not a.startswith("hardware.")]
 
 
 def build(overrides: list[str], vocab: int | None) -> tuple[DictConfig, Decoder]:
-    """A decoder without storage; ValueError if its vocabulary is not known."""
+    """Builds a decoder without storage.
+
+    Raises:
+        ValueError: if its vocabulary is not known.
+    """
     config = compose_training(overrides)
     size = vocab or config.tokenizer.get("vocab_size") or VOCABULARIES.get(config.tokenizer.kind)
     if size is None:
         raise ValueError(f"the vocabulary of tokenizer={config.tokenizer.kind} is not in its file: give vocab=NUMBER.")
     with torch.device("meta"):
-        return config, share_costs(Decoder(decoder_config(config, size)))
+        return config, share_costs(Decoder(decoder_config(Architecture.of(config), size)))
 
 
 def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Hardware, model: str) -> list[Path]:
-    """Decoding time, cache and training FLOPs of each attention over contexts from 1k to 1M; the files."""
+    """Plots decoding time, cache and training FLOPs of each attention over contexts from 1k to 1M.
+
+    It returns the files.
+    """
     time: dict[str, list[float]] = {}
     cache: dict[str, list[float]] = {}
     flops: dict[str, list[float]] = {}
@@ -94,7 +101,7 @@ def picture(file: Path, arms: dict[str, Decoder], request: Request, hardware: Ha
 
 
 def main(arguments: list[str]) -> None:
-    """Plan, print, write."""
+    """Plans the model, prints the plan and writes it."""
     own, others = read_arguments(Options, arguments, __doc__, roots=(*TRAINING, "hardware"))
     if own.textbook:
         print("\n".join(f"{question:95} {answer}" for question, answer in textbook()))

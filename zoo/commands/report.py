@@ -26,7 +26,7 @@ class Options(Arguments):
 
 
 def main(arguments: list[str]) -> None:
-    """Read the sweep, write the report, say where it is."""
+    """Reads the sweep, writes the report, and prints where it is."""
     chosen, folders = read_arguments(Options, arguments, __doc__, rest="SWEEP_DIR")
     if len(folders) != 1:
         raise ConfigError(f"{len(folders)} folders given: expected one SWEEP_DIR, and out=FOLDER if wanted.")

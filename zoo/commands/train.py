@@ -1,4 +1,4 @@
-"""What ``python train.py`` does, from its arguments to its exit status."""
+"""Program of ``python train.py``, from its arguments to its exit status."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.cli import COMMAND
 from zoo.config import ConfigError, load_run_config, run_dir, run_label
-from zoo.entry import Job, start
 from zoo.options.choices import register_choices
 from zoo.options.command import check_command
+from zoo.options.starting import Job, start
 from zoo.paths import program_command, read_path, take_paths, take_text
 from zoo.plugins import import_typed, plugin_words
 from zoo.ranks import job_id, this_launch
@@ -28,10 +28,10 @@ FOLDER = "hydra.run.dir"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A run, a sweep, or what Hydra shows; returns the exit status.
+    """Trains a run or a sweep, or shows what Hydra is asked for; returns the exit status.
 
     Raises:
-        ConfigError: on what cannot be run.
+        ConfigError: on a configuration that cannot be run.
     """
     import_typed(arguments, "train")
     if asks_for_sweep(list(arguments)):
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def choose_folder(arguments: Sequence[str]) -> list[str] | None:
-    """The arguments with the run's folder: ``resume=auto`` becomes ``resume=FOLDER`` if there is a run to continue.
+    """Replaces ``resume=auto`` by ``resume=FOLDER`` if there is a run to resume.
 
     Returns:
-        None if that run has its whole budget.
+        The arguments with the run's folder, or None if that run has its whole budget.
 
     Raises:
         ConfigError: if nothing says which folder ``resume=auto`` means, or if there is no run in that of ``resume=``.
@@ -96,7 +96,7 @@ def _existing(folder: str, others: Sequence[str]) -> tuple[str | None, str | Non
 
 
 def is_finished(run: Path, overrides: Sequence[str]) -> bool:
-    """Whether a run has the budget that it was given, or that ``overrides`` give it."""
+    """Returns whether a run has the budget that it was given, or that ``overrides`` give it."""
     from zoo.options.budget import step_budget
     from zoo.training.checkpointing import read_resumed, resume_checkpoint
 
@@ -129,7 +129,7 @@ def _run(config: DictConfig, job: Job) -> None:
 
 
 def tell_interrupted(stop: Interrupted, folder: str) -> int:
-    """Say how to go on, once; returns the exit status."""
+    """Prints how to resume, once, and returns the exit status."""
     from zoo.runs.run_folder import RunFolder
 
     launch = this_launch()
@@ -145,7 +145,7 @@ def tell_interrupted(stop: Interrupted, folder: str) -> int:
 
 
 def tell_end(folder: str) -> None:
-    """Say what came out of a finished run and what can be done with it."""
+    """Prints the result of a finished run and what can be done with it."""
     from zoo.training.monitoring.monitor import held_out
 
     if text := held_out(Path(folder)):

@@ -1,4 +1,4 @@
-"""Checks of the contract of a causal token mixer, for anybody's module."""
+"""Checks of the contract of a causal token mixer, for any module."""
 
 from zoo.conformance.report import Finding, Report
 from zoo.conformance.suite import check

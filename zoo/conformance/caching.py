@@ -1,4 +1,4 @@
-"""Checks that calls leave no trace but in a cache, and that any way through a cache gives what the whole gives."""
+"""Checks that calls have no side effects but on a cache, and that any use of a cache gives the result of one pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PADDING = 1e3  # size of what stands on padding
 
 
 def repeated_calls(subject: Subject, length: int) -> str | None:
-    """Two equal calls must give the same, with calls of other inputs between them."""
+    """Checks that two equal calls give the same, with calls of other inputs between them."""
     module, x = subject.fresh(), subject.draw(2, length)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with torch.no_grad():
@@ -35,7 +35,7 @@ def repeated_calls(subject: Subject, length: int) -> str | None:
 
 
 def splits_of_a_cache(subject: Subject, length: int) -> str | None:
-    """Pieces through a cache must give what the whole gives, also while another cache is in use."""
+    """Checks that pieces through a cache give the result of one pass, also while another cache is in use."""
     x = subject.draw(2, length)
     want = subject.run(x)
     for sizes in [[length], *splits(length)]:
@@ -71,7 +71,10 @@ def _in_turn(subject: Subject, x: Tensor, sizes: list[int]) -> Tensor:
 
 
 def ragged_rows(subject: Subject, length: int) -> str | None:
-    """Rows of unequal lengths, padded with outliers, must each give what it gives alone, in a second piece too."""
+    """Checks that rows of unequal lengths, padded with outliers, each give what they give alone.
+
+    A second piece through the same cache is checked, too.
+    """
     x = subject.draw(3, 2 * length)
     for first in ([length, 1, length // 2], [1, length, 0], [0, length, length]):
         totals = [n + length for n in first]

@@ -12,7 +12,7 @@ SIZES = (1.0, 1e4, -1e4)  # of the change of a token: of the size of the inputs,
 
 
 def future_by_outlier(subject: Subject, length: int) -> str | None:
-    """Tokens after a place are changed, a little and by outliers; outputs up to the place must stay."""
+    """Checks that changes of later tokens, small ones and outliers, leave earlier outputs unchanged."""
     x = subject.draw(1, length)
     want = subject.run(x)
     for place in places(length):
@@ -41,7 +41,7 @@ def _single_token(subject: Subject, x: Tensor, want: Tensor, place: int, size: f
 
 
 def future_by_gradient(subject: Subject, length: int) -> str | None:
-    """The gradient of an output with respect to every later token must be zero."""
+    """Checks that the gradient of an output with respect to every later token is zero."""
     x = subject.draw(1, length).requires_grad_()
     y = subject.run(x, grad=True)
     if not y.requires_grad:
@@ -66,7 +66,7 @@ def future_by_gradient(subject: Subject, length: int) -> str | None:
 
 
 def length_of_sequence(subject: Subject, length: int) -> str | None:
-    """The first tokens alone must give what they give at the start of a longer input."""
+    """Checks that the first tokens alone give what they give at the start of a longer input."""
     x = subject.draw(1, length)
     want = subject.run(x)
     for shorter in sorted({place + 1 for place in places(length)}):
@@ -78,7 +78,7 @@ def length_of_sequence(subject: Subject, length: int) -> str | None:
 
 
 def other_rows(subject: Subject, length: int) -> str | None:
-    """A row alone must give what it gives in a batch of three."""
+    """Checks that a row alone gives what it gives in a batch of three."""
     x = subject.draw(3, length)
     want = subject.run(x)
     for row in range(3):
@@ -89,7 +89,7 @@ def other_rows(subject: Subject, length: int) -> str | None:
 
 
 def packed_documents(subject: Subject, length: int) -> str | None:
-    """Each of several documents in a row must give what it gives alone, from its first position on."""
+    """Checks that each of several documents in a row gives what it gives alone, from its first position on."""
     x = subject.draw(1, length)
     for sizes in [[length], *(way for way in splits(length) if len(way) <= length // 2 or length <= 3)]:
         if not all(map(subject.takes, sizes)):
@@ -107,5 +107,5 @@ def packed_documents(subject: Subject, length: int) -> str | None:
 
 
 def document_ids(sizes: list[int]) -> Tensor:
-    """Ids ``(1, T)`` of documents of these sizes, no id twice, in no order."""
+    """Returns ids ``(1, T)`` of documents of these sizes, distinct and in random order."""
     return torch.cat([torch.full((size,), i ^ 5) for i, size in enumerate(sizes)])[None]

@@ -17,7 +17,7 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, 
 
 
 def shapes(subject: Subject, length: int) -> str | None:
-    """The output must be a finite tensor of the shape and dtype of the input."""
+    """Checks that the output is a finite tensor of the shape and dtype of the input."""
     for batch in (1, 2):
         x = subject.draw(batch, length)
         y = subject.run(x)
@@ -34,7 +34,7 @@ def shapes(subject: Subject, length: int) -> str | None:
 
 
 def reads_its_input(subject: Subject, length: int) -> str | None:
-    """Some output must change with the inputs; otherwise no other check can see anything."""
+    """Checks that some output changes with the inputs; otherwise no other check can see anything."""
     x = subject.draw(1, length)
     if subject.difference(subject.run(x + subject.draw_like(x)), subject.run(x)) is None:
         return "no output changes with the input: the other checks see nothing"
@@ -42,7 +42,7 @@ def reads_its_input(subject: Subject, length: int) -> str | None:
 
 
 def one_dtype(name: str) -> Case:
-    """Case of the dtype called ``name``: outputs must be of it, and as exact as it allows."""
+    """Returns the check of a dtype: outputs are of it, and as exact as it allows."""
     return partial(_in_dtype, dtype=DTYPES[name])
 
 
@@ -87,7 +87,7 @@ def _distance(got: Tensor, want: Tensor) -> float:
 
 
 def compiled(subject: Subject, length: int) -> str | None:
-    """``torch.compile(fullgraph=True, backend="aot_eager")`` must give what the module gives."""
+    """Checks that ``torch.compile(fullgraph=True, backend="aot_eager")`` gives what the module gives."""
     torch._dynamo.reset()
     x, module = subject.draw(2, length), subject.fresh()
     with torch.no_grad(), warnings.catch_warnings():

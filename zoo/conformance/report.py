@@ -1,4 +1,4 @@
-"""What the checks of a module found, and the table of it."""
+"""Findings of the checks of a module, and their table."""
 
 from __future__ import annotations
 

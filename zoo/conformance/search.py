@@ -1,4 +1,4 @@
-"""The smallest case in which a check fails."""
+"""Search for the smallest case in which a check fails."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BORDERS = (62, 63, 64)  # of the blocks that most kernels have
 
 
 def find_smallest(subject: Subject, case: Case) -> str | None:
-    """What fails at the smallest length at which something does; None if nothing does at ``subject.lengths``.
+    """Returns what fails at the smallest length at which something does; None if nothing fails at ``subject.lengths``.
 
     Args:
         subject: the module.
-        case: what fails at a length, None where nothing does; what it raises is what fails.
+        case: returns what fails at a length, None if nothing does; an exception is a failure.
     """
     if not any(found := [(n, said) for n in subject.lengths if (said := try_case(subject, case, n))]):
         return None
@@ -32,7 +32,7 @@ def find_smallest(subject: Subject, case: Case) -> str | None:
 
 
 def try_case(subject: Subject, case: Case, length: int) -> str | None:
-    """What fails at one length; an exception of the module is told in one line."""
+    """Returns what fails at one length; an exception of the module becomes one line."""
     try:
         return case(subject, length)
     except WrongShape as error:
@@ -42,7 +42,10 @@ def try_case(subject: Subject, case: Case, length: int) -> str | None:
 
 
 def places(length: int) -> list[int]:
-    """Tokens that have a later one, at which a check looks: all of a short input, else both ends and the borders."""
+    """Returns the tokens at which a check looks: all of a short input, else both ends and the borders.
+
+    Each of them has a later token.
+    """
     if length <= SMALL:
         return list(range(length - 1))
     chosen = {0, 1, length // 4, length // 2, *BORDERS, length - 3, length - 2}
@@ -50,7 +53,7 @@ def places(length: int) -> list[int]:
 
 
 def random_split(seed: int, length: int) -> list[int]:
-    """Sizes of pieces that sum to ``length``: single tokens and many, in any order."""
+    """Returns random sizes of pieces that sum to ``length``, single tokens and many."""
     choose, pieces = random.Random(seed), list[int]()
     while sum(pieces) < length:
         most = length - sum(pieces)
@@ -59,7 +62,7 @@ def random_split(seed: int, length: int) -> list[int]:
 
 
 def splits(length: int) -> list[list[int]]:
-    """Ways to cut ``length`` tokens: single ones, twos, a long piece and one, halves, and at random; no way twice."""
+    """Returns ways to cut ``length`` tokens: single ones, twos, a long piece and one, halves, and at random."""
     half = length // 2
     twos = [2] * half + [1] * (length % 2)
     ways = [[1] * length, twos, [length - 1, 1], [1, length - 1], [half, length - half]]

@@ -1,4 +1,4 @@
-"""A module under test: fresh copies of it, what it offers, and how far equal outputs may lie apart."""
+"""Module under test: fresh copies of it, the interface that it offers, and the tolerance of equal outputs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LOOK = (64, 17, 3)  # tokens at which a check looks first, and at the longest in
 
 
 class WrongShape(Exception):
-    """An output that cannot be compared."""
+    """Raised for an output that cannot be compared."""
 
 
 class Subject:
-    """A module in evaluation mode and in fp64 where it runs so, else in fp32.
+    """Module under test, in evaluation mode and in fp64 where it runs so, else in fp32.
 
-    Every call is one of a fresh copy with the same random numbers, so that neither state nor chance of one call
-    reaches another. Parameters that are all zero are drawn, since behind them nothing can be seen.
+    Every call is made on a fresh copy with the same random numbers, so that calls are independent of state and chance.
+    Parameters that are all zero are drawn, since they would hide what lies behind them.
 
     Args:
-        module: never changed itself.
-        width: of its inputs, C.
+        module: module, which itself is never changed.
+        width: width C of its inputs.
         longest: tokens of the longest input.
 
     Raises:
@@ -75,53 +75,53 @@ class Subject:
         return isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype
 
     def draw(self, batch: int, length: int) -> Tensor:
-        """Normal inputs ``(B, T, C)``, the same for the same shape."""
+        """Draws normal inputs ``(B, T, C)``, the same for the same shape."""
         random = torch.Generator().manual_seed(SEED)
         return torch.randn(batch, length, self.width, generator=random, dtype=torch.float64).to(self.device, self.dtype)
 
     def draw_like(self, x: Tensor, seed: int = 1) -> Tensor:
-        """Other normal numbers of the shape of ``x``."""
+        """Draws other normal numbers of the shape of ``x``."""
         random = torch.Generator().manual_seed(SEED + seed)
         return torch.randn(x.shape, generator=random, dtype=torch.float64).to(x)
 
     def fresh(self) -> nn.Module:
-        """A copy that nothing has been done with."""
+        """Returns a fresh copy of the module."""
         torch.manual_seed(SEED)
         return copy.deepcopy(self.module)
 
     def run(self, x: Tensor, grad: bool = False, **arguments: Any) -> Tensor:
-        """Outputs of a fresh copy."""
+        """Returns the outputs of a fresh copy."""
         with torch.set_grad_enabled(grad):
             return self.fresh()(x, **arguments)
 
     def offers(self, *arguments: str) -> bool:
-        """Whether the forward pass takes these keywords by name."""
+        """Returns whether the forward pass takes these keywords by name."""
         return set(arguments) <= set(inspect.signature(self.module.forward).parameters)
 
     @property
     def offers_cache(self) -> bool:
-        """Whether there are ``new_cache(batch_size)`` and ``forward(x, cache=)``."""
+        """Whether the module has ``new_cache(batch_size)`` and ``forward(x, cache=)``."""
         return callable(getattr(self.module, "new_cache", None)) and self.offers("cache")
 
     def new_cache(self, module: nn.Module, batch: int) -> Any:
-        """An empty cache of ``module``, of the type and on the device of the inputs where it can be said."""
+        """Returns an empty cache of ``module``, in the dtype and on the device of the inputs if it takes these."""
         make: Callable[..., Any] = module.new_cache  # type: ignore[assignment]
         known = inspect.signature(make).parameters
         where = {"device": self.device, "dtype": self.dtype}
         return make(batch, **{key: value for key, value in where.items() if key in known})
 
     def run_pieces(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Outputs of ``x`` in pieces through a new cache, joined."""
+        """Returns the outputs of ``x`` in pieces through a new cache, joined."""
         module = self.fresh()
         with torch.no_grad():
             held = self.new_cache(module, x.shape[0])
             return torch.cat([module(piece, cache=held) for piece in x.split(list(sizes), 1)], 1)
 
     def estimate_tolerance(self) -> float:
-        """How far equal outputs may lie apart, of the largest output: SAFETY times the rounding of the module.
+        """Estimates by how much equal outputs may differ, relative to the largest: SAFETY times the module's rounding.
 
-        The rounding is the second difference along a direction of the size of the inputs, at a step of sqrt(eps): of
-        a smooth function about eps is left, and more where the module rounds inside to a narrower type.
+        The rounding is the second difference along a direction of the size of the inputs, at a step of sqrt(eps): for a
+        smooth function it is about eps, and more where the module rounds inside to a narrower dtype.
         """
         eps = torch.finfo(self.dtype).eps
         x = self.draw(1, self.lengths[0])
@@ -133,11 +133,11 @@ class Subject:
         return SAFETY * max(eps, statistics.median(found))
 
     def difference(self, got: Tensor, want: Tensor) -> tuple[tuple[int, int], float] | None:
-        """Row and token of the first output that differs, and by how much; None if all are equal.
+        """Returns row and token of the first output that differs, and by how much; None if all are equal.
 
         Args:
             got: ``(B, T, C)``.
-            want: of the same shape; the tolerance is a share of its largest number.
+            want: of the same shape; the tolerance is relative to its largest number.
         """
         if got.shape != want.shape:
             raise WrongShape(f"the output has shape {tuple(got.shape)}, expected {tuple(want.shape)}")
@@ -151,7 +151,7 @@ class Subject:
 
 
 def draw_zeros(module: nn.Module) -> list[str]:
-    """Draw every parameter that is all zero; returns their names."""
+    """Draws every parameter that is all zero, and returns their names."""
     names = [name for name, p in module.named_parameters() if p.numel() and p.is_floating_point() and not p.any()]
     random = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
@@ -162,6 +162,6 @@ def draw_zeros(module: nn.Module) -> list[str]:
 
 
 def say(sizes: Iterable[int]) -> str:
-    """Numbers as words of a sentence: ``1, 2 and 5``."""
+    """Formats numbers as words of a sentence: ``1, 2 and 5``."""
     *most, last = map(str, sizes)
     return f"{', '.join(most)} and {last}" if most else last

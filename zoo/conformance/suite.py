@@ -24,10 +24,10 @@ class Check:
     """One property of the contract.
 
     Attributes:
-        name: of the check.
-        case: what fails at a length.
-        compared: what the table says where nothing fails.
-        missing: what the module does not offer that the check needs, None if it offers it.
+        name: name of the check.
+        case: returns what fails at a length, None if nothing does.
+        compared: text of the table if nothing fails.
+        missing: returns what the check needs and the module does not offer, None if it offers it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The module that is meant by an instance, a factory or a name."""
+"""Module that is meant by an instance, a factory or a name."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Factory = Callable[..., nn.Module]
 def make_module(
     target: nn.Module | Factory | str, width: int, heads: int, options: Mapping[str, Any]
 ) -> tuple[str, nn.Module]:
-    """Name and module that ``target`` stands for.
+    """Returns name and module that ``target`` stands for.
 
     Args:
         target: a module; a class or function that makes one; a registered attention; or ``PACKAGE.MODULE:NAME``.
-        width: model width C, given to a factory as the first of WIDTH_NAMES that it takes.
-        heads: given as the first of HEADS_NAMES that it takes.
+        width: model width C, passed to a factory as the first of WIDTH_NAMES that it takes.
+        heads: passed as the first of HEADS_NAMES that it takes.
         options: keywords of the factory.
 
     Raises:
-        ValueError: if there is no such target, or it cannot be built of these options.
+        ValueError: if there is no such target, or it cannot be built with these options.
     """
     if isinstance(target, str) and ":" not in target:
         return target, mixers.build(target, width=width, heads=heads, **options)
@@ -55,7 +55,11 @@ def make_module(
 
 
 def find_object(text: str) -> Any:
-    """What ``PACKAGE.MODULE:NAME`` names; ValueError if it cannot be imported or has no such name."""
+    """Imports the object that ``PACKAGE.MODULE:NAME`` names.
+
+    Raises:
+        ValueError: if it cannot be imported or has no such name.
+    """
     module, _, name = text.partition(":")
     if not module or not name:
         raise ValueError(f"{text!r}: expected PACKAGE.MODULE:NAME.")
@@ -69,7 +73,7 @@ def find_object(text: str) -> Any:
 
 
 def keywords_for(factory: Factory, name: str, width: int, heads: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of a call of ``factory``: those of width and heads that it takes, and all options.
+    """Returns the keywords of a call of ``factory``: those of width and heads that it takes, and all options.
 
     Raises:
         ValueError: on an option that it does not take, and where it needs more.
@@ -89,7 +93,7 @@ def keywords_for(factory: Factory, name: str, width: int, heads: int, options: M
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:
-    """Type and text of an exception on one line."""
+    """Formats type and text of an exception on one line."""
     text = " ".join(str(error).split())
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

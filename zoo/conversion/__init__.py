@@ -1,1 +1,1 @@
-"""Runs of this project in programs of others."""
+"""Conversion of trained runs to other architectures."""

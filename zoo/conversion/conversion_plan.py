@@ -1,4 +1,4 @@
-"""Which layers a head conversion changes, and the configuration of the decoder after it."""
+"""Plan of a head conversion: the layers that it changes, and the configuration of the decoder after it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ CONVERTIBLE = (SoftmaxAttention, GroupedQueryAttention)  # and not what is deriv
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will change.
+    """Plan of a head conversion.
 
     Attributes:
-        to: ``gqa`` or ``mqa``. kv_heads: key heads of a converted layer. method: of zoo.conversion.head_merging.
-        layers: indices of the converted layers. layouts: of each of them, before.
-        config: of the converted decoder.
+        to: ``gqa`` or ``mqa``.
+        kv_heads: number of key heads of a converted layer.
+        method: method of :mod:`zoo.conversion.head_merging`.
+        layers: indices of the converted layers.
+        layouts: layout of each of them before the conversion.
+        config: configuration of the converted decoder.
     """
 
     to: str
@@ -35,12 +38,14 @@ class Plan:
 
 
 def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str) -> Plan:
-    """Which layers a conversion changes, and the configuration after it.
+    """Plans a head conversion.
 
-    Layers of the mixers softmax and gqa are converted, those with fewer key heads than asked for stay.
+    Layers of the mixers softmax and gqa are converted; layers with at most ``kv_heads`` key heads stay unchanged.
 
     Args:
-        to: ``gqa`` or ``mqa``. kv_heads: key heads per layer; None for the target's default.
+        decoder: decoder to convert.
+        to: ``gqa`` or ``mqa``.
+        kv_heads: number of key heads per layer; None for the target's default.
         method: ``mean``, ``first`` or ``svd``.
 
     Raises:
@@ -108,7 +113,7 @@ def _free_name(old: str, to: str, taken: set[str]) -> str:
 
 
 def layout_of(mixer: mixers.Mixer) -> Layout:
-    """What of a softmax mixer decides how its heads may be merged."""
+    """Returns the properties of a softmax mixer that decide how its heads may be merged."""
     assert isinstance(mixer, SoftmaxAttention)
     return Layout(
         mixer.heads,

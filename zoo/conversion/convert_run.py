@@ -1,4 +1,4 @@
-"""From a trained run with many key heads to one with few: a new run folder whose softmax layers are gqa or mqa."""
+"""Conversion of a trained run to fewer key heads: a new run folder whose softmax layers are gqa or mqa."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from zoo.runs.run_folder import RunFolder, write_json
 
 @dataclass(frozen=True)
 class Conversion:
-    """A run that has been converted.
+    """Result of converting a run.
 
     Attributes:
-        folder: the new run folder. plan: what was changed.
-        errors: by method, those of every converted layer; a method that cannot convert this run is missing.
-        cache_bytes: of a sequence of the training length, before and after, in the dtype of the weights.
+        folder: the new run folder.
+        plan: what was changed.
+        errors: for each method, the errors of every converted layer; a method that cannot convert this run is missing.
+        cache_bytes: bytes of the cache of a sequence of the training length, before and after, in the dtype of the
+            weights.
     """
 
     folder: Path
@@ -45,10 +47,15 @@ class Conversion:
 def convert_decoder(
     decoder: Decoder, plan: Plan, moments: Sequence[Tensor] | None = None
 ) -> tuple[Decoder, list[HeadErrors]]:
-    """The converted decoder, in the device, dtype and mode of ``decoder``, and the errors of every converted layer.
+    """Converts a decoder; device, dtype and mode stay the same.
 
     Args:
-        moments: of :func:`second_moments`, to minimize and to measure errors of keys and values, not of weights.
+        decoder: decoder to convert.
+        plan: what to change.
+        moments: from :func:`second_moments`, to minimize and to measure errors of keys and values, not of weights.
+
+    Returns:
+        The converted decoder, and the errors of every converted layer.
     """
     state, errors = dict(decoder.state_dict()), []
     for layer, layout in zip(plan.layers, plan.layouts):
@@ -65,7 +72,7 @@ def convert_decoder(
 
 @torch.no_grad()
 def second_moments(decoder: Decoder, ids: Tensor) -> list[Tensor]:
-    """``E[x x^T]`` ``(C, C)`` in fp64 of every layer's input to its mixer, over the tokens ``ids (N, T)``."""
+    """Computes ``E[x x^T]`` ``(C, C)`` in fp64 of the input of every layer's mixer, over the tokens ``ids (N, T)``."""
     width, device = decoder.config.width, decoder.embedding.weight.device
     sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for _ in decoder.layers]
 
@@ -87,10 +94,11 @@ def second_moments(decoder: Decoder, ids: Tensor) -> list[Tensor]:
 
 
 def calibration_tokens(run: OpenedRun, tokens: int) -> Tensor:
-    """About ``tokens`` tokens of the run's training text ``(N, T)``, in pieces of the training length spread over it.
+    """Samples about ``tokens`` tokens of the run's training text ``(N, T)``, in sequences spread over it.
 
     Raises:
-        ConfigError: if tokens < 1. DataError: if the text is not to be had.
+        ConfigError: if tokens < 1.
+        DataError: if the text is not available.
     """
     if tokens < 1:
         raise ConfigError(f"whiten_tokens={tokens}: expected a number >= 1.")
@@ -109,14 +117,18 @@ def convert_run(
     out: str | Path | None = None,
     whiten_tokens: int | None = None,
 ) -> Conversion:
-    """Write a run folder with the converted model; evaluation, generation and ``init=`` of training take it.
+    """Writes a run folder with the converted model, for evaluation, generation and ``init=`` of training.
 
     Args:
+        run: the opened run.
+        to: ``gqa`` or ``mqa``.
+        kv_heads: number of key heads per layer; None for the target's default.
+        method: ``mean``, ``first`` or ``svd``.
         out: the new folder; None for one beside the run's, named after the conversion.
         whiten_tokens: minimize errors over so many tokens of the run's training text; None for errors of weights.
 
     Raises:
-        ConfigError: if the folder exists, and as :func:`zoo.conversion.conversion_plan.plan_conversion`.
+        ConfigError: if the folder exists, and as in :func:`zoo.conversion.conversion_plan.plan_conversion`.
     """
     plan = plan_conversion(run.decoder, to, kv_heads, method)
     folder = expand(out) if out else _default_folder(run, plan, whiten_tokens is not None)

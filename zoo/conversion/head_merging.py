@@ -33,7 +33,7 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 @dataclass(frozen=True)
 class Merged:
-    """Heads that share projections.
+    """Key or value heads that share projections.
 
     Attributes:
         shared: ``(G, D, C)`` projection of each group, fp64.
@@ -44,7 +44,7 @@ class Merged:
     factors: Tensor
 
     def heads(self) -> Tensor:
-        """The heads ``(K, D, C)`` that the shared projections give."""
+        """Returns the heads ``(K, D, C)`` that the shared projections reconstruct."""
         return self.factors @ self.shared.repeat_interleave(len(self.factors) // len(self.shared), 0)
 
 
@@ -53,9 +53,11 @@ class HeadErrors:
     """Relative errors of a layer's conversion, root mean square over its heads.
 
     Attributes:
-        keys, values: of the rebuilt heads, what the methods minimize.
-        scores: of W_q^T W_k per head, the products of queries and keys at the same position; None for normed keys.
-        outputs: of W_o W_v per head.
+        keys: error of the reconstructed key heads, which the methods minimize.
+        values: error of the reconstructed value heads, which the methods minimize.
+        scores: error of W_q^T W_k per head, the products of queries and keys at the same position; None for normed
+            keys.
+        outputs: error of W_o W_v per head.
     """
 
     keys: float
@@ -66,11 +68,14 @@ class HeadErrors:
 
 @dataclass(frozen=True)
 class Layout:
-    """What of a mixer decides how its heads may be merged.
+    """Properties of a softmax mixer that decide how its heads may be merged.
 
     Attributes:
-        heads: query heads H. kv_heads: key heads K. rotated: leading dimensions of a key that are rotated in adjacent
-        pairs. normed: keys are RMS-normed. gated: values are multiplied by a gate.
+        heads: number of query heads H.
+        kv_heads: number of key heads K.
+        rotated: leading dimensions of a key that are rotated in adjacent pairs.
+        normed: whether keys are RMS-normalized.
+        gated: whether values are multiplied by a gate.
     """
 
     heads: int
@@ -89,11 +94,14 @@ def merge_heads(
     channelwise: bool = False,
     covariance: Tensor | None = None,
 ) -> Merged:
-    """Merge the heads of a projection into ``groups`` shared ones.
+    """Merges the heads of a projection into ``groups`` shared ones.
 
     Args:
-        weight: ``(K, D, C)`` projections of K heads. method: ``mean``, ``first`` or ``svd``.
-        rotated: leading dimensions that are rotated in adjacent pairs. channelwise: factors of the rest are diagonal.
+        weight: ``(K, D, C)`` projections of K heads.
+        groups: number of shared heads, a divisor of K.
+        method: ``mean``, ``first`` or ``svd``.
+        rotated: leading dimensions that are rotated in adjacent pairs.
+        channelwise: factors of the other dimensions are diagonal.
         covariance: ``(C, C)`` second moments of the inputs; None for the plain norm of the weights.
 
     Raises:
@@ -156,7 +164,10 @@ def _factor(heads: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def relative_error(exact: Tensor, other: Tensor, covariance: Tensor | None = None) -> float:
-    """``|exact - other| / |exact|`` in the Frobenius norm, or in that of the inputs' second moments ``(C, C)``."""
+    """Relative error ``|exact - other| / |exact|`` in the Frobenius norm.
+
+    With ``covariance`` the norm is that of the inputs' second moments ``(C, C)``.
+    """
 
     def square(x: Tensor) -> Tensor:
         return (x * (x if covariance is None else x @ covariance.double())).sum().clamp(min=0)
@@ -172,15 +183,21 @@ def share_heads(
     method: str,
     covariance: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], HeadErrors]:
-    """Weights of the layer with ``kv_heads`` key heads, and how far it is from the one given.
+    """Converts the weights of a layer to ``kv_heads`` key heads.
 
     Args:
-        weights: of a mixer by name, with ``query.weight (H D, C)``, ``key.weight (K D, C)``, ``value.weight (K E, C)``
-            and ``out.weight (C, H E)``; others are passed on. If kv_heads is K, all are passed on as they are.
+        weights: weights of a mixer by name, with ``query.weight (H D, C)``, ``key.weight (K D, C)``, ``value.weight (K
+            E, C)`` and ``out.weight (C, H E)``; others are passed on. If kv_heads is K, all are passed on unchanged.
+        layout: properties of the layer.
+        kv_heads: number of key heads.
+        method: ``mean``, ``first`` or ``svd``.
         covariance: ``(C, C)`` second moments of the layer's inputs; None for the plain norm of the weights.
 
+    Returns:
+        The new weights, and their errors.
+
     Raises:
-        ValueError: as :func:`merge_heads`, and for the reason of :func:`refusal`.
+        ValueError: as in :func:`merge_heads`, and for the reason of :func:`refusal`.
     """
     if kv_heads == layout.kv_heads:
         return dict(weights), HeadErrors(0.0, 0.0, None if layout.normed else 0.0, 0.0)
@@ -214,7 +231,7 @@ def share_heads(
 
 
 def refusal(method: str, layout: Layout) -> str | None:
-    """Why a layer cannot be converted by a method; None if it can."""
+    """Returns why a method cannot convert a layer; None if it can."""
     if method == "svd" and layout.normed:
         return (
             "method=svd cannot convert attention with qk_norm=true: the norm stands between the key projection and the "
@@ -226,7 +243,7 @@ def refusal(method: str, layout: Layout) -> str | None:
 def merge_layer(
     weights: Mapping[str, Tensor], layout: Layout, kv_heads: int, method: str, covariance: Tensor | None = None
 ) -> tuple[Merged, Merged]:
-    """The merged keys and values of a layer; arguments and errors as of :func:`share_heads`."""
+    """Merges the keys and the values of a layer; arguments and errors are those of :func:`share_heads`."""
     if reason := refusal(method, layout):
         raise ValueError(reason)
     key, value = (weights[f"{name}.weight"].unflatten(0, (layout.kv_heads, -1)) for name in ("key", "value"))

@@ -1,1 +1,1 @@
-"""What a model asks of a machine before it is trained or served: roofline, tiles, textbook answers, pictures."""
+"""Costs of a model before it is trained or served: roofline, tiles, matching, textbook answers and plots."""

@@ -1,4 +1,4 @@
-"""Curves over context lengths, labeled at their ends."""
+"""Plots of curves over context lengths, labeled at their ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ CHARACTERS = 30
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: a value of each name at each context, how it is written, and the base of the ticks."""
+    """One set of axes.
+
+    Attributes:
+        title: title of the axes.
+        ylabel: label of the y axis.
+        values: values of each name, one per context.
+        write: formats a value.
+        base: base of the logarithmic ticks.
+    """
 
     title: str
     ylabel: str
@@ -33,7 +41,7 @@ class Panel:
 
 @styled
 def draw_curves(file: Path, title: str, shown: Sequence[Panel], contexts: Sequence[int] = CONTEXTS) -> list[Path]:
-    """Panels side by side, both axes logarithmic; the files that were written."""
+    """Draws panels side by side, both axes logarithmic, and returns the files."""
     colors = palette(list(dict.fromkeys(name for panel in shown for name in panel.values)))
     lines = max(sum(_label(names).count("\n") + 1 for names in merge(panel.values)) for panel in shown)
     height = max(HEIGHT, 0.19 * lines + 1.4)
@@ -47,7 +55,7 @@ def draw_curves(file: Path, title: str, shown: Sequence[Panel], contexts: Sequen
 def draw_panel(
     axes: Axes, panel: Panel, contexts: Sequence[int], colors: Mapping[str, str], line: float = LINE
 ) -> None:
-    """Curves with a label at the right end of each; names whose curves nearly agree share one."""
+    """Draws curves with a label at the right end of each; names whose curves nearly agree share one."""
     groups = merge(panel.values)
     for names in groups:
         axes.plot(contexts, panel.values[names[0]], color=colors[names[0]])
@@ -66,7 +74,7 @@ def draw_panel(
 
 
 def merge(values: dict[str, list[float]]) -> list[tuple[str, ...]]:
-    """Names grouped by curves that agree within 3 %, the highest end first."""
+    """Groups names by curves that agree within 3 %, the highest end first."""
     groups: list[list[str]] = []
     for name, curve in values.items():
         for group in groups:

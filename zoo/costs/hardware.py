@@ -1,4 +1,4 @@
-"""Machines as small YAML files: configs/hardware/NAME.yaml."""
+"""Devices as small YAML files: configs/hardware/NAME.yaml."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device.
+    """Figures of one device.
 
     Attributes:
-        peak: dense matrix rate in FLOP/s by type. bandwidth: of the main memory, bytes/s. memory: its bytes.
-        cores: streaming multiprocessors, or what has an on-chip memory of its own.
-        on_chip: bytes of it that a block of threads can use. registers: bytes of a core's register file; None where
-            accumulators live in ``on_chip``. note: what to know about the figures.
+        name: name of the device.
+        peak: dense matrix rate in FLOP/s by dtype.
+        bandwidth: bandwidth of the main memory, bytes/s.
+        memory: size of the main memory, bytes.
+        cores: number of streaming multiprocessors, or of other units with their own on-chip memory.
+        on_chip: bytes of on-chip memory that a block of threads can use.
+        registers: bytes of a core's register file; None where accumulators live in ``on_chip``.
+        note: remark about the figures.
     """
 
     name: str
@@ -53,10 +57,10 @@ class Hardware:
                 raise ValueError(f"{self.name}: {key}={value!r}: expected a number > 0.")
 
     def choose_dtype(self, requested: str = "auto") -> str:
-        """``auto`` is bf16 where the device multiplies it, else the first type it has.
+        """Returns the dtype to use: ``auto`` is bf16 where the device multiplies it, else the first dtype it has.
 
         Raises:
-            ValueError: on a type without a rate.
+            ValueError: on a dtype without a rate.
         """
         if requested == "auto":
             return "bf16" if "bf16" in self.peak else next(iter(self.peak))
@@ -65,19 +69,20 @@ class Hardware:
         return requested
 
     def ridge(self, dtype: str) -> float:
-        """FLOPs per byte above which the matrix units, not the memory, set the time."""
+        """FLOPs per byte above which the matrix units, not the memory, limit the speed."""
         return self.peak[dtype] / self.bandwidth
 
 
 def hardware_names(folder: Path = CONFIGS / "hardware") -> list[str]:
-    """Names that :func:`load_hardware` takes."""
+    """Returns the names that :func:`load_hardware` takes."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def load_hardware(name: str, changes: list[str] | None = None) -> Hardware:
-    """The device of configs/hardware/NAME.yaml, or of a YAML file given by its path.
+    """Loads the device of configs/hardware/NAME.yaml, or of a YAML file given by its path.
 
     Args:
+        name: name or path.
         changes: dotted ``KEY=VALUE``, as ``on_chip=65536`` or ``peak.bf16=1e12``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the device can do: precision and peak rate."""
+"""Capabilities of the device at hand: precision, peak rate and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container
 
 
 def choose_precision(requested: str, accelerator: str) -> str:
-    """Lightning's precision for ``auto``: bf16-mixed on GPUs that have it, 16-mixed on older ones, 32-true elsewhere.
+    """Returns Lightning's precision; ``auto`` is bf16-mixed on GPUs that have it, 16-mixed on older ones.
 
     CPUs get 32-true, since most multiply bf16 matrices far slower than fp32.
     """
@@ -35,7 +35,7 @@ def choose_precision(requested: str, accelerator: str) -> str:
 
 
 def choose_accelerator(requested: str) -> str:
-    """Lightning's accelerator for ``auto``: cuda, mps or cpu."""
+    """Returns Lightning's accelerator for ``auto``: cuda, mps or cpu."""
     if requested != "auto":
         return "cuda" if requested == "gpu" and torch.cuda.is_available() else requested
     if torch.cuda.is_available():
@@ -52,7 +52,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def device_memory(accelerator: str) -> int | None:
-    """Bytes that this machine can give to one process: of the GPU, or the free main memory; None if it is not known."""
+    """Bytes available to one process: of the GPU, or the free main memory; None if it is not known."""
     if accelerator == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     if accelerator != "cpu":

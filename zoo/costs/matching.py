@@ -1,7 +1,8 @@
-"""Fair comparison: one whole number of a configuration is solved so that the model costs what a reference costs.
+"""Matching for fair comparisons: one integer of a configuration is solved so that runs cost the same.
 
 ``match=params``, ``flops`` or ``cache`` says which cost. Costs are those of :meth:`zoo.model.Decoder.cost`, closed
-forms on a decoder without memory. The reference is the run's own configuration with ``match.reference`` laid over it.
+forms on a decoder without memory. The reference is the run's own configuration with the overrides of
+``match.reference``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from zoo.config import ConfigError
 from zoo.costs.search import IntegerSearch
 from zoo.mixers.base import Cost
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 
 MLP = "model.mlp_width"
 MLP_STEP = 8  # widths that are multiples of it fill matrix units
@@ -29,7 +30,7 @@ Quantity = Literal["params", "flops", "cache"]
 
 @dataclass(frozen=True)
 class Measure:
-    """How a quantity is read from a cost, and how a figure of it is written."""
+    """Quantity of a cost, and the unit in which it is written."""
 
     of: Callable[[Cost], float]
     unit: str
@@ -44,15 +45,15 @@ MEASURES: dict[Quantity, Measure] = {
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What matching did.
+    """Result of matching.
 
     Attributes:
-        quantity: what was matched.
+        quantity: the matched quantity.
         knob: path of the value that was solved.
         changed: old and new value of every path that was changed: the knob, or nothing.
         reference_value: the quantity of the reference.
-        before: that of the run as it was.
-        after: that of the run as it is returned.
+        before: the quantity of the run before matching.
+        after: the quantity of the run as it is returned.
         context: tokens at which it was counted.
     """
 
@@ -66,11 +67,11 @@ class MatchResult:
 
     @property
     def ratio(self) -> float:
-        """The run's quantity as a multiple of the reference's."""
+        """Quantity of the run as a multiple of the reference's."""
         return self.after / self.reference_value
 
     def line(self) -> str:
-        """For the summary of a run."""
+        """Describes the result in a line, for the summary of a run."""
         old, new = self.changed.get(self.knob, (None, None))
         what = "stays" if new is None else f"{'null' if old is None else old} -> {new}"
         unit = MEASURES[self.quantity].unit + ("" if self.quantity == "params" else f" at {self.context:,} tokens")
@@ -85,18 +86,18 @@ def _percent(part: float) -> str:
 
 
 def match_config(config: DictConfig, vocab_size: int | None = None) -> tuple[DictConfig, MatchResult | None]:
-    """The configuration with the knob of ``config.match`` solved so that the run costs what the reference costs.
+    """Solves the knob of ``config.match`` so that the run costs what the reference costs.
 
     The value whose cost is nearest is taken, the old one if none is nearer. If it changes, its old value becomes part
-    of ``match.reference``, so that doing it again finds the same reference and changes nothing.
+    of ``match.reference``, so that matching again finds the same reference and changes nothing.
 
     Args:
-        config: of a run, as train.py composes and checks it; it stays as it is.
+        config: configuration of a run, as train.py composes and checks it; it is not changed.
         vocab_size: tokens of the vocabulary. None if it is not known: then costs are counted with a vocabulary of one,
-            which changes no difference, and makes the tolerance a part of all but the embeddings.
+            which changes no difference, and makes the tolerance relative to all parameters but the embeddings.
 
     Returns:
-        The configuration, and what was done; None if nothing is to be matched.
+        The configuration, and the result; None if nothing is to be matched.
 
     Raises:
         ConfigError: if no value of the knob comes within the tolerance, or there is no such knob.
@@ -114,7 +115,8 @@ def match_config(config: DictConfig, vocab_size: int | None = None) -> tuple[Dic
 
     def measure(candidate: DictConfig) -> float:
         with torch.device("meta"):
-            return MEASURES[quantity].of(Decoder(decoder_config(candidate, vocab_size or 1)).cost(context))
+            decoder = Decoder(decoder_config(Architecture.of(candidate), vocab_size or 1))
+        return MEASURES[quantity].of(decoder.cost(context))
 
     try:
         target = measure(reference)
@@ -147,7 +149,7 @@ def _old_value(config: DictConfig, knob: str | None) -> int | None:
         )
     if isinstance(value, bool) or not isinstance(value, (int, type(None))):
         raise ConfigError(f"match.knob={knob} is {value!r}: expected the path of a whole number.")
-    return decoder_config(config, 1).hidden_width() if knob == MLP else value
+    return decoder_config(Architecture.of(config), 1).hidden_width() if knob == MLP else value
 
 
 def _reference(config: DictConfig) -> DictConfig:
@@ -194,7 +196,7 @@ def _solve(
         reached = nearest[1] if nearest is not None and better else before
         if abs(reached - target) <= match.tolerance * target:
             return nearest if better else None
-    raise ConfigError(_refusal(match, decoder_config(config, 1).layer_types, search, target, before))
+    raise ConfigError(_refusal(match, decoder_config(Architecture.of(config), 1).layer_types, search, target, before))
 
 
 def _steps(step: int | None, knob: str) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""A plan as text and as plain values for JSON."""
+"""Plans as text and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from zoo.costs.hardware import DTYPES, Hardware
 from zoo.costs.roofline import TRAINED, Phase, decoding, floor, prefill, training
 from zoo.costs.textbook import causal_window_layers
 from zoo.costs.tile_sizes import LINEAR_FORMULA, SOFTMAX_FORMULA, Tile, linear_tile, softmax_tile
-from zoo.mixers.parts.heads import HeadMixer
-from zoo.mixers.window import WindowAttention
 from zoo.model import Decoder
 
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -27,7 +25,7 @@ decode    One token for each of {batch} rows. Moved: weights, what the token rea
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, numbers of type ``dtype``."""
+    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
 
     context: int
     batch: int
@@ -37,14 +35,14 @@ class Request:
 
 
 def phases(decoder: Decoder, request: Request) -> list[Phase]:
-    """Training (if the type can be trained in), prefill, decoding."""
+    """Returns training (if the dtype can be trained in), prefill and decoding."""
     context, batch, dtype = request.context, request.batch, request.dtype
     first = [training(decoder, context, batch, dtype, request.optimizer, request.recompute)] if dtype in TRAINED else []
     return [*first, prefill(decoder, context, batch, dtype), decoding(decoder, context, batch, dtype)]
 
 
 def describe(name: str, decoder: Decoder, request: Request, hardware: Hardware) -> str:
-    """The whole plan, for a terminal."""
+    """Returns the whole plan as text, for a terminal."""
     kind = DTYPES[request.dtype]
     cost = decoder.cost(request.context, kind)
     peak = unit(hardware.peak[request.dtype], "FLOP/s")
@@ -68,7 +66,7 @@ def describe(name: str, decoder: Decoder, request: Request, hardware: Hardware) 
 
 
 def as_dict(name: str, decoder: Decoder, request: Request, hardware: Hardware) -> dict[str, Any]:
-    """The same plan as plain values; seconds, bytes, FLOPs."""
+    """Returns the same plan as plain values, in seconds, bytes and FLOPs."""
     rows = []
     for phase in phases(decoder, request):
         least = floor(phase, hardware, request.dtype)
@@ -90,7 +88,7 @@ def as_dict(name: str, decoder: Decoder, request: Request, hardware: Hardware) -
 
 
 def unit(value: float, name: str) -> str:
-    """Three digits and a decimal prefix."""
+    """Formats a value with three digits and a decimal prefix."""
     power = 0
     while value >= 999.5 and power < len(DECIMAL) - 1:
         value, power = value / 1000, power + 1
@@ -98,7 +96,7 @@ def unit(value: float, name: str) -> str:
 
 
 def binary(value: float) -> str:
-    """Bytes with a binary prefix."""
+    """Formats bytes with a binary prefix."""
     power = 0
     while value >= 1023.5 and power < len(BINARY) - 1:
         value, power = value / 1024, power + 1
@@ -106,7 +104,7 @@ def binary(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Three digits and ns, us, ms, s or h."""
+    """Formats seconds with three digits and ns, us, ms, s or h."""
     for scale, name in ((1e-6, "ns"), (1e-3, "µs"), (1.0, "ms"), (3600.0, "s")):
         if value < scale:
             return f"{value / scale * (3600 if name == 's' else 1000):.3g} {name}"
@@ -153,9 +151,8 @@ def _proposals(decoder: Decoder, request: Request, hardware: Hardware) -> dict[s
 
 def _head_dims(decoder: Decoder) -> tuple[int, int]:
     """The most numbers that a query and a value of any layer have."""
-    mixers = [block.mixer for block in decoder.layers if isinstance(block.mixer, HeadMixer)]
-    share = decoder.config.width // decoder.config.heads
-    return max((m.head_dim for m in mixers), default=share), max((m.value_dim for m in mixers), default=share)
+    head_dims, value_dims = zip(*(block.mixer.head_widths for block in decoder.layers))
+    return max(head_dims), max(value_dims)
 
 
 def _tiles(decoder: Decoder, request: Request, hardware: Hardware) -> list[str]:
@@ -182,7 +179,7 @@ def _tiles(decoder: Decoder, request: Request, hardware: Hardware) -> list[str]:
 
 def _windows(decoder: Decoder, context: int) -> list[str]:
     """How far the windows of the layers reach, where all layers have one."""
-    windows = [block.mixer.window for block in decoder.layers if isinstance(block.mixer, WindowAttention)]
+    windows = [reach for block in decoder.layers if (reach := block.mixer.window_reach) is not None]
     if len(windows) < len(decoder.layers) or max(windows) < 2:
         return []
     reach, widest = sum(window - 1 for window in windows) + 1, max(windows)

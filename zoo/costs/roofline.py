@@ -1,11 +1,11 @@
-"""Work, traffic and memory of training, prefill and decoding, and the least time a device needs for them.
+"""Roofline of training, prefill and decoding: FLOPs, memory traffic, and the least time a device needs for them.
 
 Roofline (Williams et al. 2009, doi:10.1145/1498765.1498785): time >= max(FLOPs / peak, bytes / bandwidth). Counted for
 one device. P parameters, b bytes of a number, N tokens of a pass, A = 4 C + 2 H (D + E) + 4 M numbers that a layer
-keeps of a token (C width, H heads, D and E numbers of a query and a value, which make 8 C + 4 M if both are C / H, M
-width of the MLP; gates and feature maps of some mixers add up to a third):
+saves per token (C width, H heads, D and E width of a query and a value, which make 8 C + 4 M if both are C / H, M width
+of the MLP; gates and feature maps of some mixers add up to a third):
 
-    train    FLOPs = 3 x forward (4 x with checkpoint_activations); kept: fp32 weights and gradients, the optimizer's
+    train    FLOPs = 3 x forward (4 x with checkpoint_activations); held: fp32 weights and gradients, the optimizer's
              moments, A b per token and layer; moved: weights read twice in b, all fp32 state read once and
              written once, activations the same (twice with checkpoint_activations).
     prefill  FLOPs = forward, logits of the last token only; moved: weights, the cache once, activations as above.
@@ -23,7 +23,7 @@ import torch
 
 from zoo.costs.hardware import DTYPES, Hardware
 from zoo.mixers import Mixer
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import StateCache
 from zoo.model import Decoder
 from zoo.model.parameters import split_parameters
 
@@ -36,11 +36,14 @@ TRAINED = ("fp32", "tf32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Phase:
-    """What one pass asks for: a training step, a prefill, or one token of decoding for every row.
+    """Work of one pass: a training step, a prefill, or one token of decoding for every row.
 
     Attributes:
-        tokens: that the pass reads (train, prefill) or makes (decode).
-        traffic: bytes to and from the main memory, by what they are. memory: bytes held.
+        name: name of the phase.
+        tokens: tokens that the pass reads (train, prefill) or generates (decode).
+        flops: FLOPs of the pass.
+        traffic: bytes to and from the main memory, by kind.
+        memory: bytes held in memory, by kind.
     """
 
     name: str
@@ -51,12 +54,12 @@ class Phase:
 
     @property
     def moved(self) -> float:
-        """Bytes moved."""
+        """Bytes moved to and from the main memory."""
         return sum(self.traffic.values())
 
     @property
     def held(self) -> float:
-        """Bytes held."""
+        """Bytes held in memory."""
         return sum(self.memory.values())
 
     @property
@@ -74,24 +77,27 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """The longer of the two."""
+        """The longer of the two times."""
         return max(self.compute, self.transfer)
 
     @property
     def bound(self) -> str:
-        """``compute`` or ``memory``, whichever sets the time."""
+        """The limiting resource, ``compute`` or ``memory``."""
         return "compute" if self.compute >= self.transfer else "memory"
 
 
 def floor(phase: Phase, hardware: Hardware, dtype: str) -> Floor:
-    """The two times of a pass."""
+    """Computes the least times of a pass on a device."""
     return Floor(phase.flops / hardware.peak[dtype], phase.moved / hardware.bandwidth)
 
 
 def training(
     decoder: Decoder, context: int, batch: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
 ) -> Phase:
-    """One optimizer step over ``batch`` sequences; ``recompute``: activations are checkpointed, layer by layer."""
+    """Returns the work of one optimizer step over ``batch`` sequences.
+
+    With ``recompute``, activations are checkpointed layer by layer.
+    """
     cost, size, tokens = decoder.cost(context), DTYPES[dtype].itemsize, batch * context
     memory = training_memory(decoder, tokens, dtype, optimizer, recompute)
     weights, moments = memory["weights"], memory["optimizer"]
@@ -113,9 +119,9 @@ def training(
 def training_memory(
     decoder: Decoder, tokens: int, dtype: str, optimizer: str = "adamw", recompute: bool = False
 ) -> dict[str, float]:
-    """Bytes that training holds at once, by what they are; arguments as of :func:`training`, for ``tokens`` in all.
+    """Returns the bytes that training holds at once, by kind, for ``tokens`` in all.
 
-    The state of an optimizer from outside is not known, and left out.
+    The other arguments are those of :func:`training`. The state of an external optimizer is not known, and left out.
     """
     size = DTYPES[dtype].itemsize
     matrices, rest = (sum(p.numel() for p in group) for group in split_parameters(decoder))
@@ -129,7 +135,7 @@ def training_memory(
 
 
 def prefill(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
-    """The prompt of ``batch`` sequences read into empty caches."""
+    """Returns the work of reading the prompt of ``batch`` sequences into empty caches."""
     kind = DTYPES[dtype]
     cost, tokens = decoder.cost(context, kind), batch * context
     head = 2 * decoder.head.weight.numel()
@@ -145,7 +151,7 @@ def prefill(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
 
 
 def decoding(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
-    """The next token of ``batch`` sequences, each with a cache of ``context`` tokens."""
+    """Returns the work of the next token of ``batch`` sequences, each with a cache of ``context`` tokens."""
     kind = DTYPES[dtype]
     cost = decoder.cost(context, kind)
     mixers = [block.mixer for block in decoder.layers]
@@ -158,10 +164,10 @@ def decoding(decoder: Decoder, context: int, batch: int, dtype: str) -> Phase:
 
 
 def share_costs(decoder: Decoder) -> Decoder:
-    """Ask layers that are alike only once for their cost at a context, and for their caches; the decoder itself.
+    """Makes equal layers of a decoder share the computation of costs, and returns the decoder.
 
-    Alike are layers of one entry with parameters of the same shapes and the same cost at a short context: closed forms
-    that count blocks are slow at a million tokens. For decoders on the meta device, which compute nothing.
+    Layers are equal if they are of one entry with parameters of the same shapes and the same cost at a short context:
+    closed forms that count blocks are slow at a million tokens. For decoders on the meta device, which compute nothing.
     """
     known: dict[Any, tuple[Any, Any]] = {}
     for entry, block in zip(decoder.config.layer_types, decoder.layers):
@@ -174,27 +180,21 @@ def share_costs(decoder: Decoder) -> Decoder:
 
 
 def activation_numbers(decoder: Decoder) -> list[int]:
-    """A of the formulas above: numbers that each layer keeps of one token for the backward pass."""
+    """Returns A of the formulas above: numbers that each layer saves per token for the backward pass."""
     width, hidden = decoder.config.width, decoder.config.hidden_width()
     return [4 * width + block.mixer.kept_numbers() + 4 * hidden for block in decoder.layers]
 
 
 def cache_read(mixer: Mixer, context: int, dtype: torch.dtype) -> float:
-    """Bytes of one sequence's cache that the next token reads: no more than it holds, and the states whole."""
+    """Bytes of one sequence's cache that the next token reads: at most what it holds, and the states whole."""
     held = mixer.cost(context, dtype).cache_bytes
     return min(held, max(mixer.step_bytes(context, dtype), state_bytes(mixer)))
 
 
 def state_bytes(mixer: Mixer) -> int:
     """Bytes of one sequence's recurrent states, which every token rewrites."""
-    return _states(mixer.new_cache(1, 0, "meta", torch.bfloat16))
-
-
-def _states(thing: Any) -> int:
-    if isinstance(thing, StateCache):
-        return thing.nbytes()
-    parts = thing if isinstance(thing, list | tuple) else vars(thing).values() if hasattr(thing, "__dict__") else []
-    return sum(_states(part) for part in parts)
+    leaves = mixer.new_cache(1, 0, "meta", torch.bfloat16).leaves()
+    return sum(leaf.nbytes() for leaf in leaves if isinstance(leaf, StateCache))
 
 
 def _read(decoder: Decoder) -> int:

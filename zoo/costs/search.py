@@ -1,4 +1,4 @@
-"""Search for the whole number at which a quantity comes nearest to a target."""
+"""Search for the integer at which a quantity comes nearest to a target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLAT = 3  # doublings without any change, after which no more is expected
 
 
 class IntegerSearch:
-    """Values that are multiples of ``step``, and what was measured at them.
+    """Search over multiples of ``step``.
 
     The quantity should only grow, or only shrink, with the value: then the nearest of all is among those measured.
     Where it is seen to do both, all values in the range are measured if they are few; :attr:`complete` is False if not.
@@ -29,16 +29,16 @@ class IntegerSearch:
 
     @property
     def measured(self) -> dict[int, float]:
-        """The quantity at every accepted value that was tried, by rising value."""
+        """Quantity at every accepted value that was tried, by rising value."""
         return {value: found for value, found in sorted(self._seen.items()) if found is not None}
 
     @property
     def nearest(self) -> tuple[int, float] | None:
-        """The value at which the quantity is nearest to the target, and the quantity; None if none was accepted."""
+        """Value at which the quantity is nearest to the target, and the quantity; None if none was accepted."""
         return min(self.measured.items(), key=lambda pair: abs(pair[1] - self.target), default=None)
 
     def run(self, start: int | None = None) -> None:
-        """Search; ``start`` is a value near which the answer is expected."""
+        """Searches, from ``start`` if it is given: a value near which the answer is expected."""
         smallest = self._accepted(range(self.step, LARGEST + 1, self.step))
         if smallest is None:
             return

@@ -1,4 +1,4 @@
-"""Answers to textbook questions about attention, each for the causal case or for the encoder, as its name says."""
+"""Answers to textbook questions about attention, for the causal case or for the encoder, as each name says."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 
 def kv_cache_bytes(kv_heads: int, head_width: int, context: int, batch: int = 1, size: int = 2, layers: int = 1) -> int:
-    """Keys and values of causal softmax attention; ``size`` is the bytes of a number."""
+    """Bytes of the keys and values of causal softmax attention, with ``size`` bytes per number."""
     return 2 * layers * batch * context * kv_heads * head_width * size
 
 
 @dataclass(frozen=True)
 class Links:
-    """Keys that a token is linked to, and the part of all pairs that this leaves out."""
+    """Number of keys that a token is linked to, and the share of all pairs that is left out."""
 
     per_token: int
     sparsity: float
 
 
 def encoder_bigbird(context: int, window: int, random: int, globals: int) -> Links:
-    """Bidirectional BigBird (Zaheer et al. 2020, arXiv:2007.14062): 2w + 1 + r + 2g links of N keys.
+    """Links of bidirectional BigBird (Zaheer et al. 2020, arXiv:2007.14062): 2w + 1 + r + 2g of N keys.
 
     ``window`` is w on each side; the 2g count the globals that a token reads and those that read it.
     """
@@ -28,7 +28,7 @@ def encoder_bigbird(context: int, window: int, random: int, globals: int) -> Lin
 
 
 def causal_bigbird(context: int, window: int, random: int, globals: int) -> Links:
-    """Causal BigBird: w + 1 + r + g keys, w of them before the token, of (N + 1) / 2 on average.
+    """Links of causal BigBird: w + 1 + r + g keys, w of them before the token, of (N + 1) / 2 on average.
 
     A global token is read by all later ones and itself reads only what lies before it, so that g counts once. The first
     tokens have fewer keys than that, as all their keys are read.
@@ -39,7 +39,7 @@ def causal_bigbird(context: int, window: int, random: int, globals: int) -> Link
 
 
 def encoder_window_layers(context: int, window: int) -> int:
-    """Layers after which one token has met both ends: its field of 2wL + 1 tokens covers N, so 2wL >= N - 1.
+    """Number of layers after which one token has met both ends: its field of 2wL + 1 tokens covers N, so 2wL >= N - 1.
 
     Raises:
         ValueError: on a window that joins nothing.
@@ -48,7 +48,9 @@ def encoder_window_layers(context: int, window: int) -> int:
 
 
 def causal_window_layers(context: int, window: int) -> int:
-    """Layers after which the last token has met the first; ``window`` counts the token itself: L (w - 1) + 1 >= N.
+    """Number of layers after which the last token has met the first: L (w - 1) + 1 >= N.
+
+    ``window`` w counts the token itself.
 
     Raises:
         ValueError: on a window that joins nothing.
@@ -63,7 +65,7 @@ def _layers(context: int, step: int) -> int:
 
 
 def textbook() -> list[tuple[str, str]]:
-    """Question and answer, for ``plan.py textbook=true``."""
+    """Returns questions and answers, for ``plan.py textbook=true``."""
     rows = []
     for heads in (32, 8, 1):
         size = kv_cache_bytes(heads, 128, 1024, batch=8)

@@ -1,6 +1,6 @@
-"""Tile sizes that fit into the on-chip memory, and the traffic that they leave.
+"""Tile sizes that fit into the on-chip memory, and their memory traffic.
 
-Where a device names its registers, accumulators in fp32 live there and may take half of them (the rest is for
+Where a device names its registers, accumulators in fp32 live there and may take half of them (the other half is for
 addresses, fragments and the softmax); elsewhere they share the on-chip memory with the tiles. D is the head width, E
 that of the values, b the bytes of a number; what is streamed is double-buffered.
 """
@@ -19,12 +19,15 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Tile:
-    """A proposal.
+    """A proposed tile.
 
     Attributes:
-        rows, columns: queries x keys of softmax attention; chunk x value columns of linear attention.
-        staged: bytes of the tiles in on-chip memory. accumulated: bytes of the accumulators in fp32.
-        traffic: bytes to and from the main memory per sequence and head. flops: of the same.
+        rows: queries of softmax attention; chunk of linear attention.
+        columns: keys of softmax attention; value columns of linear attention.
+        staged: bytes of the tiles in on-chip memory.
+        accumulated: bytes of the accumulators in fp32.
+        traffic: bytes to and from the main memory per sequence and head.
+        flops: FLOPs per sequence and head.
     """
 
     rows: int
@@ -45,13 +48,17 @@ LINEAR_FORMULA = "2 buffers x (Q + K) rows D b + V rows columns b; accumulators 
 
 
 def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> Tile | None:
-    """Tiles of a causal flash attention (Dao 2023, arXiv:2307.08691): most scores at a time, then most queries.
+    """Returns tiles of a causal flash attention (Dao 2023, arXiv:2307.08691): most scores at a time, then most queries.
 
-    Each tile of queries reads the keys and values up to its end once more. No re-use in a second-level cache is
-    counted, nor between query heads that share a key head.
+    Each tile of queries reads the keys and values up to its end once more. No reuse in a second-level cache is counted,
+    nor between query heads that share a key head.
 
     Args:
-        key_width: D. value_width: E. size: bytes of a number. context: tokens of the sequence.
+        hardware: the device.
+        key_width: width D of queries and keys.
+        value_width: width E of values.
+        size: bytes of a number.
+        context: tokens of the sequence.
 
     Returns:
         None if not even the smallest tile fits.
@@ -70,13 +77,17 @@ def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int
 
 
 def linear_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> Tile | None:
-    """Chunks of linear attention, whose states go through memory between chunks: most outputs at a time.
+    """Returns chunks of linear attention, whose states go through memory between chunks: most outputs at a time.
 
     Each tile of value columns reads queries and keys again, and keys and values are read twice, for the states and for
     the outputs. A chunk longer than 4DE / (D + E) would do more work inside than the state saves.
 
     Args:
-        key_width: D. value_width: E. size: bytes of a number. context: tokens of the sequence.
+        hardware: the device.
+        key_width: width D of queries and keys.
+        value_width: width E of values.
+        size: bytes of a number.
+        context: tokens of the sequence.
 
     Returns:
         None if not even the smallest tile fits.

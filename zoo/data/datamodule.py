@@ -1,4 +1,4 @@
-"""The data side of a run: tokenizer, token stores and loaders behind Lightning's data module."""
+"""Data of a run: tokenizer, token stores and loaders behind Lightning's data module."""
 
 from __future__ import annotations
 
@@ -25,16 +25,27 @@ if TYPE_CHECKING:
 class LanguageData(lightning.LightningDataModule):
     """Text of a source as batches of tokens for training and validation.
 
-    length: input tokens per sequence; a sequence has one more, its last target.
-    isolate_documents: batches carry document ids, so that nothing crosses from one document into the next.
-    batch_size: sequences per optimizer step, over all devices; micro_batch_size: sequences per device and forward
-    pass (None: batch_size // world). val_tokens: validate on the first so many targets only.
-    tokenizer: a ready one, from a run folder, in place of building one from `tokenizer_spec`.
-    recall: for batches of which a share are recall samples; None for the text alone.
-    verify: compare all of a token store with its checksums when it is opened.
+    Args:
+        source: source of the documents.
+        tokenizer_spec: tokenizer to build, see :func:`zoo.data.tokenizers.build_tokenizer`.
+        length: input tokens per sequence; a sequence has one more, its last target.
+        isolate_documents: batches have document ids, so that nothing crosses from one document into the next.
+        batch_size: sequences per optimizer step, over all devices.
+        micro_batch_size: sequences per device and forward pass; None for ``batch_size // world``.
+        num_workers: worker processes of each loader.
+        cache_dir: folder of token stores, trained tokenizers and fingerprints.
+        seed: seed of the order of sequences, and of recall samples.
+        val_tokens: validate on the first so many targets only; None for all.
+        tokenizer: an existing one, from a run folder, in place of building one from ``tokenizer_spec``.
+        recall: options of recall samples among the training sequences; None for text alone.
+        verify: compare all of a token store with its checksums when it is opened.
 
-    prepare() fills `tokenizer`, `vocab_size`, `token_bytes` (vocab_size,) int64, `stores` and `fingerprint`, by split,
-    and `recall_rows`.
+    Attributes:
+        tokenizer: the tokenizer; it and the attributes below are set by :meth:`prepare`.
+        vocab_size: number of tokens of the vocabulary.
+        token_bytes: ``(vocab_size,)`` int64, UTF-8 bytes of each token.
+        stores: token store of each split.
+        recall_rows: rows of recall samples, or None.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -76,11 +87,11 @@ class LanguageData(lightning.LightningDataModule):
 
     @property
     def recall_names(self) -> list[str]:
-        """Tasks of the recall samples, by the index that validation batches give; none for the text alone."""
+        """Tasks of the recall samples, by their index in validation batches; empty for text alone."""
         return [] if self.recall_rows is None else self.recall_rows.names
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder records of its data: which files are of which split, and what each open store holds."""
+        """Returns metadata for the run folder: the files of each split, and the size of each open store."""
         stores = {
             split: {"key": store.key, "documents": len(store), "tokens": store.num_tokens}
             for split, store in self.stores.items()
@@ -100,7 +111,7 @@ class LanguageData(lightning.LightningDataModule):
             self.recall_rows = RecallRows(self.recall, self.tokenizer, self.stores, self.length, self.seed)
 
     def store(self, split: str) -> TokenStore:
-        """The token store of a split, built if need be."""
+        """Returns the token store of a split, building it if need be."""
         if not hasattr(self, "tokenizer"):
             self.prepare()
         if split not in self.stores:
@@ -110,11 +121,11 @@ class LanguageData(lightning.LightningDataModule):
         return self.stores[split]
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook on every process: the stores must be open on each."""
+        """Opens the stores on each process; a hook of Lightning."""
         self.prepare()
 
     def micro_batch(self, world: int) -> int:
-        """Sequences per device and forward pass."""
+        """Returns the number of sequences per device and forward pass."""
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         if self.batch_size % world:
@@ -122,7 +133,7 @@ class LanguageData(lightning.LightningDataModule):
         return self.batch_size // world
 
     def accumulate(self, world: int) -> int:
-        """Micro batches per optimizer step on each of `world` devices."""
+        """Returns the number of micro batches per optimizer step on each of `world` devices."""
         together = self.micro_batch(world) * world
         if self.batch_size % together:
             raise DataError(
@@ -132,7 +143,7 @@ class LanguageData(lightning.LightningDataModule):
         return self.batch_size // together
 
     def train_dataloader(self) -> DataLoader:
-        """Endless micro batches from the trainer's current optimizer step on, which is how a run resumes."""
+        """Returns the loader of endless micro batches from the trainer's current optimizer step on."""
         step, rank, world = self._place()
         share = 0.0 if self.recall is None else self.recall.share
         plan = BatchPlan(self.store("train").num_tokens, self.length, self.batch_size, self.seed, share)
@@ -151,7 +162,10 @@ class LanguageData(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Masked windows that cover the validation split once, if text is trained on, and then recall samples."""
+        """Returns the loader of the validation batches.
+
+        They are masked windows that cover the validation split once, if text is trained on, and then recall samples.
+        """
         _, rank, world = self._place()
         micro_batch = self.micro_batch(world)
         batches: list[Dataset] = []

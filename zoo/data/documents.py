@@ -1,4 +1,4 @@
-"""Documents, the sources they come from, and how a pile of documents becomes train, validation and test."""
+"""Documents, the contract of their sources, and their division into train, validation and test."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ESCAPED = r"\x"  # what an escaped name has, and no other
 
 @dataclass(frozen=True)
 class Named:
-    """An option in the message of a :class:`DataError`, which whoever was asked for it calls by its whole name.
+    """Option in the message of a :class:`DataError`, whose full name depends on the program.
 
     Attributes:
         option: its name in the source, as ``path``.
-        told: what is said with it, ``{}`` in its place.
-        otherwise: what is said where there is no such option.
+        told: text with ``{}`` in place of the name.
+        otherwise: text where there is no such option.
     """
 
     option: str
@@ -34,12 +34,13 @@ class Named:
 
 
 class DataError(ValueError):
-    """What is wrong with the data a user asked for: the value, what was expected, and what to do about it.
+    """Raised for data that cannot be used; the message says the value, what was expected, and what to do about it.
 
-    Options are called as those of a data source, ``data.path`` and ``data.source.OPTION``, until :meth:`call` is.
+    Options are named as those of a data source, ``data.path`` and ``data.source.OPTION``, until :meth:`call` renames
+    them.
 
     Args:
-        parts: of the message: text, and :class:`Named` where an option is meant.
+        parts: parts of the message: text, and :class:`Named` for options.
     """
 
     def __init__(self, *parts: str | Named) -> None:
@@ -49,15 +50,15 @@ class DataError(ValueError):
 
     @property
     def option(self) -> str | None:
-        """The first option that the message names, by its whole name; None if it names none."""
+        """Full name of the first option in the message; None if it names none."""
         return next((self._name(part) for part in self.args if isinstance(part, Named)), None)
 
     def call(self, prefix: str, **names: str | None) -> None:
-        """Call the options by the names of another program.
+        """Renames the options to those of another program.
 
         Args:
-            prefix: of them, as ``task.``.
-            names: whole names of options that are called otherwise there; None for one that does not exist.
+            prefix: prefix of the names, as ``task.``.
+            names: full names of options that are called otherwise there; None for one that does not exist.
         """
         self._prefix, self._names = prefix, names
 
@@ -74,34 +75,38 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name it is reported under."""
+    """A text and the name it is reported under."""
 
     name: str
     text: str
 
 
 class Source(Protocol):
-    """Where documents come from; the order of a split never changes while its documents do not."""
+    """Protocol of sources of documents; the order of a split never changes while its documents do not."""
 
     name: str
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Documents of "train", "validation" or "test", in a fixed order."""
+        """Yields the documents of "train", "validation" or "test", in a fixed order."""
         ...
 
     def fingerprint(self, split: str) -> str:
-        """Content address: changes if and only if the documents of the split change."""
+        """Returns a content address, which changes if and only if the documents of the split change."""
         ...
 
 
 def source_notes(source: Source) -> dict[str, str]:
-    """What a source says of itself: where its splits come from, and what is not read; nothing if it has no describe."""
+    """Returns a source's description of its splits and of files that are not read; empty without ``describe``."""
     describe: Callable[[], dict[str, str]] | None = getattr(source, "describe", None)
     return {} if describe is None else describe()
 
 
 def check_split(split: str) -> None:
-    """Raises DataError unless `split` is one of the three names every source uses."""
+    """Checks that `split` is one of the three names every source uses.
+
+    Raises:
+        DataError: if it is not.
+    """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
 
@@ -119,12 +124,12 @@ class DocumentDigest:
             self._digest.update(part)
 
     def hexdigest(self) -> str:
-        """The digest of all that were added, in hexadecimal digits."""
+        """Returns the digest of all documents so far, in hexadecimal digits."""
         return self._digest.hexdigest()
 
 
 def digest_documents(documents: Iterable[Document]) -> str:
-    """SHA-256 over a list of documents: see :class:`DocumentDigest`."""
+    """Returns the SHA-256 over a list of documents; see :class:`DocumentDigest`."""
     digest = DocumentDigest()
     for document in documents:
         digest.update(document)
@@ -132,12 +137,12 @@ def digest_documents(documents: Iterable[Document]) -> str:
 
 
 def text_hash(text: str) -> int:
-    """The first 64 bits of the text's SHA-256."""
+    """Returns the first 64 bits of the text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def split_index(hashed: int, fractions: Sequence[float]) -> int:
-    """Index into SPLITS for a 64-bit hash, so that a document keeps its split when others come or go."""
+    """Returns the index into SPLITS for a 64-bit hash, so that a document keeps its split when others come or go."""
     position = hashed / 2**64
     if position < fractions[0]:
         return 0
@@ -145,7 +150,11 @@ def split_index(hashed: int, fractions: Sequence[float]) -> int:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Train, validation and test fractions as floats; DataError unless they are three, positive and sum to 1."""
+    """Returns train, validation and test fractions as floats.
+
+    Raises:
+        DataError: unless they are three, positive and sum to 1.
+    """
     values = tuple(float(value) for value in fractions)
     if len(values) != 3 or min(values) < 0 or values[0] == 0 or values[1] == 0 or abs(sum(values) - 1) > 1e-6:
         raise DataError(
@@ -156,10 +165,13 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 
 
 def assign_splits(hashes: np.ndarray, fractions: Sequence[float]) -> np.ndarray | None:
-    """Split index (uint8) of every document from its 64-bit hash; None if there are fewer different texts than splits.
+    """Assigns a split (index, uint8) to every document by its 64-bit hash.
 
-    A corpus of few documents can leave a split empty; it is then divided by the rank of the hash instead.
-    Documents with equal text share a split.
+    A corpus of few documents can leave a split empty; it is then divided by the rank of the hash instead. Documents
+    with equal text share a split.
+
+    Returns:
+        The split of each document, or None if there are fewer different texts than splits.
     """
     assigned = np.array([split_index(int(hashed), fractions) for hashed in hashes], dtype=np.uint8)
     wanted = {index for index in range(3) if fractions[index] > 0}
@@ -177,7 +189,7 @@ def assign_splits(hashes: np.ndarray, fractions: Sequence[float]) -> np.ndarray 
 
 
 def cut_document(text: str, fractions: Sequence[float]) -> tuple[str, str, str]:
-    """A single text as its head, middle and tail, cut at paragraph or line ends where one is near."""
+    """Cuts a single text into head, middle and tail, at paragraph or line ends where one is near."""
     ends = [round(len(text) * fractions[0]), round(len(text) * (fractions[0] + fractions[1]))]
     slack = min(len(text) // 40, (ends[1] - ends[0]) // 2)
     cuts = [_boundary(text, end, slack) for end in ends]
@@ -215,7 +227,7 @@ def escape_name(name: str) -> str:
 
 
 def unescape_name(name: str) -> str:
-    """The file name that :func:`escape_name` was given."""
+    """Returns the file name that :func:`escape_name` was given."""
     if ESCAPED not in name:
         return name
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), name.encode())

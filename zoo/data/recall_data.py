@@ -31,7 +31,7 @@ PARTS = 2**16  # samples of a row, at most
 
 
 def check_fit(entry: Entry, length: int, seed: int, encoder: Encoder, haystack: Haystack) -> None:
-    """Refuse an entry some of whose samples need more than ``length`` tokens.
+    """Checks that all samples of an entry fit ``length`` tokens.
 
     Raises:
         RecallError: with the option to change.
@@ -44,7 +44,7 @@ def check_fit(entry: Entry, length: int, seed: int, encoder: Encoder, haystack: 
 
 
 def too_short(entry: Entry, length: int, error: RecallError) -> RecallError:
-    """The error of an entry that does not fit, with the option to change."""
+    """Returns the error of an entry that does not fit, with the option to change."""
     reason = str(error).partition(" Choose ")[0].rstrip(".")
     return RecallError(
         f"{entry.variant} of data.recall.tasks.{entry.name} does not fit data.length={length} ({reason}): "
@@ -53,13 +53,15 @@ def too_short(entry: Entry, length: int, error: RecallError) -> RecallError:
 
 
 class RecallRows:
-    """Sequences of length + 1 tokens that hold recall samples one after the other; each a function of its number.
+    """Sequences of length + 1 tokens that hold recall samples one after the other; each is a function of its number.
 
-    A sample begins with the document token. Its length is what its task needs (``tight`` of them), else drawn
-    log-uniformly from that to what is left of the row.
+    A sample begins with the document token. Its length is what its task needs (for a share ``tight`` of them), else
+    drawn log-uniformly from that to what is left of the row.
 
     Attributes:
-        entries: variants of tasks. names: of the tasks. least: the shortest length for each entry.
+        entries: variants of tasks.
+        names: names of the tasks.
+        least: the shortest length for each entry.
 
     Raises:
         RecallError: if a task does not fit ``length``.
@@ -94,7 +96,7 @@ class RecallRows:
         return {key: value for key, value in self.__dict__.items() if key != "_supply"}
 
     def facts(self) -> dict[str, Any]:
-        """What was trained on, as plain data for the checkpoint."""
+        """Returns the recall tasks that are trained on, as plain data for the checkpoint."""
         options = self.options.model_dump() | {"haystack": list(self.options.haystack), "length": self.length}
         tasks: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         for entry in self.entries:
@@ -102,22 +104,22 @@ class RecallRows:
         return json.loads(json.dumps({**options, "tasks": tasks}))
 
     def fingerprint(self) -> str:
-        """SHA-256 over the options and the first rows: whether a resumed run would go on with the same samples."""
+        """Returns the SHA-256 over the options and the first rows, to check that a resumed run has the same samples."""
         digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode())
         for number in range(4):
             digest.update(self.row(number)["tokens"].astype("<i8").tobytes())
         return digest.hexdigest()
 
     def row(self, number: int) -> dict[str, np.ndarray]:
-        """Row ``number`` of the split train.
+        """Returns row ``number`` of the split train.
 
-        tokens (L+1,) int64; of its targets: weights (L,) float32 and answers (L,) int64, the running number of the
-        answer that each belongs to, from 1, and 0 elsewhere; of its inputs: documents (L,) int32.
+        Its items are tokens (L+1,) int64; for its targets, weights (L,) float32 and answers (L,) int64, the running
+        number of the answer that each belongs to, from 1, and 0 elsewhere; for its inputs, documents (L,) int32.
         """
         return self._lay_out(list(self._samples(number)))
 
     def validation(self, number: int) -> tuple[dict[str, np.ndarray], int]:
-        """A sample of the split eval of exactly ``length`` tokens, laid out as a row, and the index of its task."""
+        """Returns a sample of the split eval of exactly ``length`` tokens as a row, and the index of its task."""
         name, turn = number % len(self.names), number // len(self.names)
         variants = [entry for entry in self.entries if entry.name == self.names[name]]
         entry = variants[turn % len(variants)]
@@ -194,10 +196,10 @@ class RecallRows:
 
 
 class RecallValidation(Dataset):
-    """Samples of the split eval, one per row, the tasks by turns; every rank has as many batches as the others.
+    """Samples of the split eval, one per row, the tasks in turn; every rank has as many batches as the others.
 
-    Each batch is a dict of tokens (b, L+1) and answers (b, L) as of :meth:`RecallRows.row`, and tasks (b,) int64, the
-    index of each row's. Rows that fill the last batch have no answers.
+    Each batch is a dict of tokens (b, L+1) and answers (b, L) as in :meth:`RecallRows.row`, and tasks (b,) int64, the
+    index of each row's task. Rows that pad the last batch have no answers.
     """
 
     def __init__(self, rows: RecallRows, rank: int, world: int, micro_batch: int) -> None:

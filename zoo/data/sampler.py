@@ -1,4 +1,4 @@
-"""Which tokens make up which batch: pure functions of (seed, step), so resuming a run needs one integer.
+"""Order of training data: which tokens make up which batch is a pure function of (seed, step), so resuming is exact.
 
 Feistel networks as permutations of any domain: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002).
 """
@@ -24,7 +24,7 @@ WORD = 2**64 - 1
 
 
 def mix(*values: int) -> int:
-    """A 64-bit hash of integers; the same on every machine and in every version."""
+    """Hashes integers to 64 bits, the same on every machine and in every version."""
     state = np.uint64(0x243F6A8885A308D3)
     for value in values:
         state = _mix(np.array([state ^ np.uint64(value & WORD)], dtype=np.uint64))[0]
@@ -32,9 +32,9 @@ def mix(*values: int) -> int:
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Where a keyed bijection of range(n) sends each of `index` (int64, any shape), by a Feistel network.
+    """Applies a keyed bijection of range(n), a Feistel network, to `index` (int64, any shape).
 
-    The network permutes the next power of four; whatever falls outside range(n) is sent through it again.
+    The network permutes the next power of four; results outside range(n) are sent through it again.
     """
     index = np.asarray(index)
     if n < 1 or (index.size and (index.min() < 0 or index.max() >= n)):
@@ -48,13 +48,16 @@ def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 class BatchPlan:
-    """Windows of length + 1 tokens in an order drawn anew for each epoch, so many of them per optimizer step.
+    """Windows of length + 1 tokens in an order drawn anew for each epoch, with a fixed number per optimizer step.
 
     Each epoch also shifts the borders of the windows by an offset in [0, length). An epoch holds `windows` windows that
-    overlap in one token (the last target of one is the first input of the next); what is left over, less than two
-    windows, differs between epochs. DataError if the store is too short for one window.
+    overlap in one token (the last target of one is the first input of the next); the tokens outside of them, less than
+    two windows, differ between epochs.
 
     With a recall_share, that share of all sequences, evenly spread, are not windows but rows of recall samples.
+
+    Raises:
+        DataError: if the store is too short for one window.
     """
 
     def __init__(self, num_tokens: int, length: int, global_batch: int, seed: int, recall_share: float = 0.0) -> None:
@@ -70,11 +73,11 @@ class BatchPlan:
         self.windows = max(1, (num_tokens - length) // length)
 
     def starts(self, step: int) -> np.ndarray:
-        """Position of the first token of every sequence of an optimizer step, (global_batch,) int64; see places."""
+        """Returns the first token of every sequence of an optimizer step, (global_batch,) int64; see :meth:`places`."""
         return self.places(np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64))
 
     def places(self, numbers: np.ndarray) -> np.ndarray:
-        """Position of the first token of sequences by number (int64, from 0 at step 0); -1 for a recall row."""
+        """Returns the first token of sequences by number (int64, from 0 at step 0); -1 for a recall row."""
         before = np.floor(numbers * self.recall_share).astype(np.int64)  # recall rows among all earlier sequences
         recall = np.floor((numbers + 1) * self.recall_share).astype(np.int64) > before
         epoch, index = np.divmod(numbers - before, self.windows)
@@ -86,12 +89,12 @@ class BatchPlan:
         return places
 
     def offset(self, epoch: int) -> int:
-        """Where the first window of an epoch starts."""
+        """Returns where the first window of an epoch starts."""
         slack = self.num_tokens - 1 - self.windows * self.length
         return mix(self.seed, epoch, 1) % min(self.length, slack + 1)
 
     def micro(self, step: int, m: int, rank: int, world: int, b: int) -> np.ndarray:
-        """Numbers of the b sequences that micro batch `m` of `rank` takes of the step's; together they are all."""
+        """Returns the numbers of the b sequences of micro batch `m` of `rank`; together they are all of the step."""
         first = (m * world + rank) * b
         if not (0 <= rank < world and m >= 0 and b > 0 and first + b <= self.global_batch):
             raise ValueError(f"no micro batch {m} of {b} for rank {rank} of {world} in a batch of {self.global_batch}")
@@ -103,8 +106,9 @@ class TrainBatches(IterableDataset):
 
     Each is a dict of tokens (b, L+1) int64, starts (windows,) int64, where the windows of the corpus begin, and, with
     isolate_documents, documents (b, L) int32. With recall rows, whose samples never see each other (a key has another
-    value in each), documents are always there; and, of the targets, mask (b, L) bool: those of the
-    corpus; weights (b, L) float32: of the loss; answers (b, L) int64: as in RecallRows.
+    value in each), documents are always there, and for the targets also mask (b, L) bool: those of the corpus; weights
+    (b, L) float32: weights of the loss; answers (b, L) int64: as in RecallRows.
+
     To be loaded with DataLoader(batch_size=None): worker w of W makes items w, w + W, ..., which the loader puts back
     in order, so the stream does not depend on num_workers.
     """
@@ -168,11 +172,11 @@ class TrainBatches(IterableDataset):
 
 
 class ValidationBatches(Dataset):
-    """Windows over the first `max_tokens` targets of a store (all by default), each target exactly once.
+    """Windows over the first `max_tokens` targets of a store (None for all), each target exactly once.
 
     Each batch is a dict as in TrainBatches and a mask (b, L) bool of the targets that count. The last window is padded
-    on the right with eos, and so are whole rows where ranks or batches would come out uneven; every rank has as
-    many batches as the others. Only the very first token of the store, an eos, is never a target.
+    on the right with eos, and so are whole rows where ranks or batches would come out uneven; every rank has as many
+    batches as the others. Only the very first token of the store, an eos, is never a target.
     """
 
     def __init__(
@@ -214,9 +218,10 @@ class ValidationBatches(Dataset):
 
 
 def document_ids(offsets: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Number of the document that each of `length` tokens from each start belongs to, counted from 0 in every window.
+    """Returns the document of each of `length` tokens from each start, counted from 0 in every window.
 
-    A document starts at its eos. Padding beyond the store belongs to the last document. (b, length) int32.
+    A document starts at its eos. Padding beyond the store belongs to the last document. The result is (b, length)
+    int32.
     """
     begins = np.zeros((len(starts), length), dtype=np.int32)
     bounds = offsets[:-1]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import known_fingerprint
+from zoo.data.fingerprints import known_fingerprint
 from zoo.paths import plain_name
 
 if TYPE_CHECKING:
@@ -36,11 +36,14 @@ SAFE_CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 def build_tokenizer(spec: Mapping[str, Any], source: Source, cache_dir: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer described by `spec`, whose end-of-text token (bos = eos) is the only special token in use.
+    """Builds the tokenizer described by `spec`, whose end-of-text token (bos = eos) is the only special token in use.
 
-    spec: {"kind": "bytes"}: 256 bytes, each its own id, and END = 256;
-    {"kind": "bpe", "vocab_size": n, "train_bytes": n}: byte-level BPE trained on the head of the train split, cached;
-    {"kind": "pretrained", "id": Hub id or folder, "revision": None}: a fast tokenizer with an end-of-text token.
+    Args:
+        spec: {"kind": "bytes"}: 256 bytes, each its own id, and END = 256; {"kind": "bpe", "vocab_size": n,
+            "train_bytes": n}: byte-level BPE trained on the head of the train split, cached; {"kind": "pretrained",
+            "id": Hub id or folder, "revision": None}: a fast tokenizer with an end-of-text token.
+        source: source of the text for training a BPE.
+        cache_dir: folder of trained tokenizers.
     """
     options = dict(spec)
     kind = options.pop("kind", None)
@@ -60,7 +63,7 @@ def build_tokenizer(spec: Mapping[str, Any], source: Source, cache_dir: str | Pa
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids (int64) of every text, in parallel; no special token is added: one spelled out in a text is plain text."""
+    """Encodes texts in parallel to ids (int64) without special tokens: one spelled out in a text is plain text."""
     backend = tokenizer.backend_tokenizer
     cuttable = _may_be_cut(backend)
     pieces = [list(_pieces(text)) if cuttable else [text] for text in texts]
@@ -82,7 +85,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 over everything that decides which ids a text gets, and over the end-of-text id."""
+    """Returns the SHA-256 over everything that decides which ids a text gets, and over the end-of-text id."""
     fields = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("truncation", "padding", "post_processor", "version"):
         fields.pop(name, None)
@@ -91,16 +94,18 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """One more than the largest id, added tokens included."""
+    """Returns one more than the largest id, added tokens included."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """UTF-8 bytes each id stands for, (vocabulary_size,) int64; special tokens and unused ids stand for 0.
+    """Returns the number of UTF-8 bytes of each id, (vocabulary_size,) int64; 0 for special tokens and unused ids.
 
-    Exact for byte-level tokenizers and for SentencePiece-style ones with byte fallback (where a space that the
-    tokenizer puts before a text counts as one byte). DataError for any other kind, whose tokens do not stand for
-    fixed bytes.
+    It is exact for byte-level tokenizers and for SentencePiece-style ones with byte fallback (where a space that the
+    tokenizer puts before a text counts as one byte).
+
+    Raises:
+        DataError: for any other kind, whose tokens do not stand for fixed bytes.
     """
     backend = tokenizer.backend_tokenizer
     measure: Callable[[str], int]
@@ -122,7 +127,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 
 
 def tokens_with(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[int]:
-    """Ids of the tokens whose text contains one of ``texts``; of the special ones, those that are one."""
+    """Returns the ids of tokens whose text contains one of ``texts``; of special tokens, those that equal one."""
     ids = range(vocabulary_size(tokenizer))
     special = set(tokenizer.all_special_ids)
     found = []
@@ -140,7 +145,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """A tokenizer from a local folder, without network and without code from the folder; DataError if it has none."""
+    """Loads a tokenizer from a local folder, without network and without code from the folder.
+
+    Raises:
+        DataError: if the folder has none.
+    """
     folder = expand(folder)
     if not folder.is_dir():
         raise DataError(f"no tokenizer folder at {folder}: expected the folder that save_tokenizer wrote")

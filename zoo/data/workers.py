@@ -1,4 +1,4 @@
-"""Loader workers that a signal to the whole process group does not end: only their parent does, or its end."""
+"""Loader workers that ignore signals to the whole process group: only their parent ends them, or its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TELLS_SENDER = hasattr(signal, "sigwaitinfo")
 
 
 class SteadyLoader(DataLoader):
-    """A DataLoader whose workers go on when a terminal or a scheduler signals the whole process group.
+    """DataLoader whose workers go on when a terminal or a scheduler signals the whole process group.
 
     The main process decides when to stop and still needs their batches for the step that it finishes.
     """
@@ -36,7 +36,7 @@ class SteadyLoader(DataLoader):
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that ask to stop wait until the end of the block; forked children start with them waiting."""
+    """Context manager that blocks stop signals until its end; forked children start with them blocked."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -48,7 +48,7 @@ def held_back() -> Iterator[None]:
 
 
 def obey_parent_only(worker: int) -> None:
-    """In a worker: ignore every signal that asks to stop, but for a SIGTERM of the parent.
+    """Makes a worker ignore every stop signal except a SIGTERM of its parent.
 
     torch ends a worker that does not answer by SIGTERM, so it must work. A worker whose parent is gone ends by itself.
     """

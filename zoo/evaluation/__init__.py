@@ -1,1 +1,1 @@
-"""Evaluation of a run folder: tasks, scoring, statistics, result files and pictures."""
+"""Evaluation of a run folder: tasks, scoring, statistics, result files and plots."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: the same questions, paired differences against the first run, and pictures."""
+"""Comparison of several runs: the same questions, paired differences against the first run, and plots."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ FEWEST = 6  # samples below which no interval is trusted to resolve a difference
 
 
 def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[dict[str, Any]]:
-    """Every number that all runs have, and how far each further run is from the first.
+    """Returns every number that all runs have, and the difference of each further run from the first.
 
     Differences are of the same samples or documents, with a paired bootstrap; ``resolved`` says whether the 95 %
     interval leaves out zero, None for fewer than 6 samples. Where texts, haystacks or tokenizers differ, so that the
     samples are not the same, there is no difference.
 
     Args:
-        runs: label and evaluations of each; tasks that not all have are left out.
+        runs: label and evaluations of each run; tasks that not all have are left out.
+        seed: seed of the bootstrap.
     """
     rows = []
     for members in _matched(runs):
@@ -71,7 +72,7 @@ def _matched(runs: Sequence[Run]) -> Iterator[list[Written]]:
 
 
 def comparison_notes(runs: Sequence[Run]) -> list[str]:
-    """Why numbers of the runs cannot be compared, where that is so."""
+    """Explains which numbers of the runs cannot be compared, and why."""
     notes = []
     for members in _matched(runs):
         title = members[0].stem
@@ -143,12 +144,12 @@ def _describe(label: str, difference: Difference | None) -> dict[str, Any]:
 
 
 def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any]]) -> list[Path]:
-    """comparison.json, comparison.md, comparison.tex and pictures in ``folder``; returns what was written."""
+    """Writes comparison.json, comparison.md, comparison.tex and plots into ``folder``, and returns the files."""
     notes = comparison_notes(runs)
     content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "notes": notes, "rows": rows}
     table = folder / "comparison.json"
     replace_text(table, json.dumps(content, indent=1) + "\n")
-    shown = _table(runs, rows)
+    shown = comparison_table(runs, rows)
     page = "\n".join([f"{STAR}\n", *(f"- {note}\n" for note in notes), shown.to_markdown()])
     return [table, *write_tables(folder / "comparison.md", [shown], f"{page}\n"), *_draw(folder, runs)]
 
@@ -161,7 +162,7 @@ def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
 
 
 def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Console, notes: Sequence[str] = ()) -> None:
-    """The main numbers of all runs; a star where the difference from the first run is resolved."""
+    """Prints the main numbers of all runs, with a star where the difference from the first run is resolved."""
     for note in notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     rows = [row for row in rows if _is_main(row, rows)]
@@ -180,7 +181,8 @@ def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Cons
         console.print(str(file), highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+def comparison_table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+    """The main numbers of all runs; a star where the difference from the first run is resolved."""
     head = ["task", "variant", "length", "metric", *(label for label, _ in runs)]
     texts = [
         [row["task"], row["variant"], f"{row['length']:,}" if row["length"] else "-", row["metric"], *_values(row)]

@@ -1,4 +1,4 @@
-"""One evaluation from beginning to end: tasks, result files and pictures."""
+"""Evaluation of a run on tasks, from the questions to result files and plots."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from zoo.runs.subject import Subject
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A task of a suite that the data do not allow."""
+    """A task of a suite that the data do not allow, and the reason."""
 
     task: str
     reason: str
 
 
 def evaluate(run: OpenedRun, task: Task | TaskSuite, seed: int = 0) -> Iterator[Written | LeftOut]:
-    """Evaluate a run on a task, or on every task of a suite, one after the other.
+    """Evaluates a run on a task, or on every task of a suite, one after the other.
 
     Raises:
-        DataError: of a task that is not part of a suite; those of a suite are left out.
+        DataError: if the data do not allow a single task; such tasks of a suite are left out.
     """
     if not isinstance(task, TaskSuite):
         yield evaluate_run(run, task, seed)
@@ -44,16 +44,16 @@ def evaluate(run: OpenedRun, task: Task | TaskSuite, seed: int = 0) -> Iterator[
 
 
 def check_task(subject: Subject, task: Task | TaskSuite, seed: int = 0) -> None:
-    """Refuse what :func:`evaluate` would refuse of a run's data and options, before anything is scored.
+    """Raises what :func:`evaluate` would raise about a run's data and options, before anything is scored.
 
     Args:
-        subject: its decoder is not asked, so that it may be one without memory.
-        task: that is to be asked.
-        seed: of every random choice.
+        subject: its decoder is not used, so that it may be one without memory.
+        task: task to check.
+        seed: seed of every random choice.
 
     Raises:
         ConfigError: on an option.
-        DataError: of a task, or of a suite of which nothing could be asked.
+        DataError: on data that do not allow the task, or any task of a suite.
     """
     if not isinstance(task, TaskSuite):
         task.check(subject, seed)
@@ -70,7 +70,7 @@ def check_task(subject: Subject, task: Task | TaskSuite, seed: int = 0) -> None:
 
 
 def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
-    """Evaluate a run and write to ``run.results``; every file appears whole or not at all."""
+    """Evaluates a run and writes the results to ``run.results``, each file atomically."""
     subject = run.subject
     outcome = _with_undefined(task.evaluate(subject, seed, open_cells(run, task.fresh).keep))
     stem = file_stem(task, outcome, subject, run.checkpoint, seed)
@@ -92,14 +92,14 @@ def evaluate_run(run: OpenedRun, task: Task, seed: int = 0) -> Written:
 
 
 def file_stem(task: Task, outcome: Outcome, subject: Subject, checkpoint: str = "last", seed: int = 0) -> str:
-    """Name of a result file without its suffix: what was read, the checkpoint, options and the seed.
+    """Returns the name of a result file without its suffix: what was read, the checkpoint, options and the seed.
 
     Args:
-        task: that was asked.
-        outcome: what it found.
+        task: the task.
+        outcome: its outcome.
         subject: the model.
-        checkpoint: of the run; ``last`` is not named.
-        seed: of every random choice; 0 is not named.
+        checkpoint: checkpoint of the run; ``last`` is not named.
+        seed: seed of every random choice; 0 is not named.
     """
     parts = [*outcome.name, *([] if checkpoint == "last" else [checkpoint]), *task.name_parts(subject)]
     return join_name(parts + ([f"seed{seed}"] if seed else []))

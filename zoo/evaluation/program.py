@@ -1,4 +1,4 @@
-"""What eval.py does: one run or several, the tables, and the comparison of several."""
+"""Program of eval.py: evaluates one run or several, prints tables, and compares several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.evaluation.tasks.base import Task, TaskSuite
 from zoo.evaluation.tasks.result_kind import Written
 from zoo.files import is_writable
 from zoo.paths import expand, split_paths
-from zoo.runs.loaded_run import OpenedRun, open_run
+from zoo.runs.loaded_run import open_run
 from zoo.runs.run_folder import RESULTS
 
 
@@ -33,23 +33,22 @@ def evaluate_runs(
     data_path: str | None = None,
     cache_dir: str | None = None,
 ) -> None:
-    """Evaluate every run, print its tables, and compare the runs if there are several.
+    """Evaluates every run, prints its tables, and compares the runs if there are several.
 
     Args:
         run: a run folder, or several with commas between them.
-        task: what is asked of each.
+        task: task or suite to evaluate on.
         checkpoint: ``last``, ``best`` or ``step-N``.
-        device: where the decoders are put.
-        seed: of samples and bootstraps.
+        device: device of the decoders.
+        seed: seed of samples and bootstraps.
         out: folder for the results of one run, in place of RUN_DIR/eval, or for the comparison of several; None for a
             folder in comparisons/ whose name depends on the runs and the task alone.
-        console: to print to.
-        data_path: where the data of the runs lie now, if they have moved.
+        console: console to print to.
+        data_path: present path of the runs' data, if they have moved.
         cache_dir: folder for token stores, in place of that of training.
 
     Raises:
-        ConfigError: on a run that is named twice or without any result, and as in
-        :func:`zoo.runs.loaded_run.open_run`.
+        ConfigError: on a run that is named twice or without any result, and as in :func:`zoo.runs.loaded_run.open_run`.
     """
     console = console or Console()
     folders = split_runs(run)
@@ -63,7 +62,7 @@ def evaluate_runs(
         opened = replace(open_run(folder, checkpoint, device, data_path, cache_dir), out=places[number])
         if len(folders) > 1:
             console.rule(f"{number + 1} of {len(folders)}: {folder}", align="left", characters="-")
-        compared.append((_label(opened, folders), []))
+        compared.append((folder_label(opened.folder, folders), []))
         for written in evaluate(opened, task, seed):
             if isinstance(written, LeftOut):
                 console.print(f"{written.task} is left out: {written.reason}", style="yellow", markup=False)
@@ -79,7 +78,7 @@ def evaluate_runs(
 
 
 def show(written: Written, console: Console) -> None:
-    """Print the numbers with their intervals, the warnings and the files."""
+    """Prints the numbers with their intervals, the warnings and the files."""
     console.print(written.kind.table(written))
     for line in written.kind.lines(written):
         console.print(line, highlight=False, markup=False)
@@ -90,9 +89,9 @@ def show(written: Written, console: Console) -> None:
 
 
 def result_folders(folders: Sequence[str], out: str | None) -> list[Path | None]:
-    """Where the results of each run go; None for RUN_DIR/eval.
+    """Returns the folder for the results of each run; None for RUN_DIR/eval.
 
-    Of several runs, those whose own folders cannot be written to have theirs in ``out``.
+    Of several runs, those whose own folders cannot be written to get a folder in ``out``.
 
     Raises:
         ConfigError: if one cannot be written to.
@@ -113,7 +112,7 @@ def result_folders(folders: Sequence[str], out: str | None) -> list[Path | None]
 
 
 def split_runs(run: str | Sequence[str] | None) -> list[str]:
-    """Folders of ``run=A,B`` or of a list; the name of a folder that exists may have commas itself.
+    """Splits ``run=A,B`` or a list into folders; the name of a folder that exists may contain commas.
 
     Raises:
         ConfigError: if there is none, or one is named twice.
@@ -129,10 +128,10 @@ def split_runs(run: str | Sequence[str] | None) -> list[str]:
     return list(run)
 
 
-def _label(run: OpenedRun, folders: Sequence[str]) -> str:
-    """The folder's name, with its parents as far as names are the same."""
-    paths = [expand(folder).resolve() for folder in folders]
-    own = run.folder.resolve()
+def folder_label(folder: Path, folders: Sequence[str | Path]) -> str:
+    """The folder's name, with its parents as far as other ``folders`` have the same name."""
+    paths = [expand(other).resolve() for other in folders]
+    own = folder.resolve()
     for parts in range(1, len(own.parts)):
         label = "/".join(own.parts[-parts:])
         if sum("/".join(path.parts[-parts:]) == label for path in paths) == 1:

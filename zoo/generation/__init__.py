@@ -1,4 +1,4 @@
-"""Text generation from the cache."""
+"""Text generation with a decoder's caches."""
 
 from zoo.generation.generate import Sampling, generate, stream
 

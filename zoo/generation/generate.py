@@ -19,12 +19,14 @@ TINY = torch.finfo(torch.float32).tiny  # what is smaller would be 0 as a diviso
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Options that decide how the next token is chosen.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token, and so do numbers near it.
-        top_k: keep the k most likely tokens. top_p: keep the smallest set of tokens whose probabilities reach p.
-        seed: of the noise; a prompt gets the same tokens alone and in a batch, repeated prompts get different ones.
+        top_k: keep the k most likely tokens; None for all.
+        top_p: keep the smallest set of tokens whose probabilities reach p; None for all.
+        seed: seed of the noise; a prompt gets the same tokens alone and in a batch, repeated prompts get different
+            ones.
         stop_token: ends a row and is not returned.
 
     Raises:
@@ -57,7 +59,7 @@ def _is_whole(value: Any) -> bool:
 def generate(
     decoder: Any, prompts: Any, max_new_tokens: int, sampling: Sampling, prefill_tokens: int = PREFILL_TOKENS
 ) -> list[list[int]]:
-    """New tokens of each prompt, without the stop token; arguments as of :func:`stream`."""
+    """Generates new tokens of each prompt, without the stop token; arguments are those of :func:`stream`."""
     steps = stream(decoder, prompts, max_new_tokens, sampling, prefill_tokens)
     rows: list[list[int]] = [[] for _ in range(len(prompts))]
     for step in steps:
@@ -72,16 +74,19 @@ def stream(
 ) -> Iterator[list[int | None]]:
     """Yields the next token of every prompt, None for rows that have ended.
 
-    Each forward pass is in evaluation mode and without gradients; between them the decoder is as it was, so that
-    streams can be interleaved, left, and mixed with training.
+    Each forward pass is in evaluation mode and without gradients; between them the decoder's mode is restored, so that
+    streams can be interleaved, abandoned, and mixed with training.
 
     Args:
-        prompts: of :func:`zoo.generation.prompts.token_lists`.
+        decoder: the decoder.
+        prompts: prompts as in :func:`zoo.generation.prompts.token_lists`.
+        max_new_tokens: largest number of new tokens of each prompt.
+        sampling: how tokens are chosen.
         prefill_tokens: tokens of each prompt that are read in one forward pass.
 
     Raises:
-        ValueError: on prompts or numbers that cannot be, before anything is computed; and on logits that are no
-            numbers, with the step.
+        ValueError: on prompts or numbers out of range, before anything is computed; and on logits that are not finite,
+            with the step.
     """
     rows = token_lists(prompts, decoder.config.vocab_size)
     if not _is_whole(max_new_tokens) or max_new_tokens < 0:
@@ -128,7 +133,7 @@ def _prefill(decoder: Any, prompts: list[list[int]], cache: Any, piece: int) -> 
 
 @contextmanager
 def evaluation_mode(module: Any) -> Iterator[None]:
-    """Evaluation mode; the mode that each of its modules was in comes back."""
+    """Context manager for evaluation mode, after which each module has the mode that it had before."""
     modes = [(part, part.training) for part in module.modules()]
     if not any(training for _, training in modes):
         yield
@@ -152,10 +157,19 @@ def _generators(prompts: list[list[int]], seed: int) -> list[torch.Generator]:
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator], where: str = "in row") -> Tensor:
-    """One token per row of ``logits`` (B, V) -> ``(B,)``.
+    """Chooses one token per row of ``logits`` ``(B, V)``.
+
+    Args:
+        logits: ``(B, V)``.
+        sampling: how tokens are chosen.
+        generators: random generator of each row.
+        where: words before the index of the row, for messages.
+
+    Returns:
+        Token ids ``(B,)``.
 
     Raises:
-        ValueError: on a row whose largest logit is no finite number; ``where`` and its index say which.
+        ValueError: on a row whose largest logit is not finite.
     """
     top = logits.amax(-1)
     if wrong := [row for row, value in enumerate(top.tolist()) if not math.isfinite(value)]:

@@ -1,4 +1,4 @@
-"""Prompts in the forms that people have them in, and how they are read."""
+"""Prompts in the forms that users have them in, and their prefill."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PREFILL_TOKENS = 2_048
 
 
 def token_lists(prompts: Any, vocab_size: int) -> list[list[int]]:
-    """Each prompt as a list of token ids.
+    """Converts prompts to lists of token ids.
 
     Args:
         prompts: any sequence of prompts, or a 2-D tensor or array of them; a prompt is a list, a tuple, or a 1-D tensor
             or array of integers.
-        vocab_size: ids are below it.
+        vocab_size: exclusive upper bound of the ids.
 
     Raises:
         ValueError: on anything else, an empty prompt, or ids outside the vocabulary.
@@ -64,10 +64,13 @@ def _short(value: Any) -> str:
 def read_in_pieces(
     decoder: Any, ids: Tensor, cache: Any, lengths: Tensor | None = None, piece: int = PREFILL_TOKENS
 ) -> Iterator[tuple[int, Tensor]]:
-    """Read tokens through a cache, so many columns at a time: memory does not grow with what a layer computes of all.
+    """Reads tokens through a cache in pieces, which bounds the memory of a prefill.
 
     Args:
-        ids: ``(B, T)``. cache: of the decoder. lengths: ``(B,)`` true lengths of right-padded rows, None for all T.
+        decoder: the decoder.
+        ids: ``(B, T)`` token ids.
+        cache: cache of the decoder.
+        lengths: ``(B,)`` true lengths of right-padded rows, None for all T.
         piece: tokens of each row in one forward pass.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Tokens to text as they come, never half a character."""
+"""Decoding of tokens to text one by one, never half a character."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class TextStream:
     """Text of a growing sequence of tokens; all pieces joined are the text of all tokens decoded at once.
 
     Args:
-        context: tokens before the first one, whose text is complete; their text is not given again.
+        tokenizer: the tokenizer.
+        context: tokens before the first one, whose text is complete and not returned again.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, context: Sequence[int] = ()) -> None:
@@ -24,7 +25,10 @@ class TextStream:
         self._given = len(self._text())
 
     def push(self, token: int) -> str:
-        """Text that is certain now; bytes at the end that may become a character with the next token are held back."""
+        """Returns the text that is certain after ``token``.
+
+        Bytes at the end that may become a character with the next token are held back.
+        """
         self._pending.append(token)
         text = self._text()
         certain = text.rstrip(INCOMPLETE)
@@ -36,7 +40,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What is still held back."""
+        """Returns the text that is still held back."""
         return self._text()[self._given :]
 
     def _text(self) -> str:

@@ -1,4 +1,4 @@
-"""Token mixers: one file each, found and registered by being in this folder."""
+"""Token mixers: one file per attention, registered by being in this folder."""
 
 from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.registry import build, get, names, option_names, register

@@ -1,12 +1,12 @@
-"""Softmax attention that gets sparser with the position of the query: all, then a window, then BigBird.
+"""Softmax attention that gets sparser with the position of the query: full, then a window, then BigBird.
 
     a query at position t of its document, in block i, reads
         all blocks up to i                       for t < full_below,
         blocks {i-w+1..i}                        for t < window_below,
         blocks {0..g-1}, {i-w+1..i}, r random    from there on (see bigbird.py).
 
-The rule is the query's own position: a rule of the length of the sequence would change what earlier tokens have read
-when the text grows. Window and BigBird: Zaheer et al. 2020 (arXiv:2007.14062).
+The rule depends on the query's own position: a rule of the length of the sequence would change what earlier tokens have
+read when the text grows. Window and BigBird: Zaheer et al. 2020 (arXiv:2007.14062).
 """
 
 from __future__ import annotations
@@ -25,20 +25,27 @@ from zoo.mixers.registry import register
 
 @register("adaptive")
 class AdaptiveAttention(BlockSparseMixer):
-    """Softmax attention that is full, then windowed, then as BigBird's.
+    """Softmax attention that is full for early queries, then windowed, then BigBird's.
 
     Args:
-        full_below: queries at positions below this read all; in tokens, a multiple of block.
-        window_below: queries at positions below this, and not below the other, read the window; as above.
+        full_below: queries at positions below this read all keys; in tokens, a multiple of ``block``.
+        window_below: queries at positions from ``full_below`` up to this read a window; in tokens, a multiple of
+            ``block``.
         block: tokens of a block: 16, 32, 64 or 128.
-        window_blocks: latest blocks that are read, the query's own included.
-        random_blocks: blocks per query block and head that are drawn from all others, from ``window_below`` on.
+        window_blocks: latest blocks that a query reads, its own included.
+        random_blocks: random blocks per query block and head, from ``window_below`` on.
         global_blocks: first blocks of the document, read from ``window_below`` on.
-        seed: of the draw.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        seed: seed of the random blocks.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
-        ValueError: on positions or numbers of blocks that cannot be, or heads that do not fit together.
+        ValueError: on positions or numbers of blocks that are impossible, or heads that do not fit together.
     """
 
     def __init__(
@@ -84,14 +91,23 @@ class AdaptiveAttention(BlockSparseMixer):
 
     @property
     def pattern(self) -> BlockPattern:
-        """What is read."""
         return self._pattern
 
 
 def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window_blocks: int, **of_bigbird: int) -> Tensor:
-    """Key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``: all below ``full``, a window below ``windowed``.
+    """Returns the key blocks of query blocks: all below ``full``, a window below ``windowed``, then BigBird's.
 
-    See :class:`zoo.mixers.parts.patterns.BlockPattern`, of which this is a rule, and :func:`bigbird_blocks`.
+    It is a rule for :class:`zoo.mixers.parts.patterns.BlockPattern`.
+
+    Args:
+        blocks: query blocks ``(N,)``.
+        full: query blocks below this read all.
+        windowed: query blocks below this read a window.
+        window_blocks: latest blocks that are read.
+        of_bigbird: arguments of :func:`zoo.mixers.bigbird.bigbird_blocks`.
+
+    Returns:
+        Key blocks ``(H or 1, N, L)``.
     """
     first, recent = (torch.arange(n, device=blocks.device) for n in (full, window_blocks))
     sparse = bigbird_blocks(blocks, window_blocks=window_blocks, **of_bigbird)
@@ -103,7 +119,7 @@ def adaptive_blocks(blocks: Tensor, *, full: int, windowed: int, window_blocks: 
 
 
 def adaptive_longest(block: int, *, full: int, windowed: int, window_blocks: int, others: int) -> int:
-    """Blocks that a query block lists at most: ``others`` beside the window where it is BigBird's."""
+    """Returns the largest number of key blocks of a query block; ``others`` counts BigBird's beside its window."""
     if block < full:
         return block + 1
     return min(window_blocks if block < windowed else window_blocks + others, block + 1)

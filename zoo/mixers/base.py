@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.mixers.caches.base import Cache
 from zoo_kernels.softmax.mask import document_positions
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer costs for one sequence; FLOPs count a multiply and an add as two.
+    """Cost of a layer for one sequence; FLOPs count a multiply and an add as two.
 
     Attributes:
-        parameters: trained numbers.
+        parameters: number of trained parameters.
         flops_per_token: forward FLOPs per token, averaged over a training sequence of the context length.
         decode_flops_per_token: FLOPs of the next token after the context.
-        cache_bytes: what a sequence of the context length keeps for decoding.
+        cache_bytes: bytes of the cache of a sequence of the context length.
     """
 
     parameters: int
@@ -42,7 +43,7 @@ class Cost:
 
 
 class Mixer(nn.Module, ABC):
-    """Mixes tokens of a sequence, causally: ``(B, T, C) -> (B, T, C)``.
+    """Causal token mixer of one layer: ``(B, T, C) -> (B, T, C)``.
 
     A subclass owns its projections, positions, norm and gate, sets their initial values, and calls one kernel. The
     projection back to the model width is called ``out``.
@@ -71,24 +72,27 @@ class Mixer(nn.Module, ABC):
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Mix ``x`` (B, T, C).
+        """Mixes tokens: ``(B, T, C) -> (B, T, C)``.
 
-        Gradients of the outputs are exact for the tokens of the piece and for the parameters that it used, however
-        long it is; what the cache held before is a constant.
+        Gradients of the outputs are exact for the tokens of the piece and for the parameters that it used, however long
+        it is; what the cache held before is a constant.
 
         Args:
-            documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary. Numbers that
-                are not finite may reach other documents of their row, but no other row.
-            marks: ``(B, T)`` bool separators, for mixers that treat them apart; others ignore it.
-            cache: of :meth:`new_cache`; the piece continues where it stands and is added to it.
-            lengths: ``(B,)`` true lengths of a right-padded piece. What stands on padding, be it NaN, reaches nothing;
-                outputs there are unspecified.
-            carry: what the layers of one forward pass share, see :meth:`prepare`; None for a mixer by itself.
+            x: hidden states ``(B, T, C)``.
+            documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary. Numbers that are
+                not finite may reach other documents of their row, but no other row.
+            marks: ``(B, T)`` bool, True at separator tokens, for mixers that treat them in a special way; others ignore
+                it.
+            cache: cache from :meth:`new_cache`; the piece continues where the cache stands and is added to it.
+            lengths: ``(B,)`` true lengths of a right-padded piece. Padding, be it NaN, does not influence other tokens;
+                outputs on padding are unspecified.
+            carry: values that the layers of one forward pass share, see :meth:`prepare`; None for a mixer used on its
+                own.
 
         Raises:
             ValueError: if ``documents`` and ``cache`` are given together, or ``lengths`` without ``cache``; on other
-                shapes or dtypes, on the cache of another batch, device or mixer, and on lengths outside 0..T where
-                they lie on the CPU. Nothing has then been written to the cache.
+                shapes or dtypes, on the cache of another batch, device or mixer, and on lengths outside 0..T where they
+                lie on the CPU. Nothing has then been written to the cache.
         """
 
     @abstractmethod
@@ -98,61 +102,78 @@ class Mixer(nn.Module, ABC):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
-        """An empty cache for ``batch_size`` rows; ``capacity`` tokens are allocated at once where that matters."""
+    ) -> Cache:
+        """Returns an empty cache for ``batch_size`` rows; memory for ``capacity`` tokens is allocated at once.
+
+        A cache of constant size ignores ``capacity``, and others grow beyond it.
+        """
 
     @abstractmethod
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """Closed-form cost at a context length; ``dtype`` is that of the cache."""
+        """Returns the closed-form cost at a context length; ``dtype`` is that of the cache."""
 
     def reads(self, context: int, block: int = 1) -> float:
-        """Pairs of a query and a key that a head computes for a sequence of the context length, a mean of the heads.
+        """Number of query-key pairs that a head computes for a sequence of the context length, averaged over heads.
 
-        Here, all causal ones. What computes no pairs, as linear attention, says how many would be as much work.
+        By default, all causal pairs. A mixer that computes no pairs, as linear attention, returns the number of pairs
+        that would be as much work.
 
         Args:
-            block: tokens of the blocks that count as a whole, for a pattern that keeps to single tokens.
+            context: tokens of the sequence.
+            block: tokens of the blocks that a kernel computes as a whole, for a pattern of single tokens.
         """
         return context * (context + 1) / 2
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """Bytes of a cache of ``dtype`` that the next token reads beside the states; here, all that it holds."""
+        """Bytes that the next token reads from a cache of ``dtype``, apart from states; by default, all of it."""
         return self.cost(context, dtype).cache_bytes
 
     def kept_numbers(self) -> int:
-        """Numbers of a token that the attention itself keeps for the backward pass; here, four times the width."""
+        """Numbers per token that the attention saves for the backward pass; by default, four times the width."""
         return 4 * self.width
 
     @property
+    def head_widths(self) -> tuple[int, int]:
+        """Numbers of a query and of a value of a head; here, an equal share of the width."""
+        return self.width // self.heads, self.width // self.heads
+
+    @property
+    def window_reach(self) -> int | None:
+        """Latest tokens that a token reads, its own included, where it reads no others but first ones; None: all."""
+        return None
+
+    @property
     def normalized(self) -> bool:
-        """Whether the weights of each query sum to one, so that equal values come out as they are."""
+        """Whether the weights of each query sum to one, so that equal values are returned unchanged."""
         return False
 
     @torch.no_grad()
     def reset_parameters(self, std: float, out_std: float) -> None:
-        """Draw the matrices from torch's global generator; what else a mixer trains, its constructor has set.
+        """Draws the initial weight matrices from torch's global generator; other parameters are set by the constructor.
 
-        A decoder calls this when it is built. A mixer whose matrices should start otherwise replaces it.
+        A decoder calls this when it is built. A mixer whose matrices should start otherwise overrides it.
 
         Args:
-            std: deviation of a matrix that reads the width of the model.
-            out_std: deviation of ``out``, which writes to the residual stream.
+            std: standard deviation of matrices that read the width of the model.
+            out_std: standard deviation of ``out``, which writes to the residual stream.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=out_std if module is self.out else std)
 
     def start_step(self, step: int) -> None:
-        """Called in training before each optimizer step, on every rank alike: the time to draw what is random anew."""
+        """Redraws what is random; called in training before each optimizer step, on every rank alike."""
 
     def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
-        """Put into ``carry`` what this mixer reads of it, unless an earlier layer of the same pass has done so.
+        """Puts into ``carry`` what this mixer needs there, unless an earlier layer of the same pass has done so.
 
-        A decoder makes one dictionary for each forward pass, has all layers prepare it, and hands it to each of them.
+        A decoder makes one dictionary for each forward pass, lets all layers prepare it, and passes it to each of them.
 
         Args:
-            carry: what the layers of one pass share, by name.
-            x, documents, cache: as of :meth:`forward`; of ``x`` only its shape, its device and its dtype matter.
+            carry: values that the layers of one pass share, by name.
+            x: input of :meth:`forward`, of which only shape, device and dtype matter.
+            documents: as in :meth:`forward`.
+            cache: as in :meth:`forward`.
         """
 
     def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
@@ -170,7 +191,11 @@ class Mixer(nn.Module, ABC):
         lengths: Tensor | None,
         marks: Tensor | None = None,
     ) -> None:
-        """Refuse what the contract leaves out, before anything is computed or written; nothing waits for a device."""
+        """Checks the arguments of :meth:`forward` before anything is computed or written; it never waits for a device.
+
+        Raises:
+            ValueError: see :meth:`forward`.
+        """
         if documents is not None and cache is not None:
             raise ValueError("documents and cache were given together: a cache continues one document per row.")
         if lengths is not None and cache is None:
@@ -203,29 +228,24 @@ class Mixer(nn.Module, ABC):
                 f"the cache is {getattr(cache, 'kind', type(cache).__name__)}, expected {self.cache_kind}: give each "
                 "layer the cache that its own new_cache() made."
             )
-        rows = cache.lengths.shape[0]
-        if rows != x.shape[0]:
-            raise ValueError(f"x has {x.shape[0]} rows and the cache {rows}: make one with new_cache({x.shape[0]}).")
-        if cache.lengths.device != x.device:
-            raise ValueError(f"x is on {x.device} and the cache on {cache.lengths.device}: move one of them.")
-        if torch.promote_types(x.dtype, cache.dtype) not in (x.dtype, cache.dtype):
-            raise ValueError(
-                f"x is of {x.dtype} and the cache of {cache.dtype}, of which neither holds the numbers of the other: "
-                f"make a cache with new_cache(..., dtype={x.dtype})."
-            )
+        cache.check_piece(x)
 
     @cached_property
     def cache_kind(self) -> tuple[Any, ...]:
-        """What tells the caches of this mixer from those of others: the kind of an empty one."""
+        """Kind of this mixer's caches, which tells them from those of other mixers."""
         return self.new_cache(1, 0, "meta").kind
 
     def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
+        """Describes the options of the mixer in ``print(model)``."""
         return f"width={self.width}, heads={self.heads}, layer={self.layer} of {self.depth}"
 
 
 def check_array(name: str, given: Tensor | None, wanted: tuple[int, ...], x: Tensor) -> None:
-    """Raise ValueError unless ``given`` is None or a tensor of the shape that goes with ``x``, not of floats."""
+    """Checks that ``given`` is None or an integer or boolean tensor of the shape ``wanted``, on the device of ``x``.
+
+    Raises:
+        ValueError: naming the array.
+    """
     if given is None:
         return
     if not isinstance(given, Tensor):

@@ -26,14 +26,20 @@ class BigBirdAttention(BlockSparseMixer):
 
     Args:
         block: tokens of a block: 16, 32, 64 or 128.
-        window_blocks: latest blocks that are read, the query's own included.
-        random_blocks: blocks per query block and head that are drawn from all others.
-        global_blocks: first blocks of the document, which all read.
-        seed: of the draw.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        window_blocks: latest blocks that a query reads, its own included.
+        random_blocks: random blocks per query block and head.
+        global_blocks: first blocks of the document, which all queries read.
+        seed: seed of the random blocks.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
-        ValueError: on numbers of blocks that cannot be, or heads that do not fit together.
+        ValueError: on numbers of blocks that are impossible, or heads that do not fit together.
     """
 
     def __init__(
@@ -69,12 +75,15 @@ class BigBirdAttention(BlockSparseMixer):
 
     @property
     def pattern(self) -> BlockPattern:
-        """What is read."""
         return self._pattern
 
 
 def check_counts(window_blocks: int, random_blocks: int, global_blocks: int) -> None:
-    """Raises ValueError unless there are so many blocks: a window of at least the query's own."""
+    """Checks the numbers of blocks of a BigBird pattern: a window of at least one block, others not negative.
+
+    Raises:
+        ValueError: naming the first number that is out of range.
+    """
     if window_blocks < 1:
         raise ValueError(f"window_blocks={window_blocks}: expected at least 1 block, the query's own.")
     if random_blocks < 0 or global_blocks < 0:
@@ -84,9 +93,10 @@ def check_counts(window_blocks: int, random_blocks: int, global_blocks: int) -> 
 def bigbird_blocks(
     blocks: Tensor, *, window_blocks: int, random_blocks: int, global_blocks: int, seed: int, layer: int, heads: int
 ) -> Tensor:
-    """Key blocks of query blocks ``(N,)``: ``(H, N, L)``, L the sum of the three; one list for all without random ones.
+    """Returns the key blocks of query blocks ``(N,)``: ``(H, N, L)`` with L the sum of the three numbers of blocks.
 
-    See :class:`zoo.mixers.parts.patterns.BlockPattern`, of which this is a rule.
+    Without random blocks one list serves all heads, ``(1, N, L)``. It is a rule for
+    :class:`zoo.mixers.parts.patterns.BlockPattern`.
     """
     first, recent = (torch.arange(n, device=blocks.device) for n in (global_blocks, window_blocks))
     fixed = torch.cat([first.expand(len(blocks), -1), blocks[:, None] - recent], -1)[None]
@@ -99,10 +109,13 @@ def bigbird_blocks(
 
 
 def sample(population: Tensor, count: int, seeds: Tensor) -> Tensor:
-    """Draw ``count`` numbers below ``population (N,)``, no two equal, for each of ``seeds (H, N)``.
+    """Samples ``count`` numbers below ``population (N,)`` without replacement, for each of ``seeds (H, N)``.
 
     Floyd's algorithm (Bentley and Floyd 1987, CACM 30:9): every subset is equally likely, and the time does not depend
-    on the population. Returns ``(H, N, count)`` int64; where there are no more than ``count``, all of them and -1.
+    on the population.
+
+    Returns:
+        ``(H, N, count)`` int64; where the population is smaller than ``count``, all of it, padded with -1.
     """
     slots = torch.arange(count, device=seeds.device)
     everything = torch.where(slots < population[:, None], slots, -1).expand(*seeds.shape, count)

@@ -1,4 +1,4 @@
-"""Dilated attention: every r-th key, at a rate r of each head.
+"""Dilated attention: queries read every r-th key, with a dilation r per head.
 
     o_t = sum_{j in R_t} softmax_j(q_t . k_j / sqrt(D)) v_j
 
@@ -6,8 +6,9 @@
     atrous:  R_t = {j <= t: (t - j) mod r = 0}                atrous self-attention, Su 2019 (kexue.fm/archives/6853)
     strided: R_t = {t - r < j <= t} and {(t - j) mod r = 0}   Sparse Transformer, Child et al. 2019 (arXiv:1904.10509)
 
-The two steps of the Sparse Transformer are one softmax here. The first two kinds stay in a residue class of their rate
-through all layers, so one of the heads must have a rate of 1. Positions are those of the whole sequence.
+The two steps of the Sparse Transformer are one softmax here. With the first two kinds, tokens of different residue
+classes modulo r never meet, in no layer, so one of the heads must have a dilation of 1. Positions are those of the
+whole sequence.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache, RingCache, View
+from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 
 RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
@@ -27,19 +28,24 @@ RATES = {"window": [1, 4], "atrous": [1, 4], "strided": [128]}
 
 @register("dilated")
 class DilatedAttention(HeadMixer):
-    """Softmax attention over keys at a distance from each other.
+    """Softmax attention over keys at a fixed distance from each other.
 
     Args:
         kind: ``window``, ``atrous`` or ``strided``.
-        window: keys that a query reads with kind ``window``, its own included; the other kinds have no limit.
-        dilation: rate, or rates that the key heads take in turn, or the query heads of each key head where there are
-            more rates than key heads; None for 1, 4, or for 128 with kind ``strided``. Rates that no head is left for
-            are told in a warning.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
+        window: number of keys that a query reads with kind ``window``, its own included; the other kinds have no limit.
+        dilation: distance r between keys, or a list of them that the key heads take in turn (the query heads of each
+            key head, where the list is longer than there are key heads). None for 1, 4, or for 128 with kind
+            ``strided``. Entries for which no head is left are named in a warning.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
-        ValueError: on a kind, a window or rates that do not exist, and if no rate of ``window`` or ``atrous`` is 1, so
-            that no layer would ever reach the token before.
+        ValueError: on a kind, a window or a dilation that does not exist, and if no dilation of ``window`` or
+            ``atrous`` is 1, so that no layer would ever reach the token before.
     """
 
     def __init__(
@@ -83,23 +89,20 @@ class DilatedAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Always."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """The heads of each rate together."""
-        if call.cache is None:
-            return self._whole(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self._whole, self._step)
+        return attend(q, k, v, call, self._whole, self._step)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         return by_rate(self.dilations, lambda d, *heads: d.attend(*heads, documents), q, k, v)
 
-    def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def _step(self, q: Tensor, view: View) -> Tensor:
         def step(d: Dilation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return d.step(q[:, 0], k, v, lengths)[:, None]
+            return d.step(q[:, 0], k, v, view.lengths)[:, None]
 
-        return by_rate(self.dilations, step, q[:, None], k_cache, v_cache)[:, 0]
+        return by_rate(self.dilations, step, q[:, None], view.keys, view.values)[:, 0]
 
     def new_cache(
         self,
@@ -115,24 +118,19 @@ class DilatedAttention(HeadMixer):
         return RingCache(batch_size, self.span, 0, *how)
 
     def reads(self, context: int, block: int = 1) -> float:
-        """The pairs of every head; blocks are of tokens of a residue class."""
         return self._mean([d.pairs(context, block) for d in self.dilations])
 
     def mixing_flops(self, context: int) -> float:
-        """Both products of every pair."""
         return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The keys that the next query reads."""
         return self.pair_flops * self._mean([d.reads(context + 1) for d in self.dilations])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of the tokens that are held."""
         held = context if self.span is None else min(context, self.span)
         return held * self.token_numbers * dtype.itemsize
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """Those of each query head, where the heads of a group have keys of their own."""
         shared = super().step_bytes(context, dtype)
         return shared if len(self.dilations) <= self.kv_heads else shared * self.heads / self.kv_heads
 

@@ -5,19 +5,18 @@
     scalar    o_t = sum_c softmax(q_t)_c S_t[c] / sum_c softmax(q_t)_c z_t[c]
 
 The paper takes the softmax of each key feature over all positions. ``prefix`` takes it over those up to the query: the
-last row is that of the paper, and the weights of a row sum to one. ``scalar``, which other implementations use, is
-linear attention with the maps softmax and exp. Keys are capped: e^k is e^{30 tanh(k / 30)}.
+last row equals the paper's, and the weights of a row sum to one. ``scalar``, which other implementations use, is linear
+attention with the maps softmax and exp. Keys are capped: e^k is e^{30 tanh(k / 30)}.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, CacheList, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
 from zoo.mixers.parts.heads import Call
@@ -28,41 +27,17 @@ from zoo.mixers.registry import register
 FORMS = ("prefix", "scalar")
 
 
-class PrefixCache:
-    """The two sums of the prefix form: ``values`` of weighted values, ``weights`` of weights per feature."""
-
-    def __init__(self, values: StateCache, weights: StateCache) -> None:
-        self.values, self.weights = values, weights
-
-    @property
-    def lengths(self) -> Tensor:
-        """``(B,)`` tokens seen."""
-        return self.values.lengths
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Of both."""
-        return type(self).__name__, self.values.kind, self.weights.kind
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of both."""
-        return self.values.dtype
-
-    def nbytes(self) -> int:
-        """Bytes of both."""
-        return self.values.nbytes() + self.weights.nbytes()
-
-
 @register("efficient")
 class EfficientAttention(StateMixer):
-    """Efficient attention.
+    """Efficient attention, which takes softmax over the features of queries and over the positions of keys.
 
     Args:
         form: ``prefix`` (one normalizer per feature, as in the paper) or ``scalar`` (one per row).
-        head_dim, value_dim, gate: see :mod:`zoo.mixers.parts.options`.
-        rope_theta: base of the rotary frequencies, before softmax and exponential; None for no positions.
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        rope_theta: base of the rotary frequencies, applied before softmax and exponential; None for no positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
         ValueError: on values outside these, or if heads are of odd width and ``rope_theta`` is given.
@@ -90,7 +65,6 @@ class EfficientAttention(StateMixer):
 
     @property
     def normalized(self) -> bool:
-        """In both forms."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -100,7 +74,7 @@ class EfficientAttention(StateMixer):
         if not self.normalize:
             query = query / self._sums(k, call)
         if call.cache is not None and not self.normalize:
-            call = replace(call, cache=call.cache.values)
+            call = replace(call, cache=call.cache.parts[0])
         y = attend_linear(
             query.to(k.dtype), k, v.to(k.dtype), None, call, normalize=self.normalize, eps=UNREACHED,
             algorithm=self.algorithm,
@@ -110,7 +84,7 @@ class EfficientAttention(StateMixer):
     def _sums(self, k: Tensor, call: Call) -> Tensor:
         """``(B, T, H, D)``: sum of each feature of the keys so far, from a kernel that knows documents and padding."""
         if call.cache is not None:
-            call = replace(call, cache=call.cache.weights)
+            call = replace(call, cache=call.cache.parts[1])
         ones = torch.ones_like(k[..., :1])
         sums = attend_linear(ones, ones, k, None, call, algorithm=self.algorithm)
         return sums.clamp(min=UNREACHED)  # 0 where a row has had padding only
@@ -121,24 +95,21 @@ class EfficientAttention(StateMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
-        """A StateCache, or for ``prefix`` a PrefixCache, in fp32 unless ``dtype`` is wider."""
+    ) -> Cache:
+        """The sums of weighted values, and for ``prefix`` those of weights per feature, in fp32 or wider."""
         values = super().new_cache(batch_size, capacity, device, dtype)
         if self.normalize:
             return values
-        return PrefixCache(values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype))
+        return CacheList([values, StateCache((batch_size, self.heads, 1, self.head_dim), device, dtype)])
 
     def mixing_flops(self, context: int) -> float:
-        """Of both calls."""
         sums = 0 if self.normalize else linear_flops(self.heads, 1, self.head_dim, context, self.algorithm)
         return super().mixing_flops(context) + sums
 
     def step_flops(self, context: int) -> float:
-        """Of both calls."""
         sums = 0 if self.normalize else linear_step_flops(self.heads, 1, self.head_dim)
         return super().step_flops(context) + sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The sums, whatever the context."""
         sums = 0 if self.normalize else state_bytes(self.heads, 1, self.head_dim, dtype)
         return super().cache_bytes(context, dtype) + sums

@@ -12,7 +12,7 @@ from zoo.mixers.softmax import SoftmaxAttention
 
 @register("gqa")
 class GroupedQueryAttention(SoftmaxAttention):
-    """Softmax attention whose ``kv_heads`` is a quarter of the heads by default, but at least 2 while heads is even."""
+    """Softmax attention with fewer key heads than query heads: by default a quarter, at least 2 if heads is even."""
 
     def __init__(
         self,
@@ -36,5 +36,5 @@ class GroupedQueryAttention(SoftmaxAttention):
 
 
 def default_kv_heads(heads: int) -> int:
-    """A quarter of the heads, but at least 2 while heads is even."""
+    """Default number of key heads: a quarter of the heads, but at least 2 if heads is even."""
     return next(g for g in (heads // 4, 2, 1) if g > 0 and heads % g == 0 and (g > 1 or heads % 2))

@@ -1,14 +1,15 @@
-"""Softmax attention over blocks at learned distances, a set of its own for each head.
+"""Softmax attention over blocks at learned distances, chosen by each head for itself.
 
     query block i reads its own block, the first g, and i - d for the k distances d of the largest logits s_d,
     1 <= d < reach; causally, in one softmax.
 
-The logits are trained through the choice, without a trace in the values, which are those of the hard pattern:
+The logits are trained by an estimator of the gradient of the choice, which leaves the outputs those of the hard
+pattern:
 
     straight_through   backward as if all distances were read with log sigmoid(s_d / tau) added to their scores
                        (Bengio et al. 2013, arXiv:1308.3432); it costs a second attention over ``reach`` blocks.
     gumbel             s + tau * Gumbel noise chooses in training (Kool et al. 2019, arXiv:1903.06059); backward as
-                       above, but over the chosen blocks alone: it costs no more than these, the noise does the search.
+                       above, but over the chosen blocks alone: it costs no more than these, the noise explores.
 
 Queries, keys and values have the gradients of the hard pattern. Distances, unlike blocks, mean the same everywhere in a
 text, and a choice that is a parameter cannot look at the future. cost() is that of the hard pattern. Over packed
@@ -40,23 +41,30 @@ class LearnedSparseAttention(BlockSparseMixer):
 
     Args:
         block: tokens of a block: 16, 32, 64 or 128.
-        top_k: distances that a head keeps, beside its own block.
-        reach: blocks that can be chosen: distances below this, the own block's of 0 included. Distances that the
-            training sequences do not have are not trained: reach * block should not be longer than these.
-        global_blocks: first blocks of the document, which all read.
-        estimator: of the gradient of the logits, ``straight_through`` or ``gumbel``.
-        temperature: of the sigmoid and the noise.
-        frozen: the logits are not trained, as after :meth:`freeze`.
-        seed: of the noise.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        top_k: number of distances that a head chooses, beside its own block.
+        reach: distances below this can be chosen, in blocks; the own block has distance 0. Distances that do not occur
+            in the training sequences are not trained: ``reach * block`` should not exceed their length.
+        global_blocks: first blocks of the document, which all queries read.
+        estimator: estimator of the gradient of the logits, ``straight_through`` or ``gumbel``.
+        temperature: temperature tau of the sigmoid and of the noise.
+        frozen: do not train the logits, as after :meth:`freeze`.
+        seed: seed of the noise.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Attributes:
-        logits: ``(H, reach - 1)`` of the distances 1, 2, ...; at the start they fall with the distance, which is a
-            window. noise: the same shape, of the current step; evaluation leaves it out. A cast of the module leaves
-            both in fp32 or better: logits that it made equal would choose other distances.
+        logits: ``(H, reach - 1)``, one per distance 1, 2, ...; initially they fall with the distance, which gives a
+            window. A cast of the module leaves them in fp32 or better: logits that it made equal would choose other
+            distances.
+        noise: Gumbel noise of the current step, of the shape and dtype of ``logits``; evaluation ignores it.
 
     Raises:
-        ValueError: on numbers that cannot be, an unknown estimator, or heads that do not fit together.
+        ValueError: on numbers that are impossible, an unknown estimator, or heads that do not fit together.
     """
 
     logits: Tensor
@@ -105,7 +113,7 @@ class LearnedSparseAttention(BlockSparseMixer):
 
     @property
     def pattern(self) -> BlockPattern:
-        """What is read: the hard pattern of this step, or of evaluation, which is remembered with its layouts."""
+        """Hard pattern of this training step, or of evaluation, which is cached with its layouts."""
         if torch.compiler.is_compiling() or (self.training and not self.frozen):
             return self._pattern(self.kept if self.frozen else self._best())
         chosen = self.kept if self.frozen else self.logits
@@ -115,7 +123,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         return self._fixed[1]
 
     def train(self, mode: bool = True) -> LearnedSparseAttention:
-        """See :meth:`torch.nn.Module.train`; evaluation chooses anew."""
+        """Sets the training mode, as :meth:`torch.nn.Module.train`; evaluation chooses the distances anew."""
         self._fixed = None
         return super().train(mode)
 
@@ -126,7 +134,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         return super()._apply(partial(_unnarrowed, fn), recurse=False)  # its own tensors: logits and what they choose
 
     def freeze(self) -> None:
-        """Fix the pattern: it is no longer trained, and its layouts are remembered.
+        """Fixes the pattern: it is no longer trained, and its layouts are cached.
 
         The logits become a buffer of the same name, so that state dicts fit both ways. An optimizer that was made
         before still holds the parameter that they were.
@@ -139,7 +147,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         self.register_buffer("kept", self._best(), persistent=False)  # integers: another dtype cannot change the choice
 
     def start_step(self, step: int) -> None:
-        """Draw the noise of a step from (seed, layer, step)."""
+        """Draws the Gumbel noise of a step from (seed, layer, step)."""
         if not self.samples:
             return
         head, place = (torch.arange(n, device=self.noise.device) for n in self.noise.shape)
@@ -153,7 +161,8 @@ class LearnedSparseAttention(BlockSparseMixer):
             return super().mix(q, k, v, call)
         if call.cache is None:
             return self._trained(q, k, v, documents=call.documents)
-        return call.cache.attend(q, k, v, call.lengths, self._trained)
+        view = call.cache.append(k, v, call.lengths)
+        return self._trained(q, view.keys, view.values, documents=view.documents)
 
     def _trained(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         bias = self._bias(-(-k.shape[1] // self.block))
@@ -165,7 +174,6 @@ class LearnedSparseAttention(BlockSparseMixer):
         return hard + (soft - soft.detach())
 
     def own_parameters(self) -> tuple[int, int]:
-        """The logits, unless they are frozen."""
         return 0, 0 if self.frozen else self.logits.numel()
 
     def _scores(self) -> Tensor:

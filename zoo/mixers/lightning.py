@@ -37,7 +37,7 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
 def lightning_slopes(
     decay: str, heads: int, layer: int, depth: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Decay rates ``(H,)`` fp32, >= 0, of layer ``layer`` of ``depth``; computed afresh, so no cast can touch them."""
+    """Decay rates ``(H,)`` fp32, >= 0, of layer ``layer`` of ``depth``, computed on each call to escape casts."""
     if decay == "paper":
         return torch.arange(heads, dtype=torch.float32, device=device) * (8 / heads) * (1 - layer / depth)
     return alibi_slopes(heads, device) * (1 - layer / max(depth - 1, 1) + 1e-5)
@@ -45,14 +45,15 @@ def lightning_slopes(
 
 @register("lightning")
 class LightningAttention(StateMixer):
-    """Lightning attention.
+    """Lightning attention: linear attention with a fixed decay per head, and a norm in place of a normalizer.
 
     Args:
         decay: convention of the decay rates, ``transnormer`` or ``paper``, or ``learned``.
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
         lrpe: layers with LRPE-d positions: ``first``, ``all`` or ``none``.
-        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
-        norm: over all heads of the output: ``srms`` (no weight) or ``rms``.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        norm: norm over all heads of the output: ``srms`` (no weight) or ``rms``.
         gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01), ``silu`` or ``none``.
 
     Raises:
@@ -87,11 +88,11 @@ class LightningAttention(StateMixer):
 
     @property
     def key_width(self) -> int:
-        """LRPE doubles it."""
+        """Width of keys in the kernel: ``head_dim``, or twice that with LRPE."""
         return self.head_dim * (2 if self.lrpe is not None else 1)
 
     def log_decay(self, device: torch.device | str | None = None) -> Tensor:
-        """``(H,)``, <= 0, in fp32 or better whatever the type of the parameters."""
+        """Log decay of each head, ``(H,)``, <= 0, in fp32 or better whatever the dtype of the parameters."""
         slopes = lightning_slopes(self.decay, self.heads, self.layer, self.depth, device)
         if self.log_factor is None:
             return -slopes
@@ -106,6 +107,5 @@ class LightningAttention(StateMixer):
         return attend_linear(q, k, v, self.log_decay(q.device), call, algorithm=self.algorithm)
 
     def own_parameters(self) -> tuple[int, int]:
-        """The frequencies of LRPE and the factors of the decay."""
         encoding = 0 if self.lrpe is None else self.heads * self.head_dim
         return 0, encoding + (0 if self.log_factor is None else self.heads)

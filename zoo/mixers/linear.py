@@ -26,19 +26,20 @@ NARROW = 16  # numbers of queries and keys before the map of taylor
 
 @register("linear")
 class LinearAttention(StateMixer):
-    """Linear attention.
+    """Linear attention with a feature map and a normalizer.
 
     Args:
         feature_map: ``elu+1``, ``identity``, ``relu``, ``exp`` (capped at e^30), ``softmax`` (over the features of a
             token) or ``taylor`` (second order). With ``identity`` weights can be negative and their sum zero.
         normalizer: ``sum``, ``l2`` (RMS norm of each head of the output, no weight) or ``none``.
-        head_dim: numbers of each query and key; None for 16 with ``taylor``, which squares them, and width / heads
+        head_dim: width D of the queries and keys of a head; None for 16 with ``taylor``, which squares it, and for
+            ``width / heads`` otherwise.
+        value_dim: width E of the values of a head; None for ``width / heads`` with ``taylor``, and for ``head_dim``
             otherwise.
-        value_dim: numbers of each value; None for width / heads with ``taylor``, and head_dim otherwise.
         rope_theta: base of the rotary frequencies; None for no positions. Queries and keys are rotated before the
             feature map, so that weights stay positive; they then depend on both positions, not on the distance alone.
-        gate: see :mod:`zoo.mixers.parts.options`.
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
 
     Raises:
         ValueError: on values outside these, or if ``rope_theta`` is given and queries are of odd width.
@@ -74,12 +75,12 @@ class LinearAttention(StateMixer):
 
     @property
     def normalized(self) -> bool:
-        """With a sum that cannot vanish: tokens that share no feature above zero with a query give it nothing."""
+        """Whether weights sum to one: with the normalizer ``sum`` and a feature map whose sums cannot vanish."""
         return self.normalize and self.feature_map.positive
 
     @property
     def key_width(self) -> int:
-        """What the feature map makes of queries and keys."""
+        """Width of queries and keys after the feature map."""
         return self.feature_map.width(self.head_dim)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:

@@ -4,9 +4,9 @@
     S_t = {t - i r, 0 <= i < w} and {j <= t: j is global}: one softmax, each key once
     S_t = {j <= t} for a global t with ``global_rows=full``
 
-Beltagy et al. 2020 (arXiv:2004.05150), an encoder. Here a global token reads no later ones: those at the start of a
-document collect nothing, later ones stand for what precedes them. Its second projections of queries, keys and values
-for the rows of global tokens (3 C^2 more parameters) are left out.
+Beltagy et al. 2020 (arXiv:2004.05150), an encoder. Here a global token reads no later tokens: those at the start of a
+document collect nothing, later ones summarize what precedes them. The paper's second projections of queries, keys and
+values for the rows of global tokens (3 C^2 more parameters) are left out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.mixers.caches import GlobalCache, GlobalView, RingCache
+from zoo.mixers.caches.global_tokens import GlobalTokens, flagged, gather_tokens
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
-from zoo.mixers.parts.global_cache import GlobalCache
-from zoo.mixers.parts.global_tokens import GlobalTokens, attend_far, flagged, gather_tokens, replace_rows
+from zoo.mixers.parts.global_attention import attend_far, replace_rows
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.documents import document_positions
@@ -39,16 +40,22 @@ class LongformerAttention(HeadMixer):
     """Softmax attention over a window and global tokens.
 
     Args:
-        window: keys of a query beside the global ones, its own included, in the first layer.
-        window_growth: layer l has ``round(window * window_growth ** l)``.
-        global_tokens: first tokens of a document that are global.
-        global_every: the tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
+        window: number of keys of a query beside the global ones, its own included, in the first layer.
+        window_growth: growth of the window: layer l has ``round(window * window_growth ** l)``.
+        global_tokens: number of first tokens of a document that are global.
+        global_every: tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
         separators: tokens in ``marks`` are global too.
-        global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which
-            all have to be cached.
-        dilation: rate r, or rates that the key heads take in turn; None for 1. Heads whose rates have a common divisor
-            see what lies between through global tokens alone.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: of :class:`HeadMixer`.
+        global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which all
+            have to be cached.
+        dilation: distance r between the keys of the window, or a list of them that the key heads take in turn; None for
+            1. Heads whose distances have a common divisor reach the tokens between through global tokens alone.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
         ValueError: on numbers or choices that do not exist, or heads that do not fit together.
@@ -97,23 +104,21 @@ class LongformerAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """It is one softmax."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """Window, global tokens that it does not read, and rows of global tokens."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
-            whole = partial(softmax_attention, window=self.window, sink_tokens=first)
-            if cache is None:
-                return whole(q, k, v, documents=call.documents)
-            step = partial(softmax_attention_step, window=self.window, sink_tokens=first, ring=cache.wrapped)
-            return cache.attend(q, k, v, call.lengths, whole, step)
+            return attend_softmax(q, k, v, call, window=self.window, sink_tokens=first)
         flags = self.tokens.flags(call.positions, call.marks)
         marked = self.tokens.separators and call.marks is not None
         if cache is None:
             return self._whole(q, k, v, flags, call.documents, fixed=not marked)
-        return cache.attend(q, k, v, flags, call.lengths, marked, self._whole, partial(self._step, cache))
+        view = cache.append(k, v, call.lengths, flags=flags, marked=marked)
+        if view.in_slots:
+            return self._step(cache, q[:, 0], view)[:, None]
+        return self._whole(q, view.keys, view.values, view.flags, view.documents)
 
     def _whole(
         self, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, documents: Tensor | None, fixed: bool = False
@@ -142,11 +147,11 @@ class LongformerAttention(HeadMixer):
         most = self.tokens.most(flags, start, stop, documents, fixed)
         return merge([part, attend_far(q, k, v, flags, near, documents, most)])[0] if most else part[0]
 
-    def _step(self, cache: GlobalCache, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _step(self, cache: GlobalCache, q: Tensor, view: GlobalView) -> Tensor:
         if not self.full and not self.dilated:  # the cache holds what is read
-            return softmax_attention_step(q, keys, values, cache.valid())
-        distance, flags = cache.distances(), cache.flags[:, : keys.shape[1]]
-        held = torch.arange(keys.shape[1], device=q.device) < cache.valid()[:, None]
+            return softmax_attention_step(q, view.keys, view.values, view.lengths)
+        distance, flags = cache.distances(), view.flags
+        held = torch.arange(flags.shape[1], device=q.device) < view.lengths[:, None]
         always = flags
         if self.full:  # the latest token may be global itself
             always = flags | (flags & (distance == 0)).any(1, keepdim=True)
@@ -154,11 +159,11 @@ class LongformerAttention(HeadMixer):
         def step(near: Dilation, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             tap = (distance >= 0) & (distance < self.window * near.rate) & (distance % near.rate == 0)
             read = (always | tap) & held
-            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in set(cache.rows))
+            most = int(read.sum(1).max()) if cache.marked else max(self._reads(near, n) for n in set(cache.counts))
             keys, values = (gather_tokens(x, flagged(read, most)) for x in (keys, values))
             return softmax_attention_step(q[:, 0], keys, values, read.sum(1))[:, None]
 
-        return by_rate(self.near, step, q[:, None], keys, values)[:, 0]
+        return by_rate(self.near, step, q[:, None], view.keys, view.values)[:, 0]
 
     def new_cache(
         self,
@@ -199,21 +204,20 @@ class LongformerAttention(HeadMixer):
         return pairs + (sum(t + 1 - self._sparse_reads(near, t) for t in fixed) if self.full else 0)
 
     def reads(self, context: int, block: int = 1) -> float:
-        """The pairs of every head; blocks are those of a window. Marks are not known here: separators come on top."""
+        """Number of query-key pairs of a sequence, without separators, which are not known here."""
         if self.plain:
             return window_pairs(context, self.window, self.tokens.first, block)
         return self._mean([self._pairs(near, context, block) for near in self.near])
 
     def mixing_flops(self, context: int) -> float:
-        """Both products of every pair."""
         return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The keys that the next query reads, if no token is marked; a full row where its position is global."""
+        """FLOPs of the next token if no separator is global; a full row where its own position is global."""
         return self.pair_flops * self._mean([self._reads(near, context + 1) for near in self.near])
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The window and the global tokens that have left it, or all tokens; marked ones come on top."""
+        """Bytes of the window and of the global tokens that have left it, or of all tokens; separators come on top."""
         held = min(context, self._reach + self.tokens.first)
         held += self.tokens.count(self.tokens.first, context - self._reach)
         return held * self.token_numbers * dtype.itemsize

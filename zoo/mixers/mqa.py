@@ -12,7 +12,7 @@ from zoo.mixers.softmax import SoftmaxAttention
 
 @register("mqa")
 class MultiQueryAttention(SoftmaxAttention):
-    """Softmax attention with ``kv_heads`` = 1."""
+    """Softmax attention with one key and value head (``kv_heads`` = 1)."""
 
     def __init__(
         self,

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, MaximumCache
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import HeadDim, QkNorm, RopeTheta, ValueDim
-from zoo.mixers.parts.random_features import MaximumCache, RandomProjection, running_maximum
+from zoo.mixers.parts.random_features import RandomProjection, running_maximum
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 
@@ -30,17 +30,19 @@ EPS = 1e-20  # only against 0 / 0: products of stabilized features can be small
 
 @register("performer")
 class Performer(StateMixer):
-    """FAVOR+ attention.
+    """Softmax attention approximated by positive random features (FAVOR+).
 
     Args:
-        features: random features m per head; the Triton kernel takes up to 256.
+        features: number m of random features per head; the Triton kernel takes up to 256.
         feature_map: ``exp`` (the softmax kernel) or ``relu``.
-        redraw: training steps between draws of the features; 0 or None for never. In evaluation they stay.
-        head_dim, value_dim, rope_theta: see :mod:`zoo.mixers.parts.options`.
-        qk_norm: RMS-normalize queries and keys per head, before the positions, with weights that start at D^(-1/4),
-            so that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
+        redraw: training steps between draws of the features; 0 or None for never. Evaluation does not redraw.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions, with weights that start at D^(-1/4), so
+            that |x'| = 1. The variance of the estimate grows as exp(|q' + k'|^2): at weights of 1 and D = 64 no
             practical number of features is enough.
-        seed: of the features, with the layer and the number of the draw.
+        seed: seed of the features, with the layer and the number of the draw.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -76,11 +78,11 @@ class Performer(StateMixer):
 
     @property
     def key_width(self) -> int:
-        """The random features."""
+        """Width of queries and keys after the feature map: the number of random features."""
         return self.features
 
     def start_step(self, step: int) -> None:
-        """Draw the features anew where the schedule says so."""
+        """Redraws the features every ``redraw`` steps."""
         self.projection.start_step(step)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -110,22 +112,19 @@ class Performer(StateMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> StateCache:
+    ) -> Cache:
         """The state, and for ``exp`` the running maximum, in fp32 unless ``dtype`` is wider."""
         if not self.stabilized:
             return super().new_cache(batch_size, capacity, device, dtype)
         return MaximumCache((batch_size, self.heads, self.features, self.value_dim), device, dtype)
 
     def mixing_flops(self, context: int) -> float:
-        """Those of the state, and the features of a query and a key."""
         return super().mixing_flops(context) + self._feature_flops()
 
     def step_flops(self, context: int) -> float:
-        """Those of the state, the features of a query and a key, and the maximum of each head and its difference."""
         return super().step_flops(context) + self._feature_flops() + 2 * self.heads * self.stabilized
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The state and the maximum, whatever the context."""
         wide = torch.promote_types(dtype, torch.float32)
         return super().cache_bytes(context, dtype) + self.heads * self.stabilized * wide.itemsize
 

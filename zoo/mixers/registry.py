@@ -1,4 +1,4 @@
-"""Names of mixers and how they are built."""
+"""Registry of mixers by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from zoo.mixers.base import Mixer
-from zoo.mixers.parts.options import Option
+from zoo.mixers.parts.options import allows, bounds
 from zoo.registry import ATTENTIONS
 
 SHARED = ATTENTIONS.shared
@@ -20,17 +20,17 @@ MixerType = TypeVar("MixerType", bound=type[Mixer])
 
 
 def register(name: str) -> Callable[[MixerType], MixerType]:
-    """Class decorator: makes a mixer known as ``name``."""
+    """Class decorator that registers a mixer as ``name``."""
     return ATTENTIONS.register(name)
 
 
 def names() -> list[str]:
-    """All registered names, sorted."""
+    """Returns all registered names, sorted."""
     return ATTENTIONS.names()
 
 
 def get(name: str) -> type[Mixer]:
-    """The class called ``name``.
+    """Returns the class of a mixer by name.
 
     Raises:
         ValueError: if there is none; the message lists what exists.
@@ -40,16 +40,19 @@ def get(name: str) -> type[Mixer]:
 
 
 def option_names(name: str) -> list[str]:
-    """Option keywords of a mixer, besides width, heads, depth and layer."""
+    """Names of a mixer's options: its keywords besides width, heads, depth and layer."""
     return [key for key in inspect.signature(get(name).__init__).parameters if key not in SHARED]
 
 
 def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, **options: Any) -> Mixer:
-    """Build the mixer of one layer.
+    """Builds the mixer of one layer.
 
     Args:
-        name: a registered name. width: model width C. heads: query heads H.
-        depth: layers of the model. layer: index of this one.
+        name: a registered name, see :func:`names`.
+        width: model width C.
+        heads: number of query heads H.
+        depth: number of layers of the model.
+        layer: index of this layer.
         options: keywords of the mixer's constructor.
 
     Raises:
@@ -68,7 +71,7 @@ def build(name: str, *, width: int, heads: int, depth: int = 1, layer: int = 0, 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether an option has the type and range of its annotation; annotations of other kinds take everything."""
     if get_origin(hint) is Annotated:
-        return _fits(value, get_args(hint)[0]) and all(option.allows(value) for option in _options(hint))
+        return _fits(value, get_args(hint)[0]) and all(allows(part, value) for part in get_args(hint)[1:])
     if hint in _KINDS:
         if hint is str or hint is bool:
             return isinstance(value, hint)
@@ -81,15 +84,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return not get_args(hint) or any(_fits(value, one) for one in get_args(hint))
 
 
-def _options(hint: Any) -> list[Option]:
-    return [part for part in get_args(hint)[1:] if isinstance(part, Option)]
-
-
-def _describe(hint: Any, bounds: str = "") -> str:
+def _describe(hint: Any, limits: str = "") -> str:
     if get_origin(hint) is Annotated:
-        return _describe(get_args(hint)[0], "".join(option.bounds() for option in _options(hint)))
+        return _describe(get_args(hint)[0], bounds(get_args(hint)[1:]))
     if get_origin(hint) is list:
         return f"a list of which each is {_describe(get_args(hint)[0])}"
     if get_args(hint):
-        return " or ".join(_describe(one, bounds) for one in get_args(hint))
-    return "null" if hint is NoneType else _KINDS.get(hint, str(hint)) + bounds
+        return " or ".join(_describe(one, limits) for one in get_args(hint))
+    return "null" if hint is NoneType else _KINDS.get(hint, str(hint)) + limits

@@ -1,10 +1,11 @@
-"""Retention (RetNet, Sun et al. 2023, arXiv:2307.08621).
+"""Retention: linear attention with a fixed decay per head and rotary positions.
 
     S_t = gamma_h S_{t-1} + k_t v_t^T,   o_t = q_t S_t / sqrt(D),   y_t = W_o (SiLU(W_g x_t) * norm_h(o_t)),
     q, k = RoPE(W x);   gamma_h = 1 - 2^(-5-h), the same in every layer.
 
-Each head is normed by itself, so a factor of a row, which the paper divides out of its scores, would change nothing.
-Values are as wide as keys, where the paper doubles them: ``value_dim`` of twice ``head_dim``.
+RetNet, Sun et al. 2023 (arXiv:2307.08621). Each head is normalized by itself, so a factor of a row, which the paper
+divides out of its scores, would change nothing. Values are as wide as keys, where the paper doubles them: ``value_dim``
+of twice ``head_dim``.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from zoo.mixers.registry import register
 
 @register("retention")
 class Retention(StateMixer):
-    """Retention.
+    """Linear attention with a fixed decay per head and rotary positions (RetNet).
 
     Args:
-        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
         rope_theta: base of the rotary frequencies; None for no positions beside the decay.
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
-        norm: of each head of the output: ``rms`` or ``srms`` (no weight).
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        norm: norm of each head of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (RetNet), ``linear``, ``sigmoid`` or ``none``.
 
     Raises:

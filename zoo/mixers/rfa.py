@@ -27,9 +27,9 @@ DECAYS = ("none", "gate")
 
 
 class ForgetGate(nn.Module):
-    """``g = sigmoid(W x + b)``, one number per head.
+    """Forget gate ``g = sigmoid(W x + b)``, one number per token and head.
 
-    b starts where a zero input is remembered for about 8 to 512 tokens, geometrically spread over the heads.
+    b starts such that a zero input is remembered for about 8 to 512 tokens, geometrically spread over the heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -39,7 +39,7 @@ class ForgetGate(nn.Module):
         self.bias = nn.Parameter((8.0 * 64**place - 1).log().float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, T, C)`` -> ``log g`` and ``1 - g``, both ``(B, T, H)`` in fp32 or better."""
+        """Maps ``(B, T, C)`` to ``log g`` and ``1 - g``, both ``(B, T, H)`` in fp32 or better."""
         wide = torch.promote_types(x.dtype, torch.float32)
         logit = self.projection(x).to(wide) + self.bias.to(wide)
         return F.logsigmoid(logit), torch.sigmoid(-logit)
@@ -47,16 +47,18 @@ class ForgetGate(nn.Module):
 
 @register("rfa")
 class RandomFeatureAttention(StateMixer):
-    """Random feature attention.
+    """Softmax attention approximated by random Fourier features, with an optional forget gate (RFA).
 
     Args:
         features: rows m of W per head: twice as many numbers, of which the Triton kernel takes up to 256.
         tau: temperature. Below about 0.8 the noise of the features, (2 m)^(-1/2), exceeds the smaller weights, which
             then turn negative.
         decay: ``none`` or ``gate``.
-        redraw: training steps between draws of W; 0 or None for never. In evaluation it stays.
-        seed: of W, with the layer and the number of the draw.
-        head_dim, value_dim, rope_theta: see :mod:`zoo.mixers.parts.options`.
+        redraw: training steps between draws of W; 0 or None for never. Evaluation does not redraw.
+        seed: seed of W, with the layer and the number of the draw.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
         ValueError: on values outside these.
@@ -91,11 +93,11 @@ class RandomFeatureAttention(StateMixer):
 
     @property
     def key_width(self) -> int:
-        """A sine and a cosine per random feature."""
+        """Width of queries and keys after the feature map: a sine and a cosine per random feature."""
         return 2 * self.features
 
     def start_step(self, step: int) -> None:
-        """Draw the features anew where the schedule says so."""
+        """Redraws the features every ``redraw`` steps."""
         self.projection.start_step(step)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -113,15 +115,12 @@ class RandomFeatureAttention(StateMixer):
         return torch.cat([angle.sin(), angle.cos()], -1) * self.features**-0.5
 
     def mixing_flops(self, context: int) -> float:
-        """Those of the state, and the features of a query and a key."""
         return super().mixing_flops(context) + self._feature_flops()
 
     def step_flops(self, context: int) -> float:
-        """Those of the state, and the features of a query and a key."""
         return super().step_flops(context) + self._feature_flops()
 
     def own_parameters(self) -> tuple[int, int]:
-        """sigma; the projection of the gate and its bias."""
         gate = 0 if self.forget is None else self.heads
         return gate * self.width, self.sigma.numel() + gate
 

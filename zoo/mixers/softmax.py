@@ -8,25 +8,30 @@ Grouped-query: Ainslie et al. 2023 (arXiv:2305.13245). Learned sinks: gpt-oss (O
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("softmax")
 class SoftmaxAttention(HeadMixer):
-    """Softmax attention.
+    """Exact softmax attention with any number of key heads.
 
     Args:
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
-        sink_logits: a learned logit per head that takes weight and gives nothing, so that a head may attend to nothing.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
+        sink_logits: learn a logit per head that takes weight and contributes no value, so that a head may attend to
+            nothing.
 
     Raises:
         ValueError: if heads is not divisible by kv_heads, or the rotated part of a head is odd.
@@ -56,16 +61,12 @@ class SoftmaxAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Unless a sink takes weight."""
+        """Whether weights sum to one: always, except with sink logits, which take weight."""
         return self.sink_logits is None
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(softmax_attention, sink_logits=self.sink_logits)
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(softmax_attention_step, sink_logits=self.sink_logits)
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
+        return attend_softmax(q, k, v, call, sink_logits=self.sink_logits)
 
     def new_cache(
         self,
@@ -78,17 +79,13 @@ class SoftmaxAttention(HeadMixer):
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
-        """Every query reads (context + 1) / 2 keys on average."""
         return self.pair_flops * (context + 1) / 2
 
     def step_flops(self, context: int) -> float:
-        """The next query reads context + 1 keys."""
         return self.pair_flops * (context + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens."""
         return context * self.token_numbers * dtype.itemsize
 
     def own_parameters(self) -> tuple[int, int]:
-        """The learned logits."""
         return 0, 0 if self.sink_logits is None else self.heads

@@ -21,19 +21,22 @@ from zoo.mixers.registry import register
 
 @register("sparse_linear")
 class SparseLinearAttention(BlendMixer):
-    """Listed blocks and a state.
+    """Softmax attention over BigBird's blocks beside linear attention over all keys.
 
     Args:
         mode: how the two are blended: ``heads`` or ``gate``.
         block: tokens of a block: 16, 32, 64 or 128.
-        window_blocks: latest blocks that are read, the query's own included.
-        random_blocks: blocks per query block and head that are drawn from all others.
-        global_blocks: first blocks of the document, which all read.
-        seed: of the draw.
+        window_blocks: latest blocks that a query reads, its own included.
+        random_blocks: random blocks per query block and head.
+        global_blocks: first blocks of the document, which all queries read.
+        seed: seed of the random blocks.
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`.
-        features: numbers that a head is projected to before a learned map; None for the default of the map.
-        local_heads: how many heads read blocks in the mode ``heads``; None for half of them, rounded up.
-        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
+        features: width that a head is projected to before a learned map; None for the default of the map.
+        local_heads: number of heads that read blocks in the mode ``heads``; None for half of them, rounded up.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:

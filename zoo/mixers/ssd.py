@@ -1,4 +1,4 @@
-"""Linear attention whose decay each token chooses: state space duality and simple gated linear attention.
+"""Linear attention with a data-dependent decay: state space duality and simple gated linear attention.
 
     S_t = exp(g_t) S_{t-1} + d_t k_t v_t^T,   o_t = q_t S_t,   y_t = W_o (SiLU(W_g x_t) * norm(o_t)),
     q, k, v = SiLU(W x);   g_t and d_t are one number per head, of two kinds:
@@ -24,13 +24,14 @@ from zoo.mixers.registry import register
 
 @register("ssd")
 class StateSpaceDual(StateMixer):
-    """Linear attention with a decay per token and head.
+    """Linear attention with a data-dependent decay per token and head.
 
     Args:
         decay: ``mamba2`` (step size and rate) or ``sigmoid`` (simple gated linear attention).
-        algorithm: of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
-        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
-        norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
+        algorithm: algorithm of the kernel: ``auto``, ``parallel``, ``chunk`` or ``scan``; all give the same result.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        norm: norm over all heads of the output: ``rms`` or ``srms`` (no weight).
         gate: output gate: ``silu`` (Mamba-2), ``linear``, ``sigmoid`` or ``none``.
 
     Raises:
@@ -67,6 +68,5 @@ class StateSpaceDual(StateMixer):
         return attend_linear(q, k, v, log_decay, call, algorithm=self.algorithm)
 
     def own_parameters(self) -> tuple[int, int]:
-        """The projection to the decay, and its bias and rate."""
         matrix = self.width * self.heads
         return matrix, sum(p.numel() for p in self.decay.parameters()) - matrix

@@ -12,13 +12,13 @@ form that blocks approximate, P_t = the k keys j <= t of highest q_t . k_j; it i
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache, Step, Whole, real_tokens
+from zoo.mixers.caches import BlockCache, BlockView, KeyValueCache, View
+from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
@@ -28,81 +28,16 @@ from zoo_kernels.backend import without_autocast
 from zoo_kernels.layout.block_layout import BLOCKS
 
 
-class BlockCache(KeyValueCache):
-    """Keys and values of all tokens, and sums of the keys of each block, ``(B, blocks, G, D)`` in fp32 or better.
-
-    The last block of a row is the one that its next token belongs to, or the one that was finished last.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        capacity: int,
-        heads: int,
-        width: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        value_width: int | None,
-        *,
-        how: Selection,
-    ) -> None:
-        super().__init__(batch_size, capacity, heads, width, device, dtype, value_width)
-        self.how = how
-        wide = torch.promote_types(self.keys.dtype, torch.float32)
-        self.sums = torch.zeros(batch_size, -(-capacity // how.block), heads, width, device=device, dtype=wide)
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What has to agree with the mixer."""
-        return *super().kind, self.how.block
-
-    def nbytes(self) -> int:
-        """Bytes of the valid part, were all rows as long as the longest."""
-        blocks = -(-self._longest // self.how.block)
-        return super().nbytes() + self.sums[:, :blocks].numel() * self.sums.element_size()
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lengths: Tensor | None,
-        whole: Whole | None = None,
-        step: Step | None = None,
-    ) -> Tensor:
-        """As of the class above; both functions are those of the selection, unless others are given."""
-        block = self.how.block
-        own = self._longest % block + 1 if self._even else min(block, self._longest + 1)
-        self._reserve(self._longest + k.shape[1])
-        self._add(k.detach(), lengths)
-        means = self.sums[:, : self._longest // block] / block
-        whole = whole or partial(attend_blocks, how=self.how)
-        step = step or partial(attend_blocks_step, means=means, own=own, how=self.how)
-        return super().attend(q, k, v, lengths, whole, step)
-
-    def _add(self, k: Tensor, lengths: Tensor | None) -> None:
-        time = torch.arange(k.shape[1], device=k.device)[None]
-        k = k.to(self.sums.dtype)
-        if lengths is not None:
-            k = k.masked_fill(~real_tokens(lengths, k)[..., None, None], 0)
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        self.sums.index_put_((rows, (self.lengths[:, None] + time) // self.how.block), k, accumulate=True)
-
-    def _reserve(self, needed: int) -> None:
-        super()._reserve(needed)
-        missing = -(-self.keys.shape[1] // self.how.block) - self.sums.shape[1]
-        if missing > 0:
-            pad = self.sums.new_zeros(self.sums.shape[0], missing, *self.sums.shape[2:])
-            self.sums = torch.cat([self.sums, pad], 1)
-
-
 @without_autocast
 def attend_tokens(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, count: int) -> Tensor:
-    """Softmax over the ``count`` allowed keys of highest score, of equal ones the earlier; dense, O(T^2): a reference.
+    """Attention over the ``count`` allowed keys of highest score, of equal ones the earlier: dense, a reference.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``.
-        allowed: ``(1 or B, Tq, Tk)`` bool, a key for each query.
+        q: queries ``(B, Tq, H, D)``.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        allowed: ``(1 or B, Tq, Tk)`` bool, True where a query may read a key.
+        count: number of keys that a query selects.
     """
     wide, fold = torch.promote_types(q.dtype, torch.float32), q.shape[2] // k.shape[2]
     k, v = (x.to(wide).repeat_interleave(fold, 2).transpose(1, 2) for x in (k, v))
@@ -119,17 +54,19 @@ class _Blocks:
     def __init__(self, top_k: int, block: int, score_weight: float) -> None:
         self.how = Selection(top_k, block, score_weight)
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         """See :class:`Whole`."""
         return attend_blocks(q, k, v, self.how, documents)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Through the cache."""
-        return call.cache.attend(q, k, v, call.lengths)
+    def step(self, q: Tensor, view: View) -> Tensor:
+        """See :class:`Step`; ``view`` is a :class:`BlockView`."""
+        view = cast(BlockView, view)
+        means = view.sums / self.how.block
+        return attend_blocks_step(q, view.keys, view.values, view.lengths, means, view.own, self.how)
 
     def cache(self, *arguments: Any) -> KeyValueCache:
         """An empty one; arguments as of :class:`KeyValueCache`."""
-        return BlockCache(*arguments, how=self.how)
+        return BlockCache(*arguments, block=self.how.block)
 
     def products(self, context: int) -> tuple[int, int]:
         """Of keys and of values in a sequence: all finished blocks are scored, the own block and the picks are read."""
@@ -157,7 +94,7 @@ class _Blocks:
 class _Tokens(_Blocks):
     """Selection of tokens, dense."""
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
         """See :class:`Whole`."""
         time = torch.arange(k.shape[1], device=k.device)
         allowed = (time <= time[k.shape[1] - q.shape[1] :, None])[None]
@@ -165,13 +102,10 @@ class _Tokens(_Blocks):
             allowed = allowed & (documents[:, k.shape[1] - q.shape[1] :, None] == documents[:, None])
         return attend_tokens(q, k, v, allowed, self.how.count)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Through the cache."""
-        return call.cache.attend(q, k, v, call.lengths, self.whole, self._step)
-
-    def _step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-        allowed = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None, None]
-        return attend_tokens(q[:, None], k_cache, v_cache, allowed, self.how.count)[:, 0]
+    def step(self, q: Tensor, view: View) -> Tensor:
+        """See :class:`Step`."""
+        allowed = torch.arange(view.keys.shape[1], device=q.device) < view.lengths[:, None, None]
+        return attend_tokens(q[:, None], view.keys, view.values, allowed, self.how.count)[:, 0]
 
     def cache(self, *arguments: Any) -> KeyValueCache:
         """An empty one; arguments as of :class:`KeyValueCache`."""
@@ -199,16 +133,22 @@ UNITS: dict[str, type[_Blocks]] = {"block": _Blocks, "token": _Tokens}
 
 @register("topk")
 class TopKAttention(HeadMixer):
-    """Softmax attention to the own block and the best past ones, or to the best tokens.
+    """Softmax attention to the own block and the highest-scoring past ones, or to the highest-scoring tokens.
 
     Args:
-        top_k: blocks that a query picks beside its own; with ``unit="token"``, tokens that it picks.
+        top_k: number of blocks that a query selects beside its own; with ``unit="token"``, of tokens.
         block: tokens of a block, 16, 32, 64 or 128; blocks count from the start of a document.
-        unit: what is picked, ``block`` or ``token`` (dense, a reference).
-        score_weight: factor of a block's score in the logits of its tokens; 0 leaves the choice without a gradient.
-            Tokens that are picked by their own logits need none: it is not read then.
-        kv_heads: key and value heads G; None for one per query head. Query heads that share one choose for themselves.
-        head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: see :mod:`zoo.mixers.parts.options`.
+        unit: what is selected, ``block`` or ``token`` (dense, a reference).
+        score_weight: factor of a block's score in the logits of its tokens; 0 leaves the selection without a gradient.
+            It is ignored with ``unit="token"``, where the logits themselves select.
+        kv_heads: number of key and value heads G; None for one per query head. Query heads that share a key head select
+            for themselves.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
         ValueError: on values outside these.
@@ -247,14 +187,11 @@ class TopKAttention(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Weights sum to one."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """Attention to what is selected."""
-        if call.cache is None:
-            return self.selection.whole(q, k, v, call.documents)
-        return self.selection.attend(q, k, v, call)
+        return attend(q, k, v, call, self.selection.whole, self.selection.step)
 
     def new_cache(
         self,
@@ -269,22 +206,18 @@ class TopKAttention(HeadMixer):
         )
 
     def mixing_flops(self, context: int) -> float:
-        """Of what is scored and what is read."""
         return self._flops(*self.selection.products(context)) / context
 
     def step_flops(self, context: int) -> float:
-        """Of what the next query scores and reads."""
         return self._flops(*self.selection.step_products(context))
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """The own block, shared by the heads of a group, the picks of each head, and the sums of blocks."""
         shared, picked = self.selection.step_keys(context)
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
         read = (self.head_dim + self.value_dim) * (shared * self.kv_heads + picked * self.heads)
         return read * dtype.itemsize + self.kv_heads * self.head_dim * sums
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens; sums of blocks in fp32 or better."""
         sums = self.selection.sums(context) * max(dtype.itemsize, torch.float32.itemsize)
         return context * self.token_numbers * dtype.itemsize + self.kv_heads * self.head_dim * sums
 

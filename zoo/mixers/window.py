@@ -1,41 +1,45 @@
-"""Sliding-window attention, with the first tokens kept in sight.
+"""Sliding-window attention in which the first tokens stay visible.
 
     o_t = sum_{j in W_t} softmax_j(q_t . k_j / sqrt(D)) v_j,   W_t = {t - w < j <= t} and {j < s}: at most w + s keys.
 
-Window: Beltagy et al. 2020 (arXiv:2004.05150), Jiang et al. 2023 (arXiv:2310.06825); w counts the query's own key,
-and n layers see n (w - 1) + 1 tokens. Sinks, without which a model fails on text longer than its window: Xiao et al.
-2023 (arXiv:2309.17453); unlike there, a sink keeps the position it had, as in training. A learned logit in their
-place: gpt-oss (OpenAI 2025, arXiv:2508.10925).
+Window: Beltagy et al. 2020 (arXiv:2004.05150), Jiang et al. 2023 (arXiv:2310.06825); w counts the query's own key, and
+n layers see n (w - 1) + 1 tokens. Sinks, without which a model fails on text longer than its window: Xiao et al. 2023
+(arXiv:2309.17453); unlike there, a sink keeps the position it had, as in training. A learned logit in their place:
+gpt-oss (OpenAI 2025, arXiv:2508.10925).
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from zoo.mixers.caches import RingCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 @register("window")
 class WindowAttention(SoftmaxAttention):
-    """Softmax attention over the latest tokens and the first ones.
+    """Softmax attention over a window of the latest tokens and the first tokens.
 
     Args:
-        window: latest keys that a query reads, its own included.
-        sink_tokens: first tokens of the document that stay visible.
-        sink_logits: a learned logit per head that takes weight and gives nothing.
-        kv_heads, head_dim, value_dim, qk_norm, gate, rope_theta, rope_fraction: of :class:`SoftmaxAttention`.
+        window: number of latest keys that a query reads, its own included.
+        sink_tokens: number of first tokens of the document that stay visible.
+        sink_logits: learn a logit per head that takes weight and contributes no value.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
+        rope_fraction: share of each head that is rotated; the remaining part has no position.
 
     Raises:
-        ValueError: if window < 1 or sink_tokens < 0, and as of SoftmaxAttention.
+        ValueError: if window < 1 or sink_tokens < 0, and as in :class:`SoftmaxAttention`.
     """
 
     def __init__(
@@ -67,16 +71,9 @@ class WindowAttention(SoftmaxAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        whole = partial(
-            softmax_attention, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
+        return attend_softmax(
+            q, k, v, call, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
         )
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(
-            softmax_attention_step, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits,
-            ring=call.cache.wrapped,
-        )  # fmt: skip
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
 
     def new_cache(
         self,
@@ -91,18 +88,19 @@ class WindowAttention(SoftmaxAttention):
             self.value_dim,
         )  # fmt: skip
 
+    @property
+    def window_reach(self) -> int:
+        """The window."""
+        return self.window
+
     def reads(self, context: int, block: int = 1) -> float:
-        """Query t reads min(t + 1, window + sink_tokens) keys: those inside the window count once."""
         return window_pairs(context, self.window, self.sink_tokens, block)
 
     def mixing_flops(self, context: int) -> float:
-        """Both products of every pair."""
         return self.pair_flops * self.reads(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The next query reads all that are held."""
         return self.pair_flops * min(context + 1, self.window + self.sink_tokens)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of the sink tokens and of the window."""
         return min(context, self.window + self.sink_tokens) * self.token_numbers * dtype.itemsize

@@ -20,32 +20,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.blends import Blend, BlendCache, BlendMixer, LinearPart, Part, WindowPart, of_parts
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import CacheList, RingCache, StateCache, View
+from zoo.mixers.parts.attending import attend
+from zoo.mixers.parts.blends import Blend, BlendMixer, LinearPart, Part, WindowPart, of_parts
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear
-from zoo.mixers.parts.ring_cache import RingCache
 from zoo.mixers.registry import register
 from zoo_kernels import softmax_attention, softmax_attention_step
-from zoo_kernels.softmax import ring_slots
 
 
 @register("window_linear")
 class WindowLinearAttention(BlendMixer):
-    """A window and a state.
+    """Softmax attention over a window beside linear attention over all earlier keys.
 
     Args:
         mode: how the two are blended: ``heads``, ``gate`` or ``shared``.
-        window: latest keys of softmax attention, the query's own included; 0 only if ``shared``.
+        window: number of latest keys of softmax attention, the query's own included; 0 only if ``shared``.
         feature_map: ``elu+1``, ``taylor`` or ``hedgehog``, see :mod:`zoo.mixers.parts.head_maps`; None for ``taylor``
-            if ``shared``, where ``elu+1`` does not go, as it is no likeness of exp, and ``elu+1`` otherwise.
-        features: numbers that a head is projected to before a learned map; None for the default of the map.
-        local_heads: how many heads are windowed in the mode ``heads``; None for half of them, rounded up.
-        head_dim, value_dim, qk_norm, gate: see :mod:`zoo.mixers.parts.options`.
+            if ``shared``, which refuses ``elu+1`` since it does not resemble exp, and for ``elu+1`` otherwise.
+        features: width that a head is projected to before a learned map; None for the default of the map.
+        local_heads: number of windowed heads in the mode ``heads``; None for half of them, rounded up.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         rope_theta: base of the rotary frequencies, for both parts; None for no positions.
 
     Raises:
@@ -94,11 +96,15 @@ class WindowLinearAttention(BlendMixer):
 
 
 class SharedPart(Part):
-    """A window and, under the same normalizer, the state of the keys that have left it.
+    """Softmax attention over a window and, under the same normalizer, linear attention over the keys that have left it.
 
     Args:
-        window: keys of softmax attention; 0 for none.
-        feature_map, features: of :class:`HeadMap`; the map has to resemble exp.
+        heads: number of heads.
+        head_dim: width D of queries and keys.
+        value_dim: width E of values.
+        window: number of keys of softmax attention; 0 for none.
+        feature_map: name of a map of :class:`HeadMap` that resembles exp.
+        features: width that each head is projected to before the map; None for the default of the map.
     """
 
     def __init__(
@@ -120,17 +126,13 @@ class SharedPart(Part):
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Softmax attention over the window, and the logarithm of its sum."""
-        whole = partial(_with_sums, window=self.window)
-        if call.cache is None:
-            both = whole(q, k, v, documents=call.documents)
-        else:
-            both = call.cache.attend(q, k, v, call.lengths, whole, partial(self._step_with_sums, call.cache))
+        both = attend(q, k, v, call, partial(_with_sums, window=self.window), self._step_with_sums)
         return both[..., :-1].to(q.dtype), both[..., -1]
 
-    def _step_with_sums(self, ring: RingCache, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def _step_with_sums(self, q: Tensor, view: View) -> Tensor:
         """The same of one query per row over the ring, ``(B, H, E + 1)``."""
         output, lse = softmax_attention_step(
-            q, k_cache, v_cache, lengths, window=self.window, ring=ring.wrapped, return_lse=True
+            q, view.keys, view.values, view.lengths, window=self.window, ring=view.ring, return_lse=True
         )
         return torch.cat([output.to(lse.dtype), lse[..., None]], -1)
 
@@ -145,46 +147,43 @@ class SharedPart(Part):
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> BlendCache:
+    ) -> CacheList:
         """The keys and values of the window, and the state, whose last column is its normalizer."""
         ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
-        return BlendCache(
+        return CacheList(
             [ring, StateCache((batch_size, self.heads, self.map.width, self.value_dim + 1), device, dtype)]
         )
 
     def mixing_flops(self, context: int) -> float:
-        """Of the window and of the state."""
         near = self.pair_flops * window_pairs(context, self.window) / context
         return near + self.map.flops + linear_flops(self.heads, self.map.width, self.value_dim + 1, context)
 
     def step_flops(self, context: int) -> float:
-        """Of the window and of the state."""
         near = self.pair_flops * min(context + 1, self.window)
         return near + self.map.flops + linear_step_flops(self.heads, self.map.width, self.value_dim + 1)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Of the window and of the state."""
         ring = min(context, self.window) * self.token_numbers * dtype.itemsize
         return ring + state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
 
 
 def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[Tensor, Tensor]:
-    """Key and value, ``window`` tokens back, that leave the window as each token of a piece comes.
+    """Key and value, ``window`` tokens back, that leave the window at each token of a piece.
 
     Args:
-        k, v: ``(B, T, H, D or E)`` of the piece. ring: holds the tokens before it; None if there are none.
+        k: keys ``(B, T, H, D)`` of the piece.
+        v: values ``(B, T, H, E)`` of the piece.
+        window: number of tokens of the window.
+        ring: cache of the tokens before the piece; None if there are none.
 
     Returns:
-        Arrays of the same shape; at positions below ``window``, which nothing leaves, they hold anything finite.
+        Arrays of the same shape; at positions below ``window``, which no token leaves, they hold anything finite.
     """
     count = min(window, k.shape[1])
     if ring is None or ring.keys.shape[1] == 0:
         held = [x.new_zeros(len(x), count, *x.shape[2:]) for x in (k, v)]
     else:
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        places = ring.lengths[:, None] + torch.arange(count, device=k.device)  # these tokens take the slots of those
-        slots = ring_slots(places, window).clamp(max=ring.keys.shape[1] - 1)
-        held = [x[rows, slots].to(k.dtype) for x in (ring.keys, ring.values)]
+        held = [ring.unpacked(old, new) for old, new in zip(ring.oldest(count), (k, v))]
     keys, values = (torch.cat([old, x[:, : x.shape[1] - count]], 1) for old, x in zip(held, (k, v)))
     return keys, values
 

@@ -12,7 +12,10 @@ from zoo.mixers.parts.norms import build_norm
 
 
 class GatedMLP(nn.Module):
-    """``W_down (f(W_gate x) * W_up x)``: SwiGLU with f = SiLU (Shazeer 2020, arXiv:2002.05202), SGLU without f."""
+    """Gated MLP ``W_down (f(W_gate x) * W_up x)``.
+
+    It is SwiGLU with f = SiLU (Shazeer 2020, arXiv:2002.05202), and SGLU without f.
+    """
 
     def __init__(self, width: int, hidden: int, activated: bool) -> None:
         super().__init__()
@@ -22,12 +25,17 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
+        """Applies the MLP to each token, ``(..., C) -> (..., C)``."""
         gate = self.gate(x)
         return self.down((F.silu(gate) if self.activated else gate) * self.up(x))
 
     def reset_parameters(self, std: float, out_std: float) -> None:
-        """Draw the matrices: ``std`` is the deviation of those that read the input, ``out_std`` of the last."""
+        """Draws the initial weight matrices.
+
+        Args:
+            std: standard deviation of the matrices that read the input.
+            out_std: standard deviation of the last matrix.
+        """
         for matrix, deviation in ((self.gate, std), (self.up, std), (self.down, out_std)):
             nn.init.normal_(matrix.weight, std=deviation)
 
@@ -51,7 +59,10 @@ class Block(nn.Module):
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        """``(B, T, C) -> (B, T, C)``; arguments as of :class:`zoo.mixers.Mixer`."""
+        """Applies mixer and MLP with their residuals, ``(B, T, C) -> (B, T, C)``.
+
+        The arguments are those of :meth:`zoo.mixers.Mixer.forward`.
+        """
         x = x + self.mixer(
             self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths, carry=carry
         )

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and read without running code from them."""
+"""Checkpoint files: written atomically, and read without running code from them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ DAMAGE = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or not one of this project."""
+    """Raised for a checkpoint that is missing, damaged, or not one of this project."""
 
 
 def find_checkpoint(path: str | Path, name: str = "last") -> Path:
-    """File of a run folder's checkpoint ``name`` (``last``, ``best``, ``step-N``), or ``path`` itself if it is a file.
+    """Returns the file of a run folder's checkpoint ``name`` (``last``, ``best``, ``step-N``).
+
+    A ``path`` that is a file is returned itself.
 
     Raises:
         CheckpointError: if there is none; the message lists what exists.
@@ -60,7 +62,7 @@ def find_checkpoint(path: str | Path, name: str = "last") -> Path:
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Contents of a checkpoint file, tensors on the CPU; only plain data and tensors are unpickled.
+    """Reads a checkpoint file, with tensors on the CPU; only plain data and tensors are unpickled.
 
     Raises:
         CheckpointError: if the file is damaged, holds anything else, or comes from another program.
@@ -88,7 +90,7 @@ def decoder_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read_trained(content: Mapping[str, Any], file: Path) -> Trained:
-    """What the checkpoint ``file`` with this content says of the training that wrote it.
+    """Reads from a checkpoint's content the metadata of the training that wrote it; ``file`` is for messages.
 
     Raises:
         CheckpointError: if training did not write it.
@@ -115,11 +117,14 @@ def load(
     device: str | torch.device = "cpu",
     plugins: Sequence[str] = (),
 ) -> Decoder:
-    """The decoder of a run folder or of a checkpoint file, in evaluation mode.
+    """Loads the decoder of a run folder or of a checkpoint file, in evaluation mode.
 
     Args:
-        path: run folder or checkpoint file. checkpoint: which one of a run folder, ``last`` or ``best`` or ``step-N``.
-        plugins: packages from outside that the run needs; they are imported, and none for being named in it.
+        path: run folder or checkpoint file.
+        checkpoint: name of the checkpoint in a run folder: ``last``, ``best`` or ``step-N``.
+        device: device of the decoder.
+        plugins: external packages to import. A run that needs others is refused: none is imported because a file names
+            it.
 
     Raises:
         CheckpointError: if it cannot be found or read.
@@ -158,7 +163,7 @@ class _Reporting(io.FileIO):
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint beside ``path``, wait for the disk, then rename: a reader sees the old file or the new one.
+    """Writes a checkpoint atomically: beside ``path``, synced to the disk, then renamed.
 
     Raises:
         CheckpointError: if the disk is full or not writable; the previous file stays.

@@ -14,7 +14,7 @@ from zoo import mixers
 from zoo.generation.generate import Sampling, generate, stream
 from zoo.generation.prompts import PREFILL_TOKENS
 from zoo.mixers.base import Cost, check_array
-from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.caches import Cache, CacheList, real_tokens
 from zoo.mixers.parts.norms import build_norm
 from zoo.model.block import Block
 
@@ -25,14 +25,19 @@ STD = 0.02  # of embeddings at the start
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that is needed to build a decoder; plain values only, so that a checkpoint can carry it.
+    """Everything that is needed to build a decoder, as plain values that a checkpoint can store.
 
     Attributes:
-        layer_types: entry of ``mixers`` or registered mixer of each layer.
+        vocab_size: number of tokens of the vocabulary.
+        width: model width C.
+        depth: number of layers.
+        heads: number of query heads H.
+        layer_types: for each layer, a key of ``mixers`` or the name of a registered mixer.
         mixers: options of each entry; the key ``name`` says which mixer it is, if not the entry's own name.
         style: ``llama`` (RMSNorm, SwiGLU) or ``transnormer`` (SRMSNorm, SGLU, embeddings times sqrt(width)).
         mlp_width: hidden width of the MLP; None for 8/3 of the width, rounded up to a multiple of 64.
-        separator_tokens: ids that are marked for mixers that treat separators apart.
+        tie_embeddings: use the embeddings as the output matrix.
+        separator_tokens: token ids that are passed to mixers as separators.
     """
 
     vocab_size: int
@@ -58,27 +63,25 @@ class DecoderConfig:
             raise ValueError(f"layer_types has {len(self.layer_types)} entries for depth={self.depth}.")
 
     def hidden_width(self) -> int:
-        """Hidden width of the MLP."""
+        """Returns the hidden width of the MLP."""
         return self.mlp_width or -(-self.width * 8 // 3 // 64) * 64
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary, for a checkpoint."""
+        """Returns a plain dictionary, for a checkpoint."""
         return asdict(self)
 
 
-@dataclass
-class DecoderCache:
-    """One cache per layer."""
+class DecoderCache(CacheList):
+    """Caches of all layers, for decoding."""
 
-    layers: list[Any]
-
-    def nbytes(self) -> int:
-        """Bytes that decoding keeps."""
-        return sum(layer.nbytes() for layer in self.layers)
+    @property
+    def layers(self) -> list[Cache]:
+        """Those of the layers, from first to last."""
+        return self.parts
 
 
 class Decoder(nn.Module):
-    """Decoder language model whose layers mix tokens as ``config.layer_types`` says."""
+    """Decoder language model with the token mixers of ``config.layer_types``."""
 
     separators: Tensor
 
@@ -101,13 +104,13 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of all matrices from torch's global generator.
+        """Draws the initial values of all matrices from torch's global generator.
 
-        Embeddings have a deviation of 0.02, which with tied weights gives logits of deviation 0.02 * sqrt(width).
-        In the style of ``llama`` other matrices have 1 / sqrt(inputs), so that activations keep their size at any
-        width, and the last ones of mixer and MLP that over sqrt(2 * depth) (after GPT-2), so that the residual stream
-        does not grow with the depth. In that of ``transnormer`` all have 0.02, as its published code. Norm weights
-        are 1; a mixer sets its own values, see :meth:`zoo.mixers.Mixer.reset_parameters`.
+        Embeddings have a standard deviation of 0.02, which with tied weights gives logits of deviation 0.02 *
+        sqrt(width). In the style ``llama`` other matrices have 1 / sqrt(inputs), so that activations keep their size at
+        any width, and the last ones of mixer and MLP that over sqrt(2 * depth) (after GPT-2), so that the residual
+        stream does not grow with the depth. In the style ``transnormer`` all have 0.02, as in its published code. Norm
+        weights are 1; a mixer sets its own values, see :meth:`zoo.mixers.Mixer.reset_parameters`.
         """
         nn.init.normal_(self.embedding.weight, std=STD)
         for block in self.layers:
@@ -126,7 +129,7 @@ class Decoder(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, from first to last."""
+        """Blocks of the decoder, from first to last."""
         return cast("list[Block]", list(self.blocks))
 
     def _build_mixer(self, layer: int) -> mixers.Mixer:
@@ -152,11 +155,12 @@ class Decoder(nn.Module):
         cache: DecoderCache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the next token.
+        """Computes the logits of the next token at every position.
 
         Args:
-            ids: ``(B, T)`` token ids. documents: ``(B, T)`` ids of packed documents.
-            cache: of :meth:`new_cache`; the piece continues where it stands.
+            ids: ``(B, T)`` token ids.
+            documents: ``(B, T)`` ids of packed documents.
+            cache: cache from :meth:`new_cache`; the piece continues where it stands.
             lengths: ``(B,)`` true lengths of a right-padded piece, with a cache.
 
         Returns:
@@ -171,7 +175,7 @@ class Decoder(nn.Module):
         cache: DecoderCache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Normalized last hidden states ``(B, T, C)``; arguments as of :meth:`forward`."""
+        """Computes the normalized last hidden states ``(B, T, C)``; arguments as in :meth:`forward`."""
         self._check_call(ids, cache)
         if lengths is not None and cache is not None:  # padding can hold anything, a number of no token too
             check_array("lengths", lengths, ids.shape[:1], ids)
@@ -216,13 +220,13 @@ class Decoder(nn.Module):
         return (ids[..., None] == self.separators).any(-1)
 
     def new_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
-        """Empty caches on the model's device and in its dtype."""
+        """Returns empty caches on the model's device and in its dtype; see :meth:`zoo.mixers.Mixer.new_cache`."""
         weight = self.embedding.weight
         layers = [block.mixer.new_cache(batch_size, capacity, weight.device, weight.dtype) for block in self.layers]
         return DecoderCache(layers)
 
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """Cost of the whole model for one sequence of ``context`` tokens, tied weights counted once."""
+        """Returns the cost of the whole model for one sequence of ``context`` tokens, tied weights counted once."""
         c = self.config
         head, mlp = c.vocab_size * c.width, 3 * c.width * c.hidden_width()
         norm = sum(p.numel() for p in self.norm.parameters())
@@ -243,16 +247,23 @@ class Decoder(nn.Module):
         stop_token: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> list[list[int]]:
-        """New tokens of each prompt; a batch of prompts of unequal lengths gives what each would alone.
+        """Generates new tokens for each prompt; a prompt in a batch gets the tokens that it would get alone.
 
         Args:
             prompts: a list of prompts, each a list, tuple, 1-D tensor or array of token ids, or a 2-D tensor or array.
-            max_new_tokens: of each prompt.
-            temperature, top_k, top_p, seed, stop_token: of :class:`zoo.generation.generate.Sampling`.
+            max_new_tokens: largest number of new tokens of each prompt.
+            temperature: divides the logits; 0 takes the most likely token.
+            top_k: keep the k most likely tokens; None for all.
+            top_p: keep the smallest set of tokens whose probabilities reach p; None for all.
+            seed: seed of the sampling.
+            stop_token: ends a row and is not returned.
             prefill_tokens: tokens of each prompt that are read in one forward pass; it bounds memory.
 
+        Returns:
+            New token ids of each prompt.
+
         Raises:
-            ValueError: on values that cannot be, before anything is computed, and on logits that are no numbers.
+            ValueError: on values out of range, before anything is computed, and on logits that are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, stop_token)
         return generate(self, prompts, max_new_tokens, sampling, prefill_tokens)
@@ -260,6 +271,9 @@ class Decoder(nn.Module):
     def stream(
         self, prompt: Any, max_new_tokens: int, *, prefill_tokens: int = PREFILL_TOKENS, **options: Any
     ) -> Iterator[int]:
-        """New tokens of one prompt, one by one; arguments as of :meth:`generate`, which are checked at once."""
+        """Generates new tokens of one prompt, one by one.
+
+        The arguments are those of :meth:`generate`, and are checked at once.
+        """
         steps = stream(self, [prompt], max_new_tokens, Sampling(**options), prefill_tokens)
         return (row[0] for row in steps if row[0] is not None)

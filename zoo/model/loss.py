@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token without keeping the logits of the whole batch."""
+"""Cross-entropy of the next token, computed in chunks so that the logits of a batch are never stored at once."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ def next_token_loss(
     mask: Tensor | None = None,
     token_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the targets that count, and the loss of each, in nats.
+    """Computes the mean cross-entropy over the unmasked targets, and the loss of each, in nats.
 
-    With token_weights the mean is of weight times loss, over all ``B * T`` targets whatever their weights: what a token
-    adds to the gradient does not depend on the others, and equal micro batches add up to their whole batch.
+    With ``token_weights`` the mean is of weight times loss, over all ``B * T`` targets whatever their weights: what a
+    token adds to the gradient does not depend on the others, and equal micro batches add up to their whole batch.
 
     Args:
-        hidden: ``(B, T, C)``. weight: ``(V, C)``. targets: ``(B, T)`` ids. mask: ``(B, T)`` bool, None for all.
+        hidden: hidden states ``(B, T, C)``.
+        weight: output matrix ``(V, C)``.
+        targets: ``(B, T)`` token ids.
+        mask: ``(B, T)`` bool, True for targets that count; None for all.
         token_weights: ``(B, T)`` fp32 >= 0, in place of a mask.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which mixer each layer has: ``7xlightning+softmax`` repeats, joins and cycles to the depth; patches replace."""
+"""Patterns of attentions over the layers: ``7xlightning+softmax`` is cycled to the depth, patches replace layers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ DEFAULT = "attention"
 
 
 class ScheduleError(ValueError):
-    """A pattern or patch that cannot be read, or that names what does not exist."""
+    """Raised for a pattern or patch that cannot be read, or that names what does not exist."""
 
 
 def expand_schedule(
     pattern: str, depth: int, default: str, known: Collection[str], patch: str | None = None
 ) -> list[str]:
-    """Names of the mixers of all layers.
+    """Expands a pattern to the names of the mixers of all layers.
 
     Args:
-        pattern: tokens ``name`` or ``Nxname`` joined by ``+``; the token ``attention`` means ``default``. The whole
-            cycles until ``depth`` layers have a name.
+        pattern: tokens ``name`` or ``Nxname`` joined by ``+``; the token ``attention`` means ``default``. The whole is
+            cycled until ``depth`` layers have a name.
+        depth: number of layers.
+        default: name that the token ``attention`` stands for.
         known: names that exist.
         patch: tokens ``index:name`` or ``index:Nxname``, N layers from that index on, joined by ``+``; negative indices
             count from the end; N = 0 changes nothing.

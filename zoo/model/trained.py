@@ -1,4 +1,4 @@
-"""What a checkpoint says of the training that wrote it: the reader and the writer of its section ``zoo``."""
+"""Metadata of training in a checkpoint: the reader and the writer of its section ``zoo``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BESIDE = {"step": "global_step", "validation_due": "validation_due"}  # what Lig
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint says of the training that wrote it.
+    """Metadata that training writes into a checkpoint.
 
     Attributes:
         tokenizer: fingerprint of the tokenizer.
@@ -20,9 +20,9 @@ class Trained:
         tokens: tokens of the steps so far.
         tokens_per_step: tokens of an optimizer step, over all devices.
         data: content address of the token store of each split, and of the recall samples.
-        plugins: packages from outside that the decoder needs.
+        plugins: external packages that the decoder needs.
         recall: options of the recall tasks that were trained on; None for text alone.
-        converted: from which run the weights were converted and how; None for weights as they were trained.
+        converted: run from which the weights were converted, and how; None for weights as they were trained.
         step: optimizer steps so far.
         validation_due: whether the validation of that step is still to be done.
     """
@@ -40,7 +40,7 @@ class Trained:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Trained | None:
-        """What the content of a checkpoint file says; None if training did not write it."""
+        """Reads the section from the content of a checkpoint file; None if training did not write it."""
         section = content.get(SECTION)
         if not isinstance(section, dict):
             return None
@@ -52,6 +52,6 @@ class Trained:
             return None
 
     def write(self, content: dict[str, Any]) -> None:
-        """Put the section into the content of a checkpoint, as plain data."""
+        """Adds the section to the content of a checkpoint, as plain data."""
         section = {name: value for name, value in asdict(self).items() if name not in BESIDE and value is not None}
         content[SECTION] = section | {"plugins": list(self.plugins)}

@@ -1,4 +1,4 @@
-"""The budget of a run in optimizer steps."""
+"""Budget of a run in optimizer steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.options.groups.trainer import TrainerOptions
 
 
 def step_budget(trainer: TrainerOptions | DictConfig, length: int) -> int:
-    """Optimizer steps of the budget, which is given in tokens, or else in steps.
+    """Converts the budget, which is given in tokens or else in steps, to optimizer steps.
 
     Args:
         trainer: group of the configuration.

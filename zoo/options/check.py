@@ -1,4 +1,4 @@
-"""All that a run of train.py is checked for before anything is read, tokenized or created.
+"""Checks of a run of train.py before anything is read, tokenized or created.
 
 :func:`check_job` is for a command line, :func:`check_config` for a configuration that is composed already, as an arm of
 a sweep is before the first arm starts (``here=False`` where the arms run on other machines).
@@ -19,7 +19,7 @@ from zoo.costs.plan_text import binary
 from zoo.costs.roofline import training_memory
 from zoo.data.sources.build import build_source
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.continued import initial_config, resumed_config
 from zoo.options.groups.data import TokenizerOptions
@@ -33,11 +33,11 @@ UNKNOWN_VOCABULARY = 1  # of a tokenizer that is not read yet: sizes are counted
 
 
 def check_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The settled configuration of one run: as composed, or that of ``resume`` or ``init`` with the overrides.
+    """Returns the checked configuration of one run: as composed, or that of ``resume`` or ``init`` with the overrides.
 
     Args:
-        config: as Hydra composes it.
-        overrides: that were typed.
+        config: configuration as Hydra composes it.
+        overrides: overrides as typed.
 
     Raises:
         ValueError: one line about what cannot be trained.
@@ -59,11 +59,11 @@ def check_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def check_config(config: DictConfig, here: bool = True) -> DictConfig:
-    """A copy of ``config`` with checked values, whole numbers being whole and places absolute.
+    """Returns a copy of ``config`` with checked values, integers as such and paths absolute.
 
     Args:
-        config: composed, not of a resumed run.
-        here: whether it runs on this machine, whose devices and memory must do.
+        config: composed configuration, not of a resumed run.
+        here: whether it runs on this machine, whose devices and memory must suffice.
 
     Raises:
         ValueError: one line about what is wrong: options, sizes that do not fit together, a path that does not exist,
@@ -90,7 +90,7 @@ def _check_config(config: DictConfig, here: bool) -> DictConfig:
     if hasattr(source, "check"):
         source.check()
     with torch.device("meta"):
-        decoder = Decoder(decoder_config(settled, _vocabulary(read.tokenizer)))
+        decoder = Decoder(decoder_config(Architecture.of(settled), _vocabulary(read.tokenizer)))
     if here:
         _check_memory(read.trainer, read.data.length, read.optimizer.name, decoder)
     for name in ("path", "cache_dir"):
@@ -120,7 +120,7 @@ def _check_devices(trainer: TrainerOptions) -> None:
 
 
 def world_size(trainer: TrainerOptions) -> int:
-    """Processes that share a batch, as far as the configuration says it."""
+    """Number of processes that share a batch, as far as the configuration says it."""
     devices = trainer.devices
     if devices == "auto":
         count = torch.cuda.device_count() if choose_accelerator(trainer.accelerator) == "cuda" else 1

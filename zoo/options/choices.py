@@ -1,4 +1,4 @@
-"""What can be chosen by name: files of configs/, those of plugins, and what plugins register without a file.
+"""Choices by name: files of configs/, those of plugins, and what plugins register without a file.
 
 What has no file is chosen with the defaults of its signature, or of its options' model.
 """
@@ -41,10 +41,10 @@ PLAIN = (str, int, float, bool, list, dict, type(None))
 
 
 class PluginConfigs(SearchPathPlugin):
-    """Lets every composition find the files of plugins."""
+    """Hydra plugin that adds the configuration files of external packages to every composition."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the plugins' folders."""
+        """Appends the plugins' folders to the search path."""
         for folder in config_folders()[1:]:
             search_path.append("attention-zoo-plugin", f"file://{folder}")
 
@@ -53,10 +53,10 @@ _registered: dict[str, list[str]] | None = None
 
 
 def register_choices(overrides: Sequence[str] = ()) -> None:
-    """Let Hydra know all that can be chosen; entry points are asked for names of ``overrides`` that are nowhere else.
+    """Registers all choices with Hydra; entry points are asked for names of ``overrides`` that are nowhere else.
 
     Args:
-        overrides: as typed.
+        overrides: overrides as typed.
     """
     global _registered
     for group, name in _named(overrides):
@@ -74,7 +74,7 @@ def register_choices(overrides: Sequence[str] = ()) -> None:
 
 
 def choices(group: str) -> list[str]:
-    """Names that a group can be given: of files, and of what plugins register."""
+    """Returns the choices of a group: names of files, and of what plugins register."""
     outside = GROUPS[group].outside() if group in GROUPS else []
     return sorted({*config_files(group), *outside} - {*BASES})
 
@@ -102,7 +102,7 @@ def _outside_mixers() -> dict[str, Any]:
 
 
 def defaults(model: type[Options]) -> dict[str, Any]:
-    """Values of the options of a model that nothing was typed for; ``???`` for one that must be."""
+    """Returns the defaults of a model's options; ``???`` for one without a default."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         value = "???" if field.is_required() else literal(field.get_default(call_default_factory=True))

@@ -1,4 +1,4 @@
-"""The command line of train.py, checked before Hydra makes a folder: help, errors, and notes on what nothing reads."""
+"""Command line of train.py, checked before Hydra makes a folder: help, errors, and notes on unread options."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ option by its path, trainer.max_steps=500. Values shown here are those of the co
 
 
 def check_command(arguments: Sequence[str], program: str = "train") -> Command:
-    """Compose and check every job of a command line of train.py; print help if it asks for it.
+    """Composes and checks every job of a command line of train.py; prints help if it asks for it.
 
     Args:
-        arguments: of the command line, paths quoted.
+        arguments: arguments of the command line, paths quoted.
         program: file of configs/.
 
     Raises:
@@ -59,7 +59,7 @@ def check_command(arguments: Sequence[str], program: str = "train") -> Command:
 
 
 def train_help(overrides: Sequence[str], program: str = "train") -> str:
-    """Every option of train.py, by group; of attentions those of the chosen one."""
+    """Returns the help text: every option of train.py, by group; of attentions those of the chosen one."""
     values = to_dict(compose_config(program, overrides))
     parts = [HEAD, render("Files to choose from", list(group_rows(program, overrides)))]
     rows = list(option_rows(TrainConfig, values))

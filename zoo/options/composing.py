@@ -104,13 +104,16 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
         yield list(job)
 
 
-def compose_config(program: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
+def compose_config(
+    program: str, overrides: Sequence[str] = (), config_dir: str | None = None, *, hydra: bool = False
+) -> DictConfig:
     """The configuration of ``configs/PROGRAM.yaml`` with ``overrides``.
 
     Args:
         program: ``train``, ``eval``, or another file of configs/.
         overrides: as on a command line.
         config_dir: folder that is searched before configs/.
+        hydra: whether Hydra's own part, as hydra.run.dir, is wanted too.
 
     Raises:
         ConfigError: one line about the override that cannot be composed, with the name that was meant.
@@ -127,7 +130,7 @@ def compose_config(program: str, overrides: Sequence[str] = (), config_dir: str 
                 if line := _wrong_choice(override, [*choices, *(file.stem for file in own)]):
                     raise ConfigError(line)
         try:
-            return compose(program, [*overrides, *search])
+            return compose(program, [*overrides, *search], return_hydra_config=hydra)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_diagnose(program, parsed, error)) from error
 

@@ -1,4 +1,4 @@
-"""The configuration of a run that continues another: with ``resume=`` its training, with ``init=`` from its weights."""
+"""Configuration of a run that continues another: with ``resume=`` its training, with ``init=`` from its weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FIXED = ("model", "attention", "mixers", "schedule", "tokenizer", "match", "expe
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Configuration of the run in ``config.resume``, with what may be overridden: budget, devices, logger and places.
+    """Returns the configuration of the run in ``config.resume``, with overrides of budget, devices, logger and paths.
 
-    Other overrides must say what the run has, so that its own command can be repeated.
+    Other overrides must repeat the run's own values, so that its own command can be repeated.
 
     Raises:
         ConfigError: on an override that would change anything else.
@@ -73,7 +73,7 @@ def _refuse_change(key: str, config: DictConfig, saved: DictConfig) -> None:
 
 
 def initial_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Configuration of the run in ``config.init`` with every override of the command line but those of its weights.
+    """Returns the configuration of the run in ``config.init``, with every override but those of its weights.
 
     Raises:
         ConfigError: on an override of the model or the tokenizer, or of an experiment, which may set both.

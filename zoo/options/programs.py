@@ -38,7 +38,7 @@ Run = Annotated[PathText | None, option("RUN_DIR, the folder that train.py wrote
 
 
 class Places(Options):
-    """Where the data of a run lie now."""
+    """Present paths of a run's data."""
 
     path: PathText | None = option("where the data of the runs lie now, if they have moved; their content is checked")
     cache_dir: PathText | None = option("folder for token stores; null: that of training")
@@ -107,14 +107,14 @@ def read_program(
     usage: str | None,
     more: Callable[[], list[str]] = list,
 ) -> Given:
-    """The checked options of a program; ``--help`` prints them and ends it.
+    """Reads the checked options of a program; ``--help`` prints them and ends it.
 
     Args:
         program: name of a file of configs/, which has the defaults.
-        kind: of the options.
+        kind: model of the options.
         arguments: as typed, without the name of the program.
         usage: what ``--help`` prints before the options.
-        more: makes lines that it prints after them.
+        more: returns lines that it prints after them.
 
     Raises:
         ConfigError: one line about what is wrong.
@@ -131,7 +131,7 @@ def read_program(
 
 
 def compose_training(overrides: Sequence[str]) -> DictConfig:
-    """The checked configuration that train.py would have with ``overrides``.
+    """Returns the checked configuration that train.py would have with ``overrides``.
 
     Raises:
         ConfigError: one line about what is wrong.
@@ -141,10 +141,10 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
 
 
 def composed(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """All values of a composed configuration, interpolations resolved.
+    """Returns all values of a composed configuration, interpolations resolved.
 
     Raises:
-        ConfigError: on an override that cannot be, and a value that refers to what does not exist.
+        ConfigError: on an override that cannot be composed, and a value that refers to what does not exist.
     """
     config = compose_config(program, overrides)
     try:

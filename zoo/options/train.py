@@ -1,4 +1,4 @@
-"""The configuration of train.py: all groups, and what must hold between them."""
+"""Configuration of train.py: all groups, and the checks across them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 class TrainConfig(Options):
-    """All that train.py reads."""
+    """Configuration of train.py."""
 
     attention: str = option("attention of every layer that schedule.pattern calls `attention`")
     schedule: ScheduleOptions = option("which attention each layer has")
@@ -108,7 +108,7 @@ class TrainConfig(Options):
 
 
 def read_config(config: DictConfig) -> TrainConfig:
-    """The checked options of a composed configuration of train.py.
+    """Reads the checked options of a composed configuration of train.py.
 
     Raises:
         ConfigError: one line about all that is wrong.
@@ -122,7 +122,7 @@ def read_config(config: DictConfig) -> TrainConfig:
 
 
 def normalize(config: DictConfig, read: Options) -> DictConfig:
-    """A copy of ``config`` with the values of ``read`` where these differ, as 1000 for 1e3."""
+    """Returns a copy of ``config`` with the values of ``read`` where these differ, as 1000 for 1e3."""
     plain, copy = to_dict(config), config.copy()
     _take(copy, plain, read.model_dump(exclude_unset=True), "")
     return copy

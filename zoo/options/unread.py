@@ -1,27 +1,26 @@
-"""Notes on options that were typed and that nothing will read."""
+"""Notes on options that were typed and that nothing reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from omegaconf import DictConfig
 
-from zoo import mixers
-from zoo.mixers.window import WindowAttention
-from zoo.model.decoder import DecoderConfig
-from zoo.model.from_config import decoder_config
+from zoo.model.decoder import Decoder, DecoderConfig
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 
 
 def notes(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """One line on all that is not read, and one for each thing that is worth a word.
+    """Returns one line on all options that are not read, and one for each other remark.
 
     Args:
-        config: checked.
-        overrides: that were typed.
+        config: checked configuration.
+        overrides: overrides as typed.
     """
     typed = {o.lstrip("+~").partition("=")[0].partition("@")[0]: o for o in overrides}
-    built = decoder_config(config, 1)
+    built = decoder_config(Architecture.of(config), 1)
     layers = f"the layers are {', '.join(dict.fromkeys(built.layer_types))}"
     reasons = _reasons(config, config.attention in built.layer_types, layers)
     entries = {key.split(".")[1] for key in typed if key.startswith("mixers.")}
@@ -73,16 +72,17 @@ def _reference_layers(config: DictConfig) -> set[str]:
     for part in ("attention", "schedule"):
         if (value := (match.reference or {}).get(part)) is not None:
             reference.merge_with({part: value})
-    return set(decoder_config(reference, 1).layer_types)
+    return set(decoder_config(Architecture.of(reference), 1).layer_types)
 
 
 def _windows(built: DecoderConfig, length: int) -> Iterator[str]:
     """Windows that leave nothing out."""
-    for entry in dict.fromkeys(built.layer_types):
-        options = built.mixers.get(entry, {})
-        window = options.get("window", 0)
-        if mixers.get(options.get("name", entry)) is WindowAttention and window >= length:
-            yield f"mixers.{entry}.window={window} covers all {length} tokens of data.length: it trains softmax."
+    with torch.device("meta"):
+        layers = Decoder(built).layers
+    for entry, block in dict(zip(built.layer_types, layers)).items():
+        reach = block.mixer.window_reach
+        if reach is not None and reach >= length:
+            yield f"mixers.{entry}: a window of {reach} tokens covers all {length} of data.length: it trains softmax."
 
 
 def _warmup(warmup: int, steps: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The text of ``--help``: every option of a program with its default, what it means and what it takes, by group."""
+"""Text of ``--help``: every option of a program by group, with its default, meaning and type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMENT = re.compile(r"^\s*(?P<key>\w+):[^#]*(?:#\s*(?P<comment>.*\S))?\s*$")
 
 @dataclass(frozen=True)
 class Row:
-    """One option: its path, its default, what it means and what it takes."""
+    """One option in the help text: its path, default, meaning, and the values that it takes."""
 
     path: str
     default: Any
@@ -33,12 +33,12 @@ class Row:
 
 
 def option_rows(model: type[BaseModel], values: Mapping[str, Any], path: str = "") -> Iterator[Row]:
-    """Rows of all options of a model, those of the models below it included.
+    """Yields rows of all options of a model and of the models below it.
 
     Args:
-        model: of a group, or of a whole configuration.
+        model: model of a group, or of a whole configuration.
         values: defaults, as they are composed.
-        path: where the model lies, as ``optimizer``.
+        path: path of the model, as ``optimizer``.
     """
     for name, field in model.model_fields.items():
         if name not in values:
@@ -52,11 +52,11 @@ def option_rows(model: type[BaseModel], values: Mapping[str, Any], path: str = "
 
 
 def group_rows(program: str, chosen: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of the groups of configs/PROGRAM.yaml, whose files can be chosen by name.
+    """Yields rows of the groups of configs/PROGRAM.yaml, whose files can be chosen by name.
 
     Args:
         program: ``train``, ``eval``, or another file of configs/.
-        chosen: overrides that were typed, which take the place of defaults.
+        chosen: overrides as typed, which take the place of defaults.
     """
     content = yaml.safe_load((CONFIGS / f"{program}.yaml").read_text(encoding="utf-8"))
     given = dict(override.partition("=")[::2] for override in chosen)
@@ -75,13 +75,13 @@ def _group_row(group: str, default: Any) -> Row:
 
 
 def yaml_comments(file: Path) -> dict[str, str]:
-    """What a file of configs/ says behind its values, by key."""
+    """Returns the comments behind the values of a file of configs/, by key."""
     found = (COMMENT.match(line) for line in file.read_text(encoding="utf-8").splitlines())
     return {match["key"]: match["comment"] for match in found if match and match["comment"]}
 
 
 def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str, file: Path | None) -> Iterator[Row]:
-    """Rows of options that come from a signature, with the meanings of the comments of a file, if there is one."""
+    """Yields rows of options from a signature, with the meanings of the comments of a file, if there is one."""
     comments = {} if file is None else yaml_comments(file)
     for name, field in model.model_fields.items():
         if name in values:
@@ -95,7 +95,7 @@ def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str,
 
 
 def render(title: str, rows: Sequence[Row]) -> str:
-    """A group of options as text, as wide as the terminal."""
+    """Formats a group of options as text, as wide as the terminal."""
     width = min(max(shutil.get_terminal_size((110, 24)).columns, 70), 120)
     lines = textwrap.wrap(title, width)
     for row in rows:

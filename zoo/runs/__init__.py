@@ -1,1 +1,1 @@
-"""Run folders: what a run keeps, and what can be read from it."""
+"""Run folders: their content, and how it is read."""

@@ -1,4 +1,4 @@
-"""The documents that an evaluation reads: a split of the run's own data, or other local text."""
+"""Corpora of an evaluation: a split of the run's own data, or other local text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from zoo.data import DataError, Document, Source, TokenStore, token_byte_lengths, vocabulary_size
 from zoo.data.documents import SPLITS, Named, digest_documents, escape_name, source_notes
+from zoo.data.fingerprints import Stamp
 from zoo.data.sources.build import build_source
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL as WHOLE
 from zoo.data.sources.text_files import find_files
-from zoo.data.store.fingerprints import Stamp
 from zoo.runs.subject import Subject
 
 FEW = 10  # documents below which a bootstrap interval is rough
@@ -27,8 +27,10 @@ class Corpus:
     """Documents to evaluate, the first ``count`` of those in the store.
 
     Attributes:
-        name: of the data set. split: of it, ``all`` for undivided text.
-        store: tokens of all documents of the split. count: whole documents that are evaluated.
+        name: name of the data set.
+        split: split of the data set, ``all`` for undivided text.
+        store: tokens of all documents of the split.
+        count: number of whole documents that are evaluated.
         notes: sentences on files at task.path that are not read.
     """
 
@@ -45,7 +47,7 @@ class Corpus:
 
     @property
     def counts(self) -> np.ndarray:
-        """``(count, 3)``: UTF-8 bytes, words and characters of each evaluated document's original text."""
+        """UTF-8 bytes, words and characters of each evaluated document's original text, ``(count, 3)``."""
         return self.store.counts[: self.count]
 
     @property
@@ -55,29 +57,29 @@ class Corpus:
 
     @property
     def sizes(self) -> np.ndarray:
-        """``(count,)`` tokens of each evaluated document, without the document token."""
+        """Number of tokens of each evaluated document, without the document token, ``(count,)``."""
         return np.diff(self.store.offsets[: self.count + 1]) - 1
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that will be scored."""
+        """Number of tokens that will be scored."""
         return int(self.store.offsets[self.count]) - self.count
 
     def documents(self, part: slice = slice(None)) -> Iterator[np.ndarray]:
-        """Token ids of each evaluated document, or of those of ``part``, in order, without the document token."""
+        """Yields the token ids of each evaluated document, or of those of ``part``, without the document token."""
         return (self.store.document(index) for index in range(self.count)[part])
 
     def span(self, index: int, start: int, stop: int) -> np.ndarray:
-        """Tokens ``start .. stop - 1`` of a document, int64, where -1 stands for the document token in front of it."""
+        """Returns tokens ``start .. stop - 1`` of a document, int64; -1 stands for the document token before it."""
         return self.store.tokens[self.store.offsets[index] + 1 + start : self.store.offsets[index] + 1 + stop].astype(
             np.int64
         )
 
 
 def cut_parts(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
-    """Slices of consecutive documents of so many tokens: at least PART together, but for the last one; none is empty.
+    """Yields slices of consecutive documents of at least PART tokens together, the last one of the rest; none is empty.
 
-    What has been scored of one is kept when it is finished, so that an evaluation that was killed goes on from there.
+    Scores of a part are stored when it is finished, so that an evaluation that was killed resumes from there.
     """
     start, held = 0, 0
     for stop, size in enumerate(sizes, 1):
@@ -88,7 +90,7 @@ def cut_parts(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
 
 
 class LocalText:
-    """Local text, undivided, as the split ``all``; official splits (see TextSource) are kept apart."""
+    """Local text, undivided, as the split ``all``; official splits (see TextSource) stay separate."""
 
     def __init__(self, path: str, text_column: str = "text") -> None:
         self.path, self.text_column = path, text_column
@@ -100,7 +102,7 @@ class LocalText:
         self.name = escape_name(Path(path).name) or "text"
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Documents of one split in the order of file names and lines."""
+        """Yields the documents of one split in the order of file names and lines."""
         try:
             if split not in self.files.by_split:
                 raise DataError(Named("path"), f" has no files for the split {split!r}")
@@ -110,15 +112,15 @@ class LocalText:
             raise
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over the names and texts of the split."""
+        """Returns the SHA-256 over the names and texts of the split."""
         return digest_documents(self.documents(split))
 
     def stamp(self) -> Stamp:
-        """What the documents depend on; nothing is read."""
+        """Returns a digest of the options, and of path, size and times of every file; nothing is read."""
         return find_files(self.path).stamp("local", self.text_column)
 
     def describe(self) -> dict[str, str]:
-        """Official splits and files that are not read, in words."""
+        """Describes official splits and files that are not read."""
         lines = {"splits": self.files.splits_line(), "skipped": self.files.skipped_line()}
         return {name: line for name, line in lines.items() if line}
 
@@ -131,7 +133,7 @@ def open_corpus(
     max_bytes: int | None = None,
     max_documents: int | None = None,
 ) -> Corpus:
-    """The documents of a split of the run's data, or of the local text at ``path``, as tokens of the run's tokenizer.
+    """Opens the documents of a split of the run's data, or of the local text at ``path``, with the run's tokenizer.
 
     Raises:
         DataError: if the split does not exist (the message lists those that do), or a cap is below 1.
@@ -157,13 +159,13 @@ def open_corpus(
 
 
 def skipped_notes(source: Source) -> tuple[str, ...]:
-    """A sentence on files that a source of local text does not read; none if it reads all."""
+    """Returns a sentence on files that a source of local text does not read; none if it reads all."""
     skipped = source_notes(source).get("skipped")
     return (f"Of task.path, {skipped}.",) if skipped else ()
 
 
 def existing_splits(source: Source) -> list[str]:
-    """Splits of a source that hold at least one document."""
+    """Returns the splits of a source that contain at least one document."""
     existing = []
     for split in SPLITS:
         try:
@@ -175,10 +177,12 @@ def existing_splits(source: Source) -> list[str]:
 
 
 def count_documents(sizes: np.ndarray, max_bytes: int | None = None, max_documents: int | None = None) -> int:
-    """How many whole documents, from the first on, fit both caps; at least one.
+    """Counts how many whole documents, from the first on, fit both caps; at least one.
 
     Args:
-        sizes: ``(documents,)`` bytes of each.
+        sizes: ``(documents,)`` bytes of each document.
+        max_bytes: cap on the bytes together; None for none.
+        max_documents: cap on the documents; None for none.
 
     Raises:
         DataError: if a cap is below 1.
@@ -193,7 +197,7 @@ def count_documents(sizes: np.ndarray, max_bytes: int | None = None, max_documen
 
 
 def describe_corpus(subject: Subject, corpus: Corpus, path: str | None) -> dict[str, Any]:
-    """What of a protocol says which text was read, and how."""
+    """Returns the part of a protocol that says which text was read, and how."""
     return {
         "bos": "first",
         "doc": "separate",
@@ -207,7 +211,7 @@ def describe_corpus(subject: Subject, corpus: Corpus, path: str | None) -> dict[
 
 
 def corpus_warnings(subject: Subject, corpus: Corpus, documents: int, length: int) -> list[str]:
-    """Sentences on what an evaluation of so many documents, with contexts of ``length`` tokens, cannot tell."""
+    """Returns warnings on what so many documents, with contexts of ``length`` tokens, cannot show."""
     warnings = list(corpus.notes)
     trained = subject.text.keys.get(corpus.split)
     if corpus.split == "train":
@@ -224,7 +228,7 @@ def corpus_warnings(subject: Subject, corpus: Corpus, documents: int, length: in
 
 
 def token_bytes(subject: Subject) -> tuple[np.ndarray, list[str]]:
-    """Bytes of each token id, and no warning; zeros and a warning where a tokenizer's tokens have no fixed bytes."""
+    """Returns the bytes of each token id, and warnings; zeros and a warning where tokens have no fixed bytes."""
     try:
         return token_byte_lengths(subject.tokenizer), []
     except DataError as error:

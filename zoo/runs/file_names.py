@@ -1,4 +1,4 @@
-"""Names of result files: what differs from a task's defaults is in them, so that no result replaces another."""
+"""Names of result files: differences from a task's defaults are in them, so that no result replaces another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.plugins import config_files
 
 
 def task_defaults(name: str) -> dict[str, Any]:
-    """Options of the task's YAML file, with those of the files that it is made of; none if it has no file."""
+    """Returns the options of the task's YAML file, with those of the files that it includes; none if it has no file."""
     file = config_files("task").get(name)
     if file is None:
         return {}
@@ -27,17 +27,17 @@ def task_defaults(name: str) -> dict[str, Any]:
 
 
 def join_name(parts: Iterable[str]) -> str:
-    """Parts with hyphens between them, as a file name."""
+    """Joins parts with hyphens to a file name."""
     return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
 def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """``NAMEvalue`` for every option that is not the default."""
+    """Returns ``NAMEvalue`` for every option that is not the default."""
     return [f"{name}{plain(value)}" for name, value in options.items() if plain(value) != plain(defaults.get(name))]
 
 
 def plain(value: Any) -> str:
-    """A value without any punctuation but that of numbers and words."""
+    """Formats a value without any punctuation but that of numbers and words."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -46,5 +46,5 @@ def plain(value: Any) -> str:
 
 
 def path_part(path: str) -> str:
-    """``path`` and some digits that tell where it is: paths that end alike have different ones."""
+    """Returns the name of ``path`` and some digits of a hash: paths that end alike have different ones."""
     return "path" + hashlib.sha256(os.fsencode(expand(path).resolve())).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Opening a run folder: its configuration, decoder and tokenizer, checked to belong together."""
+"""Opening of a run folder: configuration, decoder and tokenizer, checked to belong together."""
 
 from __future__ import annotations
 
@@ -30,9 +30,15 @@ class OpenedRun:
     """A run that can be evaluated.
 
     Attributes:
-        folder: the run folder. checkpoint: name of the checkpoint; file: where it lies; sha256: of it, as it was read.
-        trained: what the checkpoint says of its training.
-        out: where results go; None for RUN_DIR/eval.
+        folder: the run folder.
+        checkpoint: name of the checkpoint.
+        file: file of the checkpoint.
+        config: configuration of the run.
+        decoder: the decoder.
+        tokenizer: its tokenizer.
+        trained: metadata of the training in the checkpoint.
+        sha256: hash of the checkpoint file as it was read.
+        out: folder of results; None for RUN_DIR/eval.
     """
 
     folder: Path
@@ -47,22 +53,22 @@ class OpenedRun:
 
     @property
     def results(self) -> Path:
-        """Folder of result files, pictures and finished cells."""
+        """Folder of result files, plots and finished cells."""
         return self.out or self.folder / RESULTS
 
     @property
     def document_token(self) -> int:
-        """The token that stands before every document."""
+        """Id of the token that stands before every document."""
         return self.subject.document_token
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is."""
+        """Device of the decoder."""
         return self.subject.device
 
     @property
     def subject(self) -> Subject:
-        """What a task is told of the run."""
+        """Model, tokenizer and text of the run, as a task sees them."""
         data, trained = self.config.data, self.trained
         text = OwnText(str(data.get("name", "data")), to_dict(data.source), data.cache_dir, trained.data)
         return Subject(self.decoder, self.tokenizer, trained.train_length, text, bool(trained.recall))
@@ -75,18 +81,19 @@ def open_run(
     data_path: str | None = None,
     cache_dir: str | None = None,
 ) -> OpenedRun:
-    """The run in folder ``run``, with the checkpoint ``last``, ``best`` or ``step-N``.
+    """Opens the run in folder ``run``, with the checkpoint ``last``, ``best`` or ``step-N``.
 
     Args:
         run: the folder.
-        checkpoint: its name.
-        device: where the decoder is put.
-        data_path: where the run's data lie now, if they have moved; their content is checked.
+        checkpoint: name of the checkpoint.
+        device: device of the decoder.
+        data_path: present path of the run's data, if they have moved; their content is checked.
         cache_dir: folder for token stores, in place of that of training.
 
     Raises:
-        ConfigError: if no run is given, or the folder is not one. CheckpointError: if the checkpoint is missing,
-        damaged, or of another tokenizer. DataError: if the tokenizer cannot be read.
+        ConfigError: if no run is given, or the folder is not one.
+        CheckpointError: if the checkpoint is missing, damaged, or of another tokenizer.
+        DataError: if the tokenizer cannot be read.
     """
     if not run:
         raise ConfigError("run is not set: expected the folder that train.py wrote, as in run=RUN_DIR.")
@@ -122,7 +129,7 @@ def _check_tokenizer(
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**22):

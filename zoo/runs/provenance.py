@@ -1,4 +1,4 @@
-"""The parts of a result file that say which run, model and tokenizer it is about."""
+"""Sections of a result file that identify the run, the model and the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.runs.loaded_run import OpenedRun, file_sha256
 
 
 def describe_run(run: OpenedRun, seed: int) -> dict[str, Any]:
-    """Section "run": where and how the numbers were made."""
+    """Returns the section "run": where and how the numbers were made."""
     return {
         "id": run.folder.resolve().name,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -35,7 +35,7 @@ def describe_run(run: OpenedRun, seed: int) -> dict[str, Any]:
 
 
 def describe_model(run: OpenedRun, lengths: list[int]) -> dict[str, Any]:
-    """Section "model"; what a sequence keeps for decoding is given at each of ``lengths`` tokens."""
+    """Returns the section "model", with the bytes of the cache of a sequence at each of ``lengths`` tokens."""
     decoder = run.decoder
     embeddings = {id(p): p.numel() for p in (decoder.embedding.weight, decoder.head.weight)}
     parameters = sum(p.numel() for p in decoder.parameters())
@@ -59,7 +59,7 @@ def describe_model(run: OpenedRun, lengths: list[int]) -> dict[str, Any]:
 
 
 def describe_tokenizer(run: OpenedRun, bytes_per_token: float | None) -> dict[str, Any]:
-    """Section "tokenizer"; ``bytes_per_token`` is measured on the evaluated text."""
+    """Returns the section "tokenizer"; ``bytes_per_token`` is measured on the evaluated text."""
     return {
         "name": OmegaConf.select(run.config, "tokenizer.id") or OmegaConf.select(run.config, "tokenizer.kind"),
         "sha": run.trained.tokenizer,
@@ -69,7 +69,7 @@ def describe_tokenizer(run: OpenedRun, bytes_per_token: float | None) -> dict[st
 
 
 def split_cache_bytes(decoder: Decoder, length: int) -> tuple[int, int]:
-    """Bytes that decoding keeps at ``length`` tokens: what does not grow any more, and what grows with the text."""
+    """Bytes of the caches at ``length`` tokens: those that no longer grow, and those that grow with the text."""
     dtype = decoder.head.weight.dtype
     here, there = (decoder.cost(context, dtype).cache_bytes for context in (length, 2 * length))
     growing = there - here
@@ -77,7 +77,7 @@ def split_cache_bytes(decoder: Decoder, length: int) -> tuple[int, int]:
 
 
 def layer_pattern(layers: list[str]) -> str:
-    """Layers as a schedule pattern, equal neighbors counted: ``7xlightning+softmax``."""
+    """Formats layers as a schedule pattern, equal neighbors counted: ``7xlightning+softmax``."""
     runs = [(name, len(list(group))) for name, group in groupby(layers)]
     return "+".join(name if count == 1 else f"{count}x{name}" for name, count in runs)
 

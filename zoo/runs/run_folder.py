@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, and what it keeps beside checkpoints and metrics."""
+"""Folder of a run: its lock, and its files beside checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DESCRIPTION = ("config.yaml", "environment.json", "git.json", "git.diff", "data.
 
 
 class RunFolder:
-    """A run's folder. One process (with its own children) may write to it at a time."""
+    """Folder of a run, which one process (with its own children) may write to at a time."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -51,22 +51,24 @@ class RunFolder:
         self._lock = FileLock(self.path / ".lock")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, option: str = "hydra.run.dir") -> Iterator[None]:
         """Have the folder to this process; the lock also ends with the process, however it ends.
+
+        Args:
+            option: that says which folder, for errors.
 
         Raises:
             ConfigError: if another process has it.
         """
         owner = self.path / ".owner"
-        with writing(self.path, "Set hydra.run.dir to a folder that can be written to; eval.py has out="):
+        with writing(self.path, f"Set {option} to a folder that can be written to; eval.py has out="):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 who = owner.read_text() if owner.is_file() else "unknown"
                 raise ConfigError(
-                    f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another "
-                    "hydra.run.dir."
+                    f"{self.path} is in use by another process ({who}): wait for it, stop it, or set another {option}."
                 ) from None
             owner.write_text(f"process {os.getpid()} on {platform.node()}")
         try:
@@ -77,9 +79,9 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, new: bool, trained: Callable[[], bool]) -> Iterator[None]:
-        """Have the folder to this process, for a new run or for the one that is in it.
+        """Context manager that locks the folder, for a new run or for the one that is in it.
 
-        A new run that is refused before it has ``trained`` takes with it what it had written.
+        A new run that is refused before it has ``trained`` removes what it had written.
 
         Raises:
             ConfigError: if another process has the folder, or a new run finds one in it.
@@ -106,15 +108,15 @@ class RunFolder:
                 self.path.parent.rmdir()
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Returns whether there is a checkpoint to resume from."""
         return any(self.checkpoints.glob("*.ckpt"))
 
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
+        """Returns whether a run was started here."""
         return (self.path / "config.yaml").exists() or self.has_checkpoint()
 
     def refuse_if_used(self) -> None:
-        """A new run must not overwrite an old one.
+        """Refuses a folder with a run, which a new run would overwrite.
 
         Raises:
             ConfigError: if the folder holds a run.
@@ -126,7 +128,7 @@ class RunFolder:
             )
 
     def describe(self, config: DictConfig) -> None:
-        """Write the resolved configuration, the environment and the state of the source code."""
+        """Writes the resolved configuration, the environment and the state of the source code."""
         self.write_config(config)
         write_json(self.path / "environment.json", environment())
         state, difference = git_state(Path(__file__).resolve().parents[2])
@@ -135,17 +137,17 @@ class RunFolder:
             replace_text(self.path / "git.diff", difference)
 
     def write_config(self, config: DictConfig) -> None:
-        """Write the resolved configuration, which is all that a run needs to start again."""
+        """Writes the resolved configuration, which is all that a run needs to start again."""
         replace_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one piece."""
+    """Writes a JSON file atomically."""
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and command of this process."""
+    """Returns versions, hardware and command of this process."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -168,7 +170,7 @@ def _version(name: str) -> str | None:
 
 
 def git_state(folder: Path) -> tuple[dict[str, Any], str]:
-    """Commit, branch and whether files differ from it, and the difference itself (at most 1 MB)."""
+    """Returns commit, branch and whether files differ from it, and the difference itself (at most 1 MB)."""
 
     def git(*arguments: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""What an evaluation asks: a model with its tokenizer, and the text that it was trained on."""
+"""Subject of an evaluation: a model with its tokenizer, and the text that it was trained on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnText:
-    """The data that a model was trained on, and where token stores are kept.
+    """Data that a model was trained on, and the folder of token stores.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         source: options of the source, see :func:`zoo.data.sources.build.build_source`.
         cache_dir: folder for token stores and samples.
-        keys: that of the token store of each split, as training left it.
+        keys: key of the token store of each split in training.
     """
 
     name: str
@@ -33,13 +33,13 @@ class OwnText:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is asked, and all that a task may know of it.
+    """Model under evaluation, with everything that a task may know of it.
 
     Attributes:
         decoder: the model.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         train_length: tokens of a sequence in training.
-        text: that the model was trained on.
+        text: data that the model was trained on.
         recall: whether recall tasks were part of the training.
     """
 
@@ -51,12 +51,12 @@ class Subject:
 
     @property
     def document_token(self) -> int:
-        """The token that stands before every document."""
+        """Id of the token that stands before every document."""
         token = self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is."""
+        """Device of the decoder."""
         return self.decoder.head.weight.device

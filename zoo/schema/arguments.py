@@ -15,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo
 from zoo.config import ConfigError
 from zoo.paths import PathName, expand
 from zoo.plugins import KEY, import_typed, read_names
-from zoo.schema.base import Options, PictureFormat, is_union, option
-from zoo.schema.messages import describe, show, unknown
+from zoo.schema.base import Options, PictureFormat, option
+from zoo.schema.messages import describe, is_union, show, unknown
 
 HELP = ("-h", "--help")
 COLUMN, WIDTH = 34, 120  # of the meanings in the text of --help, and of its lines
@@ -82,14 +82,14 @@ def read_arguments(
     rest: str | None = None,
     roots: Collection[str] = (),
 ) -> tuple[Given, list[str]]:
-    """The options that ``arguments`` give over their defaults, and all other arguments; ``--help`` ends the program.
+    """Reads the options that ``arguments`` set, and all other arguments; ``--help`` ends the program.
 
     Args:
-        kind: of the options.
+        kind: model of the options.
         arguments: as typed, without the name of the program.
         usage: what ``--help`` prints before the options, the docstring of the script.
-        rest: what the other arguments are, as ``RUN_DIR``; None where there are none.
-        roots: first parts of the keys of another program's options, which are taken too.
+        rest: name of the other arguments, as ``RUN_DIR``; None where there are none.
+        roots: first parts of the keys of another program's options, which are accepted too.
 
     Raises:
         ConfigError: on an unknown option, or a value that is not of its type or out of range.
@@ -118,7 +118,7 @@ def read_arguments(
 
 
 def help_text(kind: type[Arguments], usage: str | None) -> str:
-    """The usage, then a line for each option: its default, what it means and what it takes."""
+    """Returns the usage, then a line for each option: its default, meaning, and the values that it takes."""
     defaults = {name: _typed(field.default) for name, field in kind.model_fields.items()}
     return "\n".join([(usage or "").strip(), "", "Options:", "", *option_lines(kind, defaults)])
 
@@ -131,12 +131,12 @@ def _typed(value: Any) -> str:
 
 
 def option_lines(kind: type[Options], defaults: Mapping[str, Any], path: str = "") -> list[str]:
-    """Lines about each option: its default, what it means, and what it takes.
+    """Returns lines about each option: its default, meaning, and the values that it takes.
 
     Args:
-        kind: of the options.
-        defaults: by name.
-        path: what stands before each name, as ``task.``.
+        kind: model of the options.
+        defaults: defaults by name.
+        path: prefix of each name, as ``task.``.
     """
     lines: list[str] = []
     for name, field in kind.model_fields.items():

@@ -1,7 +1,7 @@
-"""What every group of options shares: strict types, options with a meaning, and models made from signatures.
+"""Base of all groups of options: strict types, options with a meaning, and models made from signatures.
 
 Values come from YAML or from Hydra's grammar, so that their types are known: a word is no number and ``true`` no count.
-Two spellings are taken as they are meant: a whole number may be written as ``1e3``, a name may be a number.
+Two spellings are converted: an integer may be written as ``1e3``, a name may be a number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from zoo.config import ConfigError
 from zoo.paths import PathName
+from zoo.schema.messages import explain, is_union
 
 
 def _whole(value: Any) -> Any:
@@ -44,34 +45,32 @@ FORMATS = "of pictures, as [png,svg,pdf]; pages in Markdown show the first"  # w
 
 
 def option(meaning: str, *, default: Any = ..., **bounds: Any) -> Any:
-    """Declare an option of a group.
+    """Declares an option of a group.
 
     Args:
         meaning: what it is, its unit included, a phrase that help and errors print.
-        default: only for what earlier versions did not have; all other defaults are in configs/.
+        default: only for options that earlier versions did not have; all other defaults are in configs/.
         bounds: ``ge``, ``gt``, ``le``, ``lt``, ``min_length`` and ``discriminator`` of pydantic's Field.
     """
     return Field(default, description=meaning, **bounds)
 
 
 class Options(BaseModel):
-    """A group of options: unknown keys, values of other types, infinite ones and those outside a range are refused."""
+    """Base of groups of options, which refuse unknown keys, other types, infinite values and those outside a range."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
     @classmethod
     def read(cls, node: Mapping[str, Any], path: str = "") -> Self:
-        """Checked options of ``node``.
+        """Checks the options of ``node``.
 
         Args:
             node: plain values by name.
-            path: where the node lies, as ``optimizer``, for messages.
+            path: path of the node, as ``optimizer``, for messages.
 
         Raises:
             ConfigError: one line that names the options, their values and what was expected.
         """
-        from zoo.schema.messages import explain
-
         try:
             return cls.model_validate(dict(node))
         except ValidationError as error:
@@ -87,12 +86,12 @@ def model_of_signature(
     left_out: Collection[str] = (),
     base: type[OptionsType] = Options,  # type: ignore[assignment]
 ) -> type[OptionsType]:
-    """Options that are the keywords of a function or a class, with the types and defaults of its annotations.
+    """Makes an options model of the keywords of a function or a class, with the types and defaults of its annotations.
 
     Args:
-        function: whose parameters are read.
-        name: of the model.
-        left_out: parameters that are no options.
+        function: function or class whose parameters are read.
+        name: name of the model.
+        left_out: parameters that are not options.
         base: model that has more options.
     """
     target = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
@@ -119,7 +118,7 @@ def _hints(function: Any, names: Collection[str]) -> dict[str, Any]:
 
 
 def lenient(hint: Any) -> Any:
-    """An annotation of plain types in which whole numbers may be written as ``1e3``."""
+    """Returns an annotation of plain types in which integers may be written as ``1e3``."""
     if hint is int:
         return Whole
     if get_origin(hint) is Annotated:
@@ -131,8 +130,3 @@ def lenient(hint: Any) -> Any:
     if get_origin(hint) is list:
         return list[lenient(get_args(hint)[0])]  # type: ignore[misc]
     return hint
-
-
-def is_union(hint: Any) -> bool:
-    """Whether an annotation is ``A | B``."""
-    return str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>")

@@ -1,4 +1,4 @@
-"""Errors of options as one line: the option, its value, what was expected, and what it means."""
+"""Errors of options in one line: the option, its value, what was expected, and what it means."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from zoo.schema.base import is_union
-
 SHOWN = 3  # problems that one line names
 LONGEST = 80  # characters of a value
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def explain(model: type[BaseModel], node: Mapping[str, Any], error: ValidationError, path: str = "") -> str:
-    """All that is wrong with ``node`` in one line.
+    """Explains all that is wrong with ``node`` in one line.
 
     Args:
-        model: that refused it.
+        model: model that refused it.
         node: the values.
-        error: pydantic's.
-        path: where the node lies, as ``optimizer``.
+        error: pydantic's error.
+        path: path of the node, as ``optimizer``.
     """
     found: dict[str, str] = {}
     for one in error.errors(include_url=False):
@@ -41,7 +39,7 @@ def explain(model: type[BaseModel], node: Mapping[str, Any], error: ValidationEr
 
 
 def sentence(text: str) -> str:
-    """Text with one mark at its end."""
+    """Returns text with one punctuation mark at its end."""
     return text if text.endswith(("?", ".")) else f"{text}."
 
 
@@ -78,7 +76,7 @@ def _join(path: str, name: str) -> str:
 
 
 def model_below(hint: Any, value: Any = None) -> type[BaseModel] | None:
-    """The model that an annotation holds; of several, the one whose ``Literal`` fields have the values of ``value``."""
+    """Returns the model in an annotation; of several, the one whose ``Literal`` fields have the values of ``value``."""
     found = list(models_below(hint))
     if len(found) < 2 or not isinstance(value, Mapping):
         return _chosen(found[0], value) if found else None
@@ -96,7 +94,7 @@ def _chosen(model: type[BaseModel], value: Any) -> type[BaseModel]:
 
 
 def models_below(hint: Any) -> Iterable[type[BaseModel]]:
-    """All models that an annotation holds."""
+    """Yields all options models in an annotation."""
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         yield hint
     elif is_union(hint) or get_origin(hint) is Annotated:
@@ -104,14 +102,19 @@ def models_below(hint: Any) -> Iterable[type[BaseModel]]:
             yield from models_below(part)
 
 
+def is_union(hint: Any) -> bool:
+    """Returns whether an annotation is ``A | B``."""
+    return str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>")
+
+
 def expectation(field: FieldInfo) -> str:
-    """What an option takes and what it means, as ``a number > 0 (learning rate)``."""
+    """Describes the values of an option and its meaning, as ``a number > 0 (learning rate)``."""
     meaning = f" ({field.description})" if field.description else ""
     return describe(field) + meaning
 
 
 def describe(field: FieldInfo) -> str:
-    """What an option takes, as ``a whole number >= 1, or null``."""
+    """Describes the values of an option, as ``a whole number >= 1, or null``."""
     return _describe(field.annotation, field.metadata)
 
 
@@ -150,13 +153,16 @@ def _range(metadata: Sequence[Any]) -> str:
 
 
 def unknown(path: str, known: Iterable[str], parent: str = "") -> str:
-    """Line about an option that does not exist; ``known`` are those of ``parent`` by their own names."""
+    """Returns the error of an option that does not exist; ``known`` are those of ``parent`` by their own names."""
     names = [_join(parent, name) for name in known]
     return f"{path}: unknown option; {suggest(path, names)}"
 
 
 def suggest(given: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
-    """``did you mean X?``, or all of ``known``; ``others`` may be meant too. Of paths the last parts are compared."""
+    """Returns ``did you mean X?``, or all of ``known``; of paths the last parts are compared.
+
+    ``others`` may be meant, too.
+    """
     near = list(known)
     for names in (near, list(others)):
         ends = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -173,7 +179,7 @@ def _longer(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def show(value: Any) -> str:
-    """A value as YAML would write it, cut where it is long."""
+    """Formats a value as YAML would, cut where it is long."""
     if value is None:
         text = "null"
     elif isinstance(value, bool):

@@ -1,1 +1,1 @@
-"""Comparisons that are fair: matched sizes, sweeps that can be stopped, and their report."""
+"""Sweeps: fair comparisons of matched models, which can be interrupted and resumed, and their report."""

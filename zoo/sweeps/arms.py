@@ -1,4 +1,4 @@
-"""The arms of a sweep: overrides with a name, listed or made by a rule from the configuration they start from."""
+"""Arms of a sweep: named overrides, listed or made by a rule from a base configuration."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from zoo import mixers
-from zoo.config import ConfigError, to_dict
-from zoo.model.schedule import DEFAULT, expand_schedule
+from zoo.config import ConfigError
+from zoo.model.from_config import Architecture
+from zoo.model.schedule import DEFAULT
 from zoo.options.groups.sweep import RuleName
 
 LENGTHS = (128, 256, 512, 1024)
@@ -21,7 +20,7 @@ EXACT = "softmax"
 
 @dataclass(frozen=True)
 class Arm:
-    """What one column of the comparison changes. The name is also that of its folder."""
+    """One value of the sweep's axis: the overrides that make it, and a name that is also that of its folder."""
 
     name: str
     overrides: tuple[str, ...]
@@ -34,18 +33,13 @@ class Arm:
 Rule = Callable[[DictConfig, str, "Sequence[str] | None"], list[Arm]]
 
 
-def parse(overrides: Iterable[str]) -> list[Override]:
-    """Overrides as Hydra's grammar reads them."""
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
-
-
 def override_name(override: str) -> str:
-    """What an override sets, as ``data.recall`` for ``+data/recall=mix``."""
+    """Returns the key of an override, as ``data.recall`` for ``+data/recall=mix``."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def merge(*groups: Iterable[str]) -> list[str]:
-    """All overrides, of those that set the same only the last."""
+    """Merges overrides; of those with the same key only the last counts."""
     found: dict[str, str] = {}
     for override in (o for group in groups for o in group):
         found.pop(override_name(override), None)
@@ -54,18 +48,18 @@ def merge(*groups: Iterable[str]) -> list[str]:
 
 
 def without_replaced(own: Iterable[str], given: Iterable[str]) -> list[str]:
-    """``own`` overrides, but for those whose value or group (as model.depth by model=125m) is ``given``."""
+    """Returns the overrides ``own`` whose value or group (as model.depth by model=125m) is not ``given``."""
     names = [override_name(override) for override in given]
     return [o for o in own if not any(override_name(o) == n or override_name(o).startswith(f"{n}.") for n in names)]
 
 
 def folder_name(value: str) -> str:
-    """A name for a value of an axis: ``0:softmax`` becomes ``0-softmax``."""
+    """Makes the name of a folder from a value of an axis: ``0:softmax`` becomes ``0-softmax``."""
     return re.sub(r"[^\w+.-]+", "_", value.strip("'\"").replace(":", "-")).strip("_") or "none"
 
 
 def listed_arms(arms: Sequence[Arm], key: str, values: Sequence[str] | None) -> list[Arm]:
-    """``arms``, or those for ``values`` of the axis; a value that is all that one of ``arms`` sets keeps its name."""
+    """Returns ``arms``, or arms for ``values`` of the axis; a value that one of ``arms`` sets alone has its name."""
     if values is None:
         return list(arms)
     known = {arm.overrides: arm for arm in reversed(arms)}
@@ -73,20 +67,20 @@ def listed_arms(arms: Sequence[Arm], key: str, values: Sequence[str] | None) -> 
 
 
 def kv_heads(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
-    """Every number of key and value heads that divides ``model.heads``, all heads first."""
+    """Rule with an arm for every number of key and value heads that divides ``model.heads``, all heads first."""
     heads = int(base.model.heads)
     chosen = values or [str(n) for n in range(heads, 0, -1) if heads % n == 0]
     return [Arm(f"kv{folder_name(n)}", (f"{key}={n}",)) for n in chosen]
 
 
 def all_mixers(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
-    """Every registered attention, exact softmax first."""
+    """Rule with an arm for every registered attention, exact softmax first."""
     names = sorted(mixers.names(), key=lambda name: (name != EXACT, name))
     return [Arm(folder_name(name), (f"{key}={name}",)) for name in values or names]
 
 
 def lengths(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
-    """Lengths of sequences with as many of them per step as keep the tokens per step.
+    """Rule with an arm for every sequence length, at the same number of tokens per step.
 
     Raises:
         ConfigError: if a length does not divide the tokens of a step.
@@ -104,14 +98,14 @@ def lengths(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Ar
 
 
 def leave_one_out(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
-    """The schedule as it is, then with each layer that is not the default attention replaced by it.
+    """Rule with the schedule as it is, then with each layer of another attention replaced by the default one.
 
     Raises:
         ConfigError: if every layer has the default attention already.
     """
     if values is not None:
         return listed_arms([], key, values)
-    own = layer_names(base)
+    own = Architecture.of(base).layers
     places = [i for i, name in enumerate(own) if name != base.attention]
     if not places:
         raise ConfigError(
@@ -124,7 +118,7 @@ def leave_one_out(base: DictConfig, key: str, values: Sequence[str] | None) -> l
 
 
 def one_layer(base: DictConfig, key: str, values: Sequence[str] | None) -> list[Arm]:
-    """The default attention everywhere, then with one exact layer at each depth."""
+    """Rule with the default attention everywhere, then with one exact layer at each depth."""
     if values is not None:
         return listed_arms([], key, values)
     depth = int(base.model.depth)
@@ -132,12 +126,6 @@ def one_layer(base: DictConfig, key: str, values: Sequence[str] | None) -> list[
     plain = ("schedule.pattern=attention", f"{key}=null")
     patched = (Arm(f"only{i:0{digits}}", (plain[0], f"{key}='{i}:{EXACT}'")) for i in range(depth))
     return [Arm("none", plain), *patched]
-
-
-def layer_names(base: DictConfig) -> list[str]:
-    """The attention of every layer."""
-    known = {*mixers.names(), *to_dict(base.mixers)}
-    return expand_schedule(base.schedule.pattern, int(base.model.depth), base.attention, known, base.schedule.patch)
 
 
 RULES: dict[RuleName, Rule] = {

@@ -5,22 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from zoo.config import CONFIGS, ConfigError, to_dict
+from zoo.config import ConfigError, to_dict
+from zoo.model.from_config import Architecture
 from zoo.options.budget import step_budget
-from zoo.options.choices import choices, register_choices
+from zoo.options.choices import choices
+from zoo.options.composing import compose_config
 from zoo.options.groups.sweep import SweepOptions
 from zoo.paths import MULTIRUN, command
 from zoo.plugins import imported_plugins
-from zoo.sweeps.arms import RULES, Arm, layer_names, listed_arms, merge, override_name, without_replaced
+from zoo.sweeps.arms import RULES, Arm, listed_arms, merge, override_name, without_replaced
 from zoo.sweeps.evaluations import EvalTask, give_options
 from zoo.sweeps.given import Given
 from zoo.sweeps.ledger import config_key, now
@@ -28,7 +27,6 @@ from zoo.sweeps.ledger import config_key, now
 SHOWS = ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 SCHEMA = "zoo-sweep/1"
 REFERENCE = "match.reference"
-SIZED = ("attention", "schedule", "model", "mixers")  # parts of a configuration that costs depend on
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
         ConfigError: on anything that cannot be composed; no run has been started then.
     """
     given = Given(arguments)
-    options = to_dict(compose_config(given.sweep).sweep)
+    options = to_dict(compose_config("train", given.sweep).sweep)
     key = options["axis"]["key"]
     if key is None:
         raise ConfigError(
@@ -117,11 +115,11 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     given.check(key)
     seeds, tasks = _seeds(given.values.get("seed") or options["seeds"]), _tasks(options["tasks"], given.task)
     common = merge(without_replaced(options["overrides"], given.common), given.common)
-    base = compose_config(merge(common, [f"match={_match(options)}"], given.common))
+    base = compose_config("train", merge(common, [f"match={_match(options)}"], given.common))
     arms = _arms(options, base, given.values.get(key))
     reference = _reference(options, arms, given)
     common = merge(common, without_replaced([f"match={_match(options)}"], given.common))
-    composed = {arm.name: compose_config(merge(common, arm.overrides)) for arm in arms}
+    composed = {arm.name: _compose_arm(arm, common) for arm in arms}
     sizes = _reference_sizes(composed, reference, given.common)
     common = merge(common, [f"++{path}={_quoted(value)}" for path, value in sizes.items()])
     settled = {arm.name: _settled(arm, common, composed[arm.name], sizes) for arm in arms}
@@ -132,15 +130,11 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     return Plan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
 
 
-def compose_config(overrides: Sequence[str], program: str = "train") -> DictConfig:
-    """The configuration of train.py, or eval.py, with ``overrides``; ConfigError if there is none."""
-    register_choices(overrides)
+def _compose_arm(arm: Arm, common: Sequence[str]) -> DictConfig:
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose(program, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        line = command("python", f"{program}.py", *overrides)
-        raise ConfigError(f"{line} cannot be composed: {error}") from error
+        return compose_config("train", merge(common, arm.overrides))
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm.name}: {error}") from error
 
 
 def _arms(options: dict[str, Any], base: DictConfig, values: Sequence[str] | None) -> list[Arm]:
@@ -175,7 +169,7 @@ def _reference_sizes(composed: Mapping[str, DictConfig], reference: str, given: 
     """The reference arm's values of all in which an arm's sizes differ from its, by path below ``match.reference``."""
     if composed[reference].match.quantity is None:
         return {}
-    sizes = {name: dict(_values({part: to_dict(config)[part] for part in SIZED})) for name, config in composed.items()}
+    sizes = {name: dict(_values(asdict(Architecture.of(config)))) for name, config in composed.items()}
     own, missing = sizes[reference], object()
     differ = [name for name in own if any(other.get(name, missing) != own[name] for other in sizes.values())]
     names = dict.fromkeys(("attention", "schedule.pattern", "schedule.patch", *differ))
@@ -190,7 +184,7 @@ def _sets_reference(override: str) -> bool:
 def _settled(arm: Arm, common: Sequence[str], composed: DictConfig, sizes: Mapping[str, Any]) -> DictConfig:
     """The configuration of an arm with the sizes of the reference, as its overrides and ``common`` give it."""
     if any(map(_sets_reference, arm.overrides)):  # which come after those sizes
-        return compose_config(merge(common, arm.overrides))
+        return _compose_arm(arm, common)
     config = composed.copy()
     for path, value in sizes.items():
         OmegaConf.update(config, path, value, force_add=True)
@@ -241,9 +235,9 @@ def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask
             raise ConfigError(f"sweep.tasks has {name!r}: expected names of configs/task: {', '.join(known)}.")
         made.append(EvalTask(name, () if isinstance(entry, str) else tuple(entry.get("overrides") or ())))
     names = dict.fromkeys(task.name for task in made) if given else ()
-    tasks = give_options(made, given, {name: list(compose_config([f"task={name}"], "eval").task) for name in names})
+    tasks = give_options(made, given, {name: list(EvalTask(name).compose().task) for name in names})
     for task in tasks:
-        compose_config([f"task={task.name}", *task.overrides], "eval")  # says early what cannot be
+        task.compose()  # says early what cannot be
     return tasks
 
 
@@ -260,7 +254,7 @@ def _refuse_twins(runs: Sequence[Run]) -> None:
     for run in runs:
         plain, layers = run.config.copy(), []
         with suppress(ValueError):  # what cannot be built fails by itself, and says why
-            layers = layer_names(run.config)
+            layers = Architecture.of(run.config).layers
             plain.schedule, plain.attention = {"pattern": "+".join(layers)}, None
         if (twin := first.setdefault(config_key(plain), run)) is not run:
             same = "configuration" if twin.key == run.key else f"layers ({' '.join(layers)}), all else being equal"

@@ -11,15 +11,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from zoo.config import ConfigError
 from zoo.paths import program_command, split_command
 from zoo.runs.run_folder import RunFolder, write_json
-from zoo.sweeps.compose import EvalTask, Plan, Run, read_plan
+from zoo.sweeps.compose import Plan, Run, read_plan
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.launch import LOG, Job, Launcher, LocalLauncher, visible_devices
 from zoo.sweeps.ledger import Entry, Ledger, Status
 from zoo.sweeps.preflight import prepare
@@ -40,11 +40,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     """
     plan = prepare(read_plan(arguments))
     launcher = build_launcher(plan)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(RunFolder(plan.folder).locked())
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("hydra.run.dir", "hydra.sweep.dir")) from None
+    with RunFolder(plan.folder).locked("hydra.sweep.dir"):
         write_json(plan.folder / "sweep.json", plan.describe())
         driver = Driver(plan, launcher)
         with listening(driver):

@@ -1,4 +1,4 @@
-"""The evaluations of a sweep, and their options from the command line."""
+"""Evaluations of a sweep, and their options from the command line."""
 
 from __future__ import annotations
 
@@ -6,30 +6,46 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 from zoo.config import ConfigError
+from zoo.options.composing import compose_config
 from zoo.sweeps.arms import merge
 
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A task of eval.py and its overrides."""
+    """Task of eval.py and its overrides."""
 
     name: str
     overrides: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """The task as it would be typed."""
+        """The task as it would be typed on the command line."""
         return " ".join([self.name, *self.overrides])
+
+    def compose(self) -> DictConfig:
+        """The configuration of eval.py.
+
+        Raises:
+            ConfigError: if the task has no such options, or not such values.
+        """
+        try:
+            return compose_config("eval", [f"task={self.name}", *self.overrides])
+        except ConfigError as error:
+            raise ConfigError(f"task={self.name}: {error}") from error
 
 
 def give_options(
     tasks: Sequence[EvalTask], given: Sequence[str], options: Mapping[str, Sequence[str]]
 ) -> list[EvalTask]:
-    """The tasks with ``task.OPTION=...`` for all that have the option, and ``task.members.NAME.OPTION=...`` for one.
+    """Adds ``task.OPTION=...`` to all tasks that have the option, and ``task.members.NAME.OPTION=...`` to one.
 
     Args:
-        options: names of those of each task, where options are given.
+        tasks: the tasks.
+        given: overrides of options of tasks.
+        options: names of the options of each task, where options are given.
 
     Raises:
         ConfigError: if no task has an option.

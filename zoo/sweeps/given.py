@@ -1,4 +1,4 @@
-"""What was typed on the command line of a sweep, sorted by what it is for."""
+"""Arguments of a sweep's command line, sorted by their purpose."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from zoo.config import ConfigError
+from zoo.options.composing import parse_overrides
 from zoo.paths import MULTIRUN, take_paths
-from zoo.sweeps.arms import override_name, parse
+from zoo.sweeps.arms import override_name
 
 
 class Given:
-    """What was typed: ``sweep`` for the sweep, ``task`` for evaluations, ``values`` with lists, ``common`` for arms."""
+    """Arguments of a sweep's command line.
+
+    Attributes:
+        sweep: overrides of the sweep.
+        task: overrides of evaluations.
+        values: keys with lists of values.
+        common: overrides of all arms.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         flags = [a for a in arguments if a.startswith("-")]
@@ -26,11 +33,7 @@ class Given:
         self.common: list[str] = []
         self.values: dict[str, list[str]] = {}
         self.folder: str | None = None
-        try:
-            overrides = parse(a for a in take_paths(arguments) if a not in MULTIRUN)
-        except HydraException as error:
-            raise ConfigError(str(error)) from error
-        for override in overrides:
+        for override in parse_overrides([a for a in take_paths(arguments) if a not in MULTIRUN]):
             self._sort(override, override_name(override.input_line or ""))
 
     def _sort(self, override: Override, name: str) -> None:
@@ -60,7 +63,11 @@ class Given:
             self.common.append(line)
 
     def check(self, key: str) -> None:
-        """Take single values of the axis and of the seed for lists of one; refuse lists of anything else."""
+        """Converts single values of the axis and of the seed to lists of one, and refuses other lists.
+
+        Raises:
+            ConfigError: on a list of anything else.
+        """
         for line in list(self.common):
             if override_name(line) in (key, "seed"):
                 self.common.remove(line)

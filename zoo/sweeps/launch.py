@@ -1,4 +1,4 @@
-"""Where the programs of a run are started: as processes of this machine, with a share of its GPUs or cores each."""
+"""Launchers of runs: processes of this machine, with a share of its GPUs or cores each."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ TAIL = 65_536  # bytes of a log that are looked at for the reason of a failure
 
 
 class Job(Protocol):
-    """Commands of one run, one after the other until one fails; ``codes`` are the exit statuses so far.
+    """Protocol of jobs: commands of one run, one after the other until one fails.
 
-    ``ended`` is what :meth:`poll` found last, so that a place is free only after its job's end has been seen.
+    Attributes:
+        codes: exit statuses so far.
+        ended: result of the last :meth:`poll`; a slot is free only after the end of its job has been seen.
     """
 
     codes: list[int]
     ended: bool
 
     def poll(self) -> bool:
-        """Whether nothing runs any more; goes on to the next command where one has ended."""
+        """Returns whether the job has ended; starts the next command where one has ended."""
         ...
 
     def stop(self, hard: bool = False) -> None:
-        """Ask what runs to save and end, or end it at once; no further command is started."""
+        """Asks the running command to save and end, or with ``hard`` kills it; no further command is started."""
         ...
 
     def fault(self) -> str:
-        """Why the last command failed."""
+        """Returns why the last command failed."""
         ...
 
 
 class Launcher(Protocol):
-    """Starts jobs, so many at a time."""
+    """Protocol of launchers, which run a limited number of jobs at a time."""
 
     def free(self) -> bool:
-        """Whether another job may be started."""
+        """Returns whether another job may be started."""
         ...
 
     def start(self, commands: Sequence[Sequence[str]], log: Path) -> Job:
-        """Start a job whose output is appended to ``log``."""
+        """Starts a job whose output is appended to ``log``."""
         ...
 
 
 def start_process(
     command: Sequence[str], log: Path, environment: dict[str, str], folder: str | None = None, own_group: bool = True
 ) -> subprocess.Popen[bytes]:
-    """A process; in a group of its own, Ctrl-C in a terminal reaches only the one who started it."""
+    """Starts a process; with a group of its own, Ctrl-C in a terminal does not reach it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"$ {shell_command(*command)}\n".encode())
@@ -73,7 +75,7 @@ def start_process(
 
 
 def failure_reason(log: Path, code: int) -> str:
-    """The last line that says ``error:``, else the last line, of a log; and the signal, if one ended the process."""
+    """Returns the last line of a log with ``error:``, else the last line, and the signal, if one ended the process."""
     lines: list[str] = []
     if log.is_file():
         with log.open("rb") as file:
@@ -98,7 +100,7 @@ class LocalJob:
         self.process = start_process(self.commands[0], log, environment)
 
     def poll(self) -> bool:
-        """See :class:`Job`."""
+        """Returns whether the job has ended; starts the next command where one has ended."""
         code = None if self.ended else self.process.poll()
         if code is not None:
             self.codes.append(code)
@@ -110,7 +112,10 @@ class LocalJob:
         return self.ended
 
     def stop(self, hard: bool = False) -> None:
-        """See :class:`Job`. Only the first process is asked, which tells its own; all of the group are killed."""
+        """Asks the first process to save and end, or with ``hard`` kills the process group.
+
+        The first process tells its children.
+        """
         self.stopped = True
         if self.ended:
             return
@@ -121,12 +126,12 @@ class LocalJob:
                 self.process.send_signal(signal.SIGTERM)
 
     def fault(self) -> str:
-        """See :class:`Job`."""
+        """Returns why the last command failed."""
         return failure_reason(self.log, self.codes[-1])
 
 
 class LocalLauncher:
-    """``jobs`` processes at a time, with a share of ``devices`` each, or of the cores where there are none."""
+    """Launcher of ``jobs`` local processes at a time, each with a share of ``devices``, or else of the cores."""
 
     def __init__(self, jobs: int, devices: Sequence[str] = (), devices_per_arm: int | None = None) -> None:
         self.shares = share_devices(jobs, devices, devices_per_arm)
@@ -136,11 +141,11 @@ class LocalLauncher:
         return next((i for i, job in enumerate(self.running) if job is None or job.ended), None)
 
     def free(self) -> bool:
-        """See :class:`Launcher`."""
+        """Returns whether another job may be started."""
         return self._slot() is not None
 
     def start(self, commands: Sequence[Sequence[str]], log: Path) -> LocalJob:
-        """See :class:`Launcher`."""
+        """Starts a job whose output is appended to ``log``."""
         slot = self._slot()
         assert slot is not None
         job = LocalJob(commands, log, {**os.environ, **self.shares[slot]})
@@ -149,7 +154,9 @@ class LocalLauncher:
 
 
 def share_devices(jobs: int, devices: Sequence[str], devices_per_arm: int | None) -> list[dict[str, str]]:
-    """Environment of each of ``jobs`` processes; GPUs are shared where there are fewer groups of them than jobs.
+    """Returns the environment of each of ``jobs`` processes.
+
+    GPUs are shared where there are fewer groups of them than jobs.
 
     Raises:
         ConfigError: if there are fewer devices than one run is to have, or no job.
@@ -168,7 +175,7 @@ def share_devices(jobs: int, devices: Sequence[str], devices_per_arm: int | None
 
 
 def visible_devices() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()] if torch.cuda.is_available() else []

@@ -1,4 +1,4 @@
-"""What a sweep has done so far: one JSON line per event, of which the last of a configuration counts."""
+"""Ledger of a sweep: one JSON line per event, of which the last of a configuration counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WITHOUT_EFFECT = ("sweep", "resume", "logger", "data.cache_dir", "data.num_worke
 
 
 def config_key(config: DictConfig) -> str:
-    """SHA-256 of a resolved training configuration, without what has no influence on the result."""
+    """Returns the SHA-256 of a resolved training configuration, without options that do not influence the result."""
     plain = to_dict(config)
     for name in WITHOUT_EFFECT:
         *parents, last = name.split(".")
@@ -33,7 +33,7 @@ def config_key(config: DictConfig) -> str:
 
 
 def now() -> str:
-    """Time in UTC, ISO 8601, to the second."""
+    """Returns the time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -44,7 +44,7 @@ class Entry:
     Attributes:
         key: of the resolved configuration. folder: of the run, relative to the sweep's.
         reason: why it failed, else None. seconds: taken since this start of the run, None at the start.
-        tasks: evaluations that are done, as in :attr:`zoo.sweeps.compose.EvalTask.label`.
+        tasks: evaluations that are done, as in :attr:`zoo.sweeps.evaluations.EvalTask.label`.
     """
 
     key: str
@@ -60,22 +60,22 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of a sweep's folder. One process may write to it: the one that has the folder's lock."""
+    """Ledger of a sweep's folder, which one process may write to: the one that has the folder's lock."""
 
     def __init__(self, folder: str | Path) -> None:
         self.file = Path(folder) / FILE
         self.entries = read_ledger(folder)
 
     def get(self, key: str) -> Entry | None:
-        """The latest entry of a configuration."""
+        """Returns the latest entry of a configuration."""
         return self.entries.get(key)
 
     def owner(self, folder: str) -> Entry | None:
-        """The latest entry of the configuration whose run lies in ``folder``, relative to the sweep's."""
+        """Returns the latest entry of the configuration whose run lies in ``folder``, relative to the sweep's."""
         return next((e for e in reversed(list(self.entries.values())) if e.folder == folder), None)
 
     def add(self, entry: Entry) -> None:
-        """Append a line and wait until the disk has it."""
+        """Appends a line and waits until it is on the disk."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab+") as file:
             start = file.seek(0, os.SEEK_END)
@@ -90,7 +90,7 @@ class Ledger:
 
 
 def read_ledger(folder: str | Path) -> dict[str, Entry]:
-    """The latest entry of every configuration, in the order in which they were written; damaged lines are left out."""
+    """Reads the latest entry of every configuration, in the order of writing; damaged lines are left out."""
     file = Path(folder) / FILE
     entries: dict[str, Entry] = {}
     for line in file.read_bytes().splitlines() if file.is_file() else []:

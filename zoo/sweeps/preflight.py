@@ -1,6 +1,6 @@
-"""What is looked at before the first arm of a sweep trains: every arm, and what its evaluations need of its data.
+"""Checks before the first arm of a sweep trains: every arm, and the data that its evaluations need.
 
-Nothing is written but to the cache, where arms and evaluations find what was made.
+Nothing is written but to the cache, which arms and evaluations use later.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from zoo.data.sources.build import build_source
 from zoo.evaluation.evaluate import check_task
 from zoo.evaluation.tasks.base import build_task
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.subject import OwnText, Subject
 from zoo.sweeps.arms import merge, override_name
-from zoo.sweeps.compose import EvalTask, Plan, Run, compose_config
+from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import config_key
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ TRAINED_ON = ("train", "validation")
 
 @dataclass(frozen=True)
 class Ground:
-    """Data and tokenizer that ``runs`` share: what depends on these alone is looked at once."""
+    """Data and tokenizer that ``runs`` share, so that checks which depend on these alone are made once."""
 
     runs: list[Run]
     source: Source
@@ -52,7 +53,7 @@ class Ground:
 
     @property
     def config(self) -> DictConfig:
-        """The configuration of the first run."""
+        """Configuration of the first run."""
         return self.runs[0].config
 
     def __str__(self) -> str:
@@ -61,7 +62,7 @@ class Ground:
 
 
 def prepare(plan: Plan) -> Plan:
-    """The plan, once every arm and every evaluation has been seen to be possible.
+    """Checks every arm and every evaluation of a plan, and returns the plan.
 
     Recall tasks to train on that a preset brings, and that do not fit the sequences of some arm, are left out for all
     arms, with a line that says so.
@@ -129,7 +130,7 @@ def _decoder(config: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Decoder:
     """The decoder of a configuration, without memory."""
     separators = tokens_with(tokenizer, to_dict(config.model)["separators"])
     with torch.device("meta"):
-        return Decoder(decoder_config(config, vocabulary_size(tokenizer), separators))
+        return Decoder(decoder_config(Architecture.of(config), vocabulary_size(tokenizer), separators))
 
 
 def _check_evaluation(ground: Ground, task: EvalTask) -> None:
@@ -138,7 +139,7 @@ def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     text = OwnText(str(config.data.name), to_dict(config.data.source), config.data.cache_dir, {})
     adapted = recall is not None and recall.share > 0
     subject = Subject(_decoder(config, ground.tokenizer), ground.tokenizer, config.data.length, text, adapted)
-    composed = compose_config([f"task={task.name}", *task.overrides], "eval")
+    composed = task.compose()
     check_task(subject, build_task(to_dict(composed.task)), composed.seed)
 
 

@@ -1,4 +1,4 @@
-"""The run folders of a sweep: what each still needs, and where those of an older configuration go."""
+"""Run folders of a sweep: what each still needs, and where folders of an older configuration go."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoi
 from zoo.paths import ROOT
 from zoo.plugins import plugin_words
 from zoo.sweeps.arms import merge
-from zoo.sweeps.compose import EvalTask, Run
+from zoo.sweeps.compose import Run
+from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import Entry, Ledger
 
 PROGRAMS = ROOT
 
 
 def is_busy(folder: Path) -> bool:
-    """Whether a process trains in a run folder: one whose sweep was killed goes on to its end."""
+    """Returns whether a process trains in a run folder: one whose sweep was killed goes on to its end."""
     if not (folder / ".lock").exists():
         return False
     try:
@@ -32,7 +33,7 @@ def is_busy(folder: Path) -> bool:
 
 
 def is_trained(folder: Path, budget: int) -> bool:
-    """Whether the checkpoint in ``folder`` has all ``budget`` optimizer steps."""
+    """Returns whether the checkpoint in ``folder`` has all ``budget`` optimizer steps."""
     try:
         content = read_checkpoint(find_checkpoint(folder))
     except CheckpointError:
@@ -41,7 +42,7 @@ def is_trained(folder: Path, budget: int) -> bool:
 
 
 def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:
-    """The entry of a run that has nothing left to do, where it should be and no other came after it."""
+    """Returns the entry of a run that is finished, if it is in its place and no other came after it."""
     entry, owner = ledger.get(run.key), ledger.owner(run.folder)
     if owner is None or owner.key != run.key:
         return None
@@ -51,10 +52,13 @@ def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask
 
 
 def make_room(ledger: Ledger, root: Path, run: Run) -> list[str]:
-    """Have in the run's folder what belongs to its configuration, or nothing; returns what was moved, in words.
+    """Prepares the run's folder, so that it holds the run of this configuration or nothing.
 
-    A folder of another configuration, or one that was used and has no checkpoint to go on from, is moved aside,
-    to ``seed-N~KEY``; one of this configuration that lies aside is moved back. Nothing is deleted.
+    A folder of another configuration, or one that was used and has no checkpoint to resume from, is moved aside, to
+    ``seed-N~KEY``; one of this configuration that lies aside is moved back. Nothing is deleted.
+
+    Returns:
+        What was moved, in words.
     """
     home, entry, moved = root / run.folder, ledger.get(run.key), []
     aside = root / entry.folder if entry and entry.folder != run.folder and (root / entry.folder).is_dir() else None
@@ -92,7 +96,7 @@ def _free_name(folder: Path, key: str) -> Path:
 
 
 def train_command(folder: Path, run: Run) -> list[str]:
-    """Train from the beginning, or go on from the checkpoint in ``folder``."""
+    """Returns the command that trains from the beginning, or resumes from the checkpoint in ``folder``."""
     program = _program("train")
     if _has_checkpoint(folder):
         return [*program, f"resume={folder}", *plugin_words()]
@@ -100,7 +104,7 @@ def train_command(folder: Path, run: Run) -> list[str]:
 
 
 def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:
-    """Evaluate the run on a task, on the kind of device it was trained on."""
+    """Returns the command that evaluates the run on a task, on the kind of device it was trained on."""
     device = ["device=cpu"] if run.config.trainer.accelerator == "cpu" else []
     program = _program("eval")
     return [*program, f"run={folder}", f"task={task.name}", *device, *plugin_words(), *task.overrides]

@@ -1,7 +1,7 @@
-"""Runs of a sweep as SLURM jobs, by submitit; the sweep's folder must be on a file system that the nodes share.
+"""Launcher of runs as SLURM jobs, by submitit; the sweep's folder must be on a file system that the nodes share.
 
 The driver stays where it was started, submits, and writes the ledger. Stopping it cancels its jobs; if it was killed,
-cancel what it has left in the queue (``scancel --name zoo-NAME``) before the sweep is continued.
+cancel what it has left in the queue (``scancel --name zoo-NAME``) before the sweep is resumed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zoo.sweeps.launch import failure_reason, start_process
 
 
 def run_commands(commands: Sequence[Sequence[str]], folder: str, log: str) -> list[int]:
-    """What a job does on its node: the commands, one after the other until one fails; their exit statuses."""
+    """Runs commands on a node, one after the other until one fails, and returns their exit statuses."""
     # Lightning takes SLURM's tasks for its ranks, unless the job is called so: it shall start its own.
     environment = {**os.environ, "SLURM_JOB_NAME": "bash"}
     codes: list[int] = []
@@ -39,7 +39,7 @@ def run_commands(commands: Sequence[Sequence[str]], folder: str, log: str) -> li
 
 
 class SlurmJob:
-    """A job of submitit."""
+    """Job of submitit."""
 
     def __init__(self, job: Any, log: Path) -> None:
         self.job, self.log = job, log
@@ -48,7 +48,7 @@ class SlurmJob:
         self.lost: str | None = None
 
     def poll(self) -> bool:
-        """See :class:`zoo.sweeps.launch.Job`; statuses are known at the end only."""
+        """Returns whether the job has ended; exit statuses are known at the end only."""
         if self.ended or not self.job.done():
             return self.ended
         self.ended = True
@@ -61,19 +61,22 @@ class SlurmJob:
         return True
 
     def stop(self, hard: bool = False) -> None:
-        """See :class:`zoo.sweeps.launch.Job`; SLURM asks, then kills."""
+        """Asks SLURM to end the job, or with ``hard`` to kill it."""
         self.job.cancel()
 
     def fault(self) -> str:
-        """See :class:`zoo.sweeps.launch.Job`."""
+        """Returns why the last command failed."""
         return self.lost or failure_reason(self.log, self.codes[-1])
 
 
 class SlurmLauncher:
-    """At most ``jobs`` jobs in the queue.
+    """Launcher with at most ``jobs`` jobs in the queue.
 
     Args:
-        folder: of submitit's own files. options: ``cluster`` and keywords of submitit's ``update_parameters``.
+        jobs: largest number of jobs in the queue.
+        folder: folder of submitit's own files.
+        name: name of the jobs.
+        options: ``cluster`` and keywords of submitit's ``update_parameters``.
 
     Raises:
         ConfigError: if submitit is not installed, or refuses the options.
@@ -100,11 +103,11 @@ class SlurmLauncher:
         return next((i for i, job in enumerate(self.running) if job is None or job.ended), None)
 
     def free(self) -> bool:
-        """See :class:`zoo.sweeps.launch.Launcher`."""
+        """Returns whether another job may be started."""
         return self._slot() is not None
 
     def start(self, commands: Sequence[Sequence[str]], log: Path) -> SlurmJob:
-        """See :class:`zoo.sweeps.launch.Launcher`."""
+        """Submits a job whose output is appended to ``log``."""
         slot = self._slot()
         assert slot is not None
         submitted = self.executor.submit(run_commands, [list(c) for c in commands], os.getcwd(), str(log.resolve()))

@@ -1,4 +1,4 @@
-"""What a sweep prints: a line per event with the time left, and at the end a table."""
+"""Output of a sweep: a line per event with the remaining time, and at the end a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.sweeps.compose import Plan, Run
 
 
 class Progress:
-    """Counts and times of a sweep of ``total`` runs of which ``jobs`` go on at a time."""
+    """Counts and times of a sweep of ``total`` runs of which ``jobs`` run at a time."""
 
     def __init__(self, total: int, jobs: int) -> None:
         self.total, self.jobs, self.ended = total, jobs, 0
@@ -25,19 +25,19 @@ class Progress:
         self.durations: list[float] = []
 
     def say(self, run: Run, text: str) -> None:
-        """One line."""
+        """Prints one line about a run."""
         print(f"[{self.ended}/{self.total}] {run}: {text}", flush=True)
 
     def start(self, run: Run) -> None:
-        """A run begins."""
+        """Records the start of a run."""
         self.begun[run.key] = time.monotonic()
 
     def seconds(self, run: Run) -> float:
-        """Seconds since a run began."""
+        """Returns the seconds since a run began."""
         return time.monotonic() - self.begun[run.key]
 
     def end(self, run: Run, text: str, finished: bool) -> None:
-        """A run is over; says what is left."""
+        """Records the end of a run, and prints it with the remaining time."""
         self.ended += 1
         if finished:
             self.durations.append(self.seconds(run))
@@ -55,7 +55,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``."""
+    """Formats seconds as ``45 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -63,10 +63,12 @@ def duration(seconds: float) -> str:
 
 
 def show_summary(plan: Plan, status: Mapping[str, str], reasons: Mapping[str, str]) -> None:
-    """Table of the arms, table of the failures, and what to do next.
+    """Prints a table of the arms, a table of the failures, and what to do next.
 
     Args:
-        status: by the key of the run: finished, failed, or else unfinished. reasons: of the failures, by key.
+        plan: the sweep.
+        status: status by the key of the run: finished, failed, or else unfinished.
+        reasons: reasons of the failures, by key.
     """
     table = Table("arm", "finished", "failed", "validation bits/byte", title=plan.options["name"], title_justify="left")
     for arm in plan.arms:

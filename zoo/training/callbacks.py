@@ -15,14 +15,14 @@ from zoo.training.signals import Interrupted, StopSignals
 
 
 class NonFiniteLoss(ValueError):
-    """The loss is no longer a finite number."""
+    """Raised when the loss is no longer a finite number."""
 
 
 class StopOnSignal(StepEnd):
-    """After a signal finishes the optimizer step, saves ``last`` and raises Interrupted; leaves a validation at once.
+    """After a signal, finishes the optimizer step, saves ``last`` and raises Interrupted; leaves a validation at once.
 
-    Several processes agree on it, since a signal may reach only one, or each at another time: after each batch all send
-    what they have received, and read what was sent one batch before, so that none waits for another.
+    Processes agree on it, since a signal may reach only one, or each at another time: after each batch all send what
+    they have received, and read what was sent one batch before, so that none waits for another.
     """
 
     def __init__(self, checkpoints: Checkpoints, signals: StopSignals, max_steps: int) -> None:
@@ -32,13 +32,13 @@ class StopOnSignal(StepEnd):
         self._sent: tuple[Tensor, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From here on a signal finds something to save."""
+        """Defers signals from here on, since there is now something to save."""
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")  # the host's own, so that it waits for no device
         self.signals.defer()
 
     def on_step_end(self, trainer: lightning.Trainer) -> None:
-        """Save and stop."""
+        """Saves and stops, if a signal has been received."""
         number = self._agreed(trainer)
         if number and trainer.global_step < self.max_steps:
             self._stop(trainer, number)
@@ -52,7 +52,7 @@ class StopOnSignal(StepEnd):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save the step, whose validation a resumed run does first, and stop."""
+        """After a signal, saves the step, whose validation a resumed run does first, and stops."""
         if number := self._agreed(trainer):
             self.checkpoints.validation_due = True
             self._stop(trainer, number)
@@ -76,13 +76,16 @@ class StopOnSignal(StepEnd):
 
 
 class ValidateFirst(lightning.Callback):
-    """Does the validation that a run was stopped in, before it trains on; goes after the callbacks that watch it."""
+    """Runs the validation in which a run was stopped before training goes on.
+
+    It must follow the callbacks that watch the validation.
+    """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validate as Lightning does after a step, from the first batch on."""
+        """Validates as Lightning does after a step, from the first batch on."""
         loop = trainer.fit_loop.epoch_loop.val_loop
         loop.restarting = False
         trainer.validating = True
@@ -92,7 +95,7 @@ class ValidateFirst(lightning.Callback):
 
 
 class StopOnNonFinite(lightning.Callback):
-    """Raises NonFiniteLoss before a bad loss can reach the weights on CPU, and a checkpoint anywhere.
+    """Raises NonFiniteLoss before a bad loss can reach the weights on a CPU, and a checkpoint anywhere.
 
     On an accelerator the loss of a step is read one step later, so that the host never waits for the device.
     """
@@ -105,13 +108,13 @@ class StopOnNonFinite(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember which tokens the loss comes from."""
+        """Remembers the tokens of the batch, for the message."""
         self.starts = batch["starts"]
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
     ) -> None:
-        """Read the loss of this step, or of the one before."""
+        """Checks the loss of this step on a CPU, and of the step before elsewhere."""
         assert self.starts is not None
         earlier, self.pending = self.pending, (trainer.global_step, loss.detach(), self.starts)
         if loss.device.type == "cpu":
@@ -124,7 +127,7 @@ class StopOnNonFinite(lightning.Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Nothing non-finite is saved."""
+        """Checks the last loss, so that nothing non-finite is saved."""
         self._check()
 
     def _check(self) -> None:
@@ -151,6 +154,6 @@ class ValidateAtEnd(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for the end at the last step."""
+        """Asks Lightning to stop at the last step."""
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True

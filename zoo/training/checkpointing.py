@@ -1,4 +1,4 @@
-"""Checkpoints that are never half-written: last, best and every N steps."""
+"""Checkpoints of training, written atomically: ``last``, ``best`` and every N steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from zoo.model.trained import Trained
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, waits for the disk, then renames: a reader sees the old file or the new one."""
+    """Checkpoint files of Lightning, written atomically: beside the target, synced to the disk, then renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``.
+        """Writes ``checkpoint`` to ``path``.
 
         Raises:
             CheckpointError: if the disk is full or not writable; the previous file stays.
@@ -25,12 +25,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read plain data and tensors only; CheckpointError if the file is damaged."""
+        """Reads a checkpoint of plain data and tensors.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
         return read_checkpoint(path)
 
 
 def resume_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from: ``last``, or else the latest of the others; None if there is none yet.
+    """Returns the checkpoint from which a run resumes: ``last``, or else the latest; None if there is none yet.
 
     Raises:
         CheckpointError: if one of those is damaged.
@@ -42,7 +46,7 @@ def resume_checkpoint(run: Path) -> Path | None:
 
 
 def read_resumed(checkpoint: Path) -> Trained:
-    """What a checkpoint that a run goes on from says of it.
+    """Reads the metadata of the checkpoint from which a run resumes.
 
     Raises:
         ConfigError: if it has weights only.
@@ -55,35 +59,35 @@ def read_resumed(checkpoint: Path) -> Trained:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed save left behind."""
+    """Deletes temporary files of saves that were killed."""
     for file in folder.glob(".*.ckpt.*.tmp"):
         file.unlink(missing_ok=True)
 
 
 class StepEnd(lightning.Callback):
-    """Calls :meth:`on_step_end` once per optimizer step, after the validation of that step if there is one."""
+    """Base of callbacks that act once per optimizer step, after the validation of that step if there is one."""
 
     def __init__(self, validate_every: int) -> None:
         self.validate_every = validate_every
 
     def on_step_end(self, trainer: lightning.Trainer) -> None:
-        """The border between two optimizer steps, where a run may be saved and stopped."""
+        """Acts between two optimizer steps, where a run may be saved and stopped."""
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The end of a step that is not validated."""
+        """Ends a step that is not validated."""
         validates = trainer.global_step % self.validate_every == 0 or trainer.global_step == trainer.max_steps
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validates:
             self.on_step_end(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The end of a step that is validated."""
+        """Ends a step that is validated."""
         self.on_step_end(trainer)
 
 
 class Checkpoints(StepEnd):
-    """Saves ``last`` every N steps and at the end, ``best`` after a better validation, ``step-N`` to stay."""
+    """Saves ``last`` every N steps and at the end, ``best`` after a better validation, and ``step-N`` permanently."""
 
     def __init__(self, folder: Path, every: int, keep_every: int | None, validate_every: int) -> None:
         super().__init__(validate_every)
@@ -93,19 +97,19 @@ class Checkpoints(StepEnd):
         self.validation_due = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Best bits per byte so far."""
+        """Returns the best bits per byte so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best so far."""
+        """Restores the best bits per byte so far."""
         self.best = state_dict["best"]
 
     def save(self, trainer: lightning.Trainer, name: str) -> None:
-        """Write the checkpoint ``name``."""
+        """Writes the checkpoint ``name``."""
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
     def save_last(self, trainer: lightning.Trainer) -> None:
-        """Write ``last``, unless this step has been written."""
+        """Writes ``last``, unless this step has been written."""
         if self.saved != trainer.global_step:
             self.save(trainer, "last")
             self.saved = trainer.global_step
@@ -113,11 +117,11 @@ class Checkpoints(StepEnd):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say whether the validation of this step is still to be done."""
+        """Records whether the validation of this step is still to be done."""
         checkpoint["validation_due"] = self.validation_due
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the best, then what is due at this step."""
+        """Saves ``best`` if the validation was better, then what is due at this step."""
         self.validation_due = False
         metrics = trainer.callback_metrics
         value = float(metrics.get("val/bits_per_byte", metrics.get("val/recall_nll", float("nan"))))
@@ -127,12 +131,12 @@ class Checkpoints(StepEnd):
         super().on_validation_end(trainer, pl_module)
 
     def on_step_end(self, trainer: lightning.Trainer) -> None:
-        """Periodic saves."""
+        """Saves what is due at this step."""
         if trainer.global_step % self.every == 0:
             self.save_last(trainer)
         if self.keep_every and trainer.global_step % self.keep_every == 0:
             self.save(trainer, f"step-{trainer.global_step}")
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The end of the budget."""
+        """Saves ``last`` at the end of the budget."""
         self.save_last(trainer)

@@ -1,10 +1,10 @@
-"""Gradual conversion: training that brings the heads of each group together, from their own to shared ones.
+"""Gradual conversion to fewer key heads: training moves the heads of each group from their own to shared projections.
 
 Over ``steps`` optimizer steps alpha goes from 0 to 1, and the keys and values of a layer are those of the projections
 
     W_i(alpha) = (1 - alpha) W_i + alpha B_i W,    W, B_i of zoo.conversion.head_merging at that moment.
 
-After every optimizer step the part of W_i that is not shared is scaled by (1 - alpha_t) / (1 - alpha_(t-1)): with no
+After every optimizer step the part of W_i that is not shared is scaled by (1 - alpha_t) / (1 - alpha_(t-1)): without a
 gradient that is the line above, with one both parts train. The model keeps its architecture, so that every checkpoint
 loads as it is; from ``steps`` on its heads are shared, and the same method converts it without a loss.
 """
@@ -24,7 +24,7 @@ from zoo.options.groups.model import ShareHeadsOptions
 
 @torch.no_grad()
 def blend_heads(decoder: Decoder, plan: Plan, own: float) -> None:
-    """Scale, in place, what the key and value heads of a group do not share, by ``own`` from 0 to 1."""
+    """Scales in place the part of key and value heads that their group does not share, by ``own`` from 0 to 1."""
     for layer, layout in zip(plan.layers, plan.layouts):
         if layout.kv_heads == plan.kv_heads:
             continue
@@ -36,11 +36,13 @@ def blend_heads(decoder: Decoder, plan: Plan, own: float) -> None:
 
 
 class GradualSharing(lightning.Callback):
-    """Brings heads together while a run trains; nothing to save, since what it does depends on the step alone.
+    """Callback that moves key heads to shared ones while a run trains.
+
+    It has no state to save, since what it does depends on the step alone.
 
     Args:
-        kv_heads: shared heads per layer at the end.
-        method: what a group of heads becomes.
+        kv_heads: number of shared heads per layer at the end.
+        method: how the heads of a group are merged.
         steps: optimizer steps over which alpha goes from 0 to 1; heads stay shared after them.
 
     Raises:
@@ -53,11 +55,11 @@ class GradualSharing(lightning.Callback):
         self.done = 0
 
     def alpha(self, step: int) -> float:
-        """Part of the shared heads after ``step`` optimizer steps."""
+        """Returns the weight of the shared heads after ``step`` optimizer steps."""
         return min(1.0, step / self.steps)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """See what is to be shared; a resumed run has its step's share already."""
+        """Plans the conversion; a resumed run starts with the weight of its step."""
         assert isinstance(pl_module.decoder, Decoder)
         self.plan = plan_conversion(pl_module.decoder, "gqa", self.kv_heads, self.method)
         self.done = trainer.global_step
@@ -65,7 +67,7 @@ class GradualSharing(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Share a step more, before it is validated or saved."""
+        """Moves the heads one step, before they are validated or saved."""
         if trainer.global_step == self.done or self.plan is None:
             return
         self.done = trainer.global_step
@@ -75,7 +77,7 @@ class GradualSharing(lightning.Callback):
 
 
 def sharing_callbacks(options: ShareHeadsOptions | None) -> list[lightning.Callback]:
-    """The callback that ``share_heads`` of a training configuration asks for; none if its kv_heads is null."""
+    """Returns the callback for ``share_heads`` of a training configuration; none if its kv_heads is null."""
     if options is None or options.kv_heads is None:
         return []
     return [GradualSharing(options.kv_heads, options.method, options.steps)]

@@ -12,7 +12,10 @@ from zoo.paths import expand
 
 
 def load_initial(decoder: nn.Module, run: str | Path, checkpoint: str = "last") -> Trained | None:
-    """Give ``decoder`` the weights of a run; returns what their checkpoint says of its training.
+    """Loads the weights of a run into ``decoder``.
+
+    Returns:
+        The metadata of the training that wrote the checkpoint, or None if training did not write it.
 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged, or its weights have other names or shapes.

@@ -24,11 +24,11 @@ class LanguageModule(lightning.LightningModule):
     """Next-token training of a decoder.
 
     Args:
-        decoder: that is trained.
-        optimizer: makes the optimizer and its schedule, once the parameters lie where they train.
-        token_bytes: ``(vocab_size,)`` UTF-8 bytes that each token stands for, 0 for special tokens.
-        trained: what checkpoints say, all but the steps.
-        recall_tasks: names of the tasks of recall samples, by the index that validation batches give.
+        decoder: decoder to train.
+        optimizer: makes the optimizer and its schedule, once the parameters are on the device that trains them.
+        token_bytes: ``(vocab_size,)`` number of UTF-8 bytes of each token, 0 for special tokens.
+        trained: metadata of checkpoints; steps and tokens are added while training.
+        recall_tasks: names of the tasks of recall samples, by their index in validation batches.
         compile_model: run the decoder through torch.compile.
     """
 
@@ -52,7 +52,7 @@ class LanguageModule(lightning.LightningModule):
         self._hidden = torch.compile(self.decoder.hidden) if compile_model else self.decoder.hidden
 
     def on_fit_start(self) -> None:
-        """Meters add up on the device of the run."""
+        """Makes the meters, on the device of the run."""
         self._new_meters()
 
     def _new_meters(self) -> None:
@@ -63,12 +63,12 @@ class LanguageModule(lightning.LightningModule):
         return self._hidden(batch["tokens"][:, :-1], batch.get("documents")), batch["tokens"][:, 1:]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tell the mixers of the step, for what they draw anew."""
+        """Calls :meth:`zoo.mixers.Mixer.start_step` of all mixers."""
         for block in self.decoder.layers:
             block.mixer.start_step(self.trainer.global_step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of a micro batch."""
+        """Returns the mean loss of a micro batch."""
         hidden, targets = self._hidden_states(batch)
         mean, losses = next_token_loss(hidden, self.decoder.head.weight, targets, token_weights=batch.get("weights"))
         self.train_meter.add(losses, targets, batch.get("mask"), batch.get("answers"))
@@ -87,7 +87,7 @@ class LanguageModule(lightning.LightningModule):
         self.answer_meter.add(losses, wrong, batch["answers"], batch["tasks"])
 
     def on_validation_epoch_end(self) -> None:
-        """Metrics of the whole validation set, over all ranks."""
+        """Computes and logs the metrics of the whole validation set, over all ranks."""
         text, answers = self.validation_meter.take(), self.answer_meter.take()
         text, answers = self.reduce(torch.cat([text, answers])).split([len(text), len(answers)])
         found = {**(metrics_of(text) if text[1] else {}), **self.answer_meter.metrics(answers)}
@@ -96,25 +96,25 @@ class LanguageModule(lightning.LightningModule):
         self.record(metrics)
 
     def reduce(self, sums: Tensor) -> Tensor:
-        """Sum over all ranks."""
+        """Returns the sum over all ranks."""
         return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Send metrics of the current optimizer step to all loggers."""
+        """Logs metrics of the current optimizer step to all loggers."""
         step = self.trainer.global_step
         metrics = {"tokens": step * self.trained.tokens_per_step, **metrics}
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule, stepped with every optimizer step."""
+        """Returns the optimizer and its schedule, which is stepped with every optimizer step."""
         optimizer, scheduler = self.make_optimizer(self.decoder)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm of all gradients and keep that norm for the log."""
+        """Clips by the norm of all gradients and stores that norm for the log."""
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
         if sharded is not None:
@@ -123,7 +123,7 @@ class LanguageModule(lightning.LightningModule):
             self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is needed to rebuild, to check and to go on exactly: plain data and tensors only."""
+        """Adds the decoder's configuration, metadata and random state to a checkpoint, as plain data and tensors."""
         checkpoint["decoder"] = self.decoder.config.to_dict()
         replace(self.trained, tokens=self.trainer.global_step * self.trained.tokens_per_step).write(checkpoint)
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
@@ -131,7 +131,7 @@ class LanguageModule(lightning.LightningModule):
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the random state."""
+        """Restores the random state."""
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if "cuda" in checkpoint["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])

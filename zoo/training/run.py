@@ -17,7 +17,7 @@ from zoo.costs.matching import match_config
 from zoo.data import save_tokenizer, tokens_with
 from zoo.data.datamodule import LanguageData
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.model.trained import Trained
 from zoo.options.budget import step_budget
 from zoo.options.check import check_config
@@ -40,12 +40,15 @@ from zoo.training.training_data import build_data, given_tokenizer, prepare_data
 
 
 def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
-    """Train in ``folder``, or continue there if the configuration says ``resume``; returns the last metrics.
+    """Trains in ``folder``, or resumes there if the configuration says ``resume``.
 
     A run that is refused before its first step leaves nothing behind.
 
+    Returns:
+        The last metrics.
+
     Raises:
-        Interrupted: after a signal; what was done is saved.
+        Interrupted: after a signal; the finished steps are saved.
     """
     config = check_config(config)
     options = read_config(config)
@@ -63,7 +66,7 @@ def train(config: DictConfig, folder: str | Path) -> dict[str, float]:
         prepare_data(data, run.path, resumed)
         config, matched = (config, None) if resumed else match_config(config, data.vocab_size)
         separators = tokens_with(data.tokenizer, options.model.separators)
-        decoder = Decoder(decoder_config(config, data.vocab_size, separators))
+        decoder = Decoder(decoder_config(Architecture.of(config), data.vocab_size, separators))
         earlier = resumed or (load_initial(decoder, options.init) if options.init else None)
         decoder.checkpoint_activations = options.trainer.checkpoint_activations
         optimizer = partial(scheduled_optimizer, options=to_dict(config.optimizer), total=budget)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: at once while it prepares, after the step that it is in once it trains."""
+"""Signals that stop a run: at once while it prepares, after the current step once it trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _END = b"\0"
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop by a signal. What it had done is saved; ``step`` is None before the first step."""
+    """Raised when a signal stops the run; finished steps are saved, and ``step`` is None before the first one."""
 
     def __init__(self, number: int, step: int | None = None) -> None:
         where = "before the first step" if step is None else f"at step {step}"
@@ -27,13 +27,13 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Listens while a run prepares and trains; a context manager.
+    """Context manager that listens for signals while a run prepares and trains.
 
     ``received`` is the signal that came first. Until :meth:`defer` it raises Interrupted wherever the process is; after
-    that whoever trains looks at it between two batches. A second Ctrl-C ends the process at once.
+    that the training loop looks at it between two batches. A second Ctrl-C ends the process at once.
 
     Args:
-        speaks: say what a signal leads to.
+        speaks: print what a signal leads to.
     """
 
     def __init__(self, speaks: bool = True) -> None:
@@ -66,7 +66,7 @@ class StopSignals:
             self._pipe = None
 
     def defer(self) -> None:
-        """From now on there is something to save: note signals, and let the loop look at ``received``."""
+        """From now on only records signals in ``received``, for the training loop, which has something to save."""
         self.deferred = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""How several processes share the work, through Lightning."""
+"""Strategies of Lightning that share the work between processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ Devices = int | list[int] | str  # a number, indices, or auto
 
 
 def process_rank() -> int:
-    """Global rank of this process, before and after the processes have found each other; 0 if it is alone."""
+    """Returns the global rank of this process, before and after the process group is set up; 0 if it is alone."""
     return this_launch().rank or getattr(rank_zero_only, "rank", 0)
 
 
 def launched_devices(launch: Launch, strategy: str, devices: Devices, nodes: int) -> tuple[Devices, int]:
-    """Devices of each machine, and machines: those of torchrun or srun where one of them started this process.
+    """Returns devices per machine and number of machines.
+
+    They are those of torchrun or srun where one of them started this process.
 
     Raises:
         ConfigError: if the strategy is for one process, or the options name another number of devices.
@@ -43,7 +45,7 @@ def launched_devices(launch: Launch, strategy: str, devices: Devices, nodes: int
 
 
 def build_strategy(name: str) -> str | Strategy:
-    """Build Lightning's strategy: ``auto`` (one device), ``ddp`` (a replica each) or ``fsdp`` (sharded by block)."""
+    """Builds Lightning's strategy: ``auto`` (one device), ``ddp`` (a replica each) or ``fsdp`` (sharded by block)."""
     if name == "ddp":
         return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)  # every rank draws alike
     if name == "fsdp":

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""Summary of a run that is printed before its first step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def summary(
     budget: int,
     matched: MatchResult | None,
 ) -> str:
-    """Sizes, layers, data and budget of a run, a line each.
+    """Describes sizes, layers, data and budget of a run, a line each.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         model: name of the model's size.
         dataset: name of the data set.
-        decoder: that is trained.
-        data: prepared.
-        budget: in optimizer steps.
-        matched: what sizes were solved for; None if nothing was.
+        decoder: decoder that is trained.
+        data: prepared data.
+        budget: optimizer steps.
+        matched: sizes that were solved for; None if there are none.
     """
     cost = decoder.cost(data.length)
     store, step = data.stores["train"], data.batch_size * data.length

@@ -22,15 +22,15 @@ from zoo.training.strategies import build_strategy, launched_devices
 def run_callbacks(
     options: TrainerOptions, folder: Path, data: LanguageData, monitor: Monitor, signals: StopSignals, budget: int
 ) -> list[lightning.Callback]:
-    """What every run does between its steps, in the order in which Lightning calls it.
+    """Builds the callbacks of every run, in the order in which Lightning calls them.
 
     Args:
         options: intervals of checkpoints and of validation.
-        folder: of checkpoints.
-        data: prepared, whose documents are named where a loss is not finite.
-        monitor: that records the metrics.
-        signals: that stop the run.
-        budget: in optimizer steps.
+        folder: folder of checkpoints.
+        data: prepared data, whose documents are named where a loss is not finite.
+        monitor: callback that records the metrics.
+        signals: signals that stop the run.
+        budget: optimizer steps.
     """
     checkpoints = Checkpoints(folder, options.checkpoint_every, options.keep_every, options.validate_every)
     return [
@@ -52,16 +52,16 @@ def build_trainer(
     callbacks: Sequence[lightning.Callback],
     accumulate: Callable[[int], int],
 ) -> lightning.Trainer:
-    """Lightning's trainer for one run.
+    """Builds Lightning's trainer for one run.
 
     Args:
         options: devices, precision, clipping and intervals.
-        folder: of the run.
-        budget: in optimizer steps.
-        done: optimizer steps that a resumed run has; 0 for a new one.
-        loggers: of the metrics.
+        folder: folder of the run.
+        budget: optimizer steps.
+        done: optimizer steps that a resumed run has done; 0 for a new one.
+        loggers: loggers of the metrics.
         callbacks: in the order in which they are called.
-        accumulate: micro batches per optimizer step, from the number of processes.
+        accumulate: micro batches per optimizer step, as a function of the number of processes.
     """
     accelerator = choose_accelerator(options.accelerator)
     devices, nodes = launched_devices(this_launch(), options.strategy, options.devices, options.num_nodes)

@@ -1,4 +1,4 @@
-"""The text that a run trains on: built from options, checked to be that of an earlier part of the run."""
+"""Training data of a run: built from options, and checked against the checkpoint of a resumed run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from zoo.runs.run_folder import RunFolder
 def build_data(
     options: DataOptions, tokenizer: TokenizerOptions, trainer: TrainerOptions, seed: int, given: Path | None = None
 ) -> LanguageData:
-    """The data of a run, of which nothing is read yet.
+    """Builds the data of a run without reading anything yet.
 
     Args:
-        options: of the text and its sequences.
-        tokenizer: what is built where none is given.
-        trainer: whose batch sizes are taken.
-        seed: of the order of sequences, and of recall samples.
+        options: options of the text and its sequences.
+        tokenizer: options of the tokenizer that is built where none is given.
+        trainer: options with the batch sizes.
+        seed: seed of the order of sequences, and of recall samples.
         given: folder of the tokenizer of an earlier run.
     """
     return LanguageData(
@@ -47,19 +47,19 @@ def build_data(
 
 
 def given_tokenizer(run: RunFolder, resumed: Trained | None, init: str | None) -> Path | None:
-    """Folder of the tokenizer that a run does not build: its own if it is resumed, or that of the run ``init``."""
+    """Returns the folder of an existing tokenizer: that of a resumed run or of the run ``init``, else None."""
     if resumed:
         return run.tokenizer
     return RunFolder(expand(init)).tokenizer if init else None
 
 
 def prepare_data(data: LanguageData, run: Path, resumed: Trained | None) -> None:
-    """Build or open tokenizer and token stores.
+    """Builds or opens tokenizer and token stores.
 
     Args:
-        data: of the run, with the tokenizer of its folder if it is resumed.
+        data: data of the run, with the tokenizer of its folder if it is resumed.
         run: folder of the run, for messages.
-        resumed: what the checkpoint says that the run goes on from; None for a new run.
+        resumed: metadata of the checkpoint from which the run resumes; None for a new run.
 
     Raises:
         CheckpointError: if data or tokenizer of a resumed run are not those of its checkpoint.
@@ -79,12 +79,12 @@ def prepare_data(data: LanguageData, run: Path, resumed: Trained | None) -> None
 
 
 def trained_on(data: LanguageData, plugins: Sequence[str], earlier: Trained | None) -> Trained:
-    """What checkpoints of a run say, before its first step.
+    """Returns the metadata for checkpoints of a run, before its first step.
 
     Args:
-        data: prepared.
-        plugins: of the run.
-        earlier: what the checkpoint says that its weights come from, whose recall tasks are remembered.
+        data: prepared data.
+        plugins: external packages of the run.
+        earlier: metadata of the checkpoint that the weights come from, whose recall tasks are carried over.
     """
     rows = data.recall_rows
     learned = rows.facts() if rows is not None and rows.options.share > 0 else earlier.recall if earlier else None

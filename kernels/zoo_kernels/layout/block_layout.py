@@ -1,7 +1,7 @@
 """Block-sparse layouts: which blocks of keys each block of queries reads, as tensors only.
 
-A full block is read whole. A partial block is read under the causal rule and, where it has one, a mask of bits: one
-bit per pair of tokens, in place of the functions that other formats carry. Lists may be shared by batch rows or heads.
+A full block is read whole. In a partial block the causal rule and, optionally, a bit mask with one bit per pair of
+tokens decide; other formats have a Python function here. Layouts may be shared by all batch rows or all heads.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ BLOCKS = (16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """The same pairs of blocks sorted by query block and by key block; B' is 1 or B, H' is 1 or H.
+    """A block-sparse layout: the visible pairs of blocks, sorted once by query block and once by key block.
+
+    In shapes, B' is 1 or the batch size B, and H' is 1 or the number of heads H.
 
     Attributes:
         block: tokens of a block: 16, 32, 64 or 128.
-        by_query: rows are query blocks, at the position of the token among the keys.
-        by_key: rows are key blocks.
+        by_query: for each query block its key blocks. With fewer queries than keys, a query counts at its position
+            among the keys.
+        by_key: for each key block its query blocks.
         bits: ``(M, block, ceil(block / 32))`` int32: bit ``c % 32`` of word ``[r, c // 32]`` lets query row r read key
             column c. The causal rule holds besides.
-        longest: bound of the entries of a query row; None if only the number of rows bounds it.
+        longest: upper bound of the key blocks of one query block; None if only the number of blocks bounds it.
     """
 
     block: int
@@ -40,7 +43,7 @@ class BlockLayout:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """B', H' and the blocks of the sequence."""
+        """Batch rows B', heads H' and number of blocks in the sequence."""
         batches, heads, rows = self.by_query.full.shape
         return batches, heads, rows
 
@@ -60,15 +63,22 @@ class BlockLayout:
         heads: int = 1,
         longest: int | None = None,
     ) -> BlockLayout:
-        """Layout of pairs in any order, built on their device without a wait for the host.
+        """Builds a layout from pairs of blocks in any order, on their device and without a host sync.
 
         Args:
-            batch, head, query, key: ``(N,)`` integers each. Pairs above the diagonal or with a negative key are
+            block: tokens of a block: 16, 32, 64 or 128.
+            blocks_in_sequence: number of blocks in the sequence.
+            batch: ``(N,)`` integers, the batch row of each pair.
+            head: ``(N,)`` integers, the head of each pair.
+            query: ``(N,)`` integers, the query block of each pair.
+            key: ``(N,)`` integers, the key block of each pair. Pairs above the diagonal or with a negative key are
                 dropped; of equal pairs the first counts.
-            masks: ``(N,)`` row of ``bits`` of each pair; -1 (and None) for none: such a pair is read whole, causally.
-            bits: as in the attribute.
-            batches, heads: B' and H'.
-            longest: bound of the pairs of a query block, if known.
+            masks: ``(N,)`` integers, the row of ``bits`` that masks each pair; -1 for none: such a pair is read whole,
+                causally. None: -1 for all.
+            bits: bit masks of partial blocks, in the format of the attribute ``bits``.
+            batches: number of batch rows B'.
+            heads: number of heads H'.
+            longest: upper bound of the pairs of one query block, if known.
 
         Raises:
             ValueError: on a block size or shapes that do not fit.
@@ -92,10 +102,13 @@ class BlockLayout:
     def from_index(
         cls, index: Tensor, block: int, masks: Tensor | None = None, bits: Tensor | None = None
     ) -> BlockLayout:
-        """Layout of ``index (B|1, H|1, query blocks, L)``: key blocks of each query block, negative for none.
+        """Builds a layout from the indices of the key blocks that each query block reads.
 
         Args:
-            masks: of the shape of index, and bits: as in :meth:`from_pairs`.
+            index: ``(B|1, H|1, query blocks, L)`` integers: key blocks of each query block, negative for none.
+            block: tokens of a block: 16, 32, 64 or 128.
+            masks: integers of the shape of ``index``: the row of ``bits`` that masks each pair, -1 for none.
+            bits: bit masks of partial blocks, in the format of the attribute ``bits``.
 
         Raises:
             ValueError: on a block size or shapes that do not fit.
@@ -111,9 +124,14 @@ class BlockLayout:
 
     @classmethod
     def from_blocks(cls, visible: Tensor, block: int) -> BlockLayout:
-        """Layout of ``visible (B|1, H|1, blocks, blocks)`` bool: True where a query block reads a key block.
+        """Builds a layout from a dense boolean matrix of blocks. It waits for the device.
 
-        Waits for the device. Raises ValueError on a block size or a shape that does not fit.
+        Args:
+            visible: ``(B|1, H|1, blocks, blocks)`` bool: True where a query block reads a key block.
+            block: tokens of a block: 16, 32, 64 or 128.
+
+        Raises:
+            ValueError: on a block size or a shape that does not fit.
         """
         if visible.dim() != 4 or visible.shape[2] != visible.shape[3] or visible.dtype != torch.bool:
             wanted = "(B or 1, H or 1, blocks, blocks) bool"
@@ -125,26 +143,32 @@ class BlockLayout:
 
     @classmethod
     def from_block_mask(cls, mask: Any) -> BlockLayout:
-        """Layout of a PyTorch BlockMask, its rule evaluated into bits; what it shows above the diagonal is dropped.
+        """Converts a PyTorch BlockMask; its mask function is evaluated into bits. It waits for the device.
 
-        Waits for the device. Raises ValueError if its blocks are not square or of a size that does not exist here.
+        Pairs above the diagonal are dropped.
+
+        Raises:
+            ValueError: if the blocks of the mask are not square, or not of 16, 32, 64 or 128 tokens.
         """
-        return block_mask.read(cls, mask)
+        return cls.from_pairs(**block_mask.read(mask))
 
     def to_block_mask(self, length: int | None = None) -> Any:
-        """PyTorch BlockMask of a sequence of ``length`` tokens (default: all blocks)."""
-        return block_mask.write(self, length)
+        """Converts the layout to a PyTorch BlockMask of a sequence of ``length`` tokens (None: all blocks)."""
+        return block_mask.write(self.block, self.by_query, self.bits, length)
 
     def packed(self, documents: Tensor) -> BlockLayout:
-        """Layout of packed documents, each of which sees what it would see alone.
+        """Returns the layout for packed documents, each of which is read as if it were alone.
 
         Args:
             documents: ``(B, T)`` integer ids, each contiguous. T may not be longer than this layout.
         """
-        return pack(self, documents)
+        return BlockLayout(self.block, *pack(self.block, self.by_query, self.bits, self.longest, documents))
 
     def density(self, length: int) -> float:
-        """Causal pairs in listed blocks over all causal pairs of ``length`` tokens, the mean of the lists."""
+        """Returns the share of causal pairs that lie in visible blocks.
+
+        Pairs of a sequence of ``length`` tokens are counted, averaged over batch rows and heads.
+        """
         lists = self.by_query
         rows = entry_rows(lists)
         query, used = rows % self.shape[2], rows < lists.full.numel()
@@ -154,17 +178,17 @@ class BlockLayout:
         return total / max(self.shape[0] * self.shape[1] * (length * (length + 1) // 2), 1)
 
     def tensors(self) -> list[Tensor]:
-        """What it is made of, for an op: both lists and the bits. Inverse of :meth:`from_tensors`."""
+        """Returns the tensors of the layout, as a custom op takes them. The inverse is :meth:`from_tensors`."""
         sides = self.by_query, self.by_key
         return [x for side in sides for x in (side.offsets, side.full, side.blocks, side.masks)] + [self.bits]
 
     @classmethod
     def from_tensors(cls, block: int, tensors: list[Tensor]) -> BlockLayout:
-        """Inverse of :meth:`tensors`."""
+        """Rebuilds a layout from the list that :meth:`tensors` returned."""
         return cls(block, Lists(*tensors[:4]), Lists(*tensors[4:8]), tensors[8])
 
     def to(self, device: torch.device | str) -> BlockLayout:
-        """The same on another device."""
+        """Copies the layout to a device."""
         moved = BlockLayout.from_tensors(self.block, [x.to(device) for x in self.tensors()])
         return BlockLayout(self.block, moved.by_query, moved.by_key, moved.bits, self.longest)
 

@@ -1,20 +1,21 @@
-"""Layouts from and to PyTorch's BlockMask, whose rule is a function of token indices."""
+"""Conversion between block layouts and PyTorch's BlockMask, whose mask is a function of token indices."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo_kernels.layout.lists import entry_rows
-
-if TYPE_CHECKING:
-    from zoo_kernels.layout.block_layout import BlockLayout
+from zoo_kernels.layout.lists import Lists, entry_rows
 
 
-def read(kind: type[BlockLayout], mask: Any) -> BlockLayout:
-    """See :meth:`zoo_kernels.layout.BlockLayout.from_block_mask`."""
+def read(mask: Any) -> dict[str, Any]:
+    """Arguments of :meth:`zoo_kernels.layout.BlockLayout.from_pairs` for a BlockMask.
+
+    Raises:
+        ValueError: if its blocks are not square.
+    """
     block, columns = mask.BLOCK_SIZE
     if block != columns:
         raise ValueError(f"the BlockMask has blocks of {block} by {columns} tokens, expected square ones.")
@@ -31,13 +32,13 @@ def read(kind: type[BlockLayout], mask: Any) -> BlockLayout:
     masks = torch.cat([masks, masks.new_full((len(whole),), -1)])
     longest = int(torch.bincount(pairs[:, :3] @ pairs.new_tensor([heads * rows, rows, 1])).max()) if len(pairs) else 0
     bits = write_bits(seen[ruled])
-    how: dict[str, Any] = {"batches": batches, "heads": heads, "longest": longest}
-    batch, head, query, key = pairs.unbind(1)
-    return kind.from_pairs(block, rows, batch, head, query, key, masks, bits, **how)
+    found = dict(zip(("batch", "head", "query", "key"), pairs.unbind(1)))
+    sizes = {"block": block, "blocks_in_sequence": rows, "batches": batches, "heads": heads, "longest": longest}
+    return {**found, "masks": masks, "bits": bits, **sizes}
 
 
 def write_bits(seen: Tensor) -> Tensor:
-    """``(M, block, block)`` bool -> ``(M, block, words)`` int32."""
+    """Packs boolean masks ``(M, block, block)`` into words ``(M, block, words)`` int32, 32 bits a word."""
     block = seen.shape[-1]
     parts = seen.unflatten(-1, (-1, min(block, 32))).to(torch.int64)
     words = (parts << torch.arange(min(block, 32), device=seen.device)).sum(-1)
@@ -45,27 +46,39 @@ def write_bits(seen: Tensor) -> Tensor:
 
 
 def read_bits(bits: Tensor) -> Tensor:
-    """Inverse of :func:`write_bits`: ``(..., block, words)`` int32 -> ``(..., block, block)`` bool."""
+    """Unpacks words ``(..., block, words)`` int32 into boolean masks ``(..., block, block)``.
+
+    It is the inverse of :func:`write_bits`.
+    """
     block = bits.shape[-2]
     shifts = torch.arange(min(block, 32), dtype=torch.int32, device=bits.device)
     return ((bits[..., None] >> shifts) & 1).flatten(-2).to(torch.bool)
 
 
-def table(layout: BlockLayout) -> Tensor:
-    """``(B', H', blocks, blocks)`` int64: row of the bits, -1 for the causal rule alone, -2 for blocks not listed."""
-    lists, count = layout.by_query, layout.shape[2]
-    rows = entry_rows(lists)
+def table(lists: Lists) -> Tensor:
+    """Returns the dense form of a layout, ``(B', H', blocks, blocks)`` int64.
+
+    An entry is the row of ``bits`` that masks the pair of blocks, -1 for the causal rule alone, or -2 for a pair that
+    is not visible.
+    """
+    shape, rows = lists.full.shape, entry_rows(lists)
+    count = shape[2]
     flat = torch.full(((lists.full.numel() + 1) * count,), -2, dtype=torch.int64, device=rows.device)
     at = rows * count + lists.blocks
-    return flat.scatter_(0, at, lists.masks.to(torch.int64))[: lists.full.numel() * count].view(*layout.shape, count)
+    return flat.scatter_(0, at, lists.masks.to(torch.int64))[: lists.full.numel() * count].view(*shape, count)
 
 
-def write(layout: BlockLayout, length: int | None) -> Any:
-    """See :meth:`zoo_kernels.layout.BlockLayout.to_block_mask`."""
+def write(block: int, by_query: Lists, bits: Tensor, length: int | None) -> Any:
+    """The BlockMask of a layout.
+
+    Args:
+        block, by_query, bits: tokens of a block, entries and masks of the layout.
+        length: tokens of the sequence; None for all blocks.
+    """
     from torch.nn.attention.flex_attention import BlockMask
 
-    rules, block, bits = table(layout), layout.block, layout.bits
-    batches, heads, count = layout.shape
+    rules = table(by_query)
+    batches, heads, count = by_query.full.shape
     length = count * block if length is None else length
     rows = -(-length // block)
     rules = rules[:, :, :rows, :rows]

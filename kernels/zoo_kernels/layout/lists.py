@@ -1,4 +1,4 @@
-"""Lists of blocks: how they are built from pairs in any order."""
+"""Lists of blocks in compressed sparse row format, built from pairs in any order."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Lists:
-    """For each row of blocks the blocks of the other side. All arrays are int32.
+    """For each block of one side (queries or keys) the list of blocks of the other side. All arrays are int32.
 
     Attributes:
-        offsets: ``(B', H', rows + 1)``; entries of row r are ``blocks[offsets[r] : offsets[r + 1]]``, counted over all
-            batch rows and heads.
-        full: ``(B', H', rows)``; so many entries at the front of a row are read whole, the others are partial.
+        offsets: ``(B', H', rows + 1)``; the entries of row r are ``blocks[offsets[r] : offsets[r + 1]]``, counted over
+            all batch rows and heads.
+        full: ``(B', H', rows)``; so many entries at the front of a row are read whole, and those after them are
+            partial.
         blocks: ``(N,)`` block of the other side. What no row points to is unused capacity.
         masks: ``(N,)`` row of ``bits`` of a partial entry; -1 for the causal rule alone.
     """
@@ -34,13 +35,19 @@ def both_lists(
     masks: Tensor,
     keep: Tensor,
 ) -> tuple[Lists, Lists]:
-    """Pairs without duplicates sorted by query block and by key block.
+    """Sorts pairs of blocks, free of duplicates, by query block and by key block.
 
     Args:
         shape: batch rows, heads and blocks of the lists.
-        rows: query block, counted over batch rows and heads; ``keys``: key block.
-        partial: it is not read whole; ``masks``: its row of the bits, or -1.
-        keep: False drops the pair, its place is unused capacity on a device for which the host would have to wait.
+        rows: ``(N,)`` query block of each pair, counted over batch rows and heads.
+        keys: ``(N,)`` key block of each pair.
+        partial: ``(N,)`` bool, False for a pair that is read whole.
+        masks: ``(N,)`` row of the bits of a partial pair, or -1.
+        keep: ``(N,)`` bool, False to drop a pair. Where counting would make the host wait for the device, its place
+            stays as unused capacity.
+
+    Returns:
+        The lists by query block and the lists by key block.
     """
     if keep.device.type == "cpu" and not torch.compiler.is_compiling():  # nothing to wait for
         chosen = keep.nonzero()[:, 0]
@@ -69,7 +76,7 @@ def _sorted_lists(
 
 
 def first_of_each(ids: Tensor, keep: Tensor) -> Tensor:
-    """True at the first of equal ids among those that are kept."""
+    """Marks the first of equal ids among those with ``keep`` True."""
     ids = torch.where(keep, ids, -1)
     ordered, order = ids.sort(stable=True)
     first = torch.ones_like(keep)
@@ -78,6 +85,6 @@ def first_of_each(ids: Tensor, keep: Tensor) -> Tensor:
 
 
 def entry_rows(lists: Lists) -> Tensor:
-    """Row of each entry, counted over batch rows and heads, ``(N,)`` int64; unused ones get the number of rows."""
+    """Row of each entry, counted over batch rows and heads, ``(N,)`` int64; unused entries get the number of rows."""
     ends = lists.offsets[..., 1:].flatten().to(torch.int64).contiguous()
     return torch.searchsorted(ends, torch.arange(len(lists.blocks), device=ends.device), right=True)

@@ -1,29 +1,38 @@
-"""Layouts of packed documents: blocks that count from the start of a document, in terms of those from the start of all.
+"""Layouts of packed documents: blocks counted from a document's start, expressed in blocks of the packed row.
 
-An absolute block of queries touches at most two relative ones of the document of its first token, and a relative block
-of keys at most two absolute ones. Documents that begin inside a block read only that block.
+A query block of the row touches at most two relative blocks of the document of its first token, and a relative key
+block touches at most two blocks of the row. Documents that begin inside a block read only that block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoo_kernels.documents import document_starts
-from zoo_kernels.layout.lists import both_lists, entry_rows, first_of_each
-
-if TYPE_CHECKING:
-    from zoo_kernels.layout.block_layout import BlockLayout
+from zoo_kernels.layout.lists import Lists, both_lists, entry_rows, first_of_each
 
 WORD = 0xFFFFFFFF
 
 
-def pack(layout: BlockLayout, documents: Tensor) -> BlockLayout:
-    """See :meth:`zoo_kernels.layout.BlockLayout.packed`."""
-    packing = _Packing(layout, documents)
+def pack(
+    block: int, lists: Lists, bits: Tensor, longest: int | None, documents: Tensor
+) -> tuple[Lists, Lists, Tensor, int]:
+    """The layout of packed documents.
+
+    Args:
+        block, lists, bits, longest: tokens of a block, entries by query, masks and bound of the layout of one document.
+        documents: ``(B, T)`` integer ids, each contiguous.
+
+    Returns:
+        Entries by query and by key, bits and bound of the layout of all.
+
+    Raises:
+        ValueError: on more tokens than the layout has, or rows that are not its own.
+    """
+    packing = _Packing(block, lists, bits, longest, documents)
     batch, head, row, key, keep = packing.candidates()
     if keep.device.type == "cpu" and not torch.compiler.is_compiling():  # nothing to wait for
         chosen = keep.nonzero()[:, 0]
@@ -33,11 +42,11 @@ def pack(layout: BlockLayout, documents: Tensor) -> BlockLayout:
     keep = keep & (words != 0).flatten(1).any(1)
     partial = ~whole | (row == key)
     masks = torch.where(partial, torch.arange(len(row), device=row.device), -1)
-    bits = ((words ^ 0x80000000) - 0x80000000).to(torch.int32)
-    shape = documents.shape[0], layout.shape[1], packing.rows
+    shape = documents.shape[0], packing.shape[1], packing.rows
     rows = (batch * shape[1] + head) * shape[2] + row
-    longest = min(packing.rows, 4 * packing.longest + 1)
-    return type(layout)(layout.block, *both_lists(shape, rows, key, partial, masks, keep), bits, longest)
+    packed = ((words ^ 0x80000000) - 0x80000000).to(torch.int32)
+    by_query, by_key = both_lists(shape, rows, key, partial, masks, keep)
+    return by_query, by_key, packed, min(packing.rows, 4 * packing.longest + 1)
 
 
 @dataclass
@@ -47,18 +56,22 @@ class _Packing:
     Arrays of rows are ``(B, rows)``; arrays of tokens ``(B, rows, block)``, with -1 behind the sequence.
     """
 
-    layout: BlockLayout
+    block: int
+    lists: Lists
+    bits: Tensor
+    bound: int | None
     documents: Tensor
 
     def __post_init__(self) -> None:
         batch, length = self.documents.shape
-        block, count = self.layout.block, self.layout.shape[2]
+        self.shape = self.lists.full.shape
+        block, count = self.block, self.shape[2]
         self.rows = -(-length // block)
         if self.rows > count:
             raise ValueError(f"{length} tokens do not fit into a layout of {count} blocks of {block}.")
-        if self.layout.shape[0] not in (1, batch):
-            raise ValueError(f"documents has {batch} rows, the layout {self.layout.shape[0]}: expected as many, or 1.")
-        self.longest = count if self.layout.longest is None else min(self.layout.longest, count)
+        if self.shape[0] not in (1, batch):
+            raise ValueError(f"documents has {batch} rows, the layout {self.shape[0]}: expected as many, or 1.")
+        self.longest = count if self.bound is None else min(self.bound, count)
         self.ones = WORD if block >= 32 else (1 << block) - 1
         starts = document_starts(self.documents)
         padding = starts.new_full((batch, self.rows * block - length), -1)
@@ -73,7 +86,7 @@ class _Packing:
 
     def _index(self) -> None:
         """Entries sorted by row and key block, for :meth:`_rule`."""
-        lists, count = self.layout.by_query, self.layout.shape[2]
+        lists, count = self.lists, self.shape[2]
         rows = entry_rows(lists)
         ids = torch.where(rows < lists.full.numel(), rows * count + lists.blocks, torch.iinfo(torch.int64).max)
         self.ids, order = ids.sort()
@@ -81,17 +94,17 @@ class _Packing:
 
     def candidates(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Batch row, head, query block and key block of every pair that may be needed, and which of them to keep."""
-        heads, block = self.layout.shape[1], self.layout.block
+        heads, block = self.shape[1], self.block
         batch = torch.arange(len(self.start), device=self.start.device)[:, None, None, None]
         head = torch.arange(heads, device=batch.device)[:, None, None]
         row = torch.arange(self.rows, device=batch.device)[:, None]
         slot = torch.arange(self.longest, device=batch.device)
-        offsets, columns = self.layout.by_query.offsets.to(torch.int64), self.layout.by_query.blocks
+        offsets, columns = self.lists.offsets.to(torch.int64), self.lists.blocks
         found = [(row, torch.ones_like(row, dtype=torch.bool))]  # the diagonal
         crosses = (self.own & (self.phase[..., None] + self.place >= block)).any(-1)
         for second in (0, 1):
-            relative = (self.relative[:, None, :, None] + second).clamp(max=self.layout.shape[2] - 1)
-            lists = batch.clamp(max=self.layout.shape[0] - 1), head, relative
+            relative = (self.relative[:, None, :, None] + second).clamp(max=self.shape[2] - 1)
+            lists = batch.clamp(max=self.shape[0] - 1), head, relative
             begin, end = offsets[lists], offsets[lists[0], head, relative + 1]
             listed = begin + slot < end
             if second:
@@ -110,7 +123,7 @@ class _Packing:
 
     def words(self, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         """Bits of pairs of absolute blocks, ``(N, block, words)`` in the lower 32 bits of int64."""
-        block = self.layout.block
+        block = self.block
         at = batch, row
         distance = key * block - self.start[at]  # of the key block from the start of the document
         column = torch.div(distance, block, rounding_mode="floor")
@@ -121,15 +134,15 @@ class _Packing:
             rule = torch.where(place >= block, lower[:, None], upper[:, None])
             sides.append(self._bits(rule, place % block))
         seen = _shifted(sides[0], sides[1], (distance - column * block)[:, None], block)
-        heads = self.layout.shape[1]
+        heads = self.shape[1]
         later = self._later()[(batch * heads + head) * self.rows + row] * (row == key)[:, None, None]
         return torch.where(self.own[at][..., None], seen, later)
 
     def _later(self) -> Tensor:
         """Bits of all diagonal blocks, for the tokens of documents that begin inside."""
-        sizes = [torch.arange(n, device=self.first.device) for n in (len(self.start), self.layout.shape[1], self.rows)]
+        sizes = [torch.arange(n, device=self.first.device) for n in (len(self.start), self.shape[1], self.rows)]
         batch, head, row = (x.flatten() for x in torch.meshgrid(*sizes, indexing="ij"))
-        zero, block = torch.zeros_like(row), self.layout.block
+        zero, block = torch.zeros_like(row), self.block
         shift = self.starts[batch, row] - self.first[row][:, None]
         inside = shift > 0
         rule = torch.where(inside, self._rule(batch, head, zero, zero)[:, None], -2)
@@ -138,7 +151,7 @@ class _Packing:
 
     def _rule(self, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Row of the bits of a pair of relative blocks, -1 if it is read whole, -2 if it is not listed."""
-        batches, heads, count = self.layout.shape
+        batches, heads, count = self.shape
         lists = batch.clamp(max=batches - 1) * heads + head
         ids = (lists * count + row) * count + column
         if not len(self.ids):
@@ -149,11 +162,11 @@ class _Packing:
 
     def _bits(self, rule: Tensor, place: Tensor) -> Tensor:
         """Words of a row of relative blocks: ``(N, block) -> (N, block, words)``."""
-        words = self.layout.bits.shape[-1]
+        words = self.bits.shape[-1]
         plain = torch.where(rule == -1, self.ones, 0)[..., None].expand(*rule.shape, words)
-        if not len(self.layout.bits):
+        if not len(self.bits):
             return plain
-        stored = self.layout.bits[rule.clamp(min=0), place].to(torch.int64) & self.ones
+        stored = self.bits[rule.clamp(min=0), place].to(torch.int64) & self.ones
         return torch.where((rule >= 0)[..., None], stored, plain)
 
 

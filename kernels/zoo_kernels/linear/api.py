@@ -1,4 +1,4 @@
-"""Linear attention: the public functions, their checks and the dispatch to a backend."""
+"""Public functions of linear attention: they check their arguments and dispatch to a backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ ONES_WIDE = 8  # columns: 16 bytes in 16 bits
 
 @dataclass
 class NormalizedState:
-    """State of normalized linear attention: ``s`` (B, H, D, E) and the normalizer ``z`` (B, H, D), both fp32."""
+    """State of normalized linear attention.
+
+    Attributes:
+        s: the state ``(B, H, D, E)``, fp32.
+        z: the normalizer ``(B, H, D)``, fp32.
+    """
 
     s: Tensor
     z: Tensor
@@ -52,25 +57,30 @@ def linear_attention(
     """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, one floating dtype; sums are kept in fp32 or better.
+        q: queries ``(B, T, H, D)``, of any strides and one floating dtype with k and v; sums are accumulated in fp32 or
+            better.
+        k: keys ``(B, T, H, D)``.
+        v: values ``(B, T, H, E)``.
         log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0. Positive ones are refused on the CPU; where
-            that would wait for a device or cut a graph they count as 0, and have no gradient.
+            that would wait for a device or break a graph they count as 0, and have no gradient.
         scale: any finite number.
-        normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``; its absolute value is kept
-            at least ``eps``.
-        initial_state: state before token 0, ``(B, H, D, E)``, or a NormalizedState if ``normalize``. It belongs to
-            the document of token 0.
+        normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``.
+        eps: lower bound of the absolute value of ``q_t . z_t`` if ``normalize``.
+        initial_state: state before token 0, ``(B, H, D, E)``, or a NormalizedState if ``normalize``. It belongs to the
+            document of token 0. None: zeros.
+        return_state: also return the state after the last token.
         documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary but NaN and
             inf, which may reach other documents of their row and never another row.
         algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
-            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
-            depth) or ``auto``.
+            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log depth)
+            or ``auto``.
         backend: ``auto``, ``triton``, ``torch`` or ``reference``.
-        wide: the output is in fp32 or better, for sums that fp16 cannot hold (over 65504) and that a norm follows.
+        wide: return the output in fp32 or better, for sums that exceed the range of fp16 (65504) and that a norm
+            follows.
 
     Returns:
-        Output ``(B, T, H, E)`` in the dtype of q, or of the state if ``wide``, and the final state if
-        ``return_state``, else None.
+        Output ``(B, T, H, E)`` in the dtype of q, or of the state if ``wide``, and the final state if ``return_state``,
+        else None.
 
     Raises:
         ValueError: on shapes, types, numbers, an algorithm or a backend that do not fit.
@@ -125,13 +135,21 @@ def linear_attention_step(
     backend: str = "auto",
     wide: bool = False,
 ) -> Tensor:
-    """One token of :func:`linear_attention`, updating ``state`` in place; no gradient, and safe inside a CUDA graph.
+    """One token of :func:`linear_attention`, updating ``state`` in place.
+
+    It has no gradient and can be captured in a CUDA graph.
 
     Args:
-        q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)`` or ``(B, H)``.
-        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
-        scale, normalize, eps, wide: as in :func:`linear_attention`.
-        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
+        q: query ``(B, H, D)``.
+        k: key ``(B, H, D)``.
+        v: value ``(B, H, E)``.
+        log_decay: None, ``(H,)`` or ``(B, H)``, all <= 0.
+        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``; updated in place.
+        scale: any finite number.
+        normalize: divide by ``q . z``, as in :func:`linear_attention`.
+        eps: lower bound of the absolute value of ``q . z`` if ``normalize``.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``, which follows the definition).
+        wide: return the output in the dtype of the state.
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q, or of the state if ``wide``.

@@ -1,4 +1,4 @@
-"""What the ops of linear attention take."""
+"""Arguments of the custom ops of linear attention."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor
 
 
 class LinearArguments(NamedTuple):
-    """Arguments of linear attention.
+    """Arguments of the forward op of linear attention.
+
+    The fields not listed are as in :func:`zoo_kernels.linear_attention`.
 
     Attributes:
         state: the state before token 0.
-        wide: the output is in the precision of the state, not in that of q.
-        backend: ``torch``, ``triton`` or ``reference``; the others as in :func:`zoo_kernels.linear_attention`.
+        wide: the output is in the dtype of the state, not in that of q.
+        backend: ``torch``, ``triton`` or ``reference``.
     """
 
     q: Tensor
@@ -30,12 +32,19 @@ class LinearArguments(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the output."""
+        """Dtype of the output."""
         return self.state.dtype if self.wide else self.q.dtype
 
 
 class LinearUpstream(NamedTuple):
-    """What the backward pass takes besides: states before the segments, gradients, whether the decay has one."""
+    """Further arguments of the backward op of linear attention.
+
+    Attributes:
+        starts: states before the segments, from the forward pass.
+        grad_output: gradient of the output.
+        grad_final: gradient of the final state.
+        decay_gradient: whether the gradient of the decay is wanted.
+    """
 
     starts: Tensor
     grad_output: Tensor
@@ -44,7 +53,7 @@ class LinearUpstream(NamedTuple):
 
 
 class LinearToken(NamedTuple):
-    """Arguments of a step: one token; ``state`` moves on in place."""
+    """Arguments of the op for one token; ``state`` is updated in place."""
 
     q: Tensor
     k: Tensor
@@ -57,5 +66,5 @@ class LinearToken(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the output."""
+        """Dtype of the output."""
         return self.state.dtype if self.wide else self.q.dtype

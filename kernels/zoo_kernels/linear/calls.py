@@ -1,4 +1,4 @@
-"""Calls that between them start every Triton kernel of linear attention with every flag."""
+"""Calls that between them launch every Triton kernel of linear attention with every flag, for compiling them ahead."""
 
 from __future__ import annotations
 

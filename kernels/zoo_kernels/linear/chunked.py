@@ -20,26 +20,26 @@ _KEPT = local()  # each thread's arrays of the last call, because fresh memory c
 
 
 class Plan(NamedTuple):
-    """How a sequence is cut: tokens per chunk, chunks per segment, and whether chunk states are combined by a scan."""
+    """Cut of a sequence: tokens per chunk, chunks per segment, and whether a scan combines the states of chunks."""
 
     chunk: int
     segment: int
     scan: bool
 
     def spans(self, length: int) -> list[tuple[int, int, int]]:
-        """Segments as (start, stop, tokens per chunk): whole chunks, then what is left of the sequence."""
+        """Segments of a sequence as (start, stop, tokens per chunk): whole chunks first, then the remaining tokens."""
         whole, step = length - length % self.chunk, self.segment * self.chunk
         spans = [(start, min(start + step, whole), self.chunk) for start in range(0, whole, step)]
         return spans if whole == length else [*spans, (whole, length, length - whole)]
 
     def segments(self, length: int) -> int:
-        """How many segments a sequence of ``length`` tokens has."""
+        """Number of segments of a sequence of ``length`` tokens."""
         whole = length // self.chunk
         return (whole + self.segment - 1) // self.segment + (length - whole * self.chunk + self.chunk - 1) // self.chunk
 
 
 def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Plan:
-    """Cut for ``algorithm``: ``parallel`` is one chunk, ``scan`` one segment, ``chunk`` sequential segments."""
+    """Chooses the cut: ``parallel`` is one chunk, ``scan`` one segment of chunks, ``chunk`` segments in sequence."""
     if algorithm == "parallel":
         return Plan(max(length, 1), 1, False)
     chunks = -(-length // chunk)
@@ -50,12 +50,12 @@ def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk:
 
 
 def precise(x: Tensor) -> Tensor:
-    """fp64, where the device has it: sums of strong decays would lose the weak ones in fp32."""
+    """Converts to fp64 where the device supports it, since in fp32 sums of strong decays lose the weak ones."""
     return x.float() if x.device.type == "mps" else x.double()
 
 
 class Weights(NamedTuple):
-    """Decay and document factors of a segment, each broadcastable over ``(n, B, H, ...)``."""
+    """Factors of a segment from decays and document boundaries, each broadcastable over ``(n, B, H, ...)``."""
 
     pair: Tensor  # (.., c, c) weight of key j for query i inside the chunk; 0 above the diagonal
     query: Tensor  # (.., c, 1) weight of the state before the chunk for query i
@@ -76,14 +76,14 @@ def _decay_weights(log_decay: Tensor, dtype: torch.dtype, scale: float) -> Weigh
 
 
 class Buffer(NamedTuple):
-    """Three views of an array of a segment: for weights ``(n, B, H, c, X)``, and for products ``(n B H, ..)``."""
+    """Memory of one array of a segment in three views: ``(n, B, H, c, X)`` for weights, else ``(n B H, ..)``."""
 
     wide: Tensor
     flat: Tensor
     turned: Tensor
 
     def multiply(self, a: Tensor, b: Tensor, add: bool = False) -> None:
-        """``self = a @ b`` or ``self += a @ b``."""
+        """Writes ``a @ b`` into the buffer, or adds it if ``add``."""
         self.flat.baddbmm_(a, b, beta=float(add))
 
 
@@ -190,7 +190,7 @@ def _fill_states(states: Tensor, factor: Tensor, update: Tensor, scan: bool, bac
 
 
 def prefix_scan(state: Tensor, reach: Tensor, after: Tensor) -> Tensor:
-    """States after each of ``n`` chunks from their factors and updates ``(n, ..)``, in log2(n) steps."""
+    """Computes the states after each of ``n`` chunks from their factors and updates ``(n, ..)``, in log2(n) steps."""
     offset = 1
     while offset < after.shape[0]:
         later = torch.addcmul(after[offset:], reach[offset:], after[:-offset])
@@ -211,7 +211,7 @@ def chunked_forward(
     cut: Plan,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output ``(B, T, H, E)`` in ``dtype``, final state, and the states before the segments ``(n, B, H, D, E)``."""
+    """Computes output ``(B, T, H, E)``, final state, and states before the segments ``(n, B, H, D, E)``."""
     segments = _Segments(q, log_decay, documents, scale, cut)
     output = torch.empty(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
     starts = torch.empty(len(segments.chunks), *state.shape, dtype=state.dtype, device=state.device)
@@ -237,12 +237,14 @@ def chunked_forward(
 def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) -> Tensor:
     """Gradient of the log decay of each token ``(.., c)``: the decay at t scales what passes over t.
 
-    The same numbers are added where they enter and taken away where they leave, in fp64, so that what does not pass
-    over t cancels without a trace, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
+    The same numbers are added where they enter and subtracted where they leave, in fp64, so that what does not pass
+    over t cancels exactly, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
 
     Args:
-        pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
-            state before and after the chunk. state: ``(..,)`` through both.
+        pairs: ``(.., c, c)`` query i times its gradient through key j.
+        queries: ``(.., c)`` query times its gradient through the state before the chunk.
+        keys: ``(.., c)`` key times its gradient through the state after the chunk.
+        state: ``(..,)`` state before the chunk times its gradient through the state after it.
     """
     pairs, keys = precise(pairs.tril(-1)), precise(keys)
     change = pairs.sum(-1) - pairs.sum(-2) + queries - keys
@@ -261,7 +263,7 @@ def chunked_backward(
     grad_state: Tensor,
     grad_decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and the first state; ``grad_decay`` ``(B, T, H)`` fp64 is filled if it is given."""
+    """Computes gradients of q, k, v and the initial state; fills ``grad_decay`` ``(B, T, H)`` fp64 if it is given."""
     segments = _Segments(inputs[0], log_decay, documents, scale, cut)
     load, product, rows = segments.load, segments.product, grad_state.shape[0] * grad_state.shape[1]
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)

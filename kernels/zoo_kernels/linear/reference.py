@@ -1,4 +1,4 @@
-"""Oracle for linear attention: the quadratic form, written to be read, not to be fast."""
+"""Reference form of linear attention: the quadratic sum over pairs, written for clarity and as an oracle of tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from zoo_kernels.linear.chunked import precise
 def reference_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, documents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``o_t = q_t S_t`` by summing over all pairs ``j <= t``; O(T^2) memory.
+    """Computes ``o_t = q_t S_t`` by summing over all pairs ``j <= t``, with O(T^2) memory.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. state: ``(B, H, D, E)``, the state before token 0.
-        log_decay: None, ``(H,)`` or ``(B, T, H)``. documents: None or ``(B, T)`` ids.
+        q: queries ``(B, T, H, D)``.
+        k: keys ``(B, T, H, D)``.
+        v: values ``(B, T, H, E)``.
+        log_decay: None, ``(H,)`` or ``(B, T, H)``.
+        state: ``(B, H, D, E)``, the state before token 0.
+        documents: None or ``(B, T)`` ids.
 
     Returns:
         Output ``(B, T, H, E)`` and the state after the last token ``(B, H, D, E)``.

@@ -1,4 +1,4 @@
-"""Softmax attention: the public functions, their checks and the dispatch to a backend."""
+"""Public functions of softmax attention: they check their arguments and dispatch to a backend."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def softmax_attention(
     """Exact causal softmax attention, aligned at the end when there are fewer queries than keys.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; query head h reads key head ``h // (H // G)``.
-        layout: pairs of blocks that are read, instead of a window and sink tokens; others cost nothing.
-        window: keys a query may read, its own included; None for all, 0 for none.
-        sink_tokens: first tokens of each document that stay visible beside the window.
-        sink_logits: ``(H,)`` learned logits that take weight and give nothing; -inf for none.
-        block_bias: ``(B | 1, H | 1, blocks, blocks)`` added to the scores of a layout's pairs of blocks.
-        scale: of the scores, ``D ** -0.5`` by default; any sign, and at most 1e30 in size. Scores may be as large as
-            a quarter of the largest fp32.
+        q: queries ``(B, Tq, H, D)``.
+        k: keys ``(B, Tk, G, D)``; query head h reads key head ``h // (H // G)``.
+        v: values ``(B, Tk, G, E)``.
+        layout: visible pairs of blocks, instead of a window and sink tokens; blocks that are not visible cost nothing.
+        window: number of keys that a query may read, its own included; None for all, 0 for none.
+        sink_tokens: number of first tokens of each document that stay visible beside the window.
+        sink_logits: ``(H,)`` learned logits that take weight and contribute no value; -inf for none.
+        block_bias: ``(B | 1, H | 1, blocks, blocks)``, added to the scores of the pairs of blocks of a layout.
+        scale: factor of the scores, ``D ** -0.5`` by default; of any sign and at most 1e30 in size. Scores may be as
+            large as a quarter of the largest fp32 number.
         documents: ``(B, Tk)`` integer ids of packed documents, each contiguous; the queries are the last Tq tokens.
             Blocks of the layout and of the bias count from the start of a document. NaN and inf may reach other
             documents of their row, never another row.
@@ -87,14 +89,20 @@ def softmax_attention_step(
     backend: str = "auto",
     return_lse: bool = False,
 ) -> Any:
-    """One query per row over its cache. It has no gradient.
+    """Attention of one query per row over its key-value cache, for decoding. It has no gradient.
 
     Args:
-        q: ``(B, H, D)``. k_cache: ``(B, capacity, G, D)``. v_cache: ``(B, capacity, G, E)``.
-        lengths: ``(B,)`` tokens seen in each row, the query's own included; without a ring they lie at the front. What
-            lies behind them may be anything, also NaN.
-        window, sink_tokens, sink_logits, scale: as in :func:`softmax_attention`.
-        ring: the cache holds the sink tokens, and behind them the latest: see :func:`zoo_kernels.softmax.ring_slots`.
+        q: query ``(B, H, D)``.
+        k_cache: keys ``(B, capacity, G, D)``.
+        v_cache: values ``(B, capacity, G, E)``.
+        lengths: ``(B,)`` tokens seen in each row, the query's own included; without a ring they lie at the front. Slots
+            behind them may hold anything, also NaN.
+        window: number of keys that the query may read, its own included; None for all.
+        sink_tokens: number of first tokens that stay visible beside the window.
+        sink_logits: ``(H,)`` learned logits that take weight and contribute no value.
+        scale: factor of the scores, ``D ** -0.5`` by default.
+        ring: the cache is a ring buffer: the sink tokens, and behind them the latest tokens; see
+            :func:`zoo_kernels.softmax.ring_slots`.
         backend: ``auto``, ``triton`` or ``torch``; ``reference`` is ``torch``.
         return_lse: also return the natural log-sum-exp of the scores, ``(B, H)`` in fp32 or better.
 
@@ -129,10 +137,10 @@ def explain(
     documents: Tensor | None = None,
     backend: str = "auto",
 ) -> str:
-    """Say in a line which backend and form :func:`softmax_attention` takes for these arguments, and why.
+    """Says in one line which backend and form :func:`softmax_attention` takes for these arguments, and why.
 
-    Nothing is computed. The arguments are those of :func:`softmax_attention` that matter for the choice, and what it
-    refuses is refused here too; the forms of the PyTorch backend are listed in
+    Nothing is computed. The arguments are those of :func:`softmax_attention` that matter for the choice, and are
+    checked in the same way; the forms of the PyTorch backend are listed in
     :func:`zoo_kernels.softmax.cpu.forms.choose_form`.
     """
     _check(q, k, v, window, sink_tokens, documents)

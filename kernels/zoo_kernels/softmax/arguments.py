@@ -1,4 +1,4 @@
-"""What the ops of softmax attention take."""
+"""Arguments of the custom ops of softmax attention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from zoo_kernels.softmax.mask import KeyRule
 
 
 class SoftmaxArguments(NamedTuple):
-    """Arguments of softmax attention, as in :func:`zoo_kernels.softmax_attention` where nothing else is said.
+    """Arguments of the forward op of softmax attention.
+
+    The fields not listed are as in :func:`zoo_kernels.softmax_attention`.
 
     Attributes:
-        documents: with a layout, which is packed already, only for the bias; the reference packs nothing.
-        layout: tensors of a BlockLayout with blocks of ``block`` tokens; empty for none.
-        scale: above 0.
+        documents: with a layout, which is packed already, they serve only the bias; the reference form packs nothing.
+        layout: tensors of a BlockLayout; empty for none.
+        block: tokens of a block of the layout.
+        scale: factor of the scores, above 0.
     """
 
     q: Tensor
@@ -33,17 +36,25 @@ class SoftmaxArguments(NamedTuple):
 
     @property
     def rule(self) -> KeyRule:
-        """Which keys a query may read."""
+        """Rule of which keys a query may read."""
         return KeyRule(self.k.shape[1] - self.q.shape[1], self.window, self.sink_tokens, self.documents)
 
     @property
     def lists(self) -> BlockLayout | None:
-        """The layout."""
+        """The layout, rebuilt from its tensors; None without one."""
         return BlockLayout.from_tensors(self.block, self.layout) if self.layout else None
 
 
 class SoftmaxUpstream(NamedTuple):
-    """What the backward pass takes besides: outputs, their gradients, whether the bias has one."""
+    """Further arguments of the backward op of softmax attention.
+
+    Attributes:
+        output: output of the forward pass.
+        lse: log-sum-exp of the forward pass.
+        grad_output: gradient of the output.
+        grad_lse: gradient of the log-sum-exp, or None.
+        bias_gradient: whether the gradient of the block bias is wanted.
+    """
 
     output: Tensor
     lse: Tensor
@@ -53,7 +64,7 @@ class SoftmaxUpstream(NamedTuple):
 
 
 class SoftmaxToken(NamedTuple):
-    """Arguments of a step, as in :func:`zoo_kernels.softmax_attention_step`."""
+    """Arguments of the op for one token, as in :func:`zoo_kernels.softmax_attention_step`."""
 
     q: Tensor
     k_cache: Tensor

@@ -1,4 +1,4 @@
-"""Which keys a query may read: causal, aligned at the end, inside its document, inside a window or among the sinks."""
+"""Rule of which keys a query may read: causal, and limited to its document, to a window and to sink tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ __all__ = ["KeyRule", "document_positions", "document_starts"]
 
 @dataclass(frozen=True)
 class KeyRule:
-    """The rule, and how to evaluate it for a block of queries.
+    """Which keys a query may read, evaluated for a block of queries.
 
-    ``offset`` is Tk - Tq; ``window`` counts keys with the query's own; ``sink_tokens`` are the first of each document.
+    Attributes:
+        offset: Tk - Tq.
+        window: number of keys that a query may read, its own included; None for all.
+        sink_tokens: number of first tokens of each document that stay visible.
+        documents: ``(B, Tk)`` ids, or None.
     """
 
     offset: int
@@ -25,10 +29,15 @@ class KeyRule:
     documents: Tensor | None
 
     def key_range(self, start: int, stop: int, begins: int = 0) -> tuple[int, int, int]:
-        """Keys of queries ``start <= t < stop``: how many of the first ones, and a range ``first <= j < last`` behind.
+        """Returns the keys of queries ``start <= t < stop``.
 
         Args:
+            start: first query.
+            stop: query behind the last one.
             begins: where the earliest of the documents of query ``start`` begins.
+
+        Returns:
+            The number of first keys, and a range ``first <= j < last`` behind them.
         """
         last = max(stop + self.offset, 0)
         first = begins if self.window is None else max(start + self.offset - self.window + 1, begins)
@@ -40,7 +49,7 @@ class KeyRule:
         return min(self.sink_tokens, first), first, last
 
     def allowed(self, queries: tuple[int, int], keys: tuple[int, int], device: torch.device) -> Tensor:
-        """``(B or 1, 1, queries, keys)`` bool: True where the query may read the key."""
+        """Returns ``(B or 1, 1, queries, keys)`` bool: True where the query may read the key."""
         t = torch.arange(*queries, device=device)[:, None] + self.offset
         j = torch.arange(*keys, device=device)[None, :]
         causal = (j <= t)[None]

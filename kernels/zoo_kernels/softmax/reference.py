@@ -1,4 +1,4 @@
-"""Oracle for softmax attention: the whole score matrix, written to be read, not to be fast."""
+"""Reference form of softmax attention: the whole score matrix, written for clarity and as an oracle of tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def reference_softmax_attention(
     layout: BlockLayout | None = None,
     block_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output ``(B, Tq, H, E)`` and natural log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
+    """Computes attention from the whole score matrix.
+
+    Returns:
+        Output ``(B, Tq, H, E)`` and natural log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf.
+    """
     repeats = q.shape[2] // max(k.shape[2], 1)
     k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
     scores = torch.einsum("bthd,bjhd->bhtj", q, k) * scale
@@ -46,7 +50,7 @@ def _of_tokens(blocks: Tensor, block: int, queries: Tensor, keys: Tensor) -> Ten
 
 
 def _listed(layout: BlockLayout, queries: Tensor, keys: Tensor) -> Tensor:
-    rules = _of_tokens(table(layout), layout.block, queries, keys)
+    rules = _of_tokens(table(layout.by_query), layout.block, queries, keys)
     if not len(layout.bits):
         return rules > -2
     rows, columns = (x % layout.block for x in (queries[:, None, :, None], keys[:, None, None, :]))

@@ -1,4 +1,4 @@
-"""One query per row over its cache, in plain PyTorch, and where a ring cache keeps its tokens."""
+"""Attention of one query per row over its cache in plain PyTorch, and the slots of a ring cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from zoo_kernels.softmax.cpu.fused import fused_forward, fuses
 
 
 def ring_slots(positions: Tensor, capacity: int, sink_tokens: int = 0) -> Tensor:
-    """Slot of each position in a ring cache: the sink tokens stay at the front, the others go round behind them.
+    """Slot of each position in a ring cache.
+
+    Sink tokens stay at the front, later tokens rotate through the other slots.
 
     Args:
         positions: integers of any shape, counted from 0.
-        capacity: slots; more than ``sink_tokens``, or nothing else can be held.
+        capacity: number of slots, more than ``sink_tokens``.
+        sink_tokens: number of first tokens that stay.
 
     Raises:
         ValueError: if there is no slot beside the sink tokens.
@@ -35,7 +38,7 @@ def step(
     ring: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output ``(B, H, E)`` in q's dtype and log-sum-exp ``(B, H)`` of :func:`zoo_kernels.softmax_attention_step`."""
+    """Computes output ``(B, H, E)`` and log-sum-exp ``(B, H)`` of :func:`zoo_kernels.softmax_attention_step`."""
     batch, heads, width = q.shape
     groups, capacity = k_cache.shape[2], k_cache.shape[1]
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Softmax attention as custom ops: forms by backend, derivatives, FLOPs; and its entry among the families."""
+"""Custom ops of softmax attention: forms by backend, derivatives, FLOPs, and the registration of the family."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""For those who work on the Triton kernels: compile them without a GPU, call each of them, tune their tiles."""
+"""Tools for development of the Triton kernels: compile them without a GPU, call each of them, tune their tiles."""

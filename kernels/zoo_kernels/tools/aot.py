@@ -1,4 +1,4 @@
-"""Recorded launches compiled ahead of time: for which GPU is a parameter, and none need be there.
+"""Ahead-of-time compilation of recorded launches for any GPU architecture, without such a GPU.
 
 A launch becomes a job, which is everything that Triton's own JIT would compile it from: two launches with equal jobs
 share one binary. Jobs are compiled in worker processes, so that a crash of the compiler costs one job and not the run.
@@ -27,18 +27,18 @@ _DOT16 = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+xb?f16[,>]")
 
 
 class Named(NamedTuple):
-    """A kernel by where it is defined: what can cross to another process."""
+    """Name of a kernel by module, which unlike the kernel itself can be pickled."""
 
     module: str
     name: str
 
     def find(self) -> Any:
-        """The object itself."""
+        """Imports the kernel."""
         return getattr(import_module(self.module), self.name)
 
 
 class Job(NamedTuple):
-    """One compilation: what Triton keys its binaries by."""
+    """One compilation: everything that Triton keys its binaries by."""
 
     kernel: Named
     architecture: str
@@ -50,17 +50,17 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Equal for launches that share a binary."""
+        """Key that is equal for launches that share a binary."""
         return repr(self)
 
     @property
     def flags(self) -> dict[str, Any]:
-        """What is compiled in, by parameter; absent arrays are left out."""
+        """Compile-time constants by parameter; arrays that are None are left out."""
         return {self.signature[i][0]: x for i, x in self.constants if x is not None}
 
 
 class Cost(NamedTuple):
-    """What one compiled kernel takes and uses; ``error`` is why there is none."""
+    """Resources and instructions of one compiled kernel; ``error`` says why compilation failed."""
 
     registers: int = 0
     stack: int = 0
@@ -75,7 +75,7 @@ class Cost(NamedTuple):
     error: str | None = None
 
     def faults(self, job: Job) -> list[str]:
-        """Why this kernel must not ship."""
+        """Lists why this kernel must not be released, as register spills."""
         if self.error is not None:
             return [self.error]
         limit = SHARED_BYTES[job.architecture]
@@ -87,7 +87,7 @@ class Cost(NamedTuple):
         return found + self.offsets.faults()
 
     def warnings(self, job: Job) -> list[str]:
-        """What makes this kernel slow."""
+        """Lists what makes this kernel slow."""
         if job.architecture == "sm_90" and self.dots16 and not self.wgmma:
             return [f"none of its {self.dots16} 16-bit matrix products became a wgmma"]
         return []
@@ -122,7 +122,7 @@ def _binder(kernel: Any, architecture: str) -> tuple[Any, Any]:
 
 
 def job(launch: Launch, architecture: str) -> Job:
-    """What Triton's JIT would compile for ``launch`` on a GPU of ``architecture``."""
+    """Returns what Triton's JIT would compile for ``launch`` on a GPU of ``architecture``."""
     config = launch.config
     kernel, binder = _binder(launch.kernel, architecture)
     bound, specialized, unknown = binder(*launch.arguments, **launch.constants, **config.tiles)
@@ -142,7 +142,7 @@ def job(launch: Launch, architecture: str) -> Job:
 
 
 def compile_keys(launches: Iterable[Launch], architecture: str) -> dict[str, frozenset[str]]:
-    """Kernel name -> keys of the binaries that ``launches`` need: equal for calls that share all of them."""
+    """Returns, for each kernel name, the keys of the binaries that ``launches`` need."""
     keys: dict[str, set[str]] = {}
     for launch in launches:
         made = job(launch, architecture)
@@ -151,7 +151,7 @@ def compile_keys(launches: Iterable[Launch], architecture: str) -> dict[str, fro
 
 
 def compile_job(job: Job) -> Cost:
-    """Compile in this process, which must not have TRITON_INTERPRET set."""
+    """Compiles a job in this process, which must not have TRITON_INTERPRET set."""
     from triton.compiler import ASTSource, compile
 
     begin = time.perf_counter()
@@ -234,7 +234,10 @@ class _Worker:
 
 
 def compile_all(jobs: Iterable[Job], workers: int = 2) -> Iterator[tuple[Job, Cost]]:
-    """Each job with its cost, as they are done. Workers end with the generator, also when it is closed early."""
+    """Compiles jobs in worker processes and yields each with its cost as it finishes.
+
+    Workers end with the generator, also when it is closed early.
+    """
     waiting = list(jobs)[::-1]
     interpreted = os.environ.pop("TRITON_INTERPRET", None)
     team: list[_Worker] = []

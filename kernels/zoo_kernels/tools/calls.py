@@ -1,7 +1,7 @@
-"""Calls of the public functions that between them start every kernel with every flag.
+"""Calls of the public functions that between them launch every kernel with every flag.
 
 scripts/compile_kernels.py compiles what they launch, tests compare what two of them would compile, and the tuner runs
-them to check and time a candidate. Inputs are made from a seed, so that two backends can be given the same ones.
+them to check and time a candidate. Inputs are made from a seed, so that two backends get the same ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHORT = 100  # tokens
 
 
 class Size(NamedTuple):
-    """Shape and type of the inputs of a call; half of the heads read the same keys where a call has grouped heads."""
+    """Shape, dtype and device of the inputs of a call; with grouped heads, two query heads share a key head."""
 
     width: int
     length: int = SHORT
@@ -33,10 +33,15 @@ class Size(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One way to call a family: ``run(inputs(size), backend)`` gives its outputs and gradients by name.
+    """One way to call a family: ``run(inputs(size), backend)`` returns its outputs and gradients by name.
 
-    ``main``: worth compiling where time is short; the others differ from these in a flag or two. ``length``: enough
-    tokens for all kernels of the call. ``family`` is filled in by :func:`every_call`.
+    Attributes:
+        name: name of the call.
+        inputs: makes the inputs of a size, from a seed.
+        run: runs the call on its inputs with a backend.
+        main: worth compiling where time is short; other calls differ from a main one in a flag or two.
+        length: enough tokens for all kernels of the call.
+        family: name of the family, filled in by :func:`every_call`.
     """
 
     name: str
@@ -48,29 +53,29 @@ class Call(NamedTuple):
 
 
 def raised(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
-    """The same numbers in ``dtype``, for a reference."""
+    """Converts the inputs to ``dtype``, for a reference."""
     return {k: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for k, x in inputs.items()}
 
 
 def normal(size: Size, *shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers of a seed, in the type of the inputs."""
+    """Normal random numbers from a seed, in the dtype of the inputs."""
     made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
     return made.to(size.device, size.dtype)
 
 
 def uniform(size: Size, *shape: int) -> Tensor:
-    """Numbers from 0 to 1 in fp32."""
+    """Uniform random numbers from 0 to 1 in fp32."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(4)).to(size.device)
 
 
 def documents_of(size: Size) -> Tensor:
-    """Three documents, or as many as there are tokens."""
+    """Ids of three packed documents, or of as many as there are tokens."""
     cuts = torch.arange(size.length) * 3 // max(size.length, 1)
     return cuts.expand(size.batch, -1).contiguous().to(size.device)
 
 
 def followed(inputs: Inputs, names: tuple[str, ...]) -> Inputs:
-    """The same tensors; those called ``names`` get a gradient."""
+    """Returns the same inputs; those called ``names`` require a gradient."""
     given = {k: x.detach() if isinstance(x, Tensor) else x for k, x in inputs.items()}
     for name in names:
         if given[name] is not None:
@@ -79,7 +84,7 @@ def followed(inputs: Inputs, names: tuple[str, ...]) -> Inputs:
 
 
 def differentiated(inputs: Inputs, names: tuple[str, ...], outputs: Outputs) -> Outputs:
-    """Adds the gradients of ``names`` for fixed gradients of the outputs."""
+    """Adds to the outputs the gradients of ``names``, for fixed gradients of the outputs."""
     wanted = [name for name in names if inputs.get(name) is not None]
     ends = [x for x in outputs.values() if x.requires_grad]
     generator = torch.Generator().manual_seed(99)
@@ -90,16 +95,16 @@ def differentiated(inputs: Inputs, names: tuple[str, ...], outputs: Outputs) -> 
 
 
 def of_one_head(call: Call) -> Call:
-    """The same with a single head: integers that are 1 become constants of a kernel unless they must not."""
+    """Returns the call with a single head: Triton may make integers that are 1 constants of a kernel."""
     return call._replace(name=f"{call.name}, one head", inputs=lambda size: call.inputs(size._replace(heads=1)))
 
 
 def of_heads(call: Call, heads: int) -> Call:
-    """The same with ``heads`` query heads."""
+    """Returns the call with ``heads`` query heads."""
     name = f"{call.name}, {heads} heads"
     return call._replace(name=name, inputs=lambda size: call.inputs(size._replace(heads=heads)))
 
 
 def every_call() -> list[Call]:
-    """Those of all families."""
+    """Returns the calls of all families."""
     return [call._replace(family=f.name) for f in families().values() for call in import_module(f.calls).CALLS]

@@ -1,4 +1,4 @@
-"""Whether a kernel addresses memory in 64 bits, read off its Triton IR.
+"""Check on Triton IR that a kernel addresses memory in 64 bits.
 
 A product of something that grows with the data (a program id, a loop counter, a loaded index) and a size or stride that
 is an argument passes 2^31 on long inputs, and the address then wraps without an error. Such a product must be taken in
@@ -18,14 +18,14 @@ PLACE, SIZE, SHORT_PRODUCT = "place", "size", "short product"  # what a value wa
 
 
 class Offsets(NamedTuple):
-    """Pointer offsets in 64 bits, in 32 bits, and those made from a 32-bit product that can overflow."""
+    """Number of pointer offsets in 64 bits, in 32 bits, and of those made from a 32-bit product that can overflow."""
 
     wide: int = 0
     narrow: int = 0
     overflowing: int = 0
 
     def faults(self) -> list[str]:
-        """Why large inputs would be addressed wrongly."""
+        """Lists why large inputs would be addressed wrongly."""
         found = []
         if self.narrow and not self.wide:
             found.append(f"none of its {self.narrow} pointer offsets is in 64 bits")
@@ -35,7 +35,7 @@ class Offsets(NamedTuple):
 
 
 def count_offsets(ttir: str) -> Offsets:
-    """Count them in the text of a module, in which every call is inlined."""
+    """Counts the pointer offsets in the text of a Triton IR module, in which every call is inlined."""
     made: dict[str, set[str]] = {}
     wide = narrow = overflowing = 0
     for line in ttir.splitlines():

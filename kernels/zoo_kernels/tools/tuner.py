@@ -1,4 +1,4 @@
-"""Search for faster configurations of one kernel on this GPU. Nothing calls it by itself: scripts/tune_kernels.py does.
+"""Search for faster tiles of one kernel on this GPU, run by scripts/tune_kernels.py only.
 
 A candidate counts only if every output and gradient of every call that launches the kernel is as near to the reference
 as the plain PyTorch form is; then it is timed. Winners go to a file that ATTENTION_ZOO_CONFIGS names
@@ -33,7 +33,15 @@ BLOCK = 64  # tokens of a block, which must be right by itself
 
 
 class Row(NamedTuple):
-    """A row of the tables: family, kernel, architecture, bytes of a number, width of the heads."""
+    """A row of the tables of tiles.
+
+    Attributes:
+        family: name of the family.
+        kernel: name of the kernel in its family.
+        architecture: GPU architecture.
+        size: bytes of a number.
+        width: head width.
+    """
 
     family: str
     kernel: str
@@ -43,17 +51,17 @@ class Row(NamedTuple):
 
     @property
     def table(self) -> Table:
-        """The family's table."""
+        """The table of tiles of the family."""
         return families()[self.family].tiles
 
     @property
     def config(self) -> Config:
-        """What the row holds now."""
+        """The configuration that the row holds now."""
         return self.table[self.kernel][self.architecture][self.size, self.width]
 
 
 class Trial(NamedTuple):
-    """A candidate, the milliseconds that the calls took with it, or why it was rejected."""
+    """A candidate with its time, or the reason why it was rejected."""
 
     config: Config
     milliseconds: float | None
@@ -61,7 +69,7 @@ class Trial(NamedTuple):
 
 
 def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Row:
-    """The row that serves ``kernel`` (FAMILY.KERNEL) for heads of ``width`` numbers on ``device``.
+    """Finds the row that serves ``kernel`` (FAMILY.KERNEL) for heads of width ``width`` on ``device``.
 
     Raises:
         ValueError: if there is none; it lists the kernels.
@@ -79,7 +87,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
 
 @contextmanager
 def using(row: Row, config: Config) -> Iterator[None]:
-    """Within it ``row`` holds ``config``; the file that ATTENTION_ZOO_CONFIGS names is not read."""
+    """Context manager in which ``row`` holds ``config``; the file that ATTENTION_ZOO_CONFIGS names is not read."""
     before, file = row.table[row.kernel], os.environ.pop(CONFIGS_VARIABLE, None)
     rows = {**before[row.architecture], (row.size, row.width): config}
     row.table[row.kernel] = {
@@ -95,9 +103,9 @@ def using(row: Row, config: Config) -> Iterator[None]:
 
 
 def candidates(config: Config, limit: int = 64) -> list[Config]:
-    """Configurations around ``config``, which comes first: tiles halved and doubled, other warps and stages.
+    """Returns configurations around ``config``: tiles halved and doubled, other warps and stages.
 
-    Those that change least come first, and no more than ``limit`` are given.
+    ``config`` comes first, then those that change least, ``limit`` in all.
     """
     sizes = []
     for size in config.tiles.values():
@@ -115,7 +123,7 @@ def candidates(config: Config, limit: int = 64) -> list[Config]:
 
 
 def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
-    """Those of ``calls`` that launch the kernel of ``row``."""
+    """Selects the calls that launch the kernel of ``row``."""
     anywhere = row._replace(architecture=row.architecture if row.architecture in ARCHITECTURES else ARCHITECTURES[-1])
     keys = anywhere.table[row.kernel][anywhere.architecture]
     width = min(w for s, w in keys if s == row.size and w >= size.width)
@@ -133,7 +141,7 @@ def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
 
 
 class Check:
-    """Compares the Triton form of a call with its reference; what it compares with is computed once."""
+    """Compares the Triton form of a call with its reference, which is computed once."""
 
     def __init__(self, call: Call, size: Size) -> None:
         self.call, self.name = call, call.name
@@ -143,7 +151,7 @@ class Check:
         self.epsilon = torch.finfo(size.dtype).eps
 
     def fault(self) -> str | None:
-        """What is wrong with the present configuration; None if every output is within the contract.
+        """Returns what is wrong with the present configuration; None if every output is within the contract.
 
         The contract: error <= 2 * (error of plain PyTorch + eps * largest value) in each head and block, and finite.
         """
@@ -177,7 +185,7 @@ def _largest(name: str, x: Tensor) -> Tensor:
 
 
 def benchmark(run: Callable[[], Any]) -> float:
-    """Milliseconds of ``run`` on the GPU, the median of many."""
+    """Times ``run`` on the GPU: the median of many runs, in milliseconds."""
     from triton.testing import do_bench
 
     return float(do_bench(run, return_mode="median"))
@@ -193,11 +201,16 @@ def tune(
     tried: Callable[[Trial], None] = lambda trial: None,
     limit: int = 64,
 ) -> list[Trial]:
-    """Try candidates for ``row``, the shipped configuration first: outputs at ``small``, then times at ``large``.
+    """Tries candidates for ``row``, the current configuration first: outputs at ``small``, then times at ``large``.
 
     Args:
-        calls: of which those are run that launch the kernel; None for those of all families.
-        tried: is told each trial when it is over.
+        row: row of the tables to tune.
+        small: size at which outputs are checked.
+        large: size at which calls are timed.
+        calls: calls to run if they launch the kernel; None for those of all families.
+        timer: measures a call in milliseconds.
+        tried: called with each trial when it is over.
+        limit: largest number of candidates.
 
     Raises:
         ValueError: if no call launches the kernel.
@@ -231,7 +244,7 @@ def _try(config: Config, checks: list[Check], time: Callable[[], float]) -> Tria
 
 
 def winner(trials: list[Trial]) -> Trial | None:
-    """The fastest trial, if it beats the shipped configuration, the first one, by more than noise."""
+    """Returns the fastest trial if it beats the first one, the current configuration, by more than noise."""
     timed = [trial for trial in trials if trial.milliseconds is not None]
     if not timed:
         return None
@@ -242,7 +255,7 @@ def winner(trials: list[Trial]) -> Trial | None:
 
 
 def as_record(row: Row, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
-    """``best`` as an entry of the file, with where and when it was measured."""
+    """Formats ``best`` as an entry of the file of tuned tiles, with where and when it was measured."""
     import triton
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -254,7 +267,7 @@ def as_record(row: Row, trials: list[Trial], best: Trial, device: torch.device) 
 
 
 def save(file: Path, entry: dict[str, Any]) -> None:
-    """Put ``entry`` into ``file`` in one piece, in place of an older one for the same row."""
+    """Writes ``entry`` into ``file`` atomically, in place of an older entry for the same row."""
     same = ("kernel", "architecture", "bytes", "width")
     kept = json.loads(file.read_text(encoding="utf-8"))["configs"] if file.exists() else []
     kept = [old for old in kept if any(old[key] != entry[key] for key in same)]

@@ -1,1 +1,1 @@
-"""Pictures of every attention: the weights that it gives, and what it costs."""
+"""Plots of every attention: its weights, and its costs."""

@@ -16,7 +16,7 @@ WIDTH, HEADS, DEPTH, LAYER = 2048, 16, 24, 12
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Of one attention with its default options: a value per context; caches in bf16, states in fp32."""
+    """Costs of one attention with its default options, a value per context; caches in bf16, states in fp32."""
 
     training: list[float]
     decoding: list[float]
@@ -24,7 +24,7 @@ class LayerCosts:
 
 
 def layer_costs(name: str) -> LayerCosts:
-    """Forward FLOPs per token in training, FLOPs of the next token, bytes that a sequence keeps."""
+    """Returns forward FLOPs per token in training, FLOPs of the next token, and bytes of the cache of a sequence."""
     with torch.device("meta"):
         mixer = mixers.build(name, width=WIDTH, heads=HEADS, depth=DEPTH, layer=LAYER)
     costs = [mixer.cost(context) for context in CONTEXTS]
@@ -36,7 +36,7 @@ def layer_costs(name: str) -> LayerCosts:
 
 
 def panels(costs: dict[str, LayerCosts]) -> list[Panel]:
-    """Training, decoding and memory."""
+    """Returns the panels for training, decoding and memory."""
     return [
         Panel(
             "training, forward",
@@ -61,6 +61,6 @@ def panels(costs: dict[str, LayerCosts]) -> list[Panel]:
 
 
 def draw_costs(file: Path, costs: dict[str, LayerCosts]) -> list[Path]:
-    """All attentions in one picture; the files that were written."""
+    """Plots the costs of all attentions in one figure, and returns the files."""
     title = f"one layer, width {WIDTH:,}, {HEADS} heads, default options; curves within 3 % share a label"
     return draw_curves(file, title, panels(costs))

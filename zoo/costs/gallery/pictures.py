@@ -1,4 +1,4 @@
-"""Pictures of attention weights."""
+"""Plots of attention weights."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ REFERENCE = "softmax"
 
 
 def scale_of(weights: Tensor) -> tuple[str, Normalize, str]:
-    """Color map, its scale and its label: diverging where weights are signed."""
+    """Returns color map, its scale and its label, diverging where weights are signed."""
     return SIGNED if (weights < 0).any() else POSITIVE
 
 
 def draw_weights(axes: Axes, weights: Tensor) -> None:
-    """One head ``(T, T)``: queries downwards, keys to the right; what is not normalized is divided by its maximum."""
+    """Draws one head ``(T, T)``, queries downwards and keys to the right.
+
+    Weights that are not normalized are divided by their maximum.
+    """
     colors, norm, _ = scale_of(weights)
     values = weights.double().numpy()
     if values.sum(-1).max() > 1.001 or values.min() < 0:
@@ -55,7 +58,7 @@ def draw_weights(axes: Axes, weights: Tensor) -> None:
 
 @styled
 def draw_overview(file: Path, weights: dict[str, Tensor]) -> list[Path]:
-    """Two heads of every attention; the files that were written."""
+    """Plots two heads of every attention, and returns the files."""
     rows = -(-len(weights) // COLUMNS)
     figure: Any = Figure(figsize=(3.35 * COLUMNS, 2.0 * rows + 0.9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.0 * rows, 0.75))
@@ -71,7 +74,7 @@ def draw_overview(file: Path, weights: dict[str, Tensor]) -> list[Path]:
 
 @styled
 def draw_mixer(file: Path, name: str, weights: Tensor, costs: dict[str, LayerCosts]) -> list[Path]:
-    """All heads of one attention, and its costs beside those of softmax attention; the files that were written."""
+    """Plots all heads of one attention, and its costs beside those of softmax attention; returns the files."""
     shown = {key: costs[key] for key in dict.fromkeys((REFERENCE, name)) if key in costs}
     colors = {REFERENCE: "0.55", **({} if name == REFERENCE else {name: ORANGE})}
     figure: Any = Figure(figsize=(13.6, 5.0), layout="constrained")

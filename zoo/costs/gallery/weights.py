@@ -1,9 +1,9 @@
-"""Attention weights of any mixer, read off its own code.
+"""Attention weights of any mixer, measured on its own code.
 
 What a HeadMixer computes from its values is linear in them (a nonlinearity on the values themselves only scales the
 weights). So with values that are unit vectors, v_j = e_{j - cD} for the D tokens of group c and 0 elsewhere, entry e of
-output t is the weight of token cD + e for query t: exactly what the kernel did, whatever its form. Of other mixers the
-influence |d y_t / d x_j| is taken.
+output t is the weight of token cD + e for query t: exactly what the kernel did, whatever its form. For other mixers the
+influence |d y_t / d x_j| is used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gallery_options(name: str) -> dict[str, Any]:
 
 
 def build_sample(name: str, seed: int = 0) -> tuple[Mixer, Tensor]:
-    """A mixer of fp64 with random weights, and an input ``(1, T, C)`` in which neighbors resemble each other."""
+    """Returns a mixer of fp64 with random weights, and an input ``(1, T, C)`` whose neighbors are similar."""
     torch.manual_seed(seed)
     mixer = mixers.build(name, width=WIDTH, heads=HEADS, depth=DEPTH, layer=1, **gallery_options(name))
     mixer = mixer.double().eval()
@@ -65,10 +65,13 @@ def build_sample(name: str, seed: int = 0) -> tuple[Mixer, Tensor]:
 
 
 def attention_weights(mixer: Mixer, x: Tensor) -> Tensor:
-    """Weights ``(H, T, T)`` of queries (rows) for keys, or ``(1, T, T)`` of influence without heads to read.
+    """Computes the weights ``(H, T, T)`` of queries (rows) for keys.
+
+    For a mixer without heads to read, it is the influence ``(1, T, T)``.
 
     Args:
-        x: ``(1, T, C)``.
+        mixer: the mixer.
+        x: input ``(1, T, C)``.
     """
     return _head_weights(mixer, x) if isinstance(mixer, HeadMixer) else influence(mixer, x)
 
@@ -100,7 +103,7 @@ def _head_weights(mixer: HeadMixer, x: Tensor) -> Tensor:
 
 
 def influence(mixer: Mixer, x: Tensor, seed: int = 0) -> Tensor:
-    """``(1, T, T)``: estimate of the Frobenius norm of d y_t / d x_j, from gradients along random directions."""
+    """Estimates the Frobenius norm of d y_t / d x_j, ``(1, T, T)``, from gradients along random directions."""
     x = x.detach().requires_grad_()
     y = mixer(x)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Question answering from files and the Hub: records, distractors to a length, and the samples made of them."""
+"""Question answering from files and the Hub: records, distractors up to a length, and the samples made of them."""
 
 from zoo.data.qa.compose_qa import compose_record
 from zoo.data.qa.distractors import DistractorPool

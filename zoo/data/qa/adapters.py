@@ -1,6 +1,7 @@
-"""Rows of public data sets as records. Each adapter takes a row, where it stands, and an id for rows without one.
+"""Adapters that turn rows of public data sets into records.
 
-A row that is well-formed but asks nothing raises :class:`LeftOut`; one of another layout raises DataError.
+Each adapter takes a row, its place for messages, and an id for rows without one. A row that is well-formed but has no
+question with an answer raises :class:`LeftOut`; one of another layout raises DataError.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ Adapter = Callable[[Row, str, str], QARecord]
 
 
 class LeftOut(Exception):
-    """A row without a question that its text answers; the message says what all such rows have in common."""
+    """Raised for a row without a question that its text answers; the message says what all such rows have in common."""
 
 
 def squad(row: Row, where: str, number: str) -> QARecord:
-    """id, title, context, question, answers {text[], answer_start[]}."""
+    """Reads a row of SQuAD: id, title, context, question, answers {text[], answer_start[]}."""
     record = squad_record(row, where, number)
     if record is None:
         raise LeftOut("without an answer")
@@ -30,9 +31,10 @@ def squad(row: Row, where: str, number: str) -> QARecord:
 
 
 def hotpotqa(row: Row, where: str, number: str) -> QARecord:
-    """id, question, answer, supporting_facts {title[], sent_id[]}, context {title[], sentences[][]}.
+    """Reads a row of HotpotQA (Yang et al., 2018, arXiv:1809.09600).
 
-    Also the original JSON, whose facts and contexts are lists of pairs. Yang et al., 2018, arXiv:1809.09600.
+    The layout is id, question, answer, supporting_facts {title[], sent_id[]}, context {title[], sentences[][]}; or the
+    original JSON, whose facts and contexts are lists of pairs.
     """
     needed = {title for title, _ in _pairs(row, "supporting_facts", ("title", "sent_id"), where)}
     paragraphs: list[str] = []
@@ -58,21 +60,24 @@ def hotpotqa(row: Row, where: str, number: str) -> QARecord:
 
 
 def narrativeqa(row: Row, where: str, number: str) -> QARecord:
-    """document {summary {text}, text}, question {text}, answers [{text}]: the summary answers.
+    """Reads a row of NarrativeQA whose summary answers the question (Kočiský et al., 2018, arXiv:1712.07040).
 
-    Kočiský et al., 2018, arXiv:1712.07040.
+    The layout is document {summary {text}, text}, question {text}, answers [{text}].
     """
     summary = text_field(_part(_part(row, "document", where), "summary", where), "text", where)
     return _narrative(row, summary, where, number)
 
 
 def narrativeqa_full(row: Row, where: str, number: str) -> QARecord:
-    """See :func:`narrativeqa`; the whole book or script answers."""
+    """Reads a row of :func:`narrativeqa` whose whole book or script answers the question."""
     return _narrative(row, text_field(_part(row, "document", where), "text", where), where, number)
 
 
 def quality(row: Row, where: str, number: str) -> QARecord:
-    """article, question, options [4], answer (index from 0). Pang et al., 2022, arXiv:2112.08608."""
+    """Reads a row of QuALITY (Pang et al., 2022, arXiv:2112.08608): article, question, options [4], answer.
+
+    The answer is an index from 0.
+    """
     options = _texts(row, "options", where)
     answer = row.get("answer")
     count = len(row["options"])  # of which some may be alike
@@ -90,7 +95,10 @@ def quality(row: Row, where: str, number: str) -> QARecord:
 
 
 def longbench(row: Row, where: str, number: str) -> QARecord:
-    """context, question (input in the original files), answers [], _id. Bai et al., 2023, arXiv:2308.14508."""
+    """Reads a row of LongBench: context, question (input in the original files), answers [], _id.
+
+    Bai et al., 2023, arXiv:2308.14508.
+    """
     return QARecord(
         id=str(row.get("_id") or number),
         question=text_field(row, "question" if row.get("question") else "input", where),
@@ -101,7 +109,7 @@ def longbench(row: Row, where: str, number: str) -> QARecord:
 
 
 def babilong(row: Row, where: str, number: str) -> QARecord:
-    """input, question, target. Kuratov et al., 2024, arXiv:2406.10149."""
+    """Reads a row of BABILong: input, question, target. Kuratov et al., 2024, arXiv:2406.10149."""
     return QARecord(
         id=number,
         question=text_field(row, "question", where),
@@ -112,9 +120,9 @@ def babilong(row: Row, where: str, number: str) -> QARecord:
 
 
 def completion(row: Row, where: str, number: str) -> QARecord:
-    """text, which stops where value follows: the recall triple of Arora et al., 2024, arXiv:2402.18668.
+    """Reads a row with a text that stops before a value: a recall triple of Arora et al., 2024, arXiv:2402.18668.
 
-    What is asked is the last line of the text, or the last sentence of that line; the value must stand before it.
+    The question is the last line of the text, or the last sentence of that line; the value must occur before it.
     """
     text = text_field(row, "text", where)
     cut = _last_piece(text)

@@ -1,4 +1,4 @@
-"""Records composed to a length: the text that is needed among distractors, and the question behind it."""
+"""Composition of records to a length: the required text among distractors, followed by the question."""
 
 from __future__ import annotations
 
@@ -42,20 +42,25 @@ def compose_record(
     fill: bool = True,
     truncate: str = "error",
 ) -> Sample:
-    """A record with whole distractors around the text it needs, and the end of one more in front.
+    """Composes a record: whole distractors around its required text, and the end of one more in front.
 
-    Behind the needed text the last distractor may stop at the end of a sentence: ``depth`` is met to a sentence. Where
-    several texts are needed they stand anywhere; a document that is to be completed always stands last.
+    Behind the required text the last distractor may stop at the end of a sentence: ``depth`` is met up to a sentence.
+    Where several texts are required they are placed anywhere; a document that is to be completed always comes last.
 
     Args:
-        length: tokens in all; None for the needed text and the question alone. depth: share of the distractors before
-            the needed text, 0..1; None for any. fill: without it there are no distractors, and ``length`` is a limit.
-        truncate: what happens to a needed text that is longer: "error", or "middle" (Bai et al., 2023, "LongBench",
+        record: the record.
+        pool: pool of distractors.
+        encoder: encoder of the text.
+        rng: random numbers of the sample.
+        length: tokens in all; None for the required text and the question alone.
+        depth: share of the distractors before the required text, 0..1; None for any.
+        fill: add distractors; without it ``length`` is an upper bound.
+        truncate: what happens to a required text that is too long: "error", or "middle" (Bai et al., 2023, "LongBench",
             arXiv:2308.14508: as many tokens of its head as of its tail are kept).
 
     Raises:
-        RecallError: if the record does not fit, or if there are too few distractors; the message says how long it can
-            get.
+        RecallError: if the record does not fit, or if there are too few distractors; the message says which length is
+            possible.
     """
     question = ask(record, pool.others(record))
     facts = Facts(lines_of(record), (question,), placed=None, ordered=False)
@@ -88,14 +93,14 @@ def compose_record(
 
 
 def compose_question(record: QARecord, pool: DistractorPool, encoder: Encoder) -> Sample:
-    """The question of a record alone, without anything that answers it."""
+    """Composes the question of a record alone, without any text that answers it."""
     facts = Facts((), (ask(record, pool.others(record)),), placed=None)
     made = compose(facts, encoder, _Given(), random.Random(0), None, None)
     return Sample(record.id, made.tokens, made.answers)
 
 
 def ask(record: QARecord, others: Iterable[str] = ()) -> Question:
-    """The question of a record; its wrong values are the other options of a choice, else ``others``."""
+    """Returns the question of a record; its wrong values are the other options of a choice, else ``others``."""
     right = record.answers[0]
     wrong = [option for option in record.options if option != right] if record.kind == "choice" else others
     prompt = record.question if record.kind == "completion" else f"Question: {record.question}\nAnswer:"
@@ -103,14 +108,14 @@ def ask(record: QARecord, others: Iterable[str] = ()) -> Question:
 
 
 def lines_of(record: QARecord) -> tuple[str, ...]:
-    """The needed texts as lines; a document that is to be completed goes on without the end of a line."""
+    """Returns the required texts as lines; a document that is to be completed has no end of a line."""
     if record.kind == "completion":
         return record.paragraphs
     return tuple(f"{text}\n" for text in record.paragraphs)
 
 
 def needed_tokens(record: QARecord, encoder: Encoder, text: bool = True) -> int:
-    """Tokens of the document token, the question, the answer and, with ``text``, of the needed texts."""
+    """Number of tokens of the document token, the question, the answer and, with ``text``, the required texts."""
     question = ask(record)
     pieces = [question.prompt, question.answer, *(lines_of(record) if text else ())]
     return 1 + sum(len(encoder(piece)) for piece in pieces)

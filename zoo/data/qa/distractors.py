@@ -1,4 +1,4 @@
-"""Texts around the one that answers a question, drawn from the other records of its set."""
+"""Distractors: texts around the one that answers a question, drawn from the other records of its set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.data.qa.records import QARecord, fold, mentions
 
 
 class DistractorPool:
-    """The texts and answers of a whole set."""
+    """Pool of distractors: the texts and answers of a whole set."""
 
     def __init__(self, records: Sequence[QARecord]) -> None:
         self._texts = list(dict.fromkeys(text for r in records for text in (*r.paragraphs, *r.distractors)))
@@ -31,9 +31,9 @@ class DistractorPool:
         )
 
     def texts(self, record: QARecord, rng: random.Random) -> Iterator[str]:
-        """Every text that does not answer a record, once and in random order; the record's own distractors first.
+        """Yields every text that does not answer a record, once and in random order, its own distractors first.
 
-        A text answers a record if it is one that the record needs, or if one of the answers stands in it.
+        A text answers a record if it is one that the record requires, or if one of the answers occurs in it.
         """
         answers = [fold(answer) for answer in record.answers]
         own = list(dict.fromkeys(record.distractors))
@@ -45,7 +45,7 @@ class DistractorPool:
                 yield text
 
     def others(self, record: QARecord) -> tuple[str, ...]:
-        """Answers to the other questions about the same text, as wrong values that stand in the context.
+        """Returns answers to the other questions about the same text, as wrong values that occur in the context.
 
         Those that share words with a right answer, as a part of it or around it, are left out.
         """

@@ -28,12 +28,17 @@ STREAMED = 512  # records of a data set that is streamed, unless more are asked 
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set, and how its rows become records.
+    """A data set of the Hub, and how its rows become records.
 
     Attributes:
-        id, revision: on the Hub. configs: those that hold questions, the plain one first; empty if there is only one.
-        split: to evaluate on. adapter: row to record. license: of the data, as far as its authors state one.
-        fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`; long documents get no distractors.
+        id: id on the Hub.
+        split: split to evaluate on.
+        adapter: converts a row to a record.
+        license: license of the data, as far as its authors state one.
+        configs: configurations that hold questions, the plain one first; empty if there is only one.
+        revision: revision on the Hub; None for the latest.
+        fill: add distractors, see :func:`zoo.data.qa.compose_qa.compose_record`; long documents get none.
+        truncate: what happens to a required text that is too long, see :func:`zoo.data.qa.compose_qa.compose_record`.
         labels: the answers are few words, which every question then offers as options.
         streaming: rows are large, so that only the first ones are fetched, as many as are asked for or ``STREAMED``.
     """
@@ -95,13 +100,17 @@ def load_preset(
     revision: str | None = None,
     cache_dir: str = CACHE,
 ) -> list[QARecord]:
-    """Records of a data set in its order; rows whose question its text does not answer are left out.
+    """Loads the records of a data set in its order; rows whose question its text does not answer are left out.
 
     Args:
-        path: local folder of the same layout, in place of the Hub. config, split: other than the preset's own.
+        name: name of the preset.
+        path: local folder of the same layout, in place of the Hub.
+        config: configuration in place of the preset's own.
+        split: split in place of the preset's own.
         max_records: use only so many records, the first ones; they are then all that distractors come from. None for
             all, or for the first ``STREAMED`` of a preset that is streamed.
-        revision: of the Hub's repository.
+        revision: revision of the Hub's repository.
+        cache_dir: folder of downloads.
 
     Raises:
         DataError: on an unknown preset, config or split, a row of another layout (named), or data that cannot be
@@ -163,7 +172,9 @@ def load_set(
     revision: str | None = None,
     cache_dir: str = CACHE,
 ) -> QASet:
-    """What ``task=qa`` asks: a preset, or a SQuAD-format file (or a folder like the Hub's SQuAD) without one.
+    """Loads the records of ``task=qa``: a preset, or without one a SQuAD-format file.
+
+    A folder in the layout of the Hub's SQuAD is read, too.
 
     Raises:
         DataError: as in :func:`load_preset` and :func:`zoo.data.qa.squad.read_squad`.

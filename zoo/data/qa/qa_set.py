@@ -1,4 +1,4 @@
-"""A set of records as a task of evaluation."""
+"""Records of question answering as a task of evaluation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class QASet:
     """Records in an order that is shuffled by the seed of a place; used like :class:`zoo.data.recall.base.RecallTask`.
 
     Attributes:
-        name: of the set. records: with ids that differ.
-        fill, truncate: see :func:`zoo.data.qa.compose_qa.compose_record`.
+        name: name of the set.
+        records: records with unique ids.
+        fill: see :func:`zoo.data.qa.compose_qa.compose_record`.
+        truncate: see :func:`zoo.data.qa.compose_qa.compose_record`.
         pool: records whose texts serve as distractors; None for all of these.
         notes: sentences on what was left out when the records were read.
     """
@@ -44,22 +46,22 @@ class QASet:
 
     @property
     def count(self) -> int:
-        """Records, and therefore samples, in all."""
+        """Number of records, and therefore of samples."""
         return len(self.records)
 
     @property
     def has_depth(self) -> bool:
-        """Whether every record needs one text whose place among distractors can be chosen."""
+        """Whether every record requires one text whose place among distractors can be chosen."""
         return self.fill and all(r.kind != "completion" and len(r.paragraphs) == 1 for r in self.records)
 
     @property
     def has_zero_length(self) -> bool:
-        """Whether the needed text alone is a baseline of its own; a long document is all there is."""
+        """Whether the required text alone is a baseline of its own, unlike a long document."""
         return self.fill
 
     @property
     def recipe(self) -> list[Any]:
-        """All that samples depend on but their places and encoder."""
+        """JSON-like description of all that samples depend on, except place and encoder."""
         return ["qa", self.name, self.fingerprint, self._distractors.fingerprint, self.fill, self.truncate]
 
     @cached_property
@@ -69,7 +71,7 @@ class QASet:
         return digest_documents(Document(r.id, json.dumps(part)) for r, part in zip(self.records, parts))
 
     def sample(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """The sample at a place; ``place.length`` tokens, or at most so many without ``fill``.
+        """Returns the sample at a place, of ``place.length`` tokens, or at most so many without ``fill``.
 
         The text around the answer comes from the set itself, so that ``haystack`` is not used.
 
@@ -91,12 +93,12 @@ class QASet:
         return replace(made, id=f"{self.name}-{record.id}")
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """The question alone: what a model scores without reading."""
+        """Returns the question alone, to measure what a model scores without reading."""
         record = self._record(place)
         return replace(compose_question(record, self._distractors, encoder), id=f"{self.name}-{record.id}")
 
     def fitting(self, length: int, encoder: Encoder) -> QASet:
-        """The records that fit a length, with distractors from all.
+        """Returns the set of records that fit a length, with distractors from all.
 
         Use it with the shortest of several lengths, so that every length has the same questions.
 

@@ -1,4 +1,4 @@
-"""A question with the text that answers it, whatever data set it comes from."""
+"""Records of question answering: a question with the text that answers it, from any data set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ JUDGMENTS = ("yes", "no")  # answers about a text that are not taken from it
 
 @dataclass(frozen=True)
 class QARecord:
-    """One question.
+    """A question with the text that answers it.
 
     Attributes:
         id: unique in its set.
-        question: what is asked; of a completion, the end of the document, up to where the value follows.
+        question: the question; of a completion, the end of the document, up to where the value follows.
         answers: texts that count as right, the first of which is scored.
-        paragraphs: the text or texts that are needed for the answer.
+        paragraphs: the text or texts that the answer requires.
         distractors: texts that the set itself offers around them.
-        kind: question; completion, whose document is continued by the value; choice, between ``options``.
-        options: of a choice, the right one included. where: file and line, or row, for messages.
+        kind: ``question``; ``completion``, whose document is continued by the value; ``choice``, between ``options``.
+        options: options of a choice, the right one included.
+        where: file and line, or row, for messages.
     """
 
     id: str
@@ -47,7 +48,7 @@ class QARecord:
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A field that must hold text, without the space around it.
+    """Returns a field that must hold text, stripped of surrounding space.
 
     Raises:
         DataError: if it is missing, blank or anything else than valid text.
@@ -61,7 +62,7 @@ def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def check_text(value: Any, name: str, where: str) -> str:
-    """See :func:`text_field`, for a value that is there."""
+    """Checks a value that must hold text; see :func:`text_field`."""
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is {type(value).__name__}, not text. Write it as a string.")
     try:
@@ -74,12 +75,12 @@ def check_text(value: Any, name: str, where: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Text for :func:`mentions`: one space between words, no capitals."""
+    """Normalizes text for :func:`mentions`: one space between words, no capitals."""
     return " ".join(text.split()).casefold()
 
 
 def mentions(folded: str, answers: Iterable[str]) -> bool:
-    """Whether a folded text has one of the folded answers in it; yes and no are not looked for."""
+    """Returns whether a folded text contains one of the folded answers; yes and no are ignored."""
     return any(_stands_in(folded, answer) for answer in answers if answer not in JUDGMENTS)
 
 
@@ -90,7 +91,11 @@ def _stands_in(folded: str, answer: str) -> bool:
 
 
 def check_ids(records: Sequence[QARecord]) -> None:
-    """DataError if two records have the same id; it names both."""
+    """Checks that no two records have the same id.
+
+    Raises:
+        DataError: naming both.
+    """
     seen: dict[str, QARecord] = {}
     for record in records:
         if record.id in seen:

@@ -1,4 +1,4 @@
-"""SQuAD-format files: the official nesting of articles and paragraphs, or one question per row.
+"""Reader of SQuAD-format files: the official nesting of articles and paragraphs, or one question per row.
 
 Rajpurkar et al., 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", arXiv:1606.05250.
 """
@@ -21,11 +21,11 @@ Row = tuple[str, str, Any]  # where it stands, an id in case it has none, the ro
 
 
 def read_squad(path: str | Path) -> list[QARecord]:
-    """Records of a file, in its order.
+    """Reads the records of a file, in its order.
 
     The file, which may be compressed (.gz, .bz2, .xz, .zst), holds the official JSON (``data`` / ``paragraphs`` /
     ``qas``), a JSON list of rows, or a row per line. A row has ``question``, ``context`` (a text) or ``docs`` (texts,
-    of which those that have an answer in them are needed and the others distract), ``answers`` (``{"text": [...]}``, a
+    of which those that contain an answer are required and the others distract), ``answers`` (``{"text": [...]}``, a
     list of texts or of ``{"text": ...}``, or one text) and perhaps ``id``. Questions without an answer (SQuAD 2) are
     left out and counted in the log.
 
@@ -50,10 +50,12 @@ def read_squad(path: str | Path) -> list[QARecord]:
 
 
 def squad_record(row: Any, where: str, number: str) -> QARecord | None:
-    """The record of a row (see :func:`read_squad`); None if its question has no answer.
+    """Returns the record of a row (see :func:`read_squad`); None if its question has no answer.
 
     Args:
-        where: file and line, for messages. number: the id of a row that has none.
+        row: the row.
+        where: file and line, for messages.
+        number: the id of a row that has none.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: {type(row).__name__}, not an object with 'question', 'context' and 'answers'.")
@@ -114,7 +116,7 @@ def _answers(row: Mapping[str, Any], where: str) -> list[str]:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """Rows of a json or jsonl file, which may be compressed: see :func:`read_squad`."""
+    """Yields the rows of a json or jsonl file, which may be compressed; see :func:`read_squad`."""
     if not file.is_file():
         raise DataError(f"task.path={file}: no such file. Expected SQuAD-format json or jsonl.")
     text = read_whole(file)

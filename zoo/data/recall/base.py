@@ -1,4 +1,4 @@
-"""The contract of a recall task."""
+"""Base class of recall tasks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from zoo.data.recall.samples import ATTEMPTS, RecallError, Sample, belongs, dige
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample stands in the design of an experiment; its random numbers are a function of this alone.
+    """Place of a sample in the design of an experiment; its random numbers are a function of this alone.
 
     Attributes:
-        index: number of the sample, from 0. length: tokens in all; None: facts and questions without filler.
-        depth: 0..1, None for anywhere. split: train or eval. seed: another one gives other samples.
+        index: number of the sample, from 0.
+        length: tokens in all; None for facts and questions without filler.
+        depth: depth of the fact that is asked for, 0..1; None for anywhere.
+        split: ``train`` or ``eval``.
+        seed: another seed gives other samples.
     """
 
     index: int
@@ -31,10 +34,13 @@ class Place:
 
 @dataclass(frozen=True)
 class RecallTask(ABC):
-    """A task: questions whose answers stand in the context. Subclasses are frozen dataclasses whose fields are options.
+    """Base of recall tasks, whose questions have their answers in the context.
+
+    Subclasses are frozen dataclasses whose fields are options.
 
     Attributes:
-        name: of the task. VARIANTS: options that make each named variant; the first is the plain one.
+        name: name of the task.
+        VARIANTS: options of each named variant; the first is the plain one.
     """
 
     name: ClassVar[str]
@@ -47,18 +53,19 @@ class RecallTask(ABC):
 
     @abstractmethod
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """Facts and questions of one sample; what is drawn must depend on ``rng`` and the arguments alone."""
+        """Draws facts and questions of one sample, which must depend on ``rng`` and the arguments alone."""
 
     @property
     def recipe(self) -> Any:
-        """All that samples depend on but their places, encoder and haystack; JSON-like."""
+        """JSON-like description of all that samples depend on, except place, encoder and haystack."""
         return [self.name, asdict(self)]
 
     def sample(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
-        """The sample at a place: exactly ``place.length`` tokens.
+        """Returns the sample at a place, of exactly ``place.length`` tokens.
 
         Raises:
-            RecallError: if the task does not fit the length. ValueError: on an unknown split.
+            RecallError: if the task does not fit the length.
+            ValueError: on an unknown split.
         """
         facts, rng, identity = self._facts(place, encoder)
         try:
@@ -68,7 +75,7 @@ class RecallTask(ABC):
         return Sample(identity, made.tokens, made.answers, made.depth)
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
-        """The same question without anything that answers it: what a model scores by guessing."""
+        """Returns the same question without anything that answers it, to measure what a model scores by guessing."""
         facts, rng, identity = self._facts(place, encoder)
         made = compose(replace(facts, facts=(), placed=None), encoder, haystack, rng, None, None)
         return Sample(identity, made.tokens, made.answers, None)

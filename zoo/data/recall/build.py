@@ -1,4 +1,4 @@
-"""The recall task of a name, in one of its variants."""
+"""Construction of recall tasks by name and variant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.registry import RECALL_TASKS
 
 
 def build_task(name: str, variant: str | None = None, **options: Any) -> RecallTask:
-    """The recall task called ``name``, in its first or the given variant, with options on top of the variant's.
+    """Builds a recall task by name, in its first or the given variant, with further options.
 
     Raises:
         RecallError: on an unknown name, variant or option; the message lists those that exist.

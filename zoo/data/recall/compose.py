@@ -1,4 +1,4 @@
-"""Facts, filler and questions put together to an exact number of tokens."""
+"""Composition of facts, filler and questions to an exact number of tokens."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Facts:
     Attributes:
         facts: lines of the context that matter, each with its end of line.
         questions: asked at the end, one after the other.
-        instruction: stands before the context.
-        placed: index of the fact whose depth is asked for; None if the facts only have an order.
+        instruction: text before the context.
+        placed: index of the fact whose depth can be chosen; None if the facts only have an order.
         ordered: whether facts keep their order; else those that are not placed may stand anywhere.
         filler: endless lines around the facts; None for the haystack.
     """
@@ -38,7 +38,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Composed:
-    """Tokens of a sample, its answers, and the depth of the placed fact among the whole lines of the context."""
+    """A composed sample.
+
+    Attributes:
+        tokens: tokens of the sample.
+        answers: places of the answers.
+        depth: depth of the placed fact among the whole lines of the context.
+    """
 
     tokens: np.ndarray
     answers: tuple[Answer, ...]
@@ -48,12 +54,17 @@ class Composed:
 def compose(
     facts: Facts, encoder: Encoder, haystack: Haystack, rng: random.Random, length: int | None, depth: float | None
 ) -> Composed:
-    """A sample of exactly ``length`` tokens, the document token and all answers included.
+    """Composes a sample of exactly ``length`` tokens, the document token and all answers included.
 
-    The context is filled with whole lines; what is left of the length is the end of one more line, in front.
+    The context is filled with whole lines; the remaining tokens are the end of one more line, in front.
 
     Args:
-        length: None for no filler at all. depth: of the placed fact in the filler, 0 first, 1 last; None for anywhere.
+        facts: facts and questions of the sample.
+        encoder: encoder of the text.
+        haystack: source of filler.
+        rng: random numbers of the sample.
+        length: tokens in all; None for no filler at all.
+        depth: depth of the placed fact in the filler, 0 first, 1 last; None for anywhere.
 
     Raises:
         RecallError: if the facts and questions alone are longer.

@@ -1,4 +1,4 @@
-"""Text to tokens, piece by piece, so that the tokens of an answer never depend on what stands before it."""
+"""Encoding of text piece by piece, so that the tokens of an answer never depend on the text before it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ class Encoder:
     """Encodes the pieces of a sample.
 
     Pieces end with a line and answers begin with a space, where the tokenizers of language models split anyway. A
-    tokenizer that puts something in front of every text (as Llama 2's does) encodes pieces as they are behind a line.
+    tokenizer that adds a prefix to every text (as Llama 2's does) encodes pieces as they are after a line.
 
     Attributes:
-        tokenizer: any fast tokenizer with an end-of-text token. document_token: the id of that token.
-        fingerprint: of the tokenizer. ids: every id that is not special, in order.
+        tokenizer: any fast tokenizer with an end-of-text token.
+        document_token: the id of that token.
+        fingerprint: fingerprint of the tokenizer.
+        ids: every id that is not special, in order.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -54,5 +56,5 @@ class Encoder:
         return self._seen[text]
 
     def decode(self, ids: tuple[int, ...] | np.ndarray | list[int]) -> str:
-        """Text of ids, special tokens left out."""
+        """Decodes ids to text, without special tokens."""
         return str(self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True))

@@ -1,4 +1,4 @@
-"""What surrounds the facts of a sample: noise, or lines of real text."""
+"""Haystacks: text that surrounds the facts of a sample, noise or lines of real text."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ NOISE = (
 
 
 class Haystack(Protocol):
-    """A supply of text around facts."""
+    """Protocol of sources of text around facts."""
 
     name: str
     fingerprint: str
 
     def units(self, rng: random.Random) -> Iterator[tuple[int, ...]]:
-        """Endless token ids of lines or sentences."""
+        """Yields the token ids of lines or sentences, endlessly."""
         ...
 
 
 class NoiseHaystack:
-    """A few plain sentences in random order, without any end."""
+    """Haystack of a few plain sentences in random order."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.name = self.fingerprint = "noise"
         self._sentences = [encoder(sentence) for sentence in NOISE]
 
     def units(self, rng: random.Random) -> Iterator[tuple[int, ...]]:
-        """See :class:`Haystack`."""
+        """Yields the token ids of random sentences, endlessly."""
         last = -1
         while True:
             index = rng.randrange(len(self._sentences) - (last >= 0))
@@ -56,7 +56,7 @@ class NoiseHaystack:
 
 
 class StoreHaystack:
-    """Consecutive lines of a token store from a random place on; long lines are cut.
+    """Haystack of consecutive lines of a token store from a random place on; long lines are cut.
 
     Raises:
         DataError: if the store has no text.
@@ -72,7 +72,7 @@ class StoreHaystack:
             raise DataError(f"the haystack {name} has no text: choose another task.haystack.")
 
     def units(self, rng: random.Random) -> Iterator[tuple[int, ...]]:
-        """See :class:`Haystack`."""
+        """Yields the token ids of lines of the store, endlessly."""
         place = rng.randrange(len(self._tokens))
         unit: list[int] = []
         first = True  # begins in the middle of a line

@@ -1,4 +1,4 @@
-"""What tasks over lists share: questions whose answer is a list, and the check of whole-number options."""
+"""Helpers of tasks over lists: questions whose answer is a list, and the check of integer options."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from zoo.data.recall.samples import Question, RecallError
 
 
 def ask_list(prompt: str, values: Sequence[str], pool: Iterable[str]) -> tuple[Question, ...]:
-    """A list asked for value by value, each after the right ones before it, so that every hit counts.
+    """Returns questions that ask a list value by value, each after the right ones before it, so that every hit counts.
 
     Args:
-        prompt: of the first value; a comma stands before each further one. values: the right ones, in order.
+        prompt: prompt of the first value; a comma precedes each further one.
+        values: the right values, in order.
         pool: values of the context; for each question all but the right one are the others.
     """
     pool = tuple(dict.fromkeys(pool))
@@ -23,7 +24,11 @@ def ask_list(prompt: str, values: Sequence[str], pool: Iterable[str]) -> tuple[Q
 
 
 def check_least(task: str, least: int, **options: Any) -> None:
-    """Raises RecallError for the first option that is not a whole number of at least ``least``."""
+    """Checks that options are integers of at least ``least``.
+
+    Raises:
+        RecallError: for the first that is not.
+    """
     for option, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise RecallError(f"{task}: {option}={value!r}: expected a whole number, {least} or more.")

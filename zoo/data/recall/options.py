@@ -1,4 +1,4 @@
-"""Options of the node ``data.recall``: which recall samples are mixed into training."""
+"""Options of ``data.recall``: which recall samples are mixed into training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from zoo.schema.messages import sentence, suggest
 
 @dataclass(frozen=True)
 class Entry:
-    """One variant of a task of a mix; ``name`` is the task's in the mix, ``weight`` relative to all others'."""
+    """One variant of a task in a mix.
+
+    Attributes:
+        name: name of the task in the mix.
+        variant: name of the variant.
+        weight: share of the samples, relative to all others.
+        task: the task.
+    """
 
     name: str
     variant: str
@@ -28,7 +35,7 @@ class Entry:
 
 
 class EntryOptions(Options):
-    """What every task of a mix takes beside the task's own options."""
+    """Options that every task of a mix has beside its own."""
 
     task: str | None = option("a recall task; null: the one that the entry is called after", default=None)
     weight: Number = option("share of the samples, relative to the other tasks; 0: none", ge=0, default=1.0)
@@ -42,7 +49,9 @@ def _model(task: type[RecallTask]) -> type[EntryOptions]:
 
 
 def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
-    """The node ``data.recall.tasks.NAME``: task (NAME by default), variants (the first by default), weight, options.
+    """Reads the options ``data.recall.tasks.NAME``: weight, variants, task, and options of the task.
+
+    ``task`` is NAME by default, and ``variants`` the first one.
 
     Raises:
         ValueError: on an unknown task, variant or option, and on values of another type or out of range.
@@ -97,5 +106,5 @@ class RecallOptions(Options):
         return tasks
 
     def entries(self) -> list[Entry]:
-        """The tasks that are asked for, variant by variant; those of weight 0 are left out."""
+        """Returns the tasks of the mix, variant by variant, without those of weight 0."""
         return [entry for name, node in self.tasks.items() for entry in read_entries(name, node) if entry.weight > 0]

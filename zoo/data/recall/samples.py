@@ -1,4 +1,4 @@
-"""Samples of recall tasks: token sequences with answers at known places, drawn from nothing but their key."""
+"""Samples of recall tasks: token sequences with answers at known places, determined by their key alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTEMPTS = 256  # half of all draws belong to a split, so that so many misses do
 
 
 class RecallError(DataError):
-    """A sample that cannot be made as asked; the message says what would be possible."""
+    """Raised for a sample that cannot be made as asked; the message says what would be possible."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Question:
     """A question at the end of a context.
 
     Attributes:
-        prompt: text up to the answer, without a space at its end. answer: what follows, with the space before it.
+        prompt: text up to the answer, without a space at its end.
+        answer: the right answer, with the space before it.
         others: the wrong values that the context offers, each written like ``answer``.
         references: texts that count as right when an answer is generated; empty for the answer itself.
     """
@@ -38,10 +39,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Where an answer stands: ``tokens[start:stop]`` of its sample.
+    """Place of an answer in its sample: ``tokens[start:stop]``.
 
     Attributes:
-        others: token ids of the wrong values of the context. references: texts that count as right.
+        start: index of the first token.
+        stop: index behind the last token.
+        others: token ids of the wrong values of the context.
+        references: texts that count as right.
     """
 
     start: int
@@ -52,12 +56,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its context.
+    """A question with its context, as tokens.
 
     Attributes:
-        id: the same for the same question, whatever the model. tokens: ``(length,)`` int64, the document token first.
-        answers: in order; each can be told from the tokens before it. depth: of the fact that is asked for, 0..1.
-        truncated: tokens of a given text that were left out to make it fit.
+        id: the same for the same question, whatever the model.
+        tokens: ``(length,)`` int64, the document token first.
+        answers: in order; each can be inferred from the tokens before it.
+        depth: depth of the fact that is asked for, 0..1.
+        truncated: number of tokens of a given text that were left out to make it fit.
     """
 
     id: str
@@ -71,18 +77,20 @@ class Sample:
 
 
 def digest(*parts: Any) -> int:
-    """128 bits of the SHA-256 of JSON-like values; the same on every machine."""
+    """Returns 128 bits of the SHA-256 of JSON-like values, the same on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 
 def sample_rng(*key: Any) -> random.Random:
-    """The random numbers of one sample: a function of its key, so that samples do not depend on each other."""
+    """Returns the random generator of one sample, a function of its key, so that samples are independent."""
     return random.Random(digest(*key))
 
 
 def belongs(content: Any, split: str) -> bool:
-    """Whether content is of a split. Every content is of exactly one, so that no sample is both trained and tested.
+    """Returns whether content is of a split.
+
+    Every content is of exactly one, so that no sample is both trained and tested.
 
     Raises:
         ValueError: on an unknown split.

@@ -1,4 +1,4 @@
-"""Plain English words, numbers and ids that tasks write their facts with."""
+"""Plain English words, numbers and ids for the facts of tasks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ PLACES = _words(
 
 
 def draw_distinct(rng: random.Random, pool: Sequence[T], n: int) -> list[T]:
-    """``n`` different members of a pool, in random order.
+    """Draws ``n`` different members of a pool, in random order.
 
     Raises:
         ValueError: if the pool has fewer.
@@ -80,32 +80,32 @@ def draw_distinct(rng: random.Random, pool: Sequence[T], n: int) -> list[T]:
 
 
 def key_phrase(rng: random.Random) -> str:
-    """An adjective and a noun, such as "grey-otter"."""
+    """Draws an adjective and a noun, such as "grey-otter"."""
     return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
 
 
 def draw_number(rng: random.Random) -> str:
-    """Seven digits, the first of which is not zero."""
+    """Draws seven digits, the first of which is not zero."""
     return str(rng.randrange(1_000_000, 10_000_000))
 
 
 def draw_hex(rng: random.Random) -> str:
-    """Eight characters, such as "0c41d7be"."""
+    """Draws eight hexadecimal characters, such as "0c41d7be"."""
     return f"{rng.getrandbits(32):08x}"
 
 
 def draw_uuid(rng: random.Random) -> str:
-    """36 characters of a random UUID."""
+    """Draws the 36 characters of a random UUID."""
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def draw_noun(rng: random.Random) -> str:
-    """A plain word."""
+    """Draws a plain word."""
     return rng.choice(NOUNS)
 
 
 def draw_new(rng: random.Random, draw: Draw, n: int, taken: tuple[str, ...] = ()) -> list[str]:
-    """``n`` different draws, none of them taken."""
+    """Draws ``n`` different values, none of them in ``taken``."""
     found: dict[str, None] = {}
     while len(found) < n:
         text = draw(rng)

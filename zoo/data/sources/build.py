@@ -1,4 +1,4 @@
-"""The source of documents that a configuration asks for."""
+"""Construction of sources of documents from options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.registry import SOURCES, nothing_imported
 
 
 def build_source(options: Mapping[str, Any]) -> Source:
-    """The source that ``options["kind"]`` names, with the other options as its keywords.
+    """Builds the source that ``options["kind"]`` names, with the other options as its keywords.
 
     Raises:
         ValueError: on an unknown kind; the message lists what exists.

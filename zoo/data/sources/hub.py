@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and local folders of the same layout."""
+"""Source for data sets of the Hugging Face Hub, and for local folders of the same layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import (
     CACHE,
     SPLITS,
@@ -23,9 +24,8 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
+from zoo.data.fingerprints import remember, stamp_files
 from zoo.data.sources.plain_names import plain_cache, plain_folder
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import remember, stamp_files
 from zoo.paths import PathName
 from zoo.registry import SOURCES
 
@@ -35,16 +35,26 @@ JOINS = ("none", "wikitext_articles")
 
 @SOURCES.register("hub")
 class HubSource:
-    """A data set by its Hub id, or a local folder of the same layout when `path` is given.
-
-    splits: the data set's own name of each of train, validation and test; None: the set has no such split, and
-        `validation_fraction` of the rows of its train split, chosen by the hash of their text, serve as validation, and
-        as many others as test.
-    join: "wikitext_articles" turns the lines of WikiText back into articles.
-    max_documents, max_bytes: use only the head of each split, in the order of the data set, before anything is divided.
-    streaming: fetch only that head, once; it is kept under cache_dir and read from there afterwards.
+    """Data set by its Hub id, or a local folder of the same layout if `path` is given.
 
     Code that comes with a data set is never run.
+
+    Args:
+        id: id on the Hub.
+        config: name of the configuration; None for the default.
+        revision: revision on the Hub; None for the latest.
+        text_column: column of the text.
+        splits: the data set's own name of each of train, validation and test; None: it has no such split, and
+            `validation_fraction` of the rows of its train split, chosen by the hash of their text, serve as validation,
+            and as many others as test.
+        path: local folder in place of the Hub.
+        join: "wikitext_articles" turns the lines of WikiText back into articles.
+        validation_fraction: share of the train split for each split that the data set does not have.
+        streaming: fetch only the head of each split, once; it is stored under cache_dir and read from there afterwards.
+        max_documents: use only so many documents of each split, in the order of the data set, before anything is
+            divided.
+        max_bytes: use only so many bytes of each split, likewise.
+        cache_dir: folder of what is fetched.
     """
 
     def __init__(
@@ -71,7 +81,7 @@ class HubSource:
         self.cache_dir = expand(cache_dir)
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Documents of one split in the order of the data set; rows without text are left out."""
+        """Yields the documents of one split in the order of the data set; rows without text are left out."""
         check_split(split)
         self._check_options()
         own = self.splits.get(split)
@@ -91,7 +101,7 @@ class HubSource:
                 yield document
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over the names and texts of the split, remembered for as long as the files under it do not change."""
+        """Returns the SHA-256 over the names and texts of the split, cached for as long as the files do not change."""
         check_split(split)
         self._check_options()
         options = ["hub", split, self.splits, self._recipe(), self.validation_fraction]
@@ -103,7 +113,11 @@ class HubSource:
         )
 
     def check(self) -> None:
-        """DataError if the options do not fit together, or `path` is no folder; nothing is read."""
+        """Checks that the options fit together, and that `path` is a folder; nothing is read.
+
+        Raises:
+            DataError: if not.
+        """
         self._check_options()
         if self.path and not expand(str(self.path)).is_dir():
             raise DataError(
@@ -181,7 +195,7 @@ class HubSource:
 
     @property
     def where(self) -> tuple[str | Named, ...]:
-        """What messages call the data set, as parts of a :class:`zoo.data.documents.DataError`."""
+        """Name of the data set in messages, as parts of a :class:`zoo.data.documents.DataError`."""
         return (Named("path"), f"={self.path}") if self.path else (self.name,)
 
     @cached_property
@@ -271,9 +285,9 @@ class HubSource:
 
 
 def join_articles(rows: Iterable[str], prefix: str = "") -> Iterator[Document]:
-    """Articles of WikiText, whose rows are lines: an article starts at a line ` = Title = ` between two blank lines.
+    r"""Joins the lines of WikiText to articles: an article starts at a line ` = Title = ` between two blank lines.
 
-    Blank lines come as empty rows and are written as " \\n", as in the published files. Lines before the first heading
+    Blank lines come as empty rows and are written as " \n", as in the published files. Lines before the first heading
     form an article of their own.
     """
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Sources that need no download: the Python standard library's own source, and local files."""
+"""Sources that need no download: the source code of Python's standard library, and local files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from zoo.data.documents import (
     split_index,
     text_hash,
 )
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.sources.hub import HubSource
 from zoo.data.sources.readers import read_files
 from zoo.data.sources.text_files import ALL, LocalFiles, find_files
-from zoo.data.store.fingerprints import Stamp, stamp_files
 from zoo.paths import PathName
 from zoo.registry import SOURCES
 
@@ -63,7 +63,7 @@ HEAD = 600
 
 @SOURCES.register("stdlib")
 class StdlibSource:
-    """Python sources of the running interpreter's standard library, without tests and generated tables.
+    """Source code of the running interpreter's standard library, without tests and generated tables.
 
     Order and split follow the SHA-256 of the content, so they do not depend on the file system. `root` points at
     another interpreter's library.
@@ -74,18 +74,18 @@ class StdlibSource:
         self.root = expand(root or sysconfig.get_paths()["stdlib"])
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Modules of one split (about 90/5/5 of the modules), ordered by the hash of their content."""
+        """Yields the modules of one split (about 90/5/5 of the modules), ordered by the hash of their content."""
         check_split(split)
         for hashed, document in self._modules:
             if SPLITS[split_index(hashed >> 192, FRACTIONS)] == split:
                 yield document
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over the names and contents of the split's modules."""
+        """Returns the SHA-256 over the names and contents of the split's modules."""
         return digest_documents(self.documents(split))
 
     def stamp(self) -> Stamp:
-        """Place, size and times of every module; nothing is read."""
+        """Returns a digest of path, size and times of every module; nothing is read."""
         return stamp_files(["stdlib"], ((path, path.name) for path in self._paths()))
 
     def _paths(self) -> list[Path]:
@@ -125,7 +125,7 @@ class StdlibSource:
 class TextSource:
     """Local .txt, .md, .jsonl and .parquet files: one file, a folder (searched recursively) or a glob.
 
-    Text and JSON lines may be compressed (.gz, .bz2, .xz, .zst). Official splits are kept, by the names of files or of
+    Text and JSON lines may be compressed (.gz, .bz2, .xz, .zst). Official splits are used, by the names of files or of
     the folders above them: see :func:`zoo.data.sources.splits.recognize_splits`; validation is cut from train if there
     is none. Otherwise documents are divided by the hash of their text, and one or two documents are cut at paragraph
     ends, both by `split_fractions` (train, validation, test). Errors in the files are raised when documents are first
@@ -141,7 +141,7 @@ class TextSource:
         self.split_fractions = split_fractions
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Documents of one split in the order of file names and lines; files are streamed, not held in memory."""
+        """Yields the documents of one split in the order of file names and lines, without loading files whole."""
         check_split(split)
         files = self._own_split(split)
         if files not in self._divided:
@@ -152,7 +152,7 @@ class TextSource:
                 yield document
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over the names and texts of the split."""
+        """Returns the SHA-256 over the names and texts of the split."""
         check_split(split)
         files = self._own_split(split)
         if files in self._divided:
@@ -160,11 +160,11 @@ class TextSource:
         return digest_documents(self._read(files))
 
     def stamp(self) -> Stamp:
-        """What the documents depend on: the options, and place, size and times of every file; nothing is read."""
+        """Returns a digest of the options, and of path, size and times of every file; nothing is read."""
         return find_files(self.path).stamp("text", self.text_column, self._fractions)
 
     def describe(self) -> dict[str, str]:
-        """What was found at the path, in words: where the splits come from, and which files are not read."""
+        """Describes what was found at the path: where the splits come from, and which files are not read."""
         lines = {"splits": self._splits_line(), "skipped": self._files.skipped_line()}
         return {name: line for name, line in lines.items() if line}
 
@@ -179,7 +179,11 @@ class TextSource:
         return line if "test" in self._files.by_split else f"{line}; test: none"
 
     def check(self) -> None:
-        """DataError if there is no file of a known kind at `path`, or the fractions are none; nothing is read."""
+        """Checks that there is a file of a known kind at `path`, and the fractions; nothing is read.
+
+        Raises:
+            DataError: if not.
+        """
         self._files  # noqa: B018
         self._fractions  # noqa: B018
 

@@ -1,4 +1,4 @@
-"""Data at another place than that of training: whether they are the same, and what differs."""
+"""Check that data which have moved since training are still the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 3  # names of each kind
 
 
 class ChangedData(DataError):
-    """Data that are not those of training."""
+    """Raised for data that are not those of training."""
 
 
 def check_moved(
@@ -27,13 +27,13 @@ def check_moved(
     cache_dir: str | Path,
     caches: Sequence[str | Path],
 ) -> None:
-    """Refuse a source whose splits are not those of training.
+    """Checks that the splits of a source are those of training.
 
     Args:
-        source: at its new place.
+        source: source at its new path.
         trained: keys of the token stores of training by split.
-        tokenizer: of the run.
-        cache_dir: where fingerprints are remembered.
+        tokenizer: tokenizer of the run.
+        cache_dir: folder of cached fingerprints.
         caches: folders in which the token stores of training may lie, to say what differs.
 
     Raises:
@@ -49,7 +49,7 @@ def check_moved(
 
 
 def difference(source: Source, split: str, store: Path) -> str:
-    """Which documents differ from those in a store, in words; empty where that is not known or takes long."""
+    """Describes which documents differ from those in a store; empty where that is unknown or slow to find out."""
     try:
         old = TokenStore(store)
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Folders under plain names, for libraries that take ``[`` in a path for a pattern, or ``::`` for an archive.
+"""Folders under plain names, for libraries that read ``[`` in a path as a pattern, or ``::`` as an archive.
 
 The ``datasets`` package is one; it resolves links to a folder, too, so that a folder of links to the files is needed.
 """
@@ -14,23 +14,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import CACHE, expand
-from zoo.data.store.atomic import build_once
 
 PLAIN = re.compile(r"[\w./ ,=@+~'()!-]*")  # what no library takes for anything else
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a path is taken for itself everywhere; a name that is not UTF-8 is not."""
+    """Returns whether every library takes a path literally; names that are not UTF-8 are not plain."""
     return PLAIN.fullmatch(str(path)) is not None
 
 
 def plain_folder(folder: Path, cache_dir: Path) -> Path:
-    """A folder with the files of ``folder`` under a plain name: itself, or one of links that stays in a cache.
+    """Returns a folder with the files of ``folder`` under a plain name: itself, or one of links that stays in a cache.
 
     Args:
-        folder: whose own name may have any characters.
-        cache_dir: where the links are put, if it has a plain name itself.
+        folder: folder whose own name may have any characters.
+        cache_dir: folder for the links, if it has a plain name itself.
     """
     whole = folder.resolve()
     if is_plain(whole):
@@ -48,7 +48,7 @@ def plain_folder(folder: Path, cache_dir: Path) -> Path:
 
 
 def plain_cache(folder: Path) -> Path:
-    """``folder``, or a link to it that has a plain name."""
+    """Returns ``folder``, or a link to it that has a plain name."""
     whole = Path(os.path.abspath(folder))
     if is_plain(whole):
         return folder

@@ -32,36 +32,36 @@ COMPRESSIONS: dict[str, Callable[..., Any]] = {
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The content of a file for reading, decompressed if its name ends in .gz, .bz2, .xz or .zst."""
+    """Opens a file for reading, decompressed if its name ends in .gz, .bz2, .xz or .zst."""
     opener = COMPRESSIONS.get(path.suffix.lower())
     return path.open("rb") if opener is None else cast("IO[bytes]", opener(path))
 
 
 def content_suffix(path: Path) -> str:
-    """The suffix in small letters, of what is inside for a compressed file: `.txt` of `A.TXT.gz`."""
+    """Returns the lower-case suffix of a file, without that of its compression: `.txt` of `A.TXT.gz`."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def content_stem(path: Path) -> str:
-    """The name without the suffixes of its compression and its format."""
+    """Returns the name without the suffixes of its compression and its format."""
     return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
 
 
 def is_readable(path: Path) -> bool:
-    """Whether there is a reader for the suffix."""
+    """Returns whether there is a reader for the suffix."""
     compressed = path.suffix.lower() in COMPRESSIONS
     return content_suffix(path) in READERS and not (compressed and content_suffix(path) == ".parquet")
 
 
 def read_text(path: Path, name: str, column: str) -> Iterator[Document]:
-    """The whole file as one document; a byte-order mark is dropped, nothing else is changed."""
+    """Yields the whole file as one document; a byte-order mark is dropped, nothing else is changed."""
     with open_bytes(path) as file:
         yield Document(name, decode(file.read(), path, 0))
 
 
 def read_jsonl(path: Path, name: str, column: str) -> Iterator[Document]:
-    """One document per line, from the field `column`; lines are read one at a time."""
+    """Yields one document per line, from the field `column`; lines are read one at a time."""
     offset = 0
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -73,7 +73,7 @@ def read_jsonl(path: Path, name: str, column: str) -> Iterator[Document]:
 
 
 def read_parquet(path: Path, name: str, column: str) -> Iterator[Document]:
-    """One document per row, from the column `column`; a part of one row group is in memory at a time."""
+    """Yields one document per row, from the column `column`; a part of one row group is in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,13 +102,17 @@ READERS: dict[str, Callable[[Path, str, str], Iterator[Document]]] = {
 
 
 def read_whole(path: Path) -> str:
-    """The text of a file, decompressed and without a byte-order mark; DataError if it cannot be read."""
+    """Reads the text of a file, decompressed and without a byte-order mark.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
     with _explained(path), open_bytes(path) as file:
         return decode(file.read(), path, 0)
 
 
 def read_files(files: list[tuple[Path, str]], column: str) -> Iterator[Document]:
-    """Documents of (path, name) pairs in order; documents without any text are left out."""
+    """Yields the documents of (path, name) pairs in order; documents without any text are left out."""
     for path, name in files:
         with _explained(path):
             for document in READERS[content_suffix(path)](path, name, column):
@@ -117,7 +121,11 @@ def read_files(files: list[tuple[Path, str]], column: str) -> Iterator[Document]
 
 
 def decode(raw: bytes, path: Path, offset: int) -> str:
-    """Bytes of a file from `offset` on as text, without a byte-order mark; DataError names one that is not UTF-8."""
+    """Decodes the bytes of a file from `offset` on, without a byte-order mark.
+
+    Raises:
+        DataError: on a byte that is not UTF-8.
+    """
     skip = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
     try:
         return raw[skip:].decode("utf-8")

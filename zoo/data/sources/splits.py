@@ -1,4 +1,4 @@
-"""Official splits: which of train, validation and test a file belongs to, by its name and the folders above it."""
+"""Official splits of files: train, validation and test by the names of files and of the folders above them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NO_WORDS = re.compile(r"[\W\d_]+")
 
 
 def recognize_splits(names: Mapping[str, str]) -> dict[str, str]:
-    """The split of each file that belongs to one; empty if the files have no official splits.
+    """Returns the split of each file that belongs to one; empty if the files have no official splits.
 
     A folder that is called like a split (train, training; validation, valid, val, dev; test, testing, eval,
-    evaluation), or a file that is (train.jsonl, test-00000-of-00001.parquet), says so by itself. A name with such a
-    word in it between `.`, `_`, `-`, spaces or digits (wiki.valid.txt, squad_dev) counts only if most files have one,
-    since it can also be a title. Nothing is a split unless train and another are found.
+    evaluation), or a file that is (train.jsonl, test-00000-of-00001.parquet), counts by itself. A name with such a word
+    in it between `.`, `_`, `-`, spaces or digits (wiki.valid.txt, squad_dev) counts only if most files have one, since
+    it can also be a title. Nothing is a split unless train and another are found.
 
     Args:
         names: path of each file below the folder that was asked for, and the part of it without suffixes of formats.
@@ -56,11 +56,11 @@ def _worded(stem: str) -> str | None:
 
 
 def find_titles(names: Mapping[str, str]) -> list[str]:
-    """Names of files without official splits that might be meant so: a train and another are there, by a word."""
+    """Returns names of files without official splits that might be meant as such: a train and another occur."""
     found = {name: split for name, stem in names.items() if (split := _worded(stem))}
     return list(found) if "train" in found.values() and len(set(found.values())) > 1 else []
 
 
 def in_order(splits: Collection[str]) -> list[str]:
-    """Names of splits, train first."""
+    """Sorts names of splits, train first."""
     return [split for split in SPLITS if split in splits]

@@ -1,4 +1,4 @@
-"""The search for local files: a file, a folder or a glob, the official splits among them, and what is not read."""
+"""Search for local files: a file, a folder or a glob, the official splits among them, and files that are not read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.documents import DataError, Named, escape_name
+from zoo.data.fingerprints import Stamp, stamp_files
 from zoo.data.sources.readers import COMPRESSIONS, READERS, content_stem, is_readable
 from zoo.data.sources.splits import find_titles, in_order, recognize_splits
-from zoo.data.store.fingerprints import Stamp, stamp_files
 from zoo.paths import expand, matches
 
 ALL = "all"
@@ -36,16 +36,16 @@ class LocalFiles:
     titles: list[str]
 
     def stamp(self, *options: Any) -> Stamp:
-        """The stamp of all files with text, their names and splits, and of options; nothing is read."""
+        """Returns a digest of the names, splits, sizes and times of all files, and of options; nothing is read."""
         counts = [[split, len(files)] for split, files in self.by_split.items()]
         return stamp_files([*options, counts], (pair for files in self.by_split.values() for pair in files))
 
     def splits_line(self) -> str:
-        """Which files are whose, in words."""
+        """Describes which files belong to which split."""
         return "; ".join(f"{split}: {_count(self.by_split[split])}" for split in in_order(self.by_split))
 
     def skipped_line(self) -> str:
-        """How many files are not read, a few of their names and why; empty if there are none."""
+        """Describes how many files are not read, a few of their names and why; empty if there are none."""
         if not self.skipped:
             return ""
         reasons = Counter(reason for _, reason in self.skipped)
@@ -54,7 +54,7 @@ class LocalFiles:
 
 
 def find_files(path: str | None) -> LocalFiles:
-    """Files of a file, folder or glob; links are followed, hidden files and folders are left out.
+    """Finds the files of a file, folder or glob; links are followed, hidden files and folders are left out.
 
     Raises:
         DataError: if there is no file with text; the message says what there is.

@@ -1,1 +1,1 @@
-"""Token stores on disk."""
+"""Token stores: tokenized splits on disk."""

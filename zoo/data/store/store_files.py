@@ -1,4 +1,4 @@
-"""The files of a token store: their layout, their description, and whether they are still what was written."""
+"""Files of a token store: layout, metadata, and checks for damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK, BLOCKS = 4096, 8  # bytes, and how many of a file are compared whenever i
 
 
 def write_meta(folder: Path, key: str, eos: int, dtype: str) -> None:
-    """Describes the files of a finished store; this is the one time that all of them are hashed."""
+    """Writes the metadata of a finished store; this is the one time that all of its files are hashed."""
     files = {name: _describe(folder / name) for name in FILES}
     meta = {"format": FORMAT, "key": key, "eos": eos, "dtype": dtype, "files": files}
     meta["sha256"] = _checksum(meta)
@@ -22,13 +22,16 @@ def write_meta(folder: Path, key: str, eos: int, dtype: str) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The description of a store."""
+    """Reads the metadata of a store."""
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     return meta
 
 
 def damage(folder: Path, verify: bool) -> str | None:
-    """What is wrong with a store, None if nothing is: by sizes and some blocks, with `verify` by all that it holds."""
+    """Describes what is wrong with a store, None if nothing is.
+
+    Sizes and some blocks of each file are checked, with `verify` all of it.
+    """
     try:
         meta = read_meta(folder)
         expected = meta.pop("sha256")

@@ -1,4 +1,4 @@
-"""The writer of token stores: documents are tokenized and written batch by batch, so that memory stays small."""
+"""Writer of token stores: documents are tokenized and written batch by batch, so that memory stays small."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ BATCH_DOCUMENTS = 4096
 def build_store(
     source: Source, split: str, tokenizer: PreTrainedTokenizerFast, key: str, folder: Path, progress: bool
 ) -> None:
-    """Writes the store of a split into an empty folder; DataError if the split has no documents or the disk is full."""
+    """Writes the store of a split into an empty folder.
+
+    Raises:
+        DataError: if the split has no documents or the disk is full.
+    """
     title = f"tokenizing {source.name} ({split})"
     dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32)
     writer = StoreWriter(folder, tokenizer.eos_token_id, dtype)
@@ -48,7 +52,9 @@ class StoreWriter:
     """Appends documents to the files of a store; nothing stays in memory.
 
     Args:
-        folder: an empty one. eos: id that stands before each document. dtype: of the ids.
+        folder: an empty folder.
+        eos: id that is put before each document.
+        dtype: dtype of the ids.
     """
 
     def __init__(self, folder: Path, eos: int, dtype: np.dtype) -> None:
@@ -82,7 +88,7 @@ class StoreWriter:
         self._files[name].write(b"".join(number.to_bytes(8, "little") for number in numbers))  # INDEX_DTYPE
 
     def amount(self) -> str:
-        """What has been written, in words."""
+        """Describes how much has been written."""
         return f"{self.documents:,} documents, {self.bytes:,} bytes, {self.tokens:,} tokens"
 
 

@@ -1,4 +1,4 @@
-"""The token store: a split as one array of ids on disk, addressed by what it was made from."""
+"""Token store: a split as one array of ids on disk, addressed by what it was made from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
-from zoo.data.store.atomic import build_once
-from zoo.data.store.fingerprints import known_fingerprint, source_stamp
+from zoo.data.fingerprints import known_fingerprint, source_stamp
 from zoo.data.store.store_files import FORMAT, INDEX_DTYPE, damage, read_meta
 from zoo.data.store.store_writer import build_store
 from zoo.data.tokenizers import tokenizer_fingerprint
@@ -30,11 +30,13 @@ RECIPE = 1  # what a key is made of; the layout of the files has a number of its
 class TokenStore:
     """Documents of one split as ids, memory-mapped and read-only; each is stored as [eos] and its tokens.
 
-    Nothing is read when a store is opened but its description: arrays and names are mapped, not copied.
+    Opening a store reads its metadata alone: arrays and names are mapped, not copied.
 
     Attributes:
-        key: content address. folder: where it lies.
-        tokens: (num_tokens,) uint16 or uint32. offsets: (documents + 1,) int64, where each document's eos stands.
+        key: content address.
+        folder: folder of the store.
+        tokens: (num_tokens,) uint16 or uint32.
+        offsets: (documents + 1,) int64, the position of each document's eos.
         counts: (documents, 3) int64, of the original text: UTF-8 bytes, words (separated by white space), characters.
         names: the documents' names, in order; a slice of them is a list.
     """
@@ -58,9 +60,15 @@ class TokenStore:
         progress: bool = True,
         verify: bool = False,
     ) -> TokenStore:
-        """The store of a split under `cache_dir`, built first if it is missing or damaged.
+        """Opens the store of a split under `cache_dir`, building it first if it is missing or damaged.
 
-        verify: read all of it and compare its checksums; otherwise sizes and some blocks of each file are.
+        Args:
+            source: source of the documents.
+            split: name of the split.
+            tokenizer: the tokenizer.
+            cache_dir: folder of token stores.
+            progress: show a progress bar while it is built.
+            verify: read all of it and compare its checksums; otherwise sizes and some blocks of each file.
         """
         stamp = source_stamp(source)
         key = store_key(source, split, tokenizer, cache_dir)
@@ -83,7 +91,7 @@ class TokenStore:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole split, the documents' eos included."""
+        """Number of tokens of the split, the documents' eos included."""
         return len(self.tokens)
 
     @cached_property
@@ -92,13 +100,13 @@ class TokenStore:
         return Names(_map(self.folder / "names.bin", "u1"), _map(self.folder / "name_ends.bin", INDEX_DTYPE))
 
     def document(self, index: int) -> np.ndarray:
-        """Ids of one document, without the leading eos."""
+        """Returns the ids of one document, without the leading eos."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[self.offsets[index] + 1 : self.offsets[index + 1]]
 
     def documents_at(self, start: int, stop: int) -> list[str]:
-        """Names of the documents that have tokens (eos included) in start..stop-1."""
+        """Returns the names of the documents that have tokens (eos included) in start..stop-1."""
         if not 0 <= start < stop <= self.num_tokens:
             raise IndexError(f"tokens {start}..{stop} of {self.num_tokens}")
         first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
@@ -106,17 +114,17 @@ class TokenStore:
 
 
 def store_key(source: Source, split: str, tokenizer: PreTrainedTokenizerFast, cache_dir: str | Path) -> str:
-    """Content address of the store of a split, which need not be built."""
+    """Returns the content address of the store of a split, which need not be built."""
     recipe = [RECIPE, split, known_fingerprint(source, split, cache_dir), tokenizer_fingerprint(tokenizer)]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 
 class Names(Sequence[str]):
-    """Names of documents, decoded when they are asked for.
+    """Sequence of document names, decoded on access.
 
     Args:
-        raw: (bytes,) uint8, the names in UTF-8, each with a line feed behind it.
-        ends: (documents,) int64, where the next one starts.
+        raw: (bytes,) uint8, the names in UTF-8, each followed by a line feed.
+        ends: (documents,) int64, where the next name starts.
     """
 
     def __init__(self, raw: np.ndarray, ends: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of loss by context length and by position, of one run or several."""
+"""Plots of loss by context length and by position, of one run or several."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Runs = Sequence[tuple[str, Sequence[dict[str, Any]]]]
 
 @styled
 def plot_context(file: Path, runs: Runs, title: str, trained: int | None = None) -> list[Path]:
-    """Perplexity of the same targets by context length, and beside it what each length gains over the shortest.
+    """Plots perplexity of the same targets by context length, and beside it what each length gains over the shortest.
 
     Args:
-        file: of the picture; its ending is that of each format.
+        file: file of the plot; its suffix is replaced by that of each format.
         runs: label and records, as in result files, of each run; only those of perplexity_context are drawn.
-        title: of the picture.
-        trained: length of training, drawn as a line where it is given.
+        title: title of the plot.
+        trained: length of training, drawn as a line; None for no line.
 
     Returns:
         The files; none if there is nothing to draw.
@@ -51,14 +51,14 @@ def plot_context(file: Path, runs: Runs, title: str, trained: int | None = None)
 
 @styled
 def plot_position(file: Path, runs: Runs, title: str) -> list[Path]:
-    """Loss by position in the document: of all tokens, of those that repeat an earlier bigram, and of the rest.
+    """Plots loss by position in the document: of all tokens, of those that repeat an earlier bigram, and of all others.
 
-    One run has its three curves in one frame; several runs have a frame for each of the three.
+    One run has its three curves in one panel; several runs have a panel for each of the three.
 
     Args:
-        file: of the picture; its ending is that of each format.
+        file: file of the plot; its suffix is replaced by that of each format.
         runs: label and records, as in result files, of each run; only those of perplexity_position are drawn.
-        title: of the picture.
+        title: title of the plot.
 
     Returns:
         The files; none if there is nothing to draw.

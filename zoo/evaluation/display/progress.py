@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""Progress bar on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function that is told how much more is done; nothing is shown where nobody looks."""
+    """Context manager that gives a function to advance a progress bar; without a terminal nothing is shown."""
     if not sys.stderr.isatty():
         yield lambda amount: None
         return

@@ -1,4 +1,4 @@
-"""Pictures of recall: depth by length with n in each cell, and accuracy against what a model keeps."""
+"""Plots of recall: depth by length with n in each cell, and accuracy against the bytes of the cache."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Records = Sequence[dict[str, Any]]
 
 @styled
 def plot_depths(file: Path, records: Records, title: str) -> list[Path]:
-    """Accuracy of one run: a heat map of depth by length per variant, lines by length where there is no depth.
+    """Plots the accuracy of one run: a heat map of depth by length per variant, or lines by length without depth.
 
     Args:
-        file: of the picture; its ending is that of each format.
-        records: of one task, as in its result file.
-        title: of the picture.
+        file: file of the plot; its suffix is replaced by that of each format.
+        records: records of one task, as in its result file.
+        title: title of the plot.
 
     Returns:
         The files; none if there is nothing to draw.
@@ -106,12 +106,12 @@ def _lines(axes: Axes, records: Records, variants: list[str]) -> None:
 
 @styled
 def plot_costs(file: Path, runs: Sequence[tuple[str, dict[str, Any]]], title: str) -> list[Path]:
-    """Accuracy of several runs against the bytes that decoding keeps at that length; a frame per task and variant.
+    """Plots the accuracy of several runs against the bytes of the cache at that length; a panel per task and variant.
 
     Args:
-        file: of the picture; its ending is that of each format.
+        file: file of the plot; its suffix is replaced by that of each format.
         runs: label and content of a result file, of one task, for each run.
-        title: of the picture.
+        title: title of the plot.
 
     Returns:
         The files; none if there is nothing to draw.

@@ -12,7 +12,7 @@ from zoo.evaluation.results.models import Record
 
 
 def number_table(title: str, records: Sequence[Record]) -> Table:
-    """One line per number; the variant and the length only where they differ."""
+    """Table with one line per number; variant and length are shown only where they differ."""
     table = Table(title=title, title_justify="left")
     variants, lengths = ({getattr(r, name) for r in records} for name in ("variant", "length"))
     leading = [name for name, seen in (("variant", variants), ("length", lengths)) if len(seen) > 1]
@@ -25,12 +25,12 @@ def number_table(title: str, records: Sequence[Record]) -> Table:
 
 
 def cell_table(title: str, records: Sequence[Record], columns: Sequence[str]) -> Table:
-    """One line per variant and length, over all depths; a column per metric, intervals for the first.
+    """Table with one line per variant and length, over all depths; a column per metric, intervals for the first.
 
     Args:
-        title: of the table.
+        title: title of the table.
         records: the numbers.
-        columns: metrics that have a column where there are any, in their order.
+        columns: metrics that have a column if there are numbers of them, in their order.
     """
     records = [r for r in records if r.depth is None or not _pooled(records, r)]
     metrics = [m for m in columns if any(r.metric == m for r in records)]
@@ -74,7 +74,7 @@ def _with_chance(record: Record) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number in four digits after the point, or so."""
+    """Formats a number with about four significant digits."""
     if value is None:
         return "-"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

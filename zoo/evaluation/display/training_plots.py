@@ -1,4 +1,4 @@
-"""Pictures of a run and of its evaluation."""
+"""Plots of a run's training and of its evaluation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Metrics = list[dict[str, Any]]
 
 @styled
 def plot_training(file: Path, metrics: Metrics, title: str, held_out: dict[str, float]) -> list[Path]:
-    """Bits per byte of training and validation against trained tokens, and held-out results as lines.
+    """Plots bits per byte of training and validation against trained tokens, with held-out results as lines.
 
     Args:
-        file: of the picture; its ending is that of each format.
-        metrics: of :func:`zoo.files.read_metrics`.
-        title: of the picture.
+        file: file of the plot; its suffix is replaced by that of each format.
+        metrics: rows from :func:`zoo.files.read_metrics`.
+        title: title of the plot.
         held_out: bits per byte by label.
 
     Returns:
@@ -57,12 +57,12 @@ def _last(series: np.ndarray) -> str:
 def plot_documents(
     file: Path, samples: list[dict[str, Any]], title: str, total: float, ci95: tuple[float, float] | None
 ) -> list[Path]:
-    """Bits per byte of every document against its size, with that of all text and its interval.
+    """Plots bits per byte of every document against its size, with that of all text and its interval.
 
     Args:
-        file: of the picture; its ending is that of each format.
-        samples: with ``nats`` and ``bytes`` of each document.
-        title: of the picture.
+        file: file of the plot; its suffix is replaced by that of each format.
+        samples: lines with ``nats`` and ``bytes`` of each document.
+        title: title of the plot.
         total: bits per byte of all text.
         ci95: interval of ``total``.
 

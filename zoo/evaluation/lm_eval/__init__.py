@@ -1,1 +1,1 @@
-"""lm-evaluation-harness: our decoders as its model, its tasks as ours."""
+"""Bridge to lm-evaluation-harness: decoders of this project as its models, its tasks as tasks of this project."""

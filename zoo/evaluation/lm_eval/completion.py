@@ -22,11 +22,14 @@ REPEAT = 1_000_003  # distance between the seeds of a prompt that comes again
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """How a prompt is completed.
+    """Options of how a prompt is completed.
 
     Attributes:
-        max_new_tokens: at most so many. until: strings before which the text ends.
-        temperature, top_k, top_p: as of :class:`zoo.generation.Sampling`; temperature 0 is greedy.
+        max_new_tokens: largest number of new tokens.
+        until: strings before which the text ends.
+        temperature: as in :class:`zoo.generation.Sampling`; 0 is greedy.
+        top_k: as in :class:`zoo.generation.Sampling`.
+        top_p: as in :class:`zoo.generation.Sampling`.
     """
 
     max_new_tokens: int
@@ -37,12 +40,16 @@ class CompletionOptions:
 
 
 def read_options(given: Mapping[str, Any], max_new_tokens: int) -> tuple[CompletionOptions, list[str]]:
-    """Options from the generation keywords of lm-evaluation-harness, and the keywords that mean nothing here.
+    """Reads options from the generation keywords of lm-evaluation-harness.
 
-    Without ``do_sample``, a temperature above 0 means sampling. The end of a document ends a completion anyway.
+    Without ``do_sample``, a temperature above 0 means sampling. The end of a document always ends a completion.
 
     Args:
-        given: generation keywords. max_new_tokens: where they do not say.
+        given: generation keywords.
+        max_new_tokens: largest number of new tokens where the keywords do not say.
+
+    Returns:
+        The options, and the names of keywords that have no effect here.
     """
     rest = dict(given)
     until = rest.pop("until", None) or ()
@@ -83,14 +90,23 @@ def complete_prompts(
     progress: Callable[[int], None] = lambda prompts: None,
     keep: Callable[[Any, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, make: make(),
 ) -> list[str]:
-    """Text added to each prompt, which does not depend on the other prompts of its batch.
+    """Completes prompts; the text of each does not depend on the other prompts of its batch.
 
-    Sampled, a prompt that comes again gets other text each time.
+    With sampling, a prompt that occurs several times gets other text each time.
 
     Args:
-        seed: of the sampling. batch_tokens: of a batch, padding and new tokens included.
+        decoder: the decoder.
+        tokenizer: its tokenizer.
+        prompts: token ids of each prompt.
+        options: how prompts are completed.
+        seed: seed of the sampling.
+        batch_tokens: tokens of a batch, padding and new tokens included.
         progress: called with the number of prompts completed since its last call.
-        keep: called with what a batch's texts depend on and what makes them; gives them, or those that it has kept.
+        keep: called with a key of what a batch's texts depend on and a function that makes them; returns them, or
+            stored ones of the same key.
+
+    Returns:
+        The text added to each prompt.
 
     Raises:
         ValueError: on an empty prompt, a token outside the vocabulary, or sampling options out of range.
@@ -151,5 +167,5 @@ def _complete(
 
 
 def cut_text(text: str, until: Iterable[str]) -> str:
-    """What comes before the first of the stop strings."""
+    """Cuts text before the first of the stop strings."""
     return text[: min((at for at in map(text.find, until) if at >= 0), default=len(text))]

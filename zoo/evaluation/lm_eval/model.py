@@ -38,20 +38,20 @@ GENERATED = 256  # new tokens where a task does not say, as in the harness
 
 
 class ZooLM(TemplateLM):
-    """A run that the harness can ask for likelihoods and for text.
-
-    Attributes:
-        counts: requests so far and what was cut off them, see :meth:`warnings`.
-        ignored: names of generation options that tasks gave and that mean nothing here.
+    """A run as a model of lm-evaluation-harness, which can ask it for likelihoods and for text.
 
     Args:
-        subject: of :func:`zoo.runs.loaded_run.open_run`, its ``subject``.
+        subject: the model, ``subject`` of :func:`zoo.runs.loaded_run.open_run`.
         max_length: tokens of context per forward pass, None for the length of training. What is longer loses its
             beginning; texts whose rolling likelihood is asked are cut into windows instead.
         batch_tokens: tokens per forward pass; changes nothing but speed and memory.
         document_token: whether a context begins with the document token, as every document did in training.
-        seed: of sampled text.
-        keep: where answers are kept, so that an evaluation that was killed goes on; by default nowhere.
+        seed: seed of sampled text.
+        keep: stores answers, so that an evaluation that was killed can resume; by default nothing is stored.
+
+    Attributes:
+        counts: number of requests and of truncated ones, see :meth:`warnings`.
+        ignored: names of generation options of tasks that have no effect here.
 
     Raises:
         ValueError: if max_length or batch_tokens is below 1.
@@ -80,22 +80,22 @@ class ZooLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token between documents."""
+        """Id of the token between documents."""
         return self.subject.document_token
 
     @property
     def prefix_token_id(self) -> int:
-        """The token from which the first token of a document is predicted."""
+        """Id of the token from which the first token of a document is predicted."""
         return self.subject.document_token
 
     @property
     def max_gen_toks(self) -> int:
-        """New tokens where a task does not say; at most half of ``max_length``."""
+        """Number of new tokens where a task does not say; at most half of ``max_length``."""
         return max(1, min(GENERATED, self.max_length // 2))
 
     @property
     def tokenizer_name(self) -> str:
-        """A name that changes with the tokenizer, for the harness's caches."""
+        """Name that changes with the tokenizer, for the harness's caches."""
         return f"zoo-{tokenizer_fingerprint(self.tokenizer)[:16]}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -103,16 +103,16 @@ class ZooLM(TemplateLM):
         raise ValueError("apply_chat_template=True: these models are trained on plain text and have no chat template.")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; no special token is ever added, and one spelled out in the text is plain text."""
+        """Encodes a text; no special token is ever added, and one spelled out in the text is plain text."""
         return list(encode_batch(self.tokenizer, [string])[0].tolist())
 
     def tok_decode(self, tokens: int | Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of ids."""
+        """Decodes ids to text."""
         ids = [tokens] if isinstance(tokens, int) else list(tokens)
         return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation after its context, and whether greedy decoding would give it."""
+        """Computes the log-likelihood of each continuation after its context, and whether it is the greedy one."""
         pairs = [_move_spaces(*request.args) for request in requests]
         wholes = encode_batch(self.tokenizer, [context + continuation for context, continuation in pairs])
         contexts = encode_batch(self.tokenizer, [context for context, _ in pairs])
@@ -180,7 +180,7 @@ class ZooLM(TemplateLM):
         return [self.prefix_token_id] * add + text[-room:]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of each whole text, in the windows of the task "perplexity"; every token counts once."""
+        """Computes the log-likelihood of each whole text, every token once, in the windows of the task "perplexity"."""
         texts = [request.args[0] for request in requests]
         documents = encode_batch(self.tokenizer, texts)
         sizes = [len(document) for document in documents]
@@ -201,7 +201,7 @@ class ZooLM(TemplateLM):
         return {"totals": (-nats).tolist()}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Text after each context, up to a stop string.
+        """Generates text after each context, up to a stop string.
 
         Raises:
             ValueError: if a request asks for so many tokens that no context fits into ``max_length``.
@@ -238,7 +238,7 @@ class ZooLM(TemplateLM):
             self.cache_hook.add_partial(kind, arguments, result)
 
     def warnings(self) -> list[str]:
-        """What a reader of the numbers must know."""
+        """Returns warnings for a reader of the numbers, as on truncated contexts."""
         warnings = []
         for kind in ("contexts", "prompts"):
             if cut := self.counts[f"{kind}_cut"]:

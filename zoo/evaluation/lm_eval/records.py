@@ -26,11 +26,13 @@ FORMULAS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 
 def make_records(results: Mapping[str, Any], length: int, seed: int, seconds: float) -> list[Record]:
-    """A record of each metric that this project has too; of each task, group and filter.
+    """Returns a record of each metric that this project has too, for each task, group and filter.
 
     Args:
-        results: of ``lm_eval.simple_evaluate``, samples included. length: tokens of context.
-        seed: of the bootstrap. seconds: taken by all tasks together.
+        results: results of ``lm_eval.simple_evaluate``, samples included.
+        length: tokens of context.
+        seed: seed of the bootstrap.
+        seconds: time of all tasks together.
     """
     wall = seconds if len(results["results"]) == 1 else None
     numbers = [(name, key, value) for name, values in results["results"].items() for key, value in values.items()]
@@ -145,14 +147,14 @@ def _bootstrap(table: np.ndarray, formula: Callable[[np.ndarray], np.ndarray], s
 
 
 def make_samples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One line per sample and filter, as the harness logs it, with its task."""
+    """Returns one line per sample and filter, as the harness logs it, with its task."""
     return [
         {"task": name, **as_json(sample)} for name, samples in results.get("samples", {}).items() for sample in samples
     ]
 
 
 def as_json(value: Any) -> Any:
-    """What JSON can hold: numbers that are not finite become None, and what is no data becomes its text."""
+    """Converts a value to JSON types: numbers that are not finite become None, and other objects their text."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (str, bool, int)):

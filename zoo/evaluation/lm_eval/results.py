@@ -1,4 +1,4 @@
-"""Results of lm-evaluation-harness: numbers of many tasks, whose samples have the harness's own form."""
+"""Results of lm-evaluation-harness: numbers of many tasks, whose samples have the harness's own format."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from zoo.evaluation.tasks.result_kind import History, ResultKind, Unit, Written
 
 
 class HarnessResults(AnswerResults):
-    """Results of the harness: grouped as other answers are, but its samples are not paired."""
+    """Results of the harness, grouped like other answers, but without pairs of samples."""
 
     shared: ClassVar[tuple[str, ...] | None] = ()
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """None: the metric of a sample stands in the harness's own words."""
+        """Yields nothing: samples of the harness have no common metric."""
         return iter(())
 
     def table(self, written: Written) -> Table:
-        """All numbers."""
+        """Returns a table of all numbers."""
         return ResultKind.table(self, written)
 
     def lines(self, written: Written) -> Iterator[str]:
-        """The time that was taken."""
+        """Yields the time that was taken."""
         return ResultKind.lines(self, written)
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Nothing: its tasks have no lengths."""
+        """Draws nothing: tasks of the harness have no lengths."""
         return ()

@@ -70,14 +70,14 @@ class LmEvalTask(Task):
     )
 
     def check(self, subject: Subject, seed: int) -> None:
-        """See :class:`zoo.evaluation.tasks.base.Task`; loads the tasks, which the harness caches."""
+        """Checks the options and loads the tasks, which the harness caches."""
         names = self._check()
         _model_class()
         with redirect_stdout(sys.stderr):
             self._load(names)
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """See :class:`zoo.evaluation.tasks.base.Task`.
+        """Runs the tasks in the harness.
 
         Raises:
             ConfigError: if the package is not installed, or on an unknown task or an option out of range.
@@ -164,7 +164,6 @@ class LmEvalTask(Task):
         }
 
     def name_parts(self, subject: Subject) -> list[str]:
-        """Options, places of tasks, and what tells the requests from those of the harness."""
         parts = self.changed() + [path_part(folder) for folder in self.include_path or ()]
         if self.gen_kwargs:
             parts.append("-".join(f"{name}{value}" for name, value in self.gen_kwargs.items()))

@@ -1,4 +1,4 @@
-"""Cells of an evaluation that are finished, so that one that was killed goes on where it stopped."""
+"""Store of finished cells of an evaluation, so that one that was killed resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ ROOMS = (zoo_kernels, zoo.mixers, zoo.model, zoo.generation, zoo.runs, zoo.evalu
 
 @cache
 def code_fingerprint() -> str:
-    """SHA-256 over PyTorch's version and all code that a score depends on: older code's scores are never read."""
+    """Returns the SHA-256 over PyTorch's version and all code that a score depends on.
+
+    Scores of older code are thus never read.
+    """
     digest = hashlib.sha256(torch.__version__.encode())
     for room in ROOMS:
         folder = Path(str(room.__file__)).parent
@@ -45,8 +48,9 @@ class CellStore:
     """Results of one model by key in a folder; a key is all else that a result depends on.
 
     Attributes:
-        folder: of results, RUN_DIR/eval. model: what tells the model, and where it runs, from others.
-        fresh: look at no earlier result, but keep new ones.
+        folder: folder of results, RUN_DIR/eval.
+        model: identifies the model and the device that it runs on.
+        fresh: ignore earlier results, but store new ones.
     """
 
     folder: Path
@@ -56,10 +60,12 @@ class CellStore:
     def keep(
         self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
-        """The cell of a key, made if it is not finished yet, with the ``seconds`` that making it took.
+        """Returns the cell of a key, computed if it is not stored yet, with the ``seconds`` that this took.
 
         Args:
-            make: its content. found: called instead if an earlier evaluation has made it.
+            key: what identifies the cell.
+            make: computes its content.
+            found: called instead if the cell is stored.
         """
         content = self.load(key)
         if content is not None:
@@ -71,7 +77,7 @@ class CellStore:
         return content
 
     def load(self, key: Any) -> dict[str, Any] | None:
-        """The finished cell of a key; None if there is none, or if it is damaged."""
+        """Returns the stored cell of a key; None if there is none, or if it is damaged."""
         if self.fresh:
             return None
         try:
@@ -81,7 +87,7 @@ class CellStore:
         return content if isinstance(content, dict) else None
 
     def save(self, key: Any, content: dict[str, Any]) -> None:
-        """Keep a cell; it appears whole or not at all."""
+        """Stores a cell atomically."""
         packed = gzip.compress(json.dumps(content).encode(), mtime=0)
         replace_file(self._file(key), lambda unfinished: unfinished.write_bytes(packed))
 
@@ -91,5 +97,5 @@ class CellStore:
 
 
 def open_cells(run: OpenedRun, fresh: bool = False) -> CellStore:
-    """The cells of a run's checkpoint on its device; ``fresh``: look at no earlier ones."""
+    """Opens the cells of a run's checkpoint on its device; ``fresh`` ignores earlier ones."""
     return CellStore(run.results, (run.sha256, str(run.device)), fresh)

@@ -1,6 +1,6 @@
-"""Metrics by name: what a number is called, which way is better and what it cannot leave.
+"""Metrics by name: labels, directions and bounds.
 
-A task from outside brings its own in the same way:
+A task from outside registers its own in the same way:
 
     from zoo.registry import METRICS
     from zoo.evaluation.results.metrics import Metric
@@ -19,12 +19,12 @@ from zoo.registry import METRICS, nothing_imported
 
 
 class Metric:
-    """What all numbers of one name have in common: by default a share, of which more is better.
+    """Properties of a metric; the defaults are those of a share, of which more is better.
 
     Attributes:
-        label: what a report calls it.
-        heading: of a narrow column; empty for ``label``.
-        bounds: lowest and highest value there can be.
+        label: name in reports.
+        heading: name in a narrow column; empty for ``label``.
+        bounds: lowest and highest possible value.
         higher_is_better: whether more is better.
         main: whether a comparison of runs shows it.
         reported: whether the report of a sweep lists it; not where another metric says the same.
@@ -83,7 +83,7 @@ class AnswerNll(_Loss):
 
 @METRICS.register("exact_match")
 class ExactMatch(Metric):
-    """Share of samples of which every answer is right."""
+    """Share of samples all of whose answers are right."""
 
     label, heading, main = "exact match", "EM", True
 
@@ -97,40 +97,40 @@ class Accuracy(Metric):
 
 @METRICS.register("rank_accuracy")
 class RankAccuracy(Metric):
-    """Share of answers that are likelier than every other value compared."""
+    """Share of answers that are more likely than every other value compared."""
 
     label, heading, main = "best among the values", "rank", True
 
 
 @METRICS.register("rank_accuracy_per_token")
 class RankAccuracyPerToken(Metric):
-    """Share of answers that are likelier per token than every other value compared."""
+    """Share of answers that are more likely per token than every other value compared."""
 
     label, heading = "best among the values per token", "per token"
 
 
 @METRICS.register("f1")
 class F1(Metric):
-    """Overlap of the words of an answer that was generated with those of a right one."""
+    """F1 of the words of a generated answer and of a right one."""
 
     label, heading = "f1", "F1"
 
 
 @METRICS.register("contains")
 class Contains(Metric):
-    """Share of answers that were generated and hold a right one."""
+    """Share of generated answers that contain a right one."""
 
     label = "contains"
 
 
 class Unknown(Metric):
-    """A metric of a package that is not imported: nothing is known of its range."""
+    """Metric of a package that is not imported, with an unknown range."""
 
     bounds = (-math.inf, math.inf)
 
 
 def metric_named(name: str) -> type[Metric]:
-    """The metric called ``name``; :class:`Unknown` for one that nothing that is imported has registered."""
+    """Returns a metric by name; :class:`Unknown` for one that is not registered."""
     with nothing_imported():
         found: type[Metric] = METRICS.get(name) if name in METRICS else Unknown
     return found

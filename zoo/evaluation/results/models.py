@@ -1,4 +1,4 @@
-"""What a result file holds: the models of the format ``zoo-eval/1``, from which its JSON schema is made.
+"""Models of result files in the format ``zoo-eval/1``, from which its JSON schema is made.
 
 ``python -m zoo.evaluation.results.models`` writes the schema, zoo-eval-1.schema.json beside this file, anew.
 """
@@ -162,7 +162,7 @@ class _NoTitles(GenerateJsonSchema):
 
 
 def schema_text() -> str:
-    """Content of the schema file, as the models give it."""
+    """Returns the content of the schema file for these models."""
     made = Results.model_json_schema(by_alias=True, mode="serialization", schema_generator=_NoTitles)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA}
     return json.dumps(head | made, indent=2) + "\n"

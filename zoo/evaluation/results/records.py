@@ -1,4 +1,4 @@
-"""Result files: their writer, their reader and the check that both use; see :mod:`zoo.evaluation.results.models`.
+"""Result files: writer, reader and validation; see :mod:`zoo.evaluation.results.models`.
 
 FILE.samples.jsonl.gz has one line per document or sample.
 """
@@ -23,18 +23,18 @@ FAULTS = 5  # that a message lists
 
 
 class ResultError(ValueError):
-    """A result file that cannot be read; the message says what is wrong with it."""
+    """Raised for a result file that cannot be read; the message says what is wrong with it."""
 
 
 def make_results(content: dict[str, Any], where: str = "the result") -> Results:
-    """Checked content of a result file.
+    """Validates the content of a result file.
 
     Args:
         content: plain values by their names in the file.
-        where: what a message calls it.
+        where: name of the content in messages.
 
     Raises:
-        ResultError: on the first faults, unless it follows the schema.
+        ResultError: naming the first faults, if it does not follow the schema.
     """
     try:
         found = Results.model_validate(_text(content))
@@ -56,7 +56,7 @@ def _fault(error: Any) -> str:
 
 
 def write_results(file: Path, results: Results, samples: Iterable[dict[str, Any]] = ()) -> None:
-    """Write a result file and its samples, each at once: a reader sees the old or the new file, never a part.
+    """Writes a result file and its samples, each atomically.
 
     Numbers of samples that are not finite become null.
     """
@@ -71,12 +71,12 @@ def write_results(file: Path, results: Results, samples: Iterable[dict[str, Any]
 
 
 def samples_file(file: Path) -> Path:
-    """Where the samples of a result file lie."""
+    """Returns the file of the samples that belong to a result file."""
     return file.with_name(f"{file.stem}.samples.jsonl.gz")
 
 
 def read_results(file: str | Path) -> Results:
-    """Content of a result file.
+    """Reads a result file.
 
     Raises:
         ResultError: if it is damaged or does not follow the schema.
@@ -94,10 +94,10 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def read_held_out(run: Path) -> tuple[Results, Record]:
-    """Result of ``task=perplexity`` as it is by default, and its record of bits per byte of all text.
+    """Reads the result of ``task=perplexity`` with default options, and its record of bits per byte of all text.
 
     Raises:
-        ResultError: if the run has not been evaluated so, or the number is not finite.
+        ResultError: if the run has no such result, or the number is not finite.
     """
     files = sorted((run / RESULTS).glob("perplexity-*.json"), key=lambda file: (len(file.name), file.name))
     for file in files:  # that of the last checkpoint has the shorter name
@@ -119,7 +119,7 @@ def _is_held_out(found: Results) -> bool:
 
 
 def read_samples(file: str | Path) -> list[dict[str, Any]]:
-    """Samples that lie beside a result file, an empty list if there are none."""
+    """Reads the samples that belong to a result file, an empty list if there are none."""
     path = samples_file(Path(file))
     if not path.is_file():
         return []

@@ -14,7 +14,7 @@ CELLS = 2**20  # counts drawn at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, None where it cannot be told."""
+    """A value and its 95 % interval, None where they cannot be computed."""
 
     value: float | None
     ci95: tuple[float, float] | None
@@ -25,10 +25,11 @@ class Difference:
     """A paired difference.
 
     Attributes:
-        value: first minus second. ci95: its 95 % interval, None for a single unit.
+        value: first minus second.
+        ci95: its 95 % interval, None for a single unit.
         share: twice the share of resamples that lie at or beyond zero on the rarer side, at most 1; it is read like a
             two-sided p-value. None for a single unit.
-        n: units drawn.
+        n: number of units.
     """
 
     value: float
@@ -38,13 +39,15 @@ class Difference:
 
 
 def bootstrap_sums(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Column sums over documents drawn with replacement, as many as there are (cluster bootstrap).
+    """Computes column sums over documents drawn with replacement, as many as there are (cluster bootstrap).
 
     Args:
-        columns: ``(documents, C)``, for instance nats and bytes of each document. seed: of the draws.
+        columns: ``(documents, C)``, for instance nats and bytes of each document.
+        seed: seed of the draws.
+        resamples: number of draws.
 
     Returns:
-        ``(resamples, C)`` float64; the columns of a row come from the same draw, so that their ratios mean something.
+        ``(resamples, C)`` float64; the columns of a row come from the same draw, so that their ratios are meaningful.
     """
     columns = np.asarray(columns, dtype=np.float64)
     documents = len(columns)
@@ -60,11 +63,13 @@ def bootstrap_sums(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) -
 
 
 def interval(values: np.ndarray, level: float = 0.95, units: int | None = None) -> tuple[float, float]:
-    """Percentile interval of resampled values, expanded for few units (Hesterberg, 2015).
+    """Computes the percentile interval of resampled values, expanded for few units (Hesterberg, 2015).
 
     Args:
-        units: that were drawn from; resampling so few understates their spread by sqrt(1 - 1 / units), and the normal
-            quantile that percentiles stand for understates Student's. None: neither is corrected.
+        values: resampled values.
+        level: level of the interval.
+        units: number of units that were drawn from; resampling so few understates their spread by sqrt(1 - 1 / units),
+            and the normal quantile that percentiles stand for understates Student's. None: neither is corrected.
     """
     tail = (1 - level) / 2
     if units is not None and units > 1:
@@ -76,14 +81,17 @@ def interval(values: np.ndarray, level: float = 0.95, units: int | None = None) 
 def student_interval(
     mean: float, deviation: float, n: int, bounds: tuple[float, float] = (-math.inf, math.inf), level: float = 0.95
 ) -> tuple[float, float]:
-    """Student's interval of a mean that stays inside the range of its quantity.
+    """Computes Student's interval of a mean, inside the range of its quantity.
 
-    It is taken on a scale without ends, by the delta method, and carried back: that of log(x - low) for a quantity with
-    a lower bound, as rates have, that of the logit for one with two, as shares and their differences have.
+    It is taken on a scale without ends, by the delta method, and transformed back: that of log(x - low) for a quantity
+    with a lower bound, as rates have, that of the logit for one with two, as shares and their differences have.
 
     Args:
-        mean: of ``n`` values. deviation: their standard deviation. n: at least 2.
+        mean: mean of ``n`` values.
+        deviation: their standard deviation.
+        n: number of values, at least 2.
         bounds: lowest and highest possible value; infinite where there is none.
+        level: level of the interval.
 
     Raises:
         ValueError: on fewer than two values, or if the mean is not inside its bounds though the values differ.
@@ -108,10 +116,11 @@ def student_interval(
 
 
 def unpaired_share(first: tuple[float, float, int], second: tuple[float, float, int]) -> float | None:
-    """Two-sided p-value of Welch's test of two means that share nothing; None where it says nothing.
+    """Two-sided p-value of Welch's test of two independent means; None where the test is not defined.
 
     Args:
-        first, second: mean, standard deviation and number of values of each.
+        first: mean, standard deviation and number of values.
+        second: likewise.
     """
     if min(first[2], second[2]) < 2 or first[1] == second[1] == 0:
         return None
@@ -119,7 +128,9 @@ def unpaired_share(first: tuple[float, float, int], second: tuple[float, float, 
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share (Wilson, 1927); unlike the normal one it has a width at 0 and at n successes.
+    """Computes the score interval of a share (Wilson, 1927).
+
+    Unlike the normal interval it has a width at 0 and at n successes.
 
     Raises:
         ValueError: unless 0 <= successes <= n, n >= 1 and 0 < level < 1.
@@ -133,10 +144,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def bootstrap_mean(values: np.ndarray, seed: int) -> Estimate:
-    """Mean of independent samples and its interval.
+    """Estimates the mean of independent samples and its interval.
 
     Args:
         values: ``(samples,)``, at least one.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: if there are no values.
@@ -159,10 +171,12 @@ def paired_bootstrap(
     clusters: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> Difference:
-    """Difference of two systems that were measured on the same samples, in the same order.
+    """Estimates the difference of two systems that were measured on the same samples, in the same order.
 
     Args:
-        a, b: ``(samples,)`` values. seed: of the draws.
+        a: ``(samples,)`` values of the first.
+        b: ``(samples,)`` values of the second.
+        seed: seed of the draws.
         clusters: ``(samples,)`` labels of what is drawn as one, for instance documents; None for single samples.
         weights: ``(samples,)``, for instance bytes: the difference is sum(a - b) / sum(weights), so that sums of nats
             by document give a difference of nats per byte. None for the mean of a - b.

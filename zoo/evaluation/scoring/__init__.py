@@ -1,1 +1,1 @@
-"""Numbers of a decoder on tokens: likelihoods, answers, perplexities."""
+"""Scoring of tokens by a decoder: likelihoods, answers, perplexities."""

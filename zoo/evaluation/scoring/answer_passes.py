@@ -1,4 +1,4 @@
-"""Log-likelihoods of answers and of the values that compete with them, in one pass over a batch of samples."""
+"""Log-likelihoods of answers and of competing values, in one pass over a batch of samples."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from zoo.model.loss import ROWS
 
 @dataclass
 class AnswerTotals:
-    """An answer ``tokens[start:stop]`` of a sample, and what is known of it so far.
+    """Running totals of an answer ``tokens[start:stop]`` of a sample.
 
     Attributes:
-        others: token ids of what it is compared with. total, totals: log-likelihoods of the answer and of each other,
-            float64. greedy: whether all tokens of the answer were the most likely ones.
+        start: index of its first token.
+        stop: index behind its last token.
+        others: token ids of the values that it is compared with.
+        total: log-likelihood of the answer, float64.
+        greedy: whether all tokens of the answer were the most likely ones.
+        totals: log-likelihoods of the other values, float64.
     """
 
     start: int
@@ -38,17 +42,17 @@ class AnswerTotals:
 
     @property
     def branches(self) -> bool:
-        """Whether another sequence must be read than the sample's own: else all is in the logits of its tokens."""
+        """Whether sequences other than the sample's own must be read; if not, the logits of its tokens suffice."""
         return any(len(other) > 1 for other in self.others)
 
     @property
     def rank(self) -> int:
-        """Others that are at least as likely as the answer."""
+        """Number of other values that are at least as likely as the answer."""
         return sum(total >= self.total for total in self.totals)
 
     @property
     def rank_per_token(self) -> int | None:
-        """The same by the mean over their tokens, so that short ones have no advantage; None if all are as long."""
+        """Rank by the mean over tokens, so that short values have no advantage; None if all have the same length."""
         lengths, own = [len(other) for other in self.others], self.stop - self.start
         if all(length == own for length in lengths):
             return None
@@ -57,7 +61,13 @@ class AnswerTotals:
 
 @dataclass(frozen=True)
 class Row:
-    """A sample in a batch: its number, tokens ``(length,)`` and answers in order; its length is what must be read."""
+    """A sample in a batch.
+
+    Attributes:
+        number: number of the sample.
+        tokens: ``(length,)`` tokens to read.
+        answers: its answers, in order.
+    """
 
     number: int
     tokens: np.ndarray
@@ -67,7 +77,7 @@ class Row:
         return self.answers[-1].stop - 1
 
     def branching(self) -> list[AnswerTotals]:
-        """Answers at whose start the pass must stop."""
+        """Returns the answers before which the pass must stop."""
         return [answer for answer in self.answers if answer.branches]
 
 
@@ -87,10 +97,10 @@ class _Stage(NamedTuple):
 
 
 def score_rows(decoder: Decoder, rows: list[Row]) -> None:
-    """Fills in the answers of a batch; every token of a sample is read once.
+    """Scores the answers of a batch in place; every token of a sample is read once.
 
-    Where others of several tokens are to be compared, the pass stops in front of the answer and goes on from copies of
-    its cache, once for each of them. Rows are padded on the right, which no output depends on. The decoder must be in
+    Where other values of several tokens are to be compared, the pass stops before the answer and continues from copies
+    of its cache, once for each value. Rows are padded on the right, which no output depends on. The decoder must be in
     evaluation mode, and gradients off.
     """
     stages = _stages(rows)

@@ -1,4 +1,4 @@
-"""Scores of answers that small models do not all fail: likelihood, exact match, rank among the context's values."""
+"""Scores of answers that distinguish even small models: likelihood, exact match, rank among values of the context."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class AnswerScore:
     """How well a decoder knows an answer.
 
     Attributes:
-        nats: negative log-likelihood of the answer's tokens, each after the true ones. tokens: how many these are.
+        nats: negative log-likelihood of the answer's tokens, each after the true ones.
+        tokens: number of the answer's tokens.
         correct: whether each was the most likely token, which is when greedy decoding gives exactly this answer.
-        rank: others that are at least as likely as the answer, 0 for the best; None if there are none.
-        rank_per_token: the same by the likelihood per token; None if all that are compared have the same number.
-        choices: how many were compared, the answer included; a guess has rank 0 with probability 1 / choices.
+        rank: number of other values that are at least as likely as the answer, 0 for the best; None if there are none.
+        rank_per_token: rank by the likelihood per token; None if all values have the same number of tokens.
+        choices: number of values compared, the answer included; a guess has rank 0 with probability 1 / choices.
         generated: text that greedy decoding gives, up to the end of the line; None if it was not asked for.
     """
 
@@ -49,14 +50,18 @@ def score_samples(
     tokenizer: PreTrainedTokenizerFast | None = None,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> list[list[AnswerScore]]:
-    """Scores of all answers of all samples; none depends on the batch that its sample is in.
+    """Scores all answers of all samples; no score depends on the batch that its sample is in.
 
-    Likelihoods of others are of all their tokens, in place of the answer. Each answer is generated after the true
+    Likelihoods of other values are of all their tokens, in place of the answer. Each answer is generated after the true
     tokens before it, in as many tokens as it has, or ``generate`` if that is more.
 
     Args:
-        batch_tokens: inputs per forward pass. choices: compare the answer with so many less one, the first of its
-            ``others`` that differ. generate: tokens to generate, 0 for none. tokenizer: of the samples, to generate.
+        decoder: the decoder.
+        samples: the samples.
+        batch_tokens: inputs per forward pass.
+        choices: number of values compared, the answer included: the first of its ``others`` that differ.
+        generate: number of tokens to generate, 0 for none.
+        tokenizer: tokenizer of the samples, to generate.
         progress: called with the number of samples scored since its last call.
 
     Raises:

@@ -24,7 +24,10 @@ class Piece:
     """A window with its tokens: ``tokens[:-1]`` are the inputs, the last ``scored`` of ``tokens[1:]`` count.
 
     Attributes:
-        document: what it belongs to. start: position of ``tokens[0]`` in the document, its document token being 0.
+        document: number of the document.
+        tokens: token ids.
+        scored: number of targets that count.
+        start: position of ``tokens[0]`` in the document, whose document token has position 0.
     """
 
     document: int
@@ -47,7 +50,10 @@ class Piece:
 
 
 def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride: int | None) -> Iterator[Piece]:
-    """Windows of every document in order; ``bos`` is the document token, from which the first token is predicted."""
+    """Yields the windows of every document in order.
+
+    ``bos`` is the document token, from which the first token is predicted.
+    """
     for index, document in enumerate(documents):
         extended = np.concatenate([[bos], document]).astype(np.int64)
         for window in rolling_windows(len(document), length, stride):
@@ -57,11 +63,13 @@ def cut_documents(documents: Iterable[np.ndarray], bos: int, length: int, stride
 def batch_pieces(
     pieces: Iterable[P], batch_tokens: int, fits: Callable[[list[P], P], bool] | None = None
 ) -> Iterator[list[P]]:
-    """Batches of windows, or of anything else with a length, that are of similar length.
+    """Batches windows, or anything else with a length, of similar lengths.
 
     A batch has at most ``batch_tokens`` inputs with padding, or one longer window.
 
     Args:
+        pieces: the windows.
+        batch_tokens: inputs per batch.
         fits: whether a batch, longest window first, can take one more; None for the rule above.
 
     Raises:
@@ -93,7 +101,7 @@ def _by_length(pieces: list[P], fits: Callable[[list[P], P], bool]) -> Iterator[
 
 
 def score_pieces(decoder: Decoder, batch: list[Piece]) -> list[np.ndarray]:
-    """Nats of the scored tokens of every window, fp32.
+    """Computes the nats of the scored tokens of every window, fp32.
 
     Windows are padded on the right, where a causal model's earlier outputs cannot see, and padding is never scored.
     """
@@ -116,10 +124,13 @@ def score_windows(
     batch_tokens: int = 8_192,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Yields each window with the nats of its scored tokens, fp32; windows come in another order than they are given.
+    """Yields each window with the nats of its scored tokens, fp32; the order of windows changes.
 
     Args:
-        batch_tokens: inputs per forward pass. progress: called with the number of tokens scored since its last call.
+        decoder: the decoder.
+        pieces: the windows.
+        batch_tokens: inputs per forward pass.
+        progress: called with the number of tokens scored since its last call.
     """
     for batch in batch_pieces(pieces, batch_tokens):
         with evaluating(decoder):  # and not while others hold what is yielded
@@ -140,8 +151,13 @@ def score_documents(
     """Yields (document, nats of some of its tokens) until each token of each document has been scored once.
 
     Args:
-        documents: token ids of each, without the document token ``bos``. length, stride: as of :func:`rolling_windows`.
-        batch_tokens, progress: as of :func:`score_windows`.
+        decoder: the decoder.
+        documents: token ids of each, without the document token ``bos``.
+        bos: the document token.
+        length: as in :func:`zoo.evaluation.scoring.windows.rolling_windows`.
+        stride: as in :func:`zoo.evaluation.scoring.windows.rolling_windows`.
+        batch_tokens: as in :func:`score_windows`.
+        progress: as in :func:`score_windows`.
     """
     pieces = cut_documents(documents, bos, length, stride)
     for piece, nats in score_windows(decoder, pieces, batch_tokens, progress):
@@ -150,6 +166,6 @@ def score_documents(
 
 @contextmanager
 def evaluating(decoder: Decoder) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode that the decoder was in comes back."""
+    """Context manager for evaluation mode without gradients, after which the decoder has its former mode."""
     with evaluation_mode(decoder), torch.no_grad():
         yield

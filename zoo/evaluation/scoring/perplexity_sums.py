@@ -27,11 +27,13 @@ PART_METRICS = ("perplexity", "bits_per_byte")
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """What perplexity is made of, by document.
+    """Sums that perplexity is computed from, by document.
 
     Attributes:
         nats: ``(documents,)`` float64, negative log-likelihood of the whole document.
-        tokens, bytes, words: ``(documents,)`` int64; tokens scored, and size of the original text.
+        tokens: ``(documents,)`` int64, number of tokens scored.
+        bytes: ``(documents,)`` int64, UTF-8 bytes of the original text.
+        words: ``(documents,)`` int64, words of the original text.
         groups: ``(documents, GROUPS, 3)`` float64, nats, tokens and bytes of the tokens of each group of
             :mod:`zoo.evaluation.scoring.repeated_bigrams`; None if they were not asked for.
     """
@@ -43,7 +45,7 @@ class DocumentScores:
     groups: np.ndarray | None = None
 
     def table(self) -> np.ndarray:
-        """``(documents, 4)`` float64: nats, tokens, bytes, words."""
+        """Returns nats, tokens, bytes and words as ``(documents, 4)`` float64."""
         return np.stack([self.nats, self.tokens, self.bytes, self.words], axis=1).astype(np.float64)
 
 
@@ -60,18 +62,20 @@ def evaluate_perplexity(
     stateful: bool = False,
     token_bytes: np.ndarray | None = None,
 ) -> DocumentScores:
-    """Nats of every document, each token scored once and documents kept apart, on the decoder's own device.
+    """Computes the nats of every document, each token scored once and documents separate, on the decoder's device.
 
     Args:
+        decoder: the decoder.
         documents: token ids of each document, without the document token.
         counts: ``(documents, >= 2)``: UTF-8 bytes and words of each document's original text.
         bos: the document token, from which the first token of a document is predicted.
-        length: inputs per window. stride: tokens scored per window, None for ``length``.
+        length: inputs per window.
+        stride: tokens scored per window, None for ``length``.
         batch_tokens: inputs per forward pass; changes nothing but speed and memory.
         progress: called with the number of tokens scored since its last call.
         stateful: read each document to its end with caches instead, in pieces of ``length`` tokens.
         token_bytes: ``(vocabulary,)`` bytes of each id, to split the tokens into those that repeat an earlier bigram of
-            what the model sees and the rest; None for no split.
+            what the model sees and all others; None for no split.
 
     Raises:
         ValueError: on a length, stride or batch_tokens out of range.
@@ -93,18 +97,18 @@ def evaluate_perplexity(
 
 
 def sum_groups(kinds: np.ndarray, groups: int, nats: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """``(groups, 3)`` float64: nats, tokens and bytes of the tokens of each kind 0..groups-1."""
+    """Sums nats, tokens and bytes of the tokens of each kind 0..groups-1: ``(groups, 3)`` float64."""
     columns = (nats, np.ones(len(nats)), sizes)
     return np.stack([np.bincount(kinds, column.astype(np.float64), groups) for column in columns], axis=1)
 
 
 def estimate_metrics(scores: DocumentScores, seed: int = 0) -> dict[str, Estimate]:
-    """Every metric by name, with a cluster bootstrap by document; no interval for a single document."""
+    """Estimates every metric, with a cluster bootstrap by document; no interval for a single document."""
     return estimate_sums(scores.table(), seed, tuple(DENOMINATORS))
 
 
 def estimate_sums(table: np.ndarray, seed: int, metrics: tuple[str, ...] = PART_METRICS) -> dict[str, Estimate]:
-    """Metrics from ``(documents, 3 or 4)`` nats, tokens, bytes and, for word_perplexity, words."""
+    """Estimates metrics from ``(documents, 3 or 4)`` nats, tokens, bytes and, for word_perplexity, words."""
     total = table.sum(axis=0, keepdims=True)
     resampled = bootstrap_sums(table, seed) if len(table) > 1 else None
     estimates = {}
@@ -124,7 +128,7 @@ def _metric(metric: str, sums: np.ndarray) -> np.ndarray:
 
 
 def part_records(task: str, variant: str, length: int, table: np.ndarray, seed: int) -> list[Record]:
-    """Perplexity and bits per byte of a part of the tokens, from ``(documents, 3)`` nats, tokens and bytes.
+    """Returns perplexity and bits per byte of a part of the tokens, from ``(documents, 3)`` nats, tokens and bytes.
 
     Documents without such a token are left out, and so is bits per byte if no byte is known to belong to them.
     """

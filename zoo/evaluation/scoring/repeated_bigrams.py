@@ -1,7 +1,7 @@
-"""Tokens that repeat an earlier bigram of their context, and how far back it stands.
+"""Tokens that repeat an earlier bigram of their context, and the distance to it.
 
-A token whose bigram (x[t-1], x[t]) has occurred before can be recalled from the context; the rest must be predicted.
-Models with a small state lose most on the first kind (Arora et al., 2023, "Zoology").
+A token whose bigram (x[t-1], x[t]) has occurred before can be recalled from the context; other tokens must be
+predicted. Models with a small state lose most on the first kind (Arora et al., 2023, "Zoology").
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GROUPS = 1 + len(GAP_EDGES)
 
 
 def bigram_gaps(tokens: np.ndarray) -> np.ndarray:
-    """Distance from each token's bigram to the latest equal one before it, 0 where there is none.
+    """Returns the distance from each token's bigram to the latest equal one before it, 0 where there is none.
 
     Args:
         tokens: ``(T,)`` ids of what the model sees, from the first token of its context on.
@@ -34,12 +34,12 @@ def bigram_gaps(tokens: np.ndarray) -> np.ndarray:
 
 
 def gap_groups(gaps: np.ndarray) -> np.ndarray:
-    """Group of each gap: OTHER for 0, else 1 + the index of its bucket in GAP_EDGES."""
+    """Returns the group of each gap: OTHER for 0, else 1 + the index of its bucket in GAP_EDGES."""
     return np.searchsorted(GAP_EDGES, gaps, side="right")
 
 
 def split_sums(sums: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and ``(documents, 3)`` sums of the recalled tokens, of the others, and of each gap that occurs.
+    """Yields name and ``(documents, 3)`` sums of the recalled tokens, of the others, and of each gap that occurs.
 
     Args:
         sums: ``(documents, GROUPS, 3)`` of any columns.

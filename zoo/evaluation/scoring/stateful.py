@@ -1,4 +1,4 @@
-"""Negative log-likelihood of documents that are read to their end with the decoder's caches: nothing is forgotten."""
+"""Negative log-likelihood of documents read to their end with the decoder's caches, so that nothing is truncated."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ def score_stateful(
     """Yields each document whole, with the nats of all its tokens, fp32; each token sees the whole document before it.
 
     Args:
+        decoder: the decoder.
         documents: token ids of each, without the document token ``bos``; empty ones are left out.
+        bos: the document token.
         length: tokens per forward pass of a document; changes nothing but speed and memory.
-        batch_tokens: inputs per forward pass of all documents. progress: called with tokens scored since its last call.
+        batch_tokens: inputs per forward pass of all documents.
+        progress: called with the number of tokens scored since its last call.
 
     Raises:
         ValueError: on a length or batch_tokens below 1.

@@ -1,4 +1,4 @@
-"""Scores of a generated answer against the texts that count as right, the best of them taken.
+"""Scores of a generated answer against reference texts, of which the best counts.
 
 Exact match and F1 are those of SQuAD (Rajpurkar et al., 2016, arXiv:1606.05250); contains is that of the recall suite
 of Based (Arora et al., 2024, arXiv:2402.18668), and of RULER's question answering (max over references).
@@ -17,10 +17,10 @@ ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case without punctuation, English articles and extra space.
+    """Normalizes an answer: lower case without punctuation, English articles and extra space.
 
-    SQuAD's rules for ASCII text; beyond it, the punctuation of every script goes too, and composed and decomposed
-    characters are the same.
+    These are SQuAD's rules for ASCII text; beyond it, the punctuation of every script is removed too, and composed and
+    decomposed characters are the same.
     """
     text = unicodedata.normalize("NFC", text).lower()
     text = "".join(character for character in text if not _is_punctuation(character))
@@ -28,7 +28,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the prediction equals a reference once both are normalized, else 0.0.
+    """Returns 1.0 if the prediction equals a reference once both are normalized, else 0.0.
 
     Raises:
         ValueError: if there is no reference.
@@ -38,7 +38,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-    """F1 of the words of prediction and reference as bags, 0..1, the best over the references.
+    """Computes the F1 of the words of prediction and reference as bags, 0..1, the best over the references.
 
     If either is empty once normalized, both must be.
 
@@ -50,7 +50,7 @@ def f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def contains(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if a reference stands in the prediction as it is, upper and lower case alike, else 0.0.
+    """Returns 1.0 if the prediction contains a reference, regardless of case, else 0.0.
 
     A reference without text is in no prediction.
 

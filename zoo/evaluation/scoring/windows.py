@@ -1,4 +1,4 @@
-"""How a document is cut into windows, so that every token is scored exactly once."""
+"""Windows of a document in which every token is scored exactly once."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class Window:
 
 
 def rolling_windows(tokens: int, length: int, stride: int | None = None) -> Iterator[Window]:
-    """Windows of at most ``length`` inputs over a document of ``tokens`` tokens.
+    """Yields windows of at most ``length`` inputs over a document of ``tokens`` tokens.
 
     The first window starts with the document token. Each further one scores the next ``stride`` tokens (the last one,
-    those that are left) and sees as much of the text before them as fits; it has no document token. With
-    stride = length these are the rolling windows of lm-evaluation-harness: disjoint, but for the last, which slides
-    back to a full context.
+    those that are left) and sees as much of the text before them as fits; it has no document token. With stride =
+    length these are the rolling windows of lm-evaluation-harness: disjoint, but for the last, which slides back to a
+    full context.
 
     Args:
-        tokens: of the document, without the document token; no window for 0.
-        length: inputs per window. stride: tokens scored per window, 1..length; None for ``length``.
+        tokens: number of tokens of the document, without the document token; no window for 0.
+        length: inputs per window.
+        stride: tokens scored per window, 1..length; None for ``length``.
 
     Raises:
         ValueError: on a length below 1 or a stride outside 1..length.

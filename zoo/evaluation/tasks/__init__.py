@@ -1,1 +1,1 @@
-"""What an evaluation asks: one file per kind of task."""
+"""Tasks of an evaluation, one file per kind."""

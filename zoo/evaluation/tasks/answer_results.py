@@ -1,4 +1,4 @@
-"""Results of the tasks that ask questions: answers that are right, and how likely right ones are."""
+"""Results of tasks with questions: the share of right answers, and their likelihood."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 
 from zoo.evaluation.display.recall_plots import RANK, RIGHT, plot_costs, plot_depths
 from zoo.evaluation.display.tables import cell_table
-from zoo.evaluation.results.answer_records import GENERATED, line_values
 from zoo.evaluation.results.models import Record
+from zoo.evaluation.scoring.answer_records import GENERATED, line_values
 from zoo.evaluation.tasks.result_kind import History, Reported, ResultKind, Unit, Written
 
 NO_CONTEXT, ZERO_LENGTH = "/no_context", "/zero_length"
@@ -24,7 +24,7 @@ class AnswerResults(ResultKind):
     shared: ClassVar[tuple[str, ...] | None] = ("haystack_sha", "split", "seed")
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """Samples of a cell; those of one id, asked at several depths, are drawn as one."""
+        """Yields the samples of a cell; those of one id, asked at several depths, are drawn as one."""
         metric = record.metric + GENERATED * record.variant.endswith(GENERATED)
         place = record.variant.removesuffix(GENERATED), record.length
         for line in samples:
@@ -33,27 +33,27 @@ class AnswerResults(ResultKind):
                 yield Unit(line["id"], line["depth"], values[metric])
 
     def table(self, written: Written) -> Table:
-        """One line per variant and length."""
+        """Returns a table with one line per variant and length."""
         adapted = " (trained on recall tasks)" if written.results.model.adapted else ""
         return cell_table(f"{written.title}{adapted}", written.records, COLUMNS)
 
     def lines(self, written: Written) -> Iterator[str]:
-        """What stands in brackets."""
+        """Explains the numbers in brackets."""
         if any(record.metric == "rank_accuracy" for record in written.records):
             yield "in brackets: by chance"
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Depth by length, or lines by length."""
+        """Plots accuracy for depth by length, or by length."""
         records = [record.model_dump() for record in written.records]
         return plot_depths(file, records, f"{written.results.model.name}: {written.title}")
 
     def draw_runs(self, runs: Sequence[tuple[str, Written]], file: Path) -> Iterable[Path]:
-        """Answers that are right against the cache that they need."""
+        """Plots accuracy against the bytes of the cache, of several runs."""
         contents = [(label, written.results.to_dict()) for label, written in runs]
         return plot_costs(file, contents, f"{runs[0][1].title}: accuracy and cache")
 
     def reported(self, record: Record, written: Written) -> Reported | None:
-        """Right answers and ranks in groups, what was asked in another way alone, questions without context never."""
+        """Reports accuracy and ranks in groups, answers by generation or without filler alone, and no baselines."""
         found = super().reported(record, written)
         if found is None or record.variant.endswith((NO_CONTEXT, ZERO_LENGTH)):
             return None

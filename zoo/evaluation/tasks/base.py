@@ -1,4 +1,4 @@
-"""What a task is: options, what it asks of a model, and what its results know of themselves."""
+"""Base classes of tasks: options, questions to a model, and the kind of their results."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ PATH = "task"  # where the options of a task lie
 
 
 class Role(Enum):
-    """What an option has to do with the name of a result file; in the annotation, as ``Annotated[Flag, Role.SPEED]``.
+    """Role of an option in the name of a result file; an annotation, as ``Annotated[Flag, Role.SPEED]``.
 
     Attributes:
-        CHANGED: it affects the result: name and value stand there unless it has its default. That of all others.
-        NAMED: it affects the result: its value alone stands there, if there is one.
-        PLACED: it affects the result, and the task itself says where it stands.
-        SPEED: it has no influence on the numbers, and stands neither there nor in the protocol.
+        CHANGED: it affects the result: the name has its key and value unless it has its default. The role of all
+            options without one.
+        NAMED: it affects the result: the name has its value alone, if there is one.
+        PLACED: it affects the result, and the task itself puts it into the name.
+        SPEED: it has no influence on the numbers, and is neither in the name nor in the protocol.
     """
 
     CHANGED = "changed"
@@ -44,16 +45,16 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task found.
+    """Outcome of a task.
 
     Attributes:
         name: first parts of the result file's name: the task, and what was read.
-        title: of the table and plot.
+        title: title of the table and plot.
         protocol: everything that two comparable results must share.
         records: the numbers.
         samples: one line per document or sample.
         warnings: sentences for the reader.
-        bytes_per_token: of the evaluated text, where that is known.
+        bytes_per_token: bytes per token of the evaluated text, where they are known.
     """
 
     name: tuple[str, ...]
@@ -66,7 +67,7 @@ class Outcome:
 
 
 class Keep(Protocol):
-    """Where the parts of an evaluation are kept, so that one that was killed goes on where it stopped."""
+    """Protocol of stores for the parts of an evaluation, so that one that was killed resumes where it stopped."""
 
     def __call__(
         self, key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None, /
@@ -82,7 +83,7 @@ class Keep(Protocol):
 
 
 def listed(value: Any) -> Any:
-    """A value alone is a list of one: task.lengths=512 is as good as task.lengths=[512]."""
+    """Wraps a single value in a list: task.lengths=512 is as good as task.lengths=[512]."""
     if isinstance(value, tuple):
         return list(value)
     return [value] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
@@ -96,16 +97,16 @@ Folders = Annotated[list[PathText], BeforeValidator(listed)]
 def make_anew(
     key: Any, make: Callable[[], dict[str, Any]], found: Callable[[], None] = lambda: None, /
 ) -> dict[str, Any]:
-    """A :class:`Keep` that keeps nothing."""
+    """Computes a part without storing it; a :class:`Keep`."""
     begun = time.monotonic()
     return {**make(), "seconds": time.monotonic() - begun}
 
 
 class TaskOptions(Options):
-    """Options of a task or of a suite of tasks, checked when it is made.
+    """Options of a task or of a suite of tasks, checked by the constructor.
 
     Args:
-        path: where the options lie, for messages: ``task``, or ``task.members.NAME``.
+        path: prefix of the options in messages: ``task``, or ``task.members.NAME``.
         given: the options.
 
     Raises:
@@ -122,10 +123,10 @@ class TaskOptions(Options):
 
 
 class Task(TaskOptions):
-    """Something a model is asked; options are the fields of the class and the keys of configs/task/NAME.yaml.
+    """Base of tasks; options are the fields of the class and the keys of configs/task/NAME.yaml.
 
     Attributes:
-        kind: units, tables, pictures and lines of a report of its results.
+        kind: units, tables, plots and report lines of its results.
     """
 
     kind: ClassVar[ResultKind] = ResultKind()
@@ -133,48 +134,48 @@ class Task(TaskOptions):
     fresh: Annotated[Flag, Role.SPEED] = option("score again what an earlier evaluation has scored", default=False)
 
     def check(self, subject: Subject, seed: int) -> None:
-        """Raise what :meth:`evaluate` would raise of the text and of the options, without asking the decoder."""
+        """Raises what :meth:`evaluate` would raise about the text and the options, without running the decoder."""
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """Ask the model.
+        """Evaluates a model on the task.
 
         Args:
             subject: the model.
-            seed: of every random choice.
-            keep: makes the parts of what is found, or gives them where they are kept.
+            seed: seed of every random choice.
+            keep: computes parts of the outcome, or returns stored ones.
         """
         raise NotImplementedError
 
     def name_parts(self, subject: Subject) -> list[str]:
-        """Parts of the result file's name that say the options, so that one result does not replace another."""
+        """Returns the parts of the result file's name for the options, so that one result does not replace another."""
         return self.named() + self.changed()
 
     def named(self) -> list[str]:
-        """Values of the options that stand in the name alone."""
+        """Returns the values of the options of role NAMED."""
         return [plain(value) for value in self.of_role(Role.NAMED).values() if value is not None]
 
     def changed(self) -> list[str]:
-        """``NAMEvalue`` of the options that do not have their default, that of the YAML file if there is one."""
+        """Returns ``NAMEvalue`` of the options that differ from the default, that of the YAML file if there is one."""
         options = self.of_role(Role.CHANGED)
         defaults = {name: type(self).model_fields[name].default for name in options}
         return changed_options(options, defaults | task_defaults(str(getattr(self, "name", ""))))
 
     def of_role(self, role: Role) -> dict[str, Any]:
-        """The options of a role, by name."""
+        """Returns the options of a role, by name."""
         fields = type(self).model_fields.items()
         roles = {name: next((m for m in f.metadata if isinstance(m, Role)), Role.CHANGED) for name, f in fields}
         return {name: getattr(self, name) for name, found in roles.items() if found is role}
 
     def protocol(self) -> dict[str, Any]:
-        """The options that affect the result, as a result file has them."""
+        """Returns the options that affect the result, as in a result file."""
         return self.model_dump(exclude=set(self.of_role(Role.SPEED)))
 
 
 class TaskSuite(TaskOptions):
-    """Tasks that are asked one after the other, each with its own result file; one that cannot be asked is left out."""
+    """Tasks that are evaluated one after the other, each with its own result file; impossible ones are left out."""
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
-        """The tasks by name."""
+        """Yields the tasks by name."""
         raise NotImplementedError
 
 
@@ -182,7 +183,7 @@ MAX_DOCUMENTS: Any = option("only the first so many documents that can be used",
 
 
 class TextTask(Task):
-    """What tasks share that score the text of a split, or other text."""
+    """Base of tasks that score the text of a split, or other text."""
 
     split: Annotated[Literal["train", "validation", "test"], Role.PLACED] = option(
         "split of the run's data", default="test"
@@ -197,17 +198,16 @@ class TextTask(Task):
     )
 
     def name_parts(self, subject: Subject) -> list[str]:
-        """The options, then the place of the text."""
         column = changed_options({"text_column": self.text_column}, {"text_column": "text"})
         return super().name_parts(subject) + ([] if self.path is None else [path_part(self.path)]) + column
 
 
 def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
-    """The task that ``options["name"]`` names, with the other options as its fields: a Task, or a Suite of some.
+    """Builds the task or suite that ``options["name"]`` names, with the other options as its fields.
 
     Args:
-        options: by name.
-        path: where they lie, for messages.
+        options: options by name.
+        path: prefix of the options in messages.
 
     Raises:
         ConfigError: on an unknown name or option, or a value that is not of its type or out of range.
@@ -219,7 +219,7 @@ def build_task(options: Mapping[str, Any], path: str = PATH) -> Any:
 
 
 def task_help() -> list[str]:
-    """Lines about every task and its options, with the defaults of configs/task."""
+    """Returns lines about every task and its options, with the defaults of configs/task."""
     lines = []
     for name in TASKS:
         file = config_files("task").get(name)
@@ -231,14 +231,14 @@ def task_help() -> list[str]:
 
 
 def task_class(name: Any, path: str = PATH) -> type[TaskOptions]:
-    """The class of the task called ``name``.
+    """Returns the class of a task by name.
 
     Args:
-        name: a registered one.
-        path: of the option that names it, for messages.
+        name: a registered name.
+        path: prefix of the option that names it, for messages.
 
     Raises:
-        ConfigError: if there is none, or if it is none of this kind.
+        ConfigError: if there is none, or if it is not a task.
     """
     if name not in TASKS:
         raise ConfigError(f"{path}={name}: unknown task; {sentence(suggest(str(name), TASKS))}")

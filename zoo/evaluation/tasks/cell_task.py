@@ -1,4 +1,4 @@
-"""Tasks made of cells (variant, length, depth), each of some samples; an evaluation goes on cell by cell."""
+"""Base of tasks made of cells (variant, length, depth) with some samples each; an evaluation resumes cell by cell."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
 from zoo.data.recall.samples import RecallError, Sample
 from zoo.evaluation.display.progress import progress_bar
-from zoo.evaluation.results.answer_records import describe_sample, make_records
 from zoo.evaluation.results.models import Record
+from zoo.evaluation.scoring.answer_records import describe_sample, make_records
 from zoo.evaluation.scoring.answers import score_samples
 from zoo.evaluation.tasks.answer_results import NO_CONTEXT, ZERO_LENGTH, AnswerResults
 from zoo.evaluation.tasks.base import Keep, Lengths, Outcome, Role, Task, listed, make_anew
@@ -33,7 +33,7 @@ SHORTEST = 256
 
 
 class Questions(Protocol):
-    """What makes samples: a recall task, or records of a question-answering set."""
+    """Protocol of sources of samples: a recall task, or records of a question-answering set."""
 
     @property
     def has_depth(self) -> bool:
@@ -42,15 +42,15 @@ class Questions(Protocol):
 
     @property
     def recipe(self) -> Any:
-        """All that samples depend on but their places, encoder and haystack."""
+        """JSON-like description of all that samples depend on, except place, encoder and haystack."""
         ...
 
     def sample(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
-        """The sample at a place."""
+        """Returns the sample at a place."""
         ...
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack) -> Sample:
-        """The same question alone."""
+        """Returns the same question without its context."""
         ...
 
 
@@ -66,12 +66,12 @@ class Cell:
     bare: bool = False
 
     def place(self, task: str) -> dict[str, Any]:
-        """The part of a record that says where it belongs."""
+        """Returns variant, length and depth for a record, with the name of the task."""
         suffix = NO_CONTEXT if self.bare else "" if self.length else ZERO_LENGTH
         return {"task": task, "variant": self.variant + suffix, "length": self.length, "depth": self.depth}
 
     def samples(self, encoder: Encoder, haystack: Haystack, seed: int) -> list[Sample]:
-        """Samples 0 .. count - 1, all of the split ``eval``."""
+        """Returns the samples 0 .. count - 1, all of the split ``eval``."""
         make = self.questions.without_context if self.bare else self.questions.sample
         places = (Place(i, self.length or None, self.depth, "eval", seed) for i in range(self.count))
         return [make(place, encoder, haystack) for place in places]
@@ -85,7 +85,7 @@ Depth = Annotated[float, Ge(0), Le(1), AfterValidator(_plain_depth)]
 
 
 class CellTask(Task):
-    """What all tasks made of cells share."""
+    """Base of tasks made of cells."""
 
     kind = AnswerResults()
 
@@ -113,16 +113,16 @@ class CellTask(Task):
     _strict: bool = PrivateAttr(True)
 
     def accept_misfits(self) -> None:
-        """Leave out, with a note, lengths and variants that do not go together, though they are asked for by name."""
+        """Leaves out lengths and variants that do not fit each other, with a note, even if they were asked for."""
         self._strict = False
 
     def check(self, subject: Subject, seed: int) -> None:
-        """See :class:`zoo.evaluation.tasks.base.Task`; samples that are made are kept for the evaluation."""
+        """Checks the options by making all samples, which are stored for the evaluation."""
         encoder = Encoder(subject.tokenizer)
         self._make(subject, encoder, self._open_haystack(subject, encoder), seed)
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """See :class:`zoo.evaluation.tasks.base.Task`.
+        """Evaluates a model on all cells.
 
         Raises:
             DataError: if the task cannot be made as asked.
@@ -149,11 +149,11 @@ class CellTask(Task):
         )
 
     def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
-        """What makes the samples, by variant."""
+        """Returns the source of samples of each variant."""
         raise NotImplementedError
 
     def all_lengths(self, subject: Subject) -> list[int]:
-        """Lengths that are asked, ascending."""
+        """Returns the lengths that are asked, ascending."""
         if self.lengths is not None:
             return sorted(set(self.lengths))
         trained = subject.train_length
@@ -232,7 +232,6 @@ class CellTask(Task):
         return StoreHaystack(encoder, corpus.store, corpus.name)
 
     def name_parts(self, subject: Subject) -> list[str]:
-        """The haystack, what is asked, the places of the questions and the haystack, and the other options."""
         parts = [] if self.haystack == "noise" else [Path(self.haystack).stem]
         parts += self.named() + self.places()
         if self.lengths is not None:
@@ -242,7 +241,7 @@ class CellTask(Task):
         return parts + self.changed()
 
     def places(self) -> list[str]:
-        """Parts of the file name that say where the questions come from."""
+        """Returns the parts of the file name that identify the questions."""
         return []
 
     def _warnings(self, subject: Subject, cells: list[Cell], made: list[list[Sample]]) -> list[str]:

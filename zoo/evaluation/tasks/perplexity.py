@@ -65,15 +65,15 @@ class PerplexityTask(TextTask):
     max_documents: Positive | None = MAX_DOCUMENTS
 
     def check(self, subject: Subject, seed: int) -> None:
-        """See :class:`zoo.evaluation.tasks.base.Task`."""
         self._protocol(subject)
         self._open(subject)
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """See :class:`zoo.evaluation.tasks.base.Task`.
+        """Scores the documents and computes perplexities and bits per byte.
 
         Raises:
-            ConfigError: on a stride that does not fit the length or the mode. DataError: if there is no such text.
+            ConfigError: on a stride that does not fit the length or the mode.
+            DataError: if there is no such text.
         """
         protocol = self._protocol(subject)
         corpus = self._open(subject)
@@ -164,7 +164,7 @@ class PerplexityTask(TextTask):
         }
 
     def name_parts(self, subject: Subject) -> list[str]:
-        """As :meth:`TextTask.name_parts`, of what the options come to: a stride that is a window says nothing."""
+        """Returns the parts of the file name for the effective options; a stride equal to the window is not named."""
         protocol = self._protocol(subject)
         stateful, sliding = protocol.mode == "stateful", protocol.stride != protocol.length
         settled = {

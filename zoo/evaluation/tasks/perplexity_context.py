@@ -28,7 +28,7 @@ SHORTEST, LARGEST_TARGET = 64, 256
 
 @dataclass(frozen=True)
 class Span:
-    """Targets: ``target`` tokens of a document from token ``start`` on."""
+    """Span of targets: ``target`` tokens of a document from token ``start`` on."""
 
     document: int
     start: int
@@ -36,7 +36,7 @@ class Span:
 
 @TASKS.register("perplexity_context")
 class PerplexityContextTask(TextTask):
-    """Perplexity of fixed spans of text, each seen after its last L tokens, for every L of ``lengths``.
+    """Perplexity of fixed spans of text, each after its last L tokens, for every L of ``lengths``.
 
     All lengths score the very same tokens, all of which have the longest context, so that the curve shows what context
     is worth and nothing else. "gain" is how many bits per byte a length saves against the shortest one, with a paired
@@ -59,11 +59,10 @@ class PerplexityContextTask(TextTask):
     )
 
     def check(self, subject: Subject, seed: int) -> None:
-        """See :class:`zoo.evaluation.tasks.base.Task`."""
         self._choose(subject)
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """See :class:`zoo.evaluation.tasks.base.Task`.
+        """Scores the spans after each length of context.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
@@ -155,7 +154,7 @@ class PerplexityContextTask(TextTask):
 
 
 def default_lengths(sizes: np.ndarray, trained: int, target: int) -> list[int]:
-    """Powers of two from 64, then windows of the trained length and of twice it, as far as documents reach."""
+    """Returns powers of two from 64, then windows of the trained length and of twice it, as far as documents reach."""
     room = max(1, trained - target)
     length = SHORTEST
     while length > room:
@@ -170,7 +169,7 @@ def default_lengths(sizes: np.ndarray, trained: int, target: int) -> list[int]:
 
 
 def place_spans(sizes: np.ndarray, documents: np.ndarray, target: int, context: int, most: int) -> Iterator[Span]:
-    """Up to ``most`` spans of each document: the last one ends it, all have ``context`` tokens before them."""
+    """Yields up to ``most`` spans of each document: the last one ends it, all have ``context`` tokens before them."""
     for document in documents.tolist():
         last = int(sizes[document]) - target
         count = min(most, (last - context) // target + 1)
@@ -179,9 +178,9 @@ def place_spans(sizes: np.ndarray, documents: np.ndarray, target: int, context: 
 
 
 def cut_spans(corpus: Corpus, spans: list[Span], target: int, length: int) -> Iterator[Piece]:
-    """The window of every span: its last ``length`` tokens and itself, and the document token if they begin a document.
+    """Yields the window of every span: its last ``length`` tokens and itself.
 
-    ``Piece.document`` is the number of the span.
+    A window that begins a document has the document token, too. ``Piece.document`` is the number of the span.
     """
     for number, span in enumerate(spans):
         start = max(span.start - length, 0) or -1

@@ -39,7 +39,7 @@ class PerplexityPositionTask(TextTask):
 
     Every bucket has tokens of the same documents, those of at least ``length`` tokens, so that its value depends on the
     position and not on which documents are long. Each bucket is also split into tokens that repeat an earlier bigram of
-    their document (recall) and the rest.
+    their document (recall) and all others.
     """
 
     kind = PositionResults()
@@ -53,11 +53,10 @@ class PerplexityPositionTask(TextTask):
     )
 
     def check(self, subject: Subject, seed: int) -> None:
-        """See :class:`zoo.evaluation.tasks.base.Task`."""
         self._choose(subject)
 
     def evaluate(self, subject: Subject, seed: int, keep: Keep = make_anew) -> Outcome:
-        """See :class:`zoo.evaluation.tasks.base.Task`.
+        """Scores the documents and computes perplexity by position.
 
         Raises:
             DataError: if there is no such text, or no document is long enough.
@@ -138,7 +137,7 @@ class PerplexityPositionTask(TextTask):
 
 
 def position_edges(length: int, bucket: int = 64) -> list[int]:
-    """0, bucket, twice, four times ... and ``length``: bucket i holds the positions edges[i] .. edges[i + 1] - 1."""
+    """Returns 0, bucket, twice, four times ... and ``length``: bucket i holds edges[i] .. edges[i + 1] - 1."""
     edges = [0]
     while bucket < length:
         edges.append(bucket)
@@ -147,10 +146,11 @@ def position_edges(length: int, bucket: int = 64) -> list[int]:
 
 
 def choose_documents(corpus: Corpus, tokens: int, most: int | None, option: str) -> np.ndarray:
-    """Indices of the first documents of at least ``tokens`` tokens, ``most`` at the most.
+    """Returns the indices of the first documents of at least ``tokens`` tokens, at most ``most``.
 
     Raises:
-        ConfigError: if ``most`` is below 1. DataError: if there is none; the message says how long they are.
+        ConfigError: if ``most`` is below 1.
+        DataError: if there is none; the message says how long they are.
     """
     if most is not None and most < 1:
         raise ConfigError(f"task.max_documents={most}: expected a number >= 1, or null for all documents.")

@@ -54,7 +54,7 @@ class QAEvaluation(CellTask):
     )
 
     def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
-        """One set of records.
+        """Reads the set of records, which is the only variant.
 
         Raises:
             DataError: if the data cannot be read, or no record fits.
@@ -71,7 +71,7 @@ class QAEvaluation(CellTask):
         return {found.name: self._fitting(found, subject, encoder) if self.skip_longer else found}
 
     def places(self) -> list[str]:
-        """The file or folder, told by its name and by digits of its path."""
+        """Returns the name of the file or folder, with digits of a hash of its path."""
         return [] if self.path is None else [Path(self.path).stem, path_part(self.path)]
 
     def _fitting(self, found: QASet, subject: Subject, encoder: Encoder) -> QASet:
@@ -95,7 +95,7 @@ class HubSuite(QAEvaluation, TaskSuite):
     )
 
     def tasks(self) -> Iterator[tuple[str, QAEvaluation]]:
-        """One task per preset."""
+        """Yields one task per preset."""
         shared = {name: getattr(self, name) for name in QAEvaluation.model_fields}
         for name in self.names if self.names is not None else PRESETS:
             path = None if self.path is None else str(Path(self.path) / name)

@@ -1,4 +1,4 @@
-"""Recall tasks that are generated, by name."""
+"""Evaluation on generated recall tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.schema.base import option
 
 
 class RecallEvaluation(CellTask):
-    """A task that is generated: one of :data:`zoo.registry.RECALL_TASKS`."""
+    """Evaluation on a generated recall task: one of :data:`zoo.registry.RECALL_TASKS`."""
 
     variants: Annotated[Words | None, Role.NAMED] = option("variants of the task; null: all", default=None)
     options: Annotated[dict[str, Any], Role.PLACED] = option(
@@ -23,16 +23,16 @@ class RecallEvaluation(CellTask):
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Say early what cannot be made."""
+        """Builds the variants, so that invalid options are refused at once."""
         super().model_post_init(context)
         self._made()
 
     def questions(self, subject: Subject, encoder: Encoder) -> Mapping[str, Questions]:
-        """One task per variant."""
+        """Returns one recall task per variant."""
         return self._made()
 
     def places(self) -> list[str]:
-        """Options of the task itself."""
+        """Returns the options of the recall task itself."""
         return [f"{key}{value}" for key, value in self.options.items()]
 
     def _made(self) -> dict[str, Questions]:

@@ -1,6 +1,6 @@
-"""What the results of a kind of task know of themselves: their units, tables, pictures and lines of a report.
+"""Kinds of results, each with its units, tables, plots and report lines.
 
-The programs that compare, print, draw and report ask the kind that a task carries, never what the task is called.
+The programs that compare, print, draw and report ask the kind that a task has, never the name of the task.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.table import Table
 from zoo.evaluation.display.tables import number_table
 from zoo.evaluation.results.metrics import metric_named
 from zoo.evaluation.results.models import Record, Results
+from zoo.evaluation.results.records import read_results, read_samples
 from zoo.registry import TASKS, nothing_imported
 
 History = Callable[[], list[dict[str, Any]]]
@@ -26,9 +27,9 @@ class Unit:
 
     Attributes:
         cluster: what the bootstrap draws as one, as a document.
-        sample: what tells the samples of a cluster apart.
-        value: of the sample.
-        weight: that it is divided by, as bytes; the number is the sum of values over the sum of weights.
+        sample: identifies the sample in its cluster.
+        value: value of the sample.
+        weight: divisor, as bytes; the number is the sum of values over the sum of weights.
     """
 
     cluster: str
@@ -42,9 +43,9 @@ class Reported:
     """How the report of a sweep shows a number.
 
     Attributes:
-        label: what its tables call it.
-        headline: whether it belongs on top.
-        group: of numbers whose mean is shown too, as "answers right"; empty for none.
+        label: its name in tables.
+        headline: whether it is shown on top.
+        group: name of a group of numbers whose mean is shown too, as "answers right"; empty for none.
     """
 
     label: str
@@ -53,22 +54,22 @@ class Reported:
 
 
 class ResultKind:
-    """A kind of results: the default is a table of all numbers, pairs of samples that name the metric, and no picture.
+    """A kind of results, by default a table of all numbers, pairs of samples that name the metric, and no plot.
 
     Attributes:
         shared: keys of the protocol that two results must share for their samples to be the same; None for all.
-        of_tokens: whether samples are other ones where the tokenizer is another, as those of a length in tokens are.
+        of_tokens: whether another tokenizer has other samples, as for lengths in tokens.
     """
 
     shared: ClassVar[tuple[str, ...] | None] = None
     of_tokens: ClassVar[bool] = True
 
     def asked(self, protocol: dict[str, Any]) -> Any:
-        """The part of a protocol that says which samples were asked."""
+        """Returns the part of a protocol that identifies the samples."""
         return protocol if self.shared is None else [protocol.get(key) for key in self.shared]
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """The samples that a number is made of, in a fixed order; none where it is not made of samples.
+        """Yields the samples that a number is computed from, in a fixed order; none if it is not made of samples.
 
         Args:
             record: the number.
@@ -80,35 +81,35 @@ class ResultKind:
                 yield Unit(line["id"], line.get("depth"), float("nan") if value is None else float(value))
 
     def table(self, written: Written) -> Table:
-        """The numbers in the terminal."""
+        """Returns the table of numbers for the terminal."""
         return number_table(written.title, written.records)
 
     def lines(self, written: Written) -> Iterator[str]:
-        """What is printed below the table."""
+        """Yields the lines that are printed below the table."""
         first = next(iter(written.records), None)
         if first is not None and first.tok_s and first.wall_s is not None:
             yield f"{first.wall_s:,.1f} s, {first.tok_s:,.0f} tokens/s"
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Draw one result.
+        """Plots one result.
 
         Args:
-            written: what was found.
-            file: of the picture; :mod:`zoo.plotting` gives it an ending for each format that is asked for. Others stand
-                beside it under longer names.
-            history: gives the metrics of the run's training.
+            written: the result.
+            file: file of the plot; :mod:`zoo.plotting` gives it a suffix for each format. Further plots have longer
+                names beside it.
+            history: returns the metrics of the run's training.
 
         Returns:
-            The files that there was anything to draw for.
+            The files that were written.
         """
         return ()
 
     def draw_runs(self, runs: Sequence[tuple[str, Written]], file: Path) -> Iterable[Path]:
-        """Draw the results of several runs, each with its label, in one picture, and return its files, if any."""
+        """Plots the results of several runs, each with its label, and returns the files, if any."""
         return ()
 
     def reported(self, record: Record, written: Written) -> Reported | None:
-        """How the report of a sweep shows a number; None where it does not."""
+        """Returns how the report of a sweep shows a number; None where it does not."""
         metric = metric_named(record.metric)
         length = f", {record.length:,} tokens" if record.length else ""
         label = f"{record.task}, {record.variant}{length}: {metric.label or record.metric}"
@@ -122,15 +123,15 @@ def _is_part(line: dict[str, Any], record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Written:
-    """An evaluation and the files it left.
+    """Results of an evaluation and their files.
 
     Attributes:
         stem: name of the result file without its suffix.
-        title: of tables and pictures.
+        title: title of tables and plots.
         results: content of the result file.
         samples: one line per document or sample.
-        files: the result first, then pictures.
-        kind: that of the task.
+        files: the result first, then plots.
+        kind: kind of the task's results.
     """
 
     stem: str
@@ -157,8 +158,25 @@ class Written:
 
 
 def kind_named(task: str) -> ResultKind:
-    """The kind of results of the task called ``task``; the default for one that nothing that is imported has."""
+    """Returns the kind of results of a task by name; the default for a task that is not registered."""
     with nothing_imported():
         found = TASKS.get(task) if task in TASKS else None
     kind = getattr(found, "kind", None)
     return kind if isinstance(kind, ResultKind) else ResultKind()
+
+
+def read_evaluation(file: Path) -> Written:
+    """Reads a result file with its samples, as :func:`zoo.evaluation.evaluate.evaluate_run` returned it.
+
+    Samples that are damaged are left out.
+
+    Raises:
+        ResultError: if the file is damaged.
+    """
+    results = read_results(file)
+    try:
+        samples = read_samples(file)
+    except (OSError, EOFError, ValueError):  # ValueError: of JSON and UTF-8
+        samples = []
+    kind = kind_named(results.results[0].task if results.results else "")
+    return Written(file.stem, file.stem, results, samples, [file], kind)

@@ -1,4 +1,4 @@
-"""Several tasks in one go."""
+"""Suites: several tasks in one evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.schema.base import Flag, Positive, Text, option
 class Suite(TaskSuite):
     """Tasks that are evaluated one after the other, each with its own result file.
 
-    ``lengths`` leave out what does not fit them, with a note.
+    With ``lengths``, variants that do not fit them are left out with a note.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Suite(TaskSuite):
             raise ConfigError(f"{path}.members has no task: expected some, as {path}.members.perplexity={{}}.")
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
-        """The members by name."""
+        """Yields the members by name."""
         yield from self._tasks.items()
 
     def _member(self, path: str, options: Mapping[str, Any]) -> Task:

@@ -1,4 +1,4 @@
-"""Results of the tasks that read whole texts: perplexity, that by position, and that by length of context."""
+"""Results of tasks that read whole texts: perplexity overall, by position, and by length of context."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class TextResults(ResultKind):
     of_tokens = False
 
     def table(self, written: Written) -> Table:
-        """All numbers of the whole text; of parts of it only bits per byte."""
+        """Returns a table of all numbers of the whole text; of parts of it only bits per byte."""
         records = written.records
         whole = records[0].variant if records else ""
         parts = {r.variant for r in records if r.metric == BITS and r.variant != whole}
         return number_table(written.title, [r for r in records if r.variant not in parts or r.metric == BITS])
 
     def lines(self, written: Written) -> Iterator[str]:
-        """How much was read, and how."""
+        """Describes how much was read, and how."""
         protocol = written.protocol
         count = protocol["documents"]
         yield f"{count:,} document{'s' * (count > 1)}, {protocol['bytes']:,} bytes, {protocol['tokens']:,} tokens"
@@ -45,11 +45,11 @@ class TextResults(ResultKind):
         yield from super().lines(written)
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """None: a part of a document's tokens stands in no line."""
+        """Yields nothing: samples do not have the parts of a document's tokens."""
         return iter(())
 
     def reported(self, record: Record, written: Written) -> Reported | None:
-        """Below the headlines, which are of the task perplexity."""
+        """Reports numbers below the headlines, which are those of the task perplexity."""
         found = super().reported(record, written)
         return found and Reported(found.label)
 
@@ -58,7 +58,7 @@ class PerplexityResults(TextResults):
     """Perplexity of a text: all of it, of the tokens that repeat a bigram, and of the others."""
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """Nats and bytes of documents: all of them, of recalled tokens, or of the others."""
+        """Yields nats and bytes of documents: of all tokens, of recalled tokens, or of the others."""
         if record.metric != BITS or record.variant.startswith(f"{RECALL}-"):
             return
         for line in samples:
@@ -69,7 +69,7 @@ class PerplexityResults(TextResults):
             yield Unit(line["id"], None, float(nats), size * math.log(2))
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Training with the held-out result as a line, and documents by size."""
+        """Plots training with the held-out result as a line, and documents by size."""
         record = next((r for r in written.records if r.metric == BITS and r.value is not None), None)
         if record is None or record.value is None:
             return
@@ -79,7 +79,7 @@ class PerplexityResults(TextResults):
         yield from plot_documents(documents, written.samples, f"{model}: {written.title}", record.value, record.ci95)
 
     def reported(self, record: Record, written: Written) -> Reported | None:
-        """The whole text on top, with its two parts in bits per byte; parts by distance below."""
+        """Reports the whole text on top, with its two parts in bits per byte, and parts by distance below."""
         found = super().reported(record, written)
         label = metric_named(record.metric).label
         if found is None or record.variant.startswith(f"{RECALL}-"):
@@ -93,12 +93,12 @@ class PositionResults(TextResults):
     """Perplexity by position in the document."""
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Loss by position."""
+        """Plots loss by position."""
         model = written.results.model.name
         return plot_position(file, [(model, _plain(written))], f"{model}: {written.title}")
 
     def draw_runs(self, runs: Sequence[tuple[str, Written]], file: Path) -> Iterable[Path]:
-        """Loss by position of several runs."""
+        """Plots loss by position of several runs."""
         return plot_position(file, [(label, _plain(written)) for label, written in runs], runs[0][1].title)
 
 
@@ -108,19 +108,19 @@ class ContextResults(TextResults):
     shared = ("data_sha", "split", "target")
 
     def units(self, record: Record, samples: Sequence[dict[str, Any]]) -> Iterator[Unit]:
-        """Nats and bytes of spans, those of a document together."""
+        """Yields nats and bytes of spans; the spans of a document are drawn together."""
         if (record.variant, record.metric) == ("context", BITS):
             for line in samples:
                 nats = np.float64(line["nats"][str(record.length)])  # None becomes NaN
                 yield Unit(line["id"].rpartition(":")[0], line["id"], float(nats), line["bytes"] * math.log(2))
 
     def draw(self, written: Written, file: Path, history: History) -> Iterable[Path]:
-        """Perplexity by context, and what each length gains."""
+        """Plots perplexity by context, and what each length gains."""
         model = written.results.model
         return plot_context(file, [(model.name, _plain(written))], f"{model.name}: {written.title}", model.train_len)
 
     def draw_runs(self, runs: Sequence[tuple[str, Written]], file: Path) -> Iterable[Path]:
-        """Perplexity by context of several runs."""
+        """Plots perplexity by context of several runs."""
         return plot_context(file, [(label, _plain(written)) for label, written in runs], runs[0][1].title)
 
 

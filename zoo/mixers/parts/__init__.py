@@ -1,1 +1,1 @@
-"""What mixers are made of: heads, caches, positions, norms, gates, feature maps, block patterns."""
+"""Parts that mixers share: heads, caches, positions, norms, gates, feature maps, block patterns."""

@@ -1,6 +1,6 @@
-"""Softmax attention over near or listed keys and linear attention over all, blended in one layer.
+"""Blends of softmax attention over nearby or chosen keys with linear attention over all keys, in one layer.
 
-Two parts, each for some of the heads or for all of them, and the ways to blend what they give:
+Two parts, each for some of the heads or for all of them, and the ways to blend their outputs:
     heads   the first heads are of the local part, the others of the linear one; the outputs stand side by side
     gate    o = sigmoid(w_1 . x) o_local + sigmoid(w_2 . x) o_linear per head, as Native Sparse Attention blends its
             branches (Yuan et al. 2025, arXiv:2502.11089)
@@ -11,25 +11,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import KeyValueCache, StateCache
+from zoo.mixers.caches import Cache, CacheList, KeyValueCache, RingCache, StateCache
+from zoo.mixers.parts.attending import attend_softmax
 from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear
-from zoo.mixers.parts.ring_cache import RingCache
-from zoo_kernels import softmax_attention, softmax_attention_step
 
 
 class Part(nn.Module, HeadSizes, ABC):
-    """Attention of some heads of a layer, with a cache and a cost of its own; the latter as of :class:`HeadMixer`."""
+    """Attention of some heads of a layer, with its own cache and cost."""
 
     def __init__(self, heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__()
@@ -37,32 +35,35 @@ class Part(nn.Module, HeadSizes, ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """``(B, T, heads, E)`` from arrays of so many heads; the cache of the call is the part's own."""
+        """Computes ``(B, T, heads, E)`` from queries, keys and values of these heads.
+
+        The cache of the call is the part's own.
+        """
 
     @abstractmethod
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> Any:
+    ) -> Cache:
         """An empty cache."""
 
     @abstractmethod
     def mixing_flops(self, context: int) -> float:
-        """Per token in training."""
+        """FLOPs per token in training, averaged over a sequence of the context length."""
 
     @abstractmethod
     def step_flops(self, context: int) -> float:
-        """Of the next token after the context."""
+        """FLOPs of the next token after the context."""
 
     @abstractmethod
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Of a sequence of the context length."""
+        """Bytes of the part's cache for a sequence of the context length, in ``dtype``."""
 
 
 class WindowPart(Part):
     """Softmax attention over the latest ``window`` keys, the query's own included.
 
     Raises:
-        ValueError: if the window does not even hold that.
+        ValueError: if the window is below 1.
     """
 
     def __init__(self, heads: int, head_dim: int, value_dim: int, window: int) -> None:
@@ -73,11 +74,7 @@ class WindowPart(Part):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """See :class:`Part`."""
-        whole = partial(softmax_attention, window=self.window)
-        if call.cache is None:
-            return whole(q, k, v, documents=call.documents)
-        step = partial(softmax_attention_step, window=self.window, ring=call.cache.wrapped)
-        return call.cache.attend(q, k, v, call.lengths, whole, step)
+        return attend_softmax(q, k, v, call, window=self.window)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -86,15 +83,12 @@ class WindowPart(Part):
         return RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
-        """Both products for the pairs of the window."""
         return self.pair_flops * window_pairs(context, self.window) / context
 
     def step_flops(self, context: int) -> float:
-        """A window, once there are so many tokens."""
         return self.pair_flops * min(context + 1, self.window)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of the window."""
         return min(context, self.window) * self.token_numbers * dtype.itemsize
 
 
@@ -107,10 +101,7 @@ class PatternPart(Part):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """See :class:`Part`."""
-        if call.cache is None:
-            return self.pattern.whole(q, k, v, documents=call.documents)
-        step = partial(self.pattern.step, held=call.cache.held)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
+        return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -119,15 +110,12 @@ class PatternPart(Part):
         return KeyValueCache(batch_size, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
-        """Both products for the pairs of the listed blocks."""
         return self.pair_flops * self.pattern.pairs(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The keys that are gathered."""
         return self.pair_flops * self.pattern.step_keys(context)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens."""
         return context * self.token_numbers * dtype.itemsize
 
 
@@ -135,7 +123,11 @@ class LinearPart(Part):
     """Normalized linear attention over all keys: ``phi(q_t) S_t / (phi(q_t) . z_t)``.
 
     Args:
-        feature_map, features: of :class:`zoo.mixers.parts.head_maps.HeadMap`.
+        heads: number of heads.
+        head_dim: width D of queries and keys.
+        value_dim: width E of values.
+        feature_map: name of a map of :class:`zoo.mixers.parts.head_maps.HeadMap`.
+        features: width that each head is projected to before the map; None for the default of the map.
     """
 
     def __init__(self, heads: int, head_dim: int, value_dim: int, feature_map: str, features: int | None) -> None:
@@ -153,49 +145,20 @@ class LinearPart(Part):
         return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
-        """The maps, the lower half of each chunk's products, and the state written and read."""
         return self.map.flops + linear_flops(self.heads, self.map.width, self.value_dim + 1, context)
 
     def step_flops(self, context: int) -> float:
-        """The maps, and the state written and read."""
         return self.map.flops + linear_step_flops(self.heads, self.map.width, self.value_dim, normalize=True)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The state, whatever the context."""
         return state_bytes(self.heads, self.map.width, self.value_dim + 1, dtype)
-
-
-class BlendCache:
-    """The caches of the parts, which see the same tokens."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens seen, ``(B,)``."""
-        return self.parts[-1].lengths
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Of the parts."""
-        return tuple(part.kind for part in self.parts)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the first part, which is the local one where there is one."""
-        return self.parts[0].dtype
-
-    def nbytes(self) -> int:
-        """Bytes of all."""
-        return sum(part.nbytes() for part in self.parts)
 
 
 Blend = Callable[["BlendMixer", Tensor, Tensor, Tensor, Call], Tensor]
 
 
 def of_parts(call: Call, count: int) -> list[Call]:
-    """The call with the cache of each of ``count`` parts in place of all."""
+    """Splits a call into one for each of ``count`` parts, each with the cache of its part."""
     return [call] * count if call.cache is None else [replace(call, cache=cache) for cache in call.cache.parts]
 
 
@@ -215,15 +178,19 @@ def _gated_sum(mixer: BlendMixer, q: Tensor, k: Tensor, v: Tensor, call: Call) -
 
 
 class BlendMixer(HeadMixer):
-    """A layer of a local part and a linear part; a subclass makes them and hands them to :meth:`take`.
+    """Base of layers with a local part and a linear part; a subclass makes the parts and passes them to :meth:`take`.
 
     Args:
         mode: how they are blended, a key of ``modes``.
-        local_heads: heads of the local part in the mode ``heads``; None for half of them, rounded up.
-        head_dim, value_dim, qk_norm, gate, rope_theta: of :class:`HeadMixer`.
+        local_heads: number of heads of the local part in the mode ``heads``; None for half of them, rounded up.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
+        qk_norm: RMS-normalize queries and keys per head, before the positions.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        rope_theta: base of the rotary frequencies; None for no positions.
 
     Raises:
-        ValueError: on a mode or a number of heads that cannot be.
+        ValueError: on a mode or a number of heads that does not exist.
     """
 
     modes: ClassVar[dict[str, Blend]] = {"heads": _side_by_side, "gate": _gated_sum}
@@ -262,15 +229,14 @@ class BlendMixer(HeadMixer):
 
     @property
     def normalized(self) -> bool:
-        """Unless gates scale the parts."""
         return self.mode != "gate"
 
     def take(self, parts: Iterable[Part]) -> None:
-        """Keep those that have heads."""
+        """Registers the parts that have heads."""
         self.parts = nn.ModuleList(part for part in parts if part.heads)
 
     def part_list(self) -> list[Part]:
-        """The parts in their order."""
+        """Returns the parts in their order."""
         return [cast(Part, part) for part in self.parts]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -283,23 +249,20 @@ class BlendMixer(HeadMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> BlendCache:
+    ) -> CacheList:
         """The caches of the parts."""
-        return BlendCache([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
+        return CacheList([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
 
     def mixing_flops(self, context: int) -> float:
-        """The sum of the parts."""
         return sum(part.mixing_flops(context) for part in self.part_list())
 
     def step_flops(self, context: int) -> float:
-        """The sum of the parts."""
         return sum(part.step_flops(context) for part in self.part_list())
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """The sum of the parts."""
         return sum(part.cache_bytes(context, dtype) for part in self.part_list())
 
     def own_parameters(self) -> tuple[int, int]:
-        """The matrix of the shares; the parts count the products of their own parameters."""
+        """Numbers of the gates that blend the parts; the parts count their own parameters in their FLOPs."""
         matrices = 0 if self.shares is None else self.shares.weight.numel()
         return matrices, sum(p.numel() for p in self.parts.parameters())

@@ -1,4 +1,4 @@
-"""Closed forms that mixers of one family share; FLOPs count a multiply and an add as two."""
+"""Closed-form costs that several mixers share; FLOPs count a multiply and an add as two."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ CHUNK = 64  # of the linear kernels
 
 
 class HeadSizes:
-    """What the sizes of softmax attention's heads make of a pair of tokens and of a token.
+    """Sizes of the heads of softmax attention, and what follows from them for pairs and tokens.
 
     Attributes:
-        heads, kv_heads: heads of queries, and of keys and values.
-        head_dim, value_dim: numbers of each query and key, and of each value.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
+        head_dim: width of queries and keys.
+        value_dim: width of values.
     """
 
     heads: int
@@ -22,20 +24,20 @@ class HeadSizes:
 
     @property
     def pair_flops(self) -> int:
-        """FLOPs of both products of a query and a key, in all heads."""
+        """FLOPs of a query-key pair in all heads: score and weighted value."""
         return 2 * self.heads * (self.head_dim + self.value_dim)
 
     @property
     def token_numbers(self) -> int:
-        """Numbers of the keys and values of a token."""
+        """Numbers of the keys and values of a token, in all key heads."""
         return self.kv_heads * (self.head_dim + self.value_dim)
 
 
 def linear_flops(heads: int, key_width: int, value_width: int, context: int, algorithm: str = "auto") -> float:
-    """FLOPs per token of linear attention: the lower half of each chunk's products, the state written and read once.
+    """FLOPs per token of linear attention: the lower half of each chunk's products, and a write and read of the state.
 
-    Normalized attention appends a column of ones to the values: ``value_width`` is then one more. All tokens are one
-    chunk if ``algorithm`` is ``parallel``.
+    Normalized attention appends a column of ones to the values: ``value_width`` is then one more. With the algorithm
+    ``parallel`` all tokens are one chunk.
     """
     chunk = context if algorithm == "parallel" else CHUNK
     full, rest = divmod(context, chunk)
@@ -45,20 +47,20 @@ def linear_flops(heads: int, key_width: int, value_width: int, context: int, alg
 
 
 def linear_step_flops(heads: int, key_width: int, value_width: int, normalize: bool = False) -> float:
-    """FLOPs of one token of decoding: the state written and read, and a normalizer written."""
+    """FLOPs of one token of decoding: one write and read of the state, and the update of a normalizer."""
     return heads * key_width * (4 * value_width + 2 * normalize)
 
 
 def state_bytes(heads: int, key_width: int, value_width: int, dtype: torch.dtype) -> int:
-    """Bytes of a state, which is in fp32 or better; of a normalized one, ``value_width`` is one more."""
+    """Bytes of a state, which is in fp32 or better; for a normalized one, ``value_width`` is one more."""
     return heads * key_width * value_width * max(dtype.itemsize, torch.float32.itemsize)
 
 
 def window_pairs(context: int, window: int, first: int = 0, block: int = 1) -> int:
-    """Pairs of query and key of a causal window, the query's own key included, and of the ``first`` tokens.
+    """Number of query-key pairs of a causal window and of the ``first`` tokens, the query's own key included.
 
-    With a ``block`` over 1, whole blocks of so many queries and keys are counted, of those on the diagonal the lower
-    half: what a kernel computes that works on blocks.
+    With ``block`` over 1, whole blocks of so many queries and keys are counted, and of those on the diagonal the lower
+    half: what a kernel that works on blocks computes.
     """
     if block > 1:
         return sum(_strip(start, context, window, first, block) for start in range(0, context, block))

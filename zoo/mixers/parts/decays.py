@@ -1,4 +1,4 @@
-"""Decays of a state that each token chooses anew: one number per head, in fp32 or better."""
+"""Data-dependent decays of a state: one number per token and head, in fp32 or better."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def inverse_softplus(x: Tensor) -> Tensor:
 
 
 class StepDecay(nn.Module):
-    """Mamba-2's: step ``d = softplus(W x + b)``, log-decay ``-A d`` (Dao and Gu 2024, arXiv:2405.21060).
+    """Decay of Mamba-2: step ``d = softplus(W x + b)``, log decay ``-A d`` (Dao and Gu 2024, arXiv:2405.21060).
 
     A starts between 1 and 16 and the step of a zero input between 0.001 and 0.1, as published, but evenly spread over
     the heads and not drawn: A in the order of the heads, steps in that of multiples of the golden ratio. Where others
@@ -41,13 +41,13 @@ class StepDecay(nn.Module):
         self.bias = nn.Parameter(inverse_softplus(1e-3 * 100 ** place[order]).float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(B, T, C)`` -> log-decay and step, both ``(B, T, H)``."""
+        """Maps ``(B, T, C)`` to the log decay and the step, both ``(B, T, H)``."""
         step = F.softplus(wide(self.projection(x)) + wide(self.bias))
         return -wide(self.log_rate).exp() * step, step
 
 
 class SigmoidDecay(nn.Module):
-    """Log-decay ``log sigmoid(W x + b) / 16`` (GLA, Yang et al. 2023, arXiv:2312.06635), one per head; no step."""
+    """Decay ``log sigmoid(W x + b) / 16`` (GLA, Yang et al. 2023, arXiv:2312.06635), one per head, without a step."""
 
     temperature = 16
 
@@ -57,7 +57,7 @@ class SigmoidDecay(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(B, T, C)`` -> log-decay ``(B, T, H)``, and None."""
+        """Maps ``(B, T, C)`` to the log decay ``(B, T, H)``, and None in place of a step."""
         return F.logsigmoid(wide(self.projection(x)) + wide(self.bias)) / self.temperature, None
 
 
@@ -65,6 +65,6 @@ TOKEN_DECAYS: dict[str, type[nn.Module]] = {"mamba2": StepDecay, "sigmoid": Sigm
 
 
 def retention_log_decay(heads: int, device: torch.device | str | None = None) -> Tensor:
-    """``log(1 - 2^(-5 - h))`` of each head, ``(H,)`` fp32 (RetNet, Sun et al. 2023, arXiv:2307.08621)."""
+    """Log decay ``log(1 - 2^(-5 - h))`` of each head, ``(H,)`` fp32 (RetNet, Sun et al. 2023, arXiv:2307.08621)."""
     head = torch.arange(heads, dtype=torch.float32, device=device)
     return torch.log1p(-torch.exp2(-5 - head))

@@ -1,9 +1,9 @@
-"""Keys at every r-th place: by residue classes over a sequence, by gathering for one query.
+"""Attention to every r-th key: by residue classes over a sequence, by gathering for one query.
 
-Tokens whose places are equal modulo r form a class. Inside it the keys of a query are consecutive, so the classes stand
-beside the heads, which copies nothing, or in the batch where they have documents of their own, and what is dilated
-becomes plain causal attention over T / r tokens. Only distances matter: the result is the same wherever a sequence or a
-document begins.
+Tokens whose positions are equal modulo r form a class. Inside a class the keys of a query are consecutive, so classes
+are treated as heads, which copies nothing, or as batch rows where they have documents of their own, and dilated
+attention becomes plain causal attention over T / r tokens. Only distances matter: the result does not depend on where a
+sequence or a document begins.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dilation:
-    """Which keys a query reads: those at the distances 0, r, 2r, ..., and all that are nearer than ``near``.
+    """Keys that a query reads: those at the distances 0, r, 2r, ..., and all that are nearer than ``near``.
 
     Attributes:
-        rate: the distance r between two keys. taps: how many of the distances are read; None for all.
+        rate: the distance r between two keys.
+        taps: number of distances that are read; None for all.
         near: 1 for the query's own key alone; ``rate`` for the union with a window, which needs all the taps.
     """
 
@@ -46,18 +47,19 @@ class Dilation:
 
     @property
     def span(self) -> int | None:
-        """Latest tokens that a query can read of, None if there is no limit."""
+        """Number of latest tokens that a query can reach, None if there is no limit."""
         return None if self.taps is None else (self.taps - 1) * self.rate + 1
 
     def reads(self, held: int) -> int:
-        """Keys of the last of ``held`` tokens."""
+        """Number of keys that the last of ``held`` tokens reads."""
         far = (held - 1) // self.rate
         return min(self.near, held) + (far if self.taps is None else min(far, self.taps - 1))
 
     def pairs(self, context: int, block: int = 1) -> int:
-        """Pairs of query and key in a sequence: window by window of each class, and the rest of the near keys.
+        """Number of query-key pairs in a sequence.
 
-        ``block`` is that of :func:`zoo.mixers.parts.costs.window_pairs`.
+        It is the sum over the windows of the classes and the remaining near keys; ``block`` is as in
+        :func:`zoo.mixers.parts.costs.window_pairs`.
         """
         short, longer = divmod(context, self.rate)
         taps = context if self.taps is None else self.taps
@@ -67,7 +69,7 @@ class Dilation:
         return classes + near
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Output ``(B, Tq, H, E)``; arguments as of :func:`zoo_kernels.softmax_attention`."""
+        """Computes the attention ``(B, Tq, H, E)``; arguments as in :func:`zoo_kernels.softmax_attention`."""
         if self.near == 1:
             return attend_residues(q, k, v, self.rate, self.taps, documents)[0]
         parts = [softmax_attention(q, k, v, window=self.near, documents=documents, return_lse=True)]
@@ -76,9 +78,9 @@ class Dilation:
         return merge(parts)[0]
 
     def step(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-        """Output ``(B, H, E)`` of one query per row; position p of a row lies in slot p modulo the capacity.
+        """Computes the attention ``(B, H, E)`` of one query per row; position p lies in slot p modulo the capacity.
 
-        No more keys than it reads are touched, and none is copied if it reads all of them.
+        Only the keys that the query reads are touched, and none is copied if it reads all of them.
         """
         held = k_cache.shape[1]
         if self.reads(held) == held:
@@ -98,7 +100,12 @@ def attend_residues(
     """Attention to the latest ``taps`` keys at the distances 0, rate, 2 rate, ...; None for all of them.
 
     Args:
-        q: ``(B, Tq, H, D)``. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``; aligned at the end. documents: ``(B, Tk)``.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        rate: distance between two keys.
+        taps: number of keys; None for all.
+        documents: ``(B, Tk)`` ids of packed documents.
 
     Returns:
         Output ``(B, Tq, H, E)`` and log-sum-exp ``(B, Tq, H)``.
@@ -112,10 +119,10 @@ def attend_residues(
 def attend_earlier_residues(
     q: Tensor, k: Tensor, v: Tensor, rate: int, documents: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention to all keys at the distances rate, 2 rate, ...: not to the query's own. As of attend_residues.
+    """Attention to all keys at the distances rate, 2 rate, ..., without the query's own; see :func:`attend_residues`.
 
     Keys move up by one place in their class. The place of the first token of a document then holds a key of another
-    one: it gets an id of its own, and its query, which has no key, is blanked.
+    document: it gets an id of its own, and its query, which has no key, is blanked.
     """
     classes = _Classes(rate, q, k, documents)
     q, k, v, ids = classes.queries(q), classes.keys(k)[:, :-1], classes.keys(v)[:, :-1], classes.ids
@@ -133,10 +140,12 @@ def attend_earlier_residues(
 
 
 def used_rates(dilation: Sequence[int] | int, most: int, heads: int, groups: int) -> list[int]:
-    """A rate, or those of a list that ``most`` heads can take in turn; what is left over is named in a warning.
+    """Returns the dilations that are used: a single one, or those of a list that ``most`` heads can take in turn.
+
+    Dilations for which no head is left are named in a warning.
 
     Raises:
-        ValueError: without a rate, or on one below 1.
+        ValueError: without a dilation, or on one below 1.
     """
     given = [dilation] if isinstance(dilation, int) else list(dilation)
     if not given or min(given) < 1:
@@ -151,11 +160,15 @@ def used_rates(dilation: Sequence[int] | int, most: int, heads: int, groups: int
 
 
 def by_rate(dilations: Sequence[Dilation], attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``attend(dilation, q, k, v)`` of the heads of each dilation, put back in the order of the heads.
+    """Applies ``attend(dilation, q, k, v)`` to the heads of each dilation and restores the order of the heads.
 
     Args:
-        dilations: which the key heads take in turn, or the query heads of each where there are more dilations than key
-            heads. attend: any heads and any time of ``(B, T, heads, X)``.
+        dilations: taken in turn by the key heads, or by the query heads of each key head where there are more dilations
+            than key heads.
+        attend: attention for any number of heads and tokens of ``(B, T, heads, X)``.
+        q: queries ``(B, Tq, H, D)``.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
     """
     every, groups = len(dilations), k.shape[2]
     if every == 1:

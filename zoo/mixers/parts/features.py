@@ -1,4 +1,4 @@
-"""Feature maps of linear attention: ``phi(q) . phi(k)`` takes the place of ``exp(q . k)``; computed in fp32 or better.
+"""Feature maps of linear attention, in fp32 or better: ``phi(q) . phi(k)`` takes the place of ``exp(q . k)``.
 
 Most of them map 0 to something else: padding has to be masked after the map.
 """
@@ -27,23 +27,24 @@ def elu_plus_one(x: Tensor) -> Tensor:
 
 
 def capped_exp(x: Tensor) -> Tensor:
-    """``exp(30 tanh(x / 30))``: no overflow, and no maximum over positions, which would show tokens the future.
+    """``exp(30 tanh(x / 30))``, which cannot overflow and needs no maximum over positions, which would leak the future.
 
-    In the dtype of x, but for fp16, whose range is too small: then in fp32.
+    The result has the dtype of x, but fp32 for fp16, whose range is too small.
     """
     y = (CAP * torch.tanh(_wide(x) / CAP)).exp()
     return y if x.dtype == torch.float16 else y.to(x.dtype)
 
 
 def softmax_features(x: Tensor) -> Tensor:
-    """Softmax over the features of a head."""
+    """Softmax over the features of a head, as a feature map."""
     return _wide(x).softmax(-1).to(x.dtype)
 
 
 def taylor(x: Tensor) -> Tensor:
-    """``phi(q) . phi(k) = 1 + u + u^2 / 2`` with ``u = q . k / sqrt(D)``, always >= 1/2 (Arora et al. 2024).
+    """Second-order Taylor map: ``phi(q) . phi(k) = 1 + u + u^2 / 2``, ``u = q . k / sqrt(D)``, which is always >= 1/2.
 
-    ``[1, x_i / D^(1/4), x_i^2 / sqrt(2 D), x_i x_j / sqrt(D) for i < j]``: equal products are not stored twice.
+    The features are ``[1, x_i / D^(1/4), x_i^2 / sqrt(2 D), x_i x_j / sqrt(D) for i < j]``: equal products are not
+    stored twice (Arora et al. 2024, arXiv:2402.18668).
     """
     width, y = x.shape[-1], _wide(x) * x.shape[-1] ** -0.25
     i, j = torch.triu_indices(width, width, offset=1, device=x.device)
@@ -52,22 +53,24 @@ def taylor(x: Tensor) -> Tensor:
 
 
 def identity(x: Tensor) -> Tensor:
-    """The queries and keys as they are."""
+    """Returns queries and keys unchanged."""
     return x
 
 
 def taylor_width(width: int) -> int:
-    """Numbers that :func:`taylor` makes of so many."""
+    """Number of features that :func:`taylor` makes of ``width`` numbers."""
     return 1 + width + width * (width + 1) // 2
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A feature map.
+    """A feature map with its properties.
 
     Attributes:
-        apply: ``(..., D)`` -> ``(..., width(D))``. eps: least absolute sum that normalized attention divides by.
-        width: numbers that it makes of D. positive: whether products of features are, so that no sum can vanish.
+        apply: the map, ``(..., D)`` -> ``(..., width(D))``.
+        eps: smallest absolute sum that normalized attention divides by.
+        width: number of features made of D numbers.
+        positive: whether products of features are positive, so that no sum can vanish.
     """
 
     apply: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Output gates: an elementwise factor from the layer's input."""
+"""Output gates: the output is multiplied elementwise by a function of the layer's input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 class OutputGate(nn.Module):
-    """``y -> f(W x) * y``: ``linear`` as in TransNormerLLM, ``sigmoid`` as in MiniMax-01, ``silu`` as in RetNet."""
+    """Output gate ``y -> f(W x) * y``.
+
+    f is the identity (``linear``, as in TransNormerLLM), ``sigmoid`` (as in MiniMax-01) or ``silu`` (as in RetNet).
+    """
 
     def __init__(
         self, width: int, gated: int, activation: Callable[[Tensor], Tensor], rank: int | None = None
@@ -34,7 +37,7 @@ class OutputGate(nn.Module):
         self.weight = nn.Linear(width, gated, bias=False) if rank is None else LowRank(width, rank, gated)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Gate ``y (B, T, gated)`` by ``x (B, T, C)``."""
+        """Multiplies ``y (B, T, gated)`` by the gate of ``x (B, T, C)``."""
         return y * self.activation(self.weight(x))
 
 

@@ -1,4 +1,4 @@
-"""Feature maps of the heads' own queries and keys, for linear attention beside softmax attention.
+"""Learned feature maps of each head's queries and keys, for linear attention beside softmax attention.
 
     elu+1      elu(x) + 1: Katharopoulos et al. 2020 (arXiv:2006.16236); nothing is learned.
     taylor     phi(q) . phi(k) = 1 + u + u^2 / 2 with u = P q . R k: Arora et al. 2024 (Based, arXiv:2402.18668)
@@ -22,7 +22,7 @@ from zoo.mixers.parts.features import elu_plus_one, softmax_features, taylor
 
 
 def paired_softmax(x: Tensor) -> Tensor:
-    """``(.., F)`` -> ``(.., 2F)`` whose products are ``1 + x . y / F`` to first order, and never more than 2F."""
+    """Maps ``(.., F)`` to ``(.., 2F)`` whose products are ``1 + x . y / F`` to first order, and never more than 2F."""
     return (2 * x.shape[-1]) ** 0.5 * softmax_features(torch.cat([x, -x], -1))
 
 
@@ -56,14 +56,20 @@ HEAD_MAPS: dict[str, _Kind] = {
 
 
 class HeadMap(nn.Module):
-    """Features of queries and keys, ``(B, T, H, D)`` -> ``(B, T, H, width)``, computed in fp32 or better.
+    """Feature map of queries and keys with parameters per head, ``(B, T, H, D)`` -> ``(B, T, H, width)``.
+
+    Features are computed in fp32 or better.
 
     Args:
         name: a key of ``HEAD_MAPS``.
+        heads: number of heads.
+        head_width: width D of queries and keys.
         features: numbers F that each head is projected to; None for 16 (taylor) or the head width (hedgehog).
 
     Attributes:
-        width: features of a head. flops: of a query and a key. floor: least that a sum over keys is taken for.
+        width: number of features of a head.
+        flops: FLOPs for a query and a key.
+        floor: lower bound of the sum over keys that attention divides by.
 
     Raises:
         ValueError: on a map that does not exist, or features that do not go with it.
@@ -90,11 +96,11 @@ class HeadMap(nn.Module):
         self.width = kind.width(count)
 
     def query(self, q: Tensor) -> Tensor:
-        """Features of queries, in the dtype of q."""
+        """Maps queries to features, in the dtype of q."""
         return self._features(q, self.query_weight)
 
     def key(self, k: Tensor) -> Tensor:
-        """Features of keys, in the dtype of k."""
+        """Maps keys to features, in the dtype of k."""
         return self._features(k, self.key_weight)
 
     def _features(self, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -104,12 +110,11 @@ class HeadMap(nn.Module):
         return self.apply_to(self.scale * x.to(torch.promote_types(dtype, torch.float32))).to(dtype)
 
     def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
         return f"{self.name}, width={self.width}"
 
 
 def isometries(heads: int, width: int, features: int) -> Tensor:
-    """``(H, D, F)`` that keep products of vectors, on average where F < D: the identity where F = D."""
+    """Matrices ``(H, D, F)`` that preserve inner products, on average where F < D; the identity where F = D."""
     if features == width:
         return torch.eye(width).repeat(heads, 1, 1)
     weight = torch.empty(heads, width, features)

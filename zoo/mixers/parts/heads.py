@@ -1,4 +1,4 @@
-"""The frame of most mixers: project to heads, mix them, norm, gate, project back."""
+"""Base of most mixers: project to heads, mix them, norm, gate, project back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
-from zoo.mixers.parts.cache import real_tokens
+from zoo.mixers.caches import real_tokens
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import EPS, RMSNorm, build_norm
@@ -21,12 +21,15 @@ from zoo.mixers.parts.positions import Rotary, turn
 
 @dataclass(frozen=True)
 class Call:
-    """What a mixer was called with, beside its heads.
+    """Arguments of a mixer's call, without the heads.
 
     Attributes:
         x: input of the layer, ``(B, T, C)``.
-        positions: of each token in its document, ``(1 or B, T)``.
-        documents, marks, cache, lengths: as in :meth:`zoo.mixers.Mixer.forward`.
+        positions: position of each token in its document, ``(1 or B, T)``.
+        documents: as in :meth:`zoo.mixers.Mixer.forward`.
+        marks: as in :meth:`zoo.mixers.Mixer.forward`.
+        cache: as in :meth:`zoo.mixers.Mixer.forward`.
+        lengths: as in :meth:`zoo.mixers.Mixer.forward`.
     """
 
     x: Tensor
@@ -37,17 +40,17 @@ class Call:
     lengths: Tensor | None
 
     def real(self) -> Tensor | None:
-        """``(B, T)``: True for tokens, False for the padding of a ragged piece; None where all are real."""
+        """Returns ``(B, T)`` bool, False on the padding of a ragged piece; None if there is no padding."""
         return None if self.lengths is None else real_tokens(self.lengths, self.x)
 
 
 class HeadMixer(Mixer, HeadSizes):
-    """``W_o gate(norm(mix(W_q x, W_k x, W_v x)))``; a subclass writes ``mix`` and says what it costs.
+    """Base of mixers ``W_o gate(norm(mix(W_q x, W_k x, W_v x)))``; a subclass writes ``mix`` and its costs.
 
     Args:
-        kv_heads: key and value heads G; None for one per query head.
-        head_dim: numbers D of each query and key; None for width / heads.
-        value_dim: numbers E of each value; None for head_dim.
+        kv_heads: number of key and value heads G, a divisor of the heads; None for one per query head.
+        head_dim: width D of the queries and keys of a head; None for ``width / heads``.
+        value_dim: width E of the values of a head; None for ``head_dim``.
         qk_norm: RMS-normalize queries and keys per head, before the positions.
         rope_theta: base of the rotary frequencies; None for no positions.
         rope_fraction: part of each head that is rotated; the rest carries no position.
@@ -127,7 +130,6 @@ class HeadMixer(Mixer, HeadSizes):
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, marks)
         if not x.shape[0] * x.shape[1]:
             none = x[..., :1].expand(*x.shape[:2], self.out_heads * self.value_dim)
@@ -162,7 +164,7 @@ class HeadMixer(Mixer, HeadSizes):
         return (projected * size).to(projected.dtype)
 
     def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
-        """The positions of the pass, and the rotary table of this mixer."""
+        """Puts the positions of the pass and the rotary table of this mixer into ``carry``."""
         if "rotary" not in carry:
             wide = torch.promote_types(x.dtype, torch.float32)
             carry["rotary"] = Rotary(self.positions(x, documents, cache), wide)
@@ -176,14 +178,14 @@ class HeadMixer(Mixer, HeadSizes):
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """``(B, T, H, E)`` from queries ``(B, T, H, D)``, keys ``(B, T, G, D)`` and values ``(B, T, G, E)``."""
+        """Mixes queries ``(B, T, H, D)``, keys ``(B, T, G, D)`` and values ``(B, T, G, E)`` to ``(B, T, H, E)``."""
 
     @abstractmethod
     def mixing_flops(self, context: int) -> float:
         """FLOPs per token of :meth:`mix` in training, averaged over a sequence of the context length."""
 
     def reads(self, context: int, block: int = 1) -> float:
-        """As many pairs as have the FLOPs of :meth:`mix`; see :class:`zoo.mixers.base.Mixer`."""
+        """Number of query-key pairs with the FLOPs of :meth:`mix`; see :meth:`zoo.mixers.Mixer.reads`."""
         return self.mixing_flops(context) * context / self.pair_flops
 
     def kept_numbers(self) -> int:
@@ -197,23 +199,28 @@ class HeadMixer(Mixer, HeadSizes):
         """FLOPs of :meth:`mix` for the next token after the context."""
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """Bytes of a cache of ``dtype`` that :meth:`mix` reads for the next token, where it does not read all of it.
+        """Bytes that :meth:`mix` reads from a cache of ``dtype`` for the next token.
 
-        Each number serves one multiply-add of every query head that shares it; a mixer whose heads of a group read
-        different keys, or that keeps some numbers in another precision, says so.
+        The default follows from :meth:`step_flops`: each number serves one multiply-add of every query head that shares
+        it. A mixer whose heads of a group read different keys, or that stores some numbers in another precision,
+        overrides it.
         """
         return self.step_flops(context) * self.kv_heads / (2 * self.heads) * dtype.itemsize
 
     @abstractmethod
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Bytes that a sequence of the context length keeps, with a cache of ``dtype``."""
+        """Bytes of the cache of a sequence of the context length, in ``dtype``."""
 
     def own_parameters(self) -> tuple[int, int]:
-        """What the subclass trains beside the frame: numbers in matrices that every token is multiplied by, others."""
+        """Numbers of parameters of the subclass: those in matrices that multiply every token, and all others."""
         return 0, 0
 
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Numbers D of a query and E of a value."""
+        return self.head_dim, self.value_dim
+
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """The projections and what the subclass says of its mixing."""
         matrices, vectors = self.own_parameters()
         matrices += sum(matrix.weight.numel() for matrix in (self.query, self.key, self.value, self.out))
         matrices += sum(p.numel() for p in self.gate.parameters()) if self.gate is not None else 0

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """``o = sum_i exp(lse_i - lse) o_i`` with ``lse = log sum_i exp(lse_i)`` (Dao et al. 2022, arXiv:2205.14135).
+    """Merges attention over disjoint sets of keys: ``o = sum_i exp(lse_i - lse) o_i``, ``lse = log sum_i exp(lse_i)``.
 
-    Gradients flow through outputs and log-sum-exps. A part without a key in a row, of log-sum-exp -inf, adds nothing
-    to it; a row without a key in any part gives 0 and -inf, and zero gradients.
+    Gradients flow through outputs and log-sum-exps. A part without a key in a row, of log-sum-exp -inf, adds nothing to
+    it; a row without a key in any part gives 0 and -inf, and zero gradients (Dao et al. 2022, arXiv:2205.14135).
 
     Args:
-        parts: of each set the output ``(B, T, H, E)`` and the natural log-sum-exp ``(B, T, H)`` of its scores.
+        parts: for each set the output ``(B, T, H, E)`` and the natural log-sum-exp ``(B, T, H)`` of its scores.
 
     Returns:
         Output in the dtype of the first, and log-sum-exp in fp32 or better.

@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
+        """Normalizes ``x``; shape and dtype are kept."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -68,7 +68,7 @@ class SRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
+        """Normalizes ``x``; shape and dtype are kept."""
         return rms_norm(x, None, self.eps)
 
 
@@ -76,14 +76,18 @@ NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "srms": SRMSNorm}
 
 
 def checked_norm(name: str) -> str:
-    """``name``, where a norm is needed: ValueError unless it is one of them."""
+    """Returns ``name`` if it is a norm, for options where ``none`` is not allowed.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if name not in NORMS:
         raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}.")
     return name
 
 
 def build_norm(name: str, width: int, eps: float = EPS) -> nn.Module:
-    """The norm called ``name``: ``rms`` or ``srms``.
+    """Builds a norm by name: ``rms`` or ``srms``.
 
     Raises:
         ValueError: on any other name.

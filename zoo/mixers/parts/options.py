@@ -1,49 +1,58 @@
-"""Options that many attentions share: the type, the range and the meaning of each, written down once.
+"""Options that many attentions share: type, range and meaning of each, declared once.
 
-An attention lists those that it has in its signature, with defaults of its own: ``rope_theta: RopeTheta = 10000.0``.
+An attention lists those that it has in its signature, with its own defaults: ``rope_theta: RopeTheta = 10000.0``.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
+
+LIMITS = {"ge": (">=", operator.ge), "gt": (">", operator.gt), "le": ("<=", operator.le), "lt": ("<", operator.lt)}
 
 
 @dataclass(frozen=True)
 class Option:
-    """What an annotation says beside the type.
+    """Meaning and range of an option, as an annotation beside its type.
 
     Attributes:
         meaning: what the option is, its unit included.
-        least: smallest number that is allowed. above: number that all are above. most: largest. None for no bound.
+        ge, gt, le, lt: limits of a number, called as those of ``annotated_types`` are; None for no limit.
     """
 
     meaning: str
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-
-    def allows(self, value: Any) -> bool:
-        """Whether a number is in the range; None always is."""
-        if value is None:
-            return True
-        low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
-        return low and (self.most is None or value <= self.most)
-
-    def bounds(self) -> str:
-        """The range behind "a number"."""
-        signs = (">=", self.least), (">", self.above), ("<=", self.most)
-        limits = [f"{sign} {limit}" for sign, limit in signs if limit is not None]
-        return "".join([" ", " and ".join(limits)]) if limits else ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
 
 
-KvHeads = Annotated[int | None, Option("key and value heads G, a divisor of the heads; None for one per head", least=1)]
-HeadDim = Annotated[int | None, Option("numbers D of each query and key; None for width / heads", least=1)]
-ValueDim = Annotated[int | None, Option("numbers E of each value; None for head_dim", least=1)]
+def limits(part: Any) -> list[tuple[str, float]]:
+    """Limits of a number that a part of an annotation states, as ``("ge", 1)``: an Option, or one as ``Gt(0)``."""
+    stated = [(limit, getattr(part, limit, None)) for limit in LIMITS]
+    return [(limit, bound) for limit, bound in stated if bound is not None]
+
+
+def allows(part: Any, value: Any) -> bool:
+    """Whether a number is within the limits of a part of an annotation; None always is."""
+    return value is None or all(LIMITS[limit][1](value, bound) for limit, bound in limits(part))
+
+
+def bounds(parts: Iterable[Any]) -> str:
+    """The limits behind "a number"."""
+    stated = [f"{LIMITS[limit][0]} {bound}" for part in parts for limit, bound in limits(part)]
+    return " ".join(["", " and ".join(stated)]) if stated else ""
+
+
+KvHeads = Annotated[int | None, Option("key and value heads G, a divisor of the heads; None for one per head", ge=1)]
+HeadDim = Annotated[int | None, Option("numbers D of each query and key; None for width / heads", ge=1)]
+ValueDim = Annotated[int | None, Option("numbers E of each value; None for head_dim", ge=1)]
 QkNorm = Annotated[bool, Option("RMS-normalize queries and keys per head, before the positions")]
 Gate = Annotated[str, Option("output gate: none, linear, sigmoid or silu")]
-RopeTheta = Annotated[float | None, Option("base of the rotary frequencies; None for no positions", above=0)]
-RopeFraction = Annotated[float, Option("part of each head that is rotated; the rest has no position", above=0, most=1)]
+RopeTheta = Annotated[float | None, Option("base of the rotary frequencies; None for no positions", gt=0)]
+RopeFraction = Annotated[float, Option("part of each head that is rotated; the rest has no position", gt=0, le=1)]
 OutputNorm = Annotated[str, Option("norm of the output before the gate: rms, or srms, which has no weight")]
 ValueHeads = Annotated[int | None, Option("value heads, a multiple of the heads; None for as many", least=1)]
 Conv = Annotated[int, Option("tokens of the short convolution of queries, keys and values; 0 for none", least=0)]

@@ -1,17 +1,17 @@
-"""Attention over listed blocks of keys: what a block of queries reads is a rule of its own index alone."""
+"""Attention over patterns of blocks: the key blocks of a query block are a rule of its own index alone."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import KeyValueCache
+from zoo.mixers.caches import KeyValueCache, View
+from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.heads import Call, HeadMixer
 from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
 from zoo_kernels.layout.block_layout import BLOCKS
@@ -20,7 +20,7 @@ KEPT = 8  # layouts that a pattern remembers
 
 
 def hashed(key: Tensor, *keys: Tensor | int) -> Tensor:
-    """Pseudo-random int64 >= 0 of integer keys that broadcast: the same for the same keys, wherever they are computed.
+    """Hashes integer keys that broadcast into pseudo-random int64 >= 0, the same on every device.
 
     A counter-based generator without a state, by the finalizer of SplitMix64 (Steele et al. 2014, OOPSLA).
     """
@@ -57,10 +57,10 @@ class BlockPattern:
 
     Attributes:
         block: tokens of a block: 16, 32, 64 or 128.
-        listed: query blocks ``(N,)`` int64 -> key blocks ``(H or 1, N, L)`` int64. What is negative or in the future is
-            dropped, and so are duplicates. A list is a function of its query block: it cannot depend on the length.
-        longest: query block -> bound of the key blocks that any head lists for it, for steps that gather no more; None
-            for the width L.
+        listed: maps query blocks ``(N,)`` int64 to key blocks ``(H or 1, N, L)`` int64. Negative ones, later ones and
+            duplicates are dropped. The key blocks depend on the query block only and not on the length of the sequence.
+        longest: maps a query block to an upper bound of its number of key blocks, so that decoding gathers no more;
+            None for the width L.
 
     Raises:
         ValueError: on a block size that does not exist.
@@ -76,7 +76,7 @@ class BlockPattern:
             raise ValueError(f"block={self.block}: expected one of {', '.join(map(str, BLOCKS))}.")
 
     def lists(self, blocks: Tensor) -> Tensor:
-        """Key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``, ascending, each once; -1 behind the last."""
+        """Returns the key blocks ``(H or 1, N, L)`` of query blocks ``(N,)``, ascending, each once, padded with -1."""
         listed, nowhere = self.listed(blocks), torch.iinfo(torch.int64).max
         listed = torch.where((listed >= 0) & (listed <= blocks[:, None]), listed, nowhere).sort(-1).values
         again = torch.zeros_like(listed, dtype=torch.bool)
@@ -85,7 +85,7 @@ class BlockPattern:
         return listed.masked_fill(listed == nowhere, -1)
 
     def layout(self, length: int, device: torch.device | str) -> BlockLayout:
-        """Layout of ``length`` tokens; outside of compiled graphs the latest ones are remembered."""
+        """Returns the layout of ``length`` tokens; outside of compiled graphs the latest ones are cached."""
         count, device = -(-length // self.block), torch.device(device)
         if torch.compiler.is_compiling():
             return self._build(count, device)
@@ -110,14 +110,18 @@ class BlockPattern:
         block_bias: Tensor | None = None,
         return_lse: bool = False,
     ) -> Any:
-        """Attention of a sequence, or of its end, over the listed blocks.
+        """Attention of a sequence, or of its end, over the blocks of the pattern.
 
         Args:
-            q: ``(B, Tq, H, D)``. k, v: ``(B, Tk, G, D)``, aligned at the end where Tq < Tk.
-            documents, block_bias, return_lse: as in :func:`zoo_kernels.softmax_attention`.
+            q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+            k: keys ``(B, Tk, G, D)``.
+            v: values ``(B, Tk, G, D)``.
+            documents: as in :func:`zoo_kernels.softmax_attention`.
+            block_bias: as in :func:`zoo_kernels.softmax_attention`.
+            return_lse: as in :func:`zoo_kernels.softmax_attention`.
 
         Returns:
-            ``(B, Tq, H, D)``, and the log-sum-exp ``(B, Tq, H)`` where it is asked for.
+            ``(B, Tq, H, D)``, and the log-sum-exp ``(B, Tq, H)`` if ``return_lse``.
         """
         length = k.shape[1]
         if q.shape[1] < length:  # pieces of a cached sequence: a layout that also serves the next ones
@@ -127,15 +131,27 @@ class BlockPattern:
             q, k, v, layout=layout, documents=documents, block_bias=block_bias, return_lse=return_lse
         )
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """Attention of a call, see :func:`zoo.mixers.parts.attending.attend`."""
+        held = None if call.cache is None else call.cache.held  # before the piece is
+
+        def step(q: Tensor, view: View) -> Tensor:
+            return self.step(q, view.keys, view.values, view.lengths, held)
+
+        return attend(q, k, v, call, self.whole, step)
+
     def step(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, held: Sequence[int] | None = None
     ) -> Tensor:
-        """Attention of one query per row, ``(B, H, D)``; of the caches only listed blocks are read.
+        """Attention of one query per row, ``(B, H, D)``; only the blocks of the pattern are read from the caches.
 
         Args:
-            k_cache, v_cache: ``(B, capacity, G, D)``. lengths: ``(B,)`` tokens of each row, the query's own included.
-            held: the same numbers without the query, each once, where the host knows them: what no row lists is then
-                not gathered.
+            q: queries ``(B, H, D)``.
+            k_cache: keys ``(B, capacity, G, D)``.
+            v_cache: values ``(B, capacity, G, D)``.
+            lengths: ``(B,)`` tokens of each row, the query's own included.
+            held: distinct lengths without the query, where the host knows them: blocks that no row reads are then not
+                gathered.
         """
         capacity, groups = k_cache.shape[1:3]
         blocks, most = (lengths - 1) // self.block, -(-capacity // self.block)
@@ -156,14 +172,14 @@ class BlockPattern:
         return output.view(*q.shape[:2], -1)
 
     def pairs(self, length: int) -> float:
-        """Pairs of query and key that are read in a sequence, per head: the mean of the heads."""
+        """Number of query-key pairs of a sequence, averaged over heads."""
         blocks = torch.arange(-(-length // self.block), device="cpu")
         lists, queries = self.lists(blocks), (length - blocks * self.block).clamp(max=self.block)[:, None]
         pairs = torch.where(lists == blocks[:, None], queries * (queries + 1) // 2, queries * self.block)
         return float((pairs * (lists >= 0)).sum()) / len(lists)
 
     def step_keys(self, context: int) -> int:
-        """Keys that :meth:`step` gathers for the next token after the context, each list as long as the longest."""
+        """Number of keys that :meth:`step` gathers for the next token, all heads padded to the longest list."""
         if self.longest is not None:
             return min(self.longest(context // self.block) * self.block, context + 1)
         first = torch.zeros(1, dtype=torch.int64, device="cpu")
@@ -171,24 +187,20 @@ class BlockPattern:
 
 
 class BlockSparseMixer(HeadMixer):
-    """Softmax attention over the blocks of a pattern; a subclass says which. The cache holds all tokens."""
+    """Base of softmax attention over a pattern of blocks, which a subclass defines; the cache holds all tokens."""
 
     @property
     @abstractmethod
     def pattern(self) -> BlockPattern:
-        """What is read."""
+        """Pattern of key blocks that queries read."""
 
     @property
     def normalized(self) -> bool:
-        """One softmax over what is read, and every query reads its own block."""
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """One call of the kernel."""
-        if call.cache is None:
-            return self.pattern.whole(q, k, v, documents=call.documents)
-        step = partial(self.pattern.step, held=call.cache.held)
-        return call.cache.attend(q, k, v, call.lengths, self.pattern.whole, step)
+        return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self,
@@ -201,19 +213,15 @@ class BlockSparseMixer(HeadMixer):
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
-        """Every query reads the keys of its blocks up to itself."""
         return self.pair_flops * self.pattern.pairs(context) / context
 
     def step_flops(self, context: int) -> float:
-        """The next query reads what is gathered for it."""
         return self.pair_flops * self.pattern.step_keys(context)
 
     def step_bytes(self, context: int, dtype: torch.dtype) -> float:
-        """Those of the blocks of each query head, where the heads have lists of their own."""
         first = torch.zeros(1, dtype=torch.int64, device="cpu")
         readers = self.heads if len(self.pattern.listed(first)) > 1 else self.kv_heads
         return self.step_flops(context) * readers / (2 * self.heads) * dtype.itemsize
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
-        """Keys and values of all tokens: which of them are read says nothing of which can be forgotten."""
         return context * self.token_numbers * dtype.itemsize

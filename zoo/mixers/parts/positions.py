@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 def rotary_table(positions: Tensor, theta: float, width: int, dtype: torch.dtype) -> Tensor:
-    """Cosines and sines of rotary positions (Su et al. 2021, arXiv:2104.09864).
+    """Computes cosines and sines of rotary positions (Su et al. 2021, arXiv:2104.09864).
 
-    Pair i of adjacent numbers turns by ``position * theta^(-2i / D)``. Angles are computed in fp64: at
-    position 10^6 the steps of fp32 are 0.06 rad.
+    Pair i of adjacent numbers turns by ``position * theta^(-2i / D)``. Angles are computed in fp64: at position 10^6
+    the steps of fp32 are 0.06 rad.
 
     Args:
-        positions: of each token in its document, ``(1 or B, T)``.
+        positions: position of each token in its document, ``(1 or B, T)``.
         theta: base of the frequencies.
-        width: even number D of the numbers that turn.
-        dtype: of the table.
+        width: even number D of the numbers that are rotated.
+        dtype: dtype of the table.
 
     Returns:
         ``(1 or B, T, 1, D / 2, 2)``, the cosine first.
@@ -27,11 +27,11 @@ def rotary_table(positions: Tensor, theta: float, width: int, dtype: torch.dtype
 
 
 def turn(x: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent pairs of numbers by the angles of a table; what is behind them stays as it is.
+    """Rotates adjacent pairs of numbers by the angles of a table; numbers behind them stay unchanged.
 
     Args:
         x: heads, ``(B, T, H, D)``.
-        table: of :func:`rotary_table`, for D numbers or fewer.
+        table: from :func:`rotary_table`, for D numbers or fewer.
 
     Returns:
         ``(B, T, H, D)`` in the dtype of x.
@@ -48,9 +48,9 @@ def turn(x: Tensor, table: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float, width: int | None = None) -> Tensor:
-    """Turn the heads ``x (B, T, H, D)`` by their positions ``(1 or B, T)``: :func:`turn` with a table of its own.
+    """Rotates heads ``x (B, T, H, D)`` by their positions ``(1 or B, T)``: :func:`turn` with a table of its own.
 
-    ``width`` of the D numbers turn, those at the front; all of them if it is None.
+    The first ``width`` of the D numbers are rotated; all of them if it is None.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     return turn(x, rotary_table(positions, theta, width or x.shape[-1], wide))
@@ -59,11 +59,12 @@ def rotate(x: Tensor, positions: Tensor, theta: float, width: int | None = None)
 class Rotary:
     """Positions of the tokens of one forward pass, and the rotary tables that its layers share.
 
-    It is no container that wrappers of modules look into: a table would be cast with the activations there.
+    It is a class of its own and no container, since wrappers of modules would cast the tables in a container with the
+    activations.
 
     Args:
-        positions: of each token in its document, ``(1 or B, T)``.
-        dtype: of the tables.
+        positions: position of each token in its document, ``(1 or B, T)``.
+        dtype: dtype of the tables.
     """
 
     def __init__(self, positions: Tensor, dtype: torch.dtype) -> None:
@@ -71,19 +72,20 @@ class Rotary:
         self._tables: dict[tuple[float, int], Tensor] = {}
 
     def table(self, theta: float, width: int) -> Tensor:
-        """The table of a base and a width, which is made when it is first asked for; see :func:`rotary_table`."""
+        """Returns the table of a base and a width, which is made on first use; see :func:`rotary_table`."""
         if (theta, width) not in self._tables:
             self._tables[theta, width] = rotary_table(self.positions, theta, width, self.dtype)
         return self._tables[theta, width]
 
 
 class LinearizedRelativeEncoding(nn.Module):
-    """LRPE-d (Qin et al. 2023, arXiv:2307.09270): ``x -> [x cos(theta t), x sin(theta t)]``, theta learned.
+    """Learned relative positions, LRPE-d (Qin et al. 2023, arXiv:2307.09270).
 
-    The product of a query at t and a key at j becomes ``sum_i q_i k_i cos(theta_i (t - j))``. The width doubles.
+    It maps x to ``[x cos(theta t), x sin(theta t)]``: the product of a query at t and a key at j becomes ``sum_i q_i
+    k_i cos(theta_i (t - j))``, and the width doubles.
 
-    What is trained is the logarithm of theta's ratio to its start, ``log_ratio (H, D)``: frequencies span eight
-    decades, and a step of an optimizer that suits the largest would wipe out the others.
+    The parameter is the logarithm of theta's ratio to its start, ``log_ratio (H, D)``: frequencies span eight decades,
+    and a step of an optimizer that suits the largest would wipe out the others.
     """
 
     def __init__(self, heads: int, width: int, base: float = 10000.0) -> None:
@@ -100,11 +102,11 @@ class LinearizedRelativeEncoding(nn.Module):
         return self.base ** (-2 * index / ratio.numel()) * ratio.to(wide).exp()
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Cosines and sines ``(1 or B, T, H, 2, D)`` for positions ``(1 or B, T)``, in fp32 or better."""
+        """Computes cosines and sines ``(1 or B, T, H, 2, D)`` of positions ``(1 or B, T)``, in fp32 or better."""
         angle = positions[..., None, None] * self.theta
         return torch.stack([angle.cos(), angle.sin()], -2)
 
     @staticmethod
     def encode(x: Tensor, table: Tensor) -> Tensor:
-        """``[x cos, x sin]``, ``(B, T, H, 2D)``, of heads ``(B, T, H, D)`` and the table of their positions."""
+        """Encodes heads ``(B, T, H, D)`` by the table of their positions: ``[x cos, x sin]``, ``(B, T, H, 2D)``."""
         return (x[..., None, :] * table.to(x.dtype)).flatten(-2)

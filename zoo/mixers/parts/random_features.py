@@ -1,4 +1,4 @@
-"""Random features: orthogonal projections that are drawn anew in training, and a running maximum of exponents."""
+"""Random features: orthogonal projections that are redrawn in training, and a running maximum of exponents."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.cache import StateCache
 from zoo.mixers.parts.heads import Call
 from zoo_kernels.backend import without_autocast
 
 
 def orthogonal_rows(heads: int, rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """Rows of normal length distribution and Haar-distributed directions, orthogonal in blocks of ``width`` of them.
+    """Random matrices whose rows are standard normal and orthogonal in blocks of ``width`` of them.
 
-    Each row by itself is standard normal (Yu et al. 2016, arXiv:1610.09072). Q of a QR decomposition follows Haar's
-    measure only with the signs of R's diagonal (Mezzadri 2007, arXiv:math-ph/0609050): without, its first column leans
-    to one side, and estimates of the kernel are biased.
+    Yu et al. 2016 (arXiv:1610.09072). Q of a QR decomposition follows Haar's measure only with the signs of R's
+    diagonal (Mezzadri 2007, arXiv:math-ph/0609050): without, its first column leans to one side, and estimates of the
+    kernel are biased.
 
     Returns:
         ``(heads, rows, width)`` fp64 on the CPU.
@@ -32,12 +31,16 @@ def orthogonal_rows(heads: int, rows: int, width: int, generator: torch.Generato
 
 
 class RandomProjection(nn.Module):
-    """``x -> W x`` with its own random W per head, fixed but for :meth:`start_step`.
+    """Random projection ``x -> W x`` with its own W per head, which changes only in :meth:`start_step`.
 
-    W is kept as the bits of fp32 numbers in an integer buffer: in the state dict, but no ``.to(bfloat16)`` rounds it.
+    W is stored as the bits of fp32 numbers in an integer buffer: in the state dict, but no ``.to(bfloat16)`` rounds it.
 
     Args:
-        heads, features, width: shape of W. layer, seed: what W is drawn from, alike on every rank.
+        heads: number of heads.
+        features: rows of W.
+        width: columns of W.
+        layer: index of the layer, part of the seed.
+        seed: seed of W, the same on every rank.
         redraw: training steps between draws; 0 or None for never.
 
     Raises:
@@ -57,17 +60,17 @@ class RandomProjection(nn.Module):
         self._draw(0)
 
     def weight(self) -> Tensor:
-        """W, ``(H, features, D)`` fp32, whatever the dtype of the model."""
+        """Returns W, ``(H, features, D)`` fp32, whatever the dtype of the model."""
         return self.bits.view(torch.float32)
 
     @without_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, T, H, D)`` -> ``(B, T, H, features)``, in fp32 or better."""
+        """Projects ``(B, T, H, D)`` to ``(B, T, H, features)``, in fp32 or better."""
         wide = torch.promote_types(x.dtype, torch.float32)
         return torch.einsum("bthd,hfd->bthf", x.to(wide), self.weight().to(wide))
 
     def start_step(self, step: int) -> None:
-        """Draw W if ``step // redraw`` is another than that of the W at hand: a function of the step alone."""
+        """Redraws W if ``step // redraw`` has changed; the draw depends on the step alone."""
         if self.training and self.redraw and step // self.redraw != self._drawn:
             self._draw(step // self.redraw)
 
@@ -84,41 +87,23 @@ class RandomProjection(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
         heads, features, width = self.bits.shape
         return f"heads={heads}, features={features}, width={width}, seed={self.seed}, redraw={self.redraw}"
 
 
-class MaximumCache(StateCache):
-    """A normalized state in units of ``exp(maximum)``.
-
-    Attributes:
-        maximum: ``(B, H)`` largest exponent of the keys seen, -inf before the first.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int, int, int], device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
-        super().__init__(shape, device, dtype, normalize=True)
-        self.maximum = torch.full_like(self.state[:, :, 0, 0], -torch.inf)
-
-    def nbytes(self) -> int:
-        """Bytes of the state, its normalizer and the maximum."""
-        return super().nbytes() + self.maximum.nbytes
-
-
 @torch.no_grad()
 def running_maximum(peaks: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Maximum ``M_t`` of the keys so far in the document, and ``M_{t-1} - M_t``, the log-decay that goes with it.
+    """Running maximum ``M_t`` of the keys so far in the document, and the log decay ``M_{t-1} - M_t``.
 
-    It takes the place of a maximum over all positions, which would show tokens the future. Padding neither raises it
-    nor decays. Padded keys get their own peak in place of ``M_t``, so that no exponent is positive.
+    It takes the place of a maximum over all positions, which would leak the future. Padding neither raises it nor
+    decays. Padded keys get their own peak in place of ``M_t``, so that no exponent is positive.
 
     Args:
-        peaks: largest exponent of each key, ``(B, T, H)``. call: its cache is None or a :class:`MaximumCache`.
+        peaks: largest exponent of each key, ``(B, T, H)``.
+        call: arguments of the mixer, whose cache is None or a :class:`MaximumCache`.
 
     Returns:
-        ``M`` and the log-decay, both ``(B, T, H)``; the log-decay of the first token of a document is 0.
+        ``M`` and the log decay, both ``(B, T, H)``; the log decay of the first token of a document is 0.
     """
     real = call.real()
     seen = peaks if real is None else peaks.masked_fill(~real[..., None], -torch.inf)

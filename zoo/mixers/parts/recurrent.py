@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.cache import StateCache
+from zoo.mixers.caches import Cache, StateCache
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import Call, HeadMixer
-from zoo_kernels import linear_attention
+from zoo_kernels import linear_attention, linear_attention_step
+from zoo_kernels.linear import NormalizedState
 from zoo_kernels.linear.api import ALGORITHMS
 
 
@@ -49,7 +50,34 @@ def attend_linear(
         return y
     if normalize != (call.cache.normalizer is not None):
         raise ValueError(f"normalize={normalize} needs a StateCache that was made with normalize={normalize}.")
-    return call.cache.attend(q, k, v, log_decay, call.lengths, scale=scale, eps=eps, algorithm=algorithm, wide=wide)
+    kept = call.cache.state if not normalize else NormalizedState(call.cache.state, call.cache.normalizer)
+    if q.shape[1] == 1 and call.lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
+        decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() == 3 else log_decay
+        call.cache.advance(1, None)
+        return linear_attention_step(
+            q[:, 0], k[:, 0], v[:, 0], decay, kept, scale=scale, normalize=normalize, eps=eps, wide=wide
+        )[:, None]  # fmt: skip
+    k, v, log_decay = _without_padding(k, v, log_decay, call)
+    y, after = linear_attention(
+        q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, initial_state=kept, return_state=True,
+        algorithm=algorithm, wide=wide,
+    )  # fmt: skip
+    call.cache.replace(*((after.s, after.z) if isinstance(after, NormalizedState) else (after,)))
+    call.cache.advance(q.shape[1], call.lengths)
+    return y
+
+
+def _without_padding(
+    k: Tensor, v: Tensor, log_decay: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and decay with zeros on the padding of a ragged piece: it adds nothing, and nothing decays."""
+    real = call.real()
+    if real is None:
+        return k, v, log_decay
+    k, v = (x.masked_fill(~real[..., None, None], 0) for x in (k, v))
+    if log_decay is not None:
+        log_decay = log_decay.expand(*real.shape, -1).masked_fill(~real[..., None], 0)
+    return k, v, log_decay
 
 
 class StateMixer(HeadMixer):
@@ -93,7 +121,7 @@ class StateMixer(HeadMixer):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> StateCache:
+    ) -> Cache:
         """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
         shape = (batch_size, self.heads, self.key_width, self.value_dim)
         return StateCache(shape, device, dtype, self.normalize)

@@ -1,10 +1,10 @@
 """Selected attention: every query reads its own block and the past blocks that it scores highest.
 
-Blocks count from the start of a document; only finished ones are scored, so nothing that a query sees or chooses by
-depends on later tokens. Pairs of a query and a picked block are grouped by block: one call of the block-sparse kernel
-then touches the picked blocks alone, forward and backward, and the parts of a query are merged by their log-sum-exp.
+Blocks count from the start of a document; only finished ones are scored, so nothing that a query reads or selects by
+depends on later tokens. Pairs of a query and a selected block are grouped by block: one call of the block-sparse kernel
+then touches the selected blocks alone, forward and backward, and the parts of a query are merged by their log-sum-exp.
 
-Letters: N finished blocks, K picks of a query, S = K + 1 sequences of groups, Lq their length.
+Letters: N finished blocks, K selected blocks of a query, S = K + 1 sequences of groups, Lq their length.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ ROWS = 65535  # of a batch: a GPU has no more places along its third axis
 
 @dataclass(frozen=True)
 class Selection:
-    """What is picked.
+    """Parameters of the selection.
 
     Attributes:
-        count: blocks that a query picks beside its own. block: tokens of a block.
-        score_weight: factor of the score that the logits of a picked block get.
+        count: number of blocks that a query selects beside its own.
+        block: tokens of a block.
+        score_weight: factor of the score that is added to the logits of a selected block.
     """
 
     count: int
@@ -43,7 +44,7 @@ class Selection:
 
 
 class Finished(NamedTuple):
-    """Finished blocks of all documents of a row, in order; query t may pick those from ``first`` to before ``last``."""
+    """Finished blocks of all documents of a row, in order; a query may select block n if ``first <= n < last``."""
 
     keys: Tensor  # (B, N, block, G, D)
     values: Tensor
@@ -52,7 +53,7 @@ class Finished(NamedTuple):
 
 
 def picked_blocks(start: int, stop: int, block: int, count: int) -> int:
-    """Blocks that the queries at positions ``start <= t < stop`` pick: the sum of ``min(count, t // block)``."""
+    """Number of blocks that queries at ``start <= t < stop`` select: the sum of ``min(count, t // block)``."""
 
     def before(length: int) -> int:
         blocks = length // block
@@ -64,16 +65,19 @@ def picked_blocks(start: int, stop: int, block: int, count: int) -> int:
 
 @without_autocast
 def pick(q: Tensor, means: Tensor, first: Tensor, last: Tensor, count: int) -> Tensor:
-    """The blocks with the highest scores ``q . mean``, best first; of equal ones the earlier. It has no gradient.
+    """Selects the blocks with the highest scores ``q . mean`` in fp32, best first; of equal ones the earlier.
 
-    Scores are compared in fp32.
+    It has no gradient.
 
     Args:
-        q: ``(B, T, H, D)``. means: ``(B, N, G, D)`` mean keys of blocks, N >= 1.
-        first, last: ``(1 or B, T)``; the blocks ``first <= n < last`` are candidates.
+        q: queries ``(B, T, H, D)``.
+        means: ``(B, N, G, D)`` mean keys of blocks, N >= 1.
+        first: ``(1 or B, T)``, the first candidate of each query.
+        last: ``(1 or B, T)``, the block behind the last candidate.
+        count: number of blocks to select.
 
     Returns:
-        ``(B, T, H, min(count, N))`` int64; -1 behind the candidates where they are fewer.
+        ``(B, T, H, min(count, N))`` int64; -1 where there are fewer candidates.
     """
     batch, length, heads, width = q.shape
     wide, blocks = torch.promote_types(q.dtype, torch.float32), means.shape[1]
@@ -89,10 +93,14 @@ def pick(q: Tensor, means: Tensor, first: Tensor, last: Tensor, count: int) -> T
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Tensor | None = None) -> Tensor:
-    """One softmax over the own block, causally, and the picked ones.
+    """Attention over the own block, causally, and the selected ones, in one softmax.
 
     Args:
-        q: ``(B, Tq, H, D)``, the last of Tk tokens. k: ``(B, Tk, G, D)``. v: ``(B, Tk, G, E)``. documents: ``(B, Tk)``.
+        q: queries ``(B, Tq, H, D)``, the last of Tk tokens.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``.
+        how: parameters of the selection.
+        documents: ``(B, Tk)`` ids of packed documents, or None.
 
     Returns:
         ``(B, Tq, H, E)`` in the dtype of q.
@@ -118,12 +126,16 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Te
 def attend_blocks_step(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, means: Tensor, own: int, how: Selection
 ) -> Tensor:
-    """The same for one query per row, ``(B, H, D)`` -> ``(B, H, E)``; it has no gradient.
+    """Selected attention of one query per row, ``(B, H, D)`` -> ``(B, H, E)``. It has no gradient.
 
     Args:
-        k_cache, v_cache: ``(B, capacity, G, D or E)``. lengths: ``(B,)`` tokens in each row, the query's own included.
+        q: queries ``(B, H, D)``.
+        k_cache: keys ``(B, capacity, G, D)``.
+        v_cache: values ``(B, capacity, G, E)``.
+        lengths: ``(B,)`` tokens in each row, the query's own included.
         means: ``(B, N, G, D)`` mean keys of the finished blocks; N of the longest row.
-        own: bound of the tokens of the own block up to the query.
+        own: upper bound of the tokens of the own block up to the query.
+        how: parameters of the selection.
     """
     batch, heads, _ = q.shape
     last, block = lengths - 1, how.block
@@ -247,10 +259,13 @@ class _Groups(NamedTuple):
 
 
 def _group(picks: Tensor, tokens: int, block: int, most: int) -> _Groups:
-    """Groups of ``block`` pairs, the last blocks first, from the end of the sequences on.
+    """Groups ``block`` pairs at a time, the last blocks first, from the end of the sequences on.
 
     Args:
-        picks: ``(B, Tq, H, K)``. tokens: Tk. most: bound of the pairs of a head, so that nothing waits for the host.
+        picks: selected blocks ``(B, Tq, H, K)``.
+        tokens: number of keys Tk.
+        block: tokens of a block, and pairs of a group.
+        most: upper bound of the pairs of a head, so that the host does not wait for the device.
     """
     batch, length, heads, count = picks.shape
     blocks, fold, device = -(-tokens // block), count + 1, picks.device

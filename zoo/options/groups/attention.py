@@ -1,4 +1,4 @@
-"""Options of attentions, ``mixers.NAME``: with the types of their signatures, so that mixers need nothing but torch."""
+"""Options of attentions, ``mixers.NAME``, from the annotations of their signatures, so that mixers need only torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from zoo.schema.messages import show
 
 
 def attention_model(name: str) -> type[Options]:
-    """Options of the registered attention ``name``."""
+    """Returns the options model of a registered attention."""
     return entry_model(ATTENTIONS, name, "attention")
 
 
 def read_entry(entry: str, node: Any) -> dict[str, Any]:
-    """Checked options of ``mixers.ENTRY``; its key ``name`` says which attention it is, if not the entry's name.
+    """Checks the options of ``mixers.ENTRY``; its key ``name`` says which attention it is, if not the entry's name.
 
     Raises:
         ConfigError: on an unknown attention or option, and on values of other types.

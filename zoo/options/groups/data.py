@@ -54,7 +54,7 @@ class DataOptions(Options):
 
 
 def source_model(kind: Any) -> type[Options]:
-    """Options of the registered source called ``kind``.
+    """Returns the options model of a registered source.
 
     Raises:
         ConfigError: if there is none.

@@ -1,4 +1,4 @@
-"""Options of what is registered by name, from inside or outside: its own model, or else those of its signature."""
+"""Options models of registered entries: their own model, or one of their signature."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def entry_model(
     path: str,
     base: type[OptionsType] = Options,  # type: ignore[assignment]
 ) -> type[OptionsType]:
-    """Options of the entry called ``name``.
+    """Returns the options model of a registered entry.
 
     Args:
-        registry: that has it.
-        name: of the entry.
-        path: of the option that names it, for messages.
-        base: model with what all entries share.
+        registry: registry of the entry.
+        name: name of the entry.
+        path: path of the option that names it, for messages.
+        base: model with the options that all entries share.
 
     Raises:
         ConfigError: if there is no such entry, or if its signature cannot be read.

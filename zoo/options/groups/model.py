@@ -1,4 +1,4 @@
-"""Options of the groups model, schedule, seed and sharing of heads: what is built."""
+"""Options of the groups model, schedule, seed and sharing of heads."""
 
 from __future__ import annotations
 

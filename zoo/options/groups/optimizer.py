@@ -1,4 +1,4 @@
-"""Options of the group optimizer; configs/optimizer. Those of an optimizer from outside are those of its signature."""
+"""Options of the group optimizer; configs/optimizer. Those of an external optimizer are those of its signature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Below1 = Annotated[Number, Ge(0), Lt(1)]
 
 
 class OptimizerOptions(Options):
-    """What all optimizers share: a name, and the schedule of the learning rate."""
+    """Options that all optimizers share: a name, and the schedule of the learning rate."""
 
     WHOLE: ClassVar[bool] = False  # whether it needs matrices that are not sharded
 
@@ -28,7 +28,7 @@ class OptimizerOptions(Options):
 
     @classmethod
     def chosen(cls, node: Mapping[str, Any]) -> type[OptimizerOptions]:
-        """Options of the optimizer that ``node`` names.
+        """Returns the options model of the optimizer that ``node`` names.
 
         Raises:
             ConfigError: if there is none of this name.
@@ -37,7 +37,7 @@ class OptimizerOptions(Options):
 
 
 def optimizer_model(name: Any) -> type[OptimizerOptions]:
-    """Options of the optimizer called ``name``.
+    """Returns the options model of an optimizer by name.
 
     Raises:
         ConfigError: if there is none.
@@ -46,7 +46,7 @@ def optimizer_model(name: Any) -> type[OptimizerOptions]:
 
 
 class MatrixOptions(OptimizerOptions):
-    """What AdamW and Muon share: rate and weight decay of the matrices, and betas."""
+    """Options that AdamW and Muon share: rate and weight decay of the matrices, and betas."""
 
     lr: Number = option("peak of the learning rate of the matrices", gt=0)
     weight_decay: Number = option("weight decay of the matrices, times the learning rate", ge=0)
@@ -60,7 +60,7 @@ class AdamWOptions(MatrixOptions):
 
 
 class MuonOptions(MatrixOptions):
-    """Muon for the matrices of the blocks, AdamW for the rest."""
+    """Muon for the matrices of the blocks, AdamW for all other parameters."""
 
     WHOLE = True
 

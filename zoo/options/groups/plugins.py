@@ -1,4 +1,4 @@
-"""The option ``plugins`` of every program, which is read before anything else is."""
+"""Option ``plugins`` of every program, which is read before all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLUGINS = (
 
 
 def listed(value: Any) -> Any:
-    """A name alone is a list of one."""
+    """Wraps a single name in a list."""
     return [value] if isinstance(value, str) else [] if value is None else value
 
 

@@ -1,4 +1,4 @@
-"""Options of the groups sweep and match: series of runs, and what is made equal; configs/sweep, configs/match."""
+"""Options of the groups sweep and match; configs/sweep, configs/match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RuleName = Literal["kv_heads", "mixers", "lengths", "leave_one_out", "one_layer"
 
 
 class MatchOptions(Options):
-    """Sizes that are solved for, so that runs are equal in what they cost."""
+    """Matching: an integer is solved so that a run costs what a reference costs."""
 
     quantity: Quantity | None = option("what is made equal to that of the reference")
     knob: str = option("path of the whole number that is solved for, as mixers.window.window or mixers.gqa.kv_heads")
@@ -29,7 +29,7 @@ class MatchOptions(Options):
 
 
 class AxisOptions(Options):
-    """What the arms of a sweep differ in."""
+    """Axis of a sweep: the option in which its arms differ."""
 
     key: str | None = option("option that the arms differ in; a list of it on the command line replaces the arms")
     label: Text | None = option("its name in pictures")
@@ -61,7 +61,7 @@ class SlurmOptions(Options):
 
 
 class SweepOptions(Options):
-    """A series of runs: python train.py -m sweep=NAME."""
+    """Sweep, a series of runs: python train.py -m sweep=NAME."""
 
     name: Text | None = option("name of the sweep, also of its folder sweeps/NAME; another one is hydra.sweep.dir=")
     question: str | None = option("that the sweep answers")
@@ -81,6 +81,6 @@ class SweepOptions(Options):
 
 
 class NoSweep(Options):
-    """One run, or a plain multirun."""
+    """No sweep: one run, or a plain multirun."""
 
     name: None = option("name of the sweep; null: one run")

@@ -1,4 +1,4 @@
-"""Options of the groups trainer and logger: budget, devices and what is written; configs/trainer, configs/logger."""
+"""Options of the groups trainer and logger; configs/trainer, configs/logger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.schema.messages import show
 
 
 class TrainerOptions(Options):
-    """Budget, batch, devices, and how often something is written."""
+    """Budget, batch, devices, and intervals of what is written."""
 
     max_steps: Positive | None = option("budget in optimizer steps")
     max_tokens: Positive | None = option("budget in tokens, which takes the place of max_steps")
@@ -55,7 +55,7 @@ class WandbOptions(Options):
 
 
 def read_loggers(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked options of each logger by its name; None for one that is not used.
+    """Checks the options of each logger, by name; None for one that is not used.
 
     Raises:
         ConfigError: on an unknown logger or option, and on values of other types.
@@ -71,7 +71,7 @@ def read_loggers(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def logger_model(name: str) -> type[Options]:
-    """Options of the logger called ``name``.
+    """Returns the options model of a logger by name.
 
     Raises:
         ConfigError: if there is none.

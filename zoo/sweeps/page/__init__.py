@@ -1,1 +1,1 @@
-"""A sweep as a page of evidence: read its folder, compare its arms, draw, and write HTML, Markdown and CSV."""
+"""Report of a sweep: reading its folder, comparing its arms, and writing plots, HTML, Markdown and CSV."""

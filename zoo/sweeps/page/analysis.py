@@ -1,4 +1,4 @@
-"""A sweep, worked out: numbers of every arm, comparisons with the reference, fronts, and what is missing."""
+"""Analysis of a sweep: numbers of every arm, comparisons with the reference, Pareto fronts, and missing results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CACHE, FLOPS, SPEED = "cache", "flops", "speed"
 
 @dataclass(frozen=True)
 class Point:
-    """An arm in a picture of quality against cost, and where it stands."""
+    """An arm in a plot of quality against cost, and its standing."""
 
     arm: str
     cost: float
@@ -50,13 +50,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What pages and pictures show.
+    """Analysis of a sweep, from which pages and plots are made.
 
     Attributes:
-        facts: by arm. summaries: by arm and measure, where it has it. comparisons: the same, not of the reference.
+        sweep: the sweep.
+        facts: facts by arm.
+        measures: the measures.
+        summaries: numbers by arm and measure, where the arm has it.
+        comparisons: comparisons with the reference by arm and measure, without the reference.
         pairs: verdicts on loss and recall of a first arm against a second one, where they share seeds.
-        speed: training tokens/s by arm, measured. cache_length: at which caches are compared, tokens.
-        settings: what arms were trained on, by what, and where. notes: of what is missing or damaged.
+        speed: training tokens/s by arm, measured.
+        cache_length: length at which caches are compared, in tokens.
+        settings: data, budget and software of the arms.
+        notes: notes on what is missing or damaged.
     """
 
     sweep: SweepData
@@ -82,7 +88,7 @@ class Analysis:
 
     @property
     def progress(self) -> str:
-        """How many runs are finished, failed and open."""
+        """Describes how many runs are finished, failed and open."""
         states = Counter(run.status for run in self.sweep.runs)
         total, done, failed = len(self.sweep.runs), states[FINISHED], states[FAILED]
         parts = [f"{done} of {total} runs finished"]
@@ -92,11 +98,11 @@ class Analysis:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has ended, well or not."""
+        """Whether every run has ended, finished or failed."""
         return all(run.status in (FINISHED, FAILED) for run in self.sweep.runs)
 
     def cost(self, arm: str, kind: str) -> float | None:
-        """Cost of an arm: cache bytes, FLOPs per token or tokens/s."""
+        """Returns the cost of an arm: cache bytes, FLOPs per token or tokens/s."""
         if kind == CACHE:
             return self.facts[arm].cache.get(self.cache_length) if self.cache_length else None
         if kind == FLOPS:
@@ -104,7 +110,7 @@ class Analysis:
         return self.speed[arm].mean if arm in self.speed else None
 
     def points(self, measure: Measure, kind: str) -> list[Point]:
-        """Arms with a known cost and quality, and which of them are on the Pareto front."""
+        """Returns the arms with a known cost and quality, and which of them are on the Pareto front."""
         known = {arm: cost for arm in self.sweep.arms if (cost := self.cost(arm, kind)) is not None}
         found = {arm: self.summaries[arm, measure] for arm in known if (arm, measure) in self.summaries}
         standing = pareto_standing(list(found), self._cheaper(kind), partial(self._stands, measure))
@@ -134,7 +140,7 @@ class Analysis:
 
 
 def analyze(sweep: SweepData) -> Analysis:
-    """Work a sweep out."""
+    """Analyzes a sweep."""
     measures = find_measures(sweep)
     facts = {arm: arm_facts(sweep, arm) for arm in sweep.arms}
     rates = {arm: speeds(sweep.finished(arm).values()) for arm in sweep.arms}
@@ -202,7 +208,7 @@ def _reference_notes(sweep: SweepData) -> list[str]:
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """A sentence per headline measure: the range over arms, and which arms differ from the reference."""
+    """Returns a sentence per headline measure: the range over arms, and which arms differ from the reference."""
     sentences = []
     for measure in analysis.measures.headline:
         means = {arm: analysis.summaries[arm, measure].mean for arm in _arms(analysis, measure)}
@@ -233,7 +239,7 @@ VERDICTS = (BETTER, WORSE, NOT_RESOLVED, NOT_TESTED)
 
 
 def interval_notes(analysis: Analysis) -> list[str]:
-    """How to read the intervals of this sweep."""
+    """Explains how to read the intervals of this sweep."""
     kinds = {(s.n > 1, s.over == SAMPLES) for s in analysis.summaries.values()}
     compared = analysis.comparisons.items()
     tests = sum(measure.headline and found.verdict != NOT_TESTED for (_, measure), found in compared)
@@ -270,7 +276,7 @@ def interval_notes(analysis: Analysis) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, of numbers below 1 four places."""
+    """Formats a number with four significant digits, below 1 with four decimals."""
     if abs(value) >= 10_000:
         return f"{value:,.0f}"
     return f"{value if abs(value) >= 1 else round(value, 4) + 0.0:.4g}"

@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""Tables of a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STANDINGS = (FRONT, DOMINATED, NOT_RESOLVED)
 
 
 def arms_table(analysis: Analysis) -> Table:
-    """What the arms are, with the first numbers of each."""
+    """Table of the arms, with the first numbers of each."""
     head = ["arm", "layers", "full softmax", "parameters", _cache_head(analysis), "FLOPs per token", "seeds finished"]
     firsts = analysis.measures.first
     head[2:2] = [measure.label for measure in firsts]
@@ -52,7 +52,7 @@ def _cache_head(analysis: Analysis) -> str:
 
 
 def value_cell(analysis: Analysis, arm: str, measure: Measure) -> Cell:
-    """Mean and interval, and the verdict with the paired difference."""
+    """Returns a cell with mean and interval, and the verdict with the paired difference."""
     summary = analysis.summaries.get((arm, measure))
     if summary is None:
         return Cell("-")
@@ -61,7 +61,7 @@ def value_cell(analysis: Analysis, arm: str, measure: Measure) -> Cell:
 
 
 def interval(summary: Summary) -> str:
-    """``1.2 to 1.4``, and what it is over where that is not seeds."""
+    """Formats an interval as ``1.2 to 1.4``, and says what it is over if not seeds."""
     if summary.ci95 is None:
         return f"{summary.n} seed{'s' * (summary.n != 1)}, no interval"
     low, high = map(number, summary.ci95)
@@ -69,14 +69,14 @@ def interval(summary: Summary) -> str:
 
 
 def verdict(comparison: Comparison) -> tuple[str, str, str]:
-    """``worse``, ``+0.1`` and ``+0.05 to +0.15``."""
+    """Formats a comparison as ``worse``, ``+0.1`` and ``+0.05 to +0.15``."""
     found = comparison.difference
     reason = "no interval" if found.ci95 is None else f"{signed(found.ci95[0])} to {signed(found.ci95[1])}"
     return comparison.verdict, signed(found.mean), reason
 
 
 def signed(value: float) -> str:
-    """Three significant digits with a sign, of numbers below 1 three places; what is nothing at these is 0."""
+    """Formats a number with a sign and three significant digits, below 1 with three decimals, or as 0."""
     if abs(value) >= 1000:
         return f"{value:+,.0f}"
     shown = f"{value:+.3g}" if abs(value) >= 1 else f"{value:+.3f}".rstrip("0").rstrip(".")
@@ -84,12 +84,12 @@ def signed(value: float) -> str:
 
 
 def headline_table(analysis: Analysis) -> Table:
-    """Measures to be read first."""
+    """Table of the headline measures."""
     return matrix(analysis, "Headline numbers", analysis.measures.headline)
 
 
 def group_tables(analysis: Analysis) -> list[Table]:
-    """Recall at each length, over the variants of a task, and of each variant, over the lengths; none without rows."""
+    """Tables of recall at each length, over the variants of a task, and of each variant, over the lengths."""
     means = sorted((m for m in analysis.measures.all if m.parts and not m.headline), key=lambda m: m.stem)
     tables = [
         matrix(analysis, "Answers right by length", [m for m in means if m.length]),
@@ -116,13 +116,13 @@ def matrix(analysis: Analysis, title: str, measures: Sequence[Measure]) -> Table
 
 
 def failure_table(analysis: Analysis) -> Table:
-    """Runs that failed, with their reasons."""
+    """Table of failed runs, with their reasons."""
     rows = [[Cell(run.arm), Cell(str(run.seed)), Cell(run.reason or "no reason given")] for run in analysis.failures]
     return Table("Failed runs", ["arm", "seed", "reason"], rows)
 
 
 def speed_table(analysis: Analysis) -> Table:
-    """Training speed, which is measured and differs each time."""
+    """Table of training speed, which is measured and differs each time."""
     rows = []
     for arm in analysis.sweep.arms:
         found = analysis.speed.get(arm)
@@ -133,7 +133,7 @@ def speed_table(analysis: Analysis) -> Table:
 
 
 def front_table(analysis: Analysis, title: str, kinds: Iterable[str]) -> Table:
-    """Arms on the Pareto front of each quality against each cost."""
+    """Table of the arms on the Pareto front of each quality against each cost."""
     rows = []
     for measure in analysis.measures.first:
         for kind in kinds:
@@ -155,13 +155,13 @@ def _standings(state: str, points: Sequence[Point]) -> str:
 
 
 def environment_table(analysis: Analysis) -> Table:
-    """Settings that the arms share, software, hardware and source."""
+    """Table of the settings that the arms share, software, hardware and source."""
     rows = [[Cell(key), Cell(value)] for key, value in analysis.settings]
     return Table("Settings and environment", ["what", "value"], rows)
 
 
 def commands(analysis: Analysis) -> list[str]:
-    """Commands that make the sweep again, wherever its folder is, and alone each arm that has been started."""
+    """Returns the commands that repeat the sweep, wherever its folder is, and each arm that has been started."""
     words = [word for word in split_command(analysis.sweep.command) if not word.startswith("hydra.sweep.dir=")]
     seen: dict[str, str] = {}
     for run in (run for run in analysis.sweep.runs if run.status != WAITING):

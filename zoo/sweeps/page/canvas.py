@@ -1,4 +1,4 @@
-"""What the pictures of a sweep share: the size of a panel, and marks with their intervals."""
+"""Elements that the plots of a sweep share: the size of a panel, and marks with their intervals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROW = 0.21  # inches of a line of the legend
 
 
 def panel(entries: int, columns: int = 2, height: float = SIZE[1]) -> tuple[Figure, Axes]:
-    """Axes of so many inches of height, with room for the entries of a legend in so many columns."""
+    """Returns axes with room below for the entries of a legend in columns."""
     figure, axes = panels(size=(SIZE[0], height + ROW * -(-entries // columns)))
     return figure, axes[0, 0]
 
 
 def mark(axes: Axes, place: float, summary: Any, color: str, state: str = FRONT, sideways: bool = False) -> None:
-    """Draw a mean and its interval at ``place`` of the other axis; ``sideways`` along the axis x."""
+    """Draws a mean and its interval at ``place`` of the other axis; with ``sideways`` along the x axis."""
     if summary.ci95 is not None:
         (axes.hlines if sideways else axes.vlines)(place, *summary.ci95, color=color, linewidth=1.2, alpha=0.7)
     x, y = ([summary.mean], [place]) if sideways else ([place], [summary.mean])
@@ -30,5 +30,5 @@ def mark(axes: Axes, place: float, summary: Any, color: str, state: str = FRONT,
 
 
 def mark_face(color: str, state: str) -> Any:
-    """Full on the front, empty if dominated, pale between the two."""
+    """Color of a mark: full on the front, empty if dominated, pale if not resolved."""
     return {FRONT: color, DOMINATED: "none"}.get(state, to_rgba(color, 0.3))

@@ -1,4 +1,4 @@
-"""The numbers of a report as CSV."""
+"""Numbers of a report as CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS = ("mean", "low", "high", "n", "over", "difference", "difference_low", "
 
 
 def arms_csv(analysis: Analysis) -> str:
-    """A line per arm: what it is, and its headline numbers."""
+    """Returns a line per arm: its facts, and its headline numbers."""
     measures = analysis.measures.headline
     columns = ["arm", "reference", "layers", "softmax_share", "parameters", "train_tokens", "cache_length"]
     columns += ["cache_bytes", "flops_per_token", "runs", "finished", "failed"]
@@ -30,7 +30,7 @@ def arms_csv(analysis: Analysis) -> str:
 
 
 def measures_csv(analysis: Analysis) -> str:
-    """A line per arm and measure."""
+    """Returns a line per arm and measure."""
     rows = [
         [arm, m.label, m.stem, m.task, m.variant, m.length, m.metric, m.higher_is_better, m.chance, *numbers]
         for m in analysis.measures.all
@@ -55,7 +55,7 @@ def _numbers(analysis: Analysis, arm: str, measure: Measure) -> list[Any]:
 
 
 def speed_csv(analysis: Analysis) -> str:
-    """Measured training speed by arm, tokens/s."""
+    """Returns the measured training speed by arm, tokens/s."""
     rows = [[arm, s.mean, *(s.ci95 or (None, None)), s.n, s.deviation] for arm, s in analysis.speed.items()]
     return _csv(["arm", "tokens_per_second", "low", "high", "seeds", "deviation"], rows)
 

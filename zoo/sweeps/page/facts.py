@@ -1,4 +1,4 @@
-"""What an arm is, apart from its scores: layers, size, cache, FLOPs, and the speed that was measured."""
+"""Facts of an arm apart from its scores: layers, size, cache, FLOPs, and measured speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.costs.roofline import share_costs
 from zoo.model import Decoder
-from zoo.model.from_config import decoder_config
+from zoo.model.from_config import Architecture, decoder_config
 from zoo.sweeps.page.read import RunData, SweepData
 
 FULL_SOFTMAX = ("softmax", "gqa", "mqa")  # mixers that read every key; the rest keep a state, a window or a choice
@@ -22,13 +22,17 @@ RATE = "train/tokens_per_second"
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """One arm; what is not known is None or empty.
+    """Facts of one arm; unknown ones are None or empty.
 
     Attributes:
-        layers: entry of ``mixers`` of each layer. share: of layers that are full softmax attention, 0..1.
-        parameters: of the whole model. train_length: tokens of a training window. train_tokens: seen in training.
-        flops: per token, forward, at ``train_length``.
-        cache: bytes that decoding keeps per sequence, by length in tokens, in the dtype of the evaluation.
+        layers: entry of ``mixers`` of each layer.
+        share: share of layers that are full softmax attention, 0..1.
+        parameters: number of parameters of the whole model.
+        train_length: tokens of a training sequence.
+        train_tokens: tokens seen in training.
+        flops: forward FLOPs per token, at ``train_length``.
+        cache: bytes of the cache of a sequence, by length in tokens, in the dtype of the evaluation.
+        dtype: dtype of the evaluation.
     """
 
     layers: tuple[str, ...] = ()
@@ -42,20 +46,21 @@ class ArmFacts:
 
 
 def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
-    """Facts of an arm, from its finished run with the lowest seed that was evaluated."""
+    """Returns the facts of an arm, from its finished and evaluated run with the lowest seed."""
     run = next((run for run in sweep.finished(arm).values() if run.evaluations), None)
     if run is None:
         return ArmFacts()
     results = [written.results for written in run.evaluations.values()]
     model = results[0].model
     layers, length = tuple(model.layers), model.train_len
+    entries = {} if run.config is None else run.config.get("mixers") or {}
     cache: dict[int, float] = {}
     for result in results:
         state, growing = result.model.state_bytes, result.model.kv_bytes
         cache |= {int(n): float(state[n] + growing[n]) for n in state if n in growing}
     return ArmFacts(
         layers,
-        _softmax_share(layers, run.config),
+        _softmax_share(layers, entries),
         model.params,
         length,
         model.train_tokens,
@@ -65,16 +70,15 @@ def arm_facts(sweep: SweepData, arm: str) -> ArmFacts:
     )
 
 
-def _softmax_share(layers: tuple[str, ...], config: DictConfig | None) -> float | None:
-    if not layers:
-        return None
-    names = [_mixer_name(layer, config) for layer in layers]
-    return sum(name in FULL_SOFTMAX for name in names) / len(names)
+def _softmax_share(layers: tuple[str, ...], mixers: Mapping[str, Any]) -> float | None:
+    """Share of the layers whose mixer is full softmax attention; None where layers are not known.
 
-
-def _mixer_name(entry: str, config: DictConfig | None) -> str:
-    options = config.get("mixers") if config is not None else None
-    return str((options or {}).get(entry, {}).get("name", entry))
+    Args:
+        layers: entry of each.
+        mixers: options of entries.
+    """
+    names = [mixers.get(layer, {}).get("name", layer) for layer in layers]
+    return sum(name in FULL_SOFTMAX for name in names) / len(names) if names else None
 
 
 def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> float | None:
@@ -83,25 +87,26 @@ def _flops(config: DictConfig | None, vocab: int | None, length: int | None) -> 
         return None
     try:
         with torch.device("meta"):
-            return float(share_costs(Decoder(decoder_config(config, vocab))).cost(length).flops_per_token)
+            decoder = Decoder(decoder_config(Architecture.of(config), vocab))
+        return float(share_costs(decoder).cost(length).flops_per_token)
     except (ValueError, KeyError, TypeError, OmegaConfBaseException):
         return None
 
 
 def cache_length(facts: Iterable[ArmFacts]) -> int | None:
-    """The longest length at which the cache of every arm that has one is known."""
+    """Returns the longest length at which the cache of every arm is known."""
     known = [set(one.cache) for one in facts if one.cache]
     return max(set.intersection(*known), default=None) if known else None
 
 
 def speeds(runs: Iterable[RunData]) -> list[float]:
-    """Median training speed of each run, tokens/s; a measurement, which is another one each time."""
+    """Returns the median training speed of each run, tokens/s, which is measured and differs each time."""
     rates = ([row[RATE] for row in run.metrics if isinstance(row.get(RATE), (int, float))] for run in runs)
     return [statistics.median(found) for found in rates if found]
 
 
 def environment_lines(sweep: SweepData) -> list[tuple[str, str]]:
-    """Software, hardware and source of the finished runs; several values of a key where runs differ."""
+    """Returns software, hardware and source of the finished runs; several values of a key where runs differ."""
     found: dict[str, dict[str, None]] = {}
     for run in (run for run in sweep.runs if run.environment or run.git):
         for key, value in [*_environment(run.environment), *_source(run.git)]:
@@ -126,7 +131,7 @@ def _source(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def common_settings(sweep: SweepData) -> list[tuple[str, str]]:
-    """What was trained on and for how long; several values where runs differ."""
+    """Returns data and budget of the training; several values where runs differ."""
     keys = ("data.name", "data.length", "tokenizer.kind", "model.name", "trainer.max_tokens", "trainer.max_steps")
     lines = []
     for key in (*keys, "trainer.batch_size", "optimizer.name", "optimizer.lr"):

@@ -1,6 +1,6 @@
-"""Pictures of a sweep: layers as strips, curves of loss, quality by share of softmax or by arm, and against costs.
+"""Plots of a sweep: layers as strips, curves of loss, quality by share of softmax or by arm, and against costs.
 
-Each is a small panel with a title of its own, drawn once: as SVG for the page, and as files beside it.
+Each is a small panel with its own title, drawn once: as SVG for the page, and as files beside it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Curve = dict[int, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a report.
+    """One plot of a report.
 
     Attributes:
-        name: of its files, without ending.
+        name: name of its files, without suffix.
         caption: what it shows.
-        svg: the picture as an SVG document.
-        files: that were written of it.
+        svg: the plot as an SVG document.
+        files: the files of the plot.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Picture:
 
     @property
     def measured(self) -> bool:
-        """Whether it shows what was measured by the clock."""
+        """Whether it shows measured times."""
         return self.name.endswith(SPEED)
 
     @property
     def uri(self) -> str:
-        """The picture as an address that holds all of it."""
+        """The plot as a data URI."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 def draw_all(analysis: Analysis, folder: Path) -> list[Picture]:
-    """Every picture that the sweep has something for; its files go to ``folder``."""
+    """Draws every plot that the sweep has data for, with its files in ``folder``."""
     return [
         Picture(name, caption, svg_text(figure), save_figure(folder / f"{name}.png", figure))
         for name, caption, figure in _figures(analysis)

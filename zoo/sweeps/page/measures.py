@@ -1,4 +1,4 @@
-"""What is compared: numbers of result files, and means of those that belong together."""
+"""Measures that are compared: numbers of result files, and means of related ones."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ class Measure:
     """One number that a run can have.
 
     Attributes:
-        label: what a table calls it. stem: of the result file.
-        task, variant, length, metric: of the record; its depth is None, or the only one.
+        label: its name in tables.
+        stem: stem of the result file.
+        task: task of the record.
+        variant: variant of the record.
+        length: length of the record.
+        metric: metric of the record; its depth is None, or the only one.
+        higher_is_better: whether more is better.
+        chance: value of guessing, or None.
         parts: measures whose mean it is; it then has no record of its own.
-        headline: whether it belongs on top.
+        headline: whether it is shown on top.
     """
 
     label: str
@@ -42,13 +48,13 @@ class Measure:
 
     @property
     def bounds(self) -> Interval:
-        """What its values cannot leave."""
+        """Lowest and highest possible value."""
         return self.parts[0].bounds if self.parts else metric_named(self.metric).bounds
 
 
 @dataclass(frozen=True)
 class Measures:
-    """All of a sweep; ``loss`` and ``recall`` are the two to be read first, where there are any."""
+    """Measures of a sweep; ``loss`` and ``recall`` are the two to be read first, where they exist."""
 
     all: tuple[Measure, ...]
     loss: Measure | None
@@ -56,17 +62,17 @@ class Measures:
 
     @property
     def first(self) -> list[Measure]:
-        """Loss and recall, those that there are."""
+        """Loss and recall, if they exist."""
         return [measure for measure in (self.loss, self.recall) if measure is not None]
 
     @property
     def headline(self) -> list[Measure]:
-        """Those on top."""
+        """Measures that are shown on top."""
         return [measure for measure in self.all if measure.headline]
 
 
 def find_measures(sweep: SweepData) -> Measures:
-    """Measures of all finished runs, in the order of their files and records."""
+    """Returns the measures of all finished runs, in the order of their files and records."""
     found: dict[tuple[str, str, int, str], tuple[Measure, str]] = {}
     for run in sweep.runs:
         for stem, written in run.evaluations.items():
@@ -153,9 +159,9 @@ def _mean(title: str, stem: str, name: str, parts: list[Measure]) -> Measure:
 
 
 def value_of(measure: Measure, run: RunData) -> tuple[float, Interval | None] | None:
-    """Value of a run and its interval over samples; None if the run does not have it.
+    """Returns the value of a run and its interval over samples; None if the run does not have it.
 
-    A mean of several has no interval over samples, and needs all of its parts.
+    A mean of several measures has no interval over samples, and requires all of its parts.
     """
     if measure.parts:
         found = [value_of(part, run) for part in measure.parts]
@@ -179,7 +185,7 @@ def _key(one: Measure | Record) -> tuple[str, str, int, str]:
 
 
 def differences(reference: RunData, other: RunData, measures: Measures) -> dict[Measure, Difference]:
-    """Other minus reference, two runs of the same seed, over the same samples.
+    """Returns other minus reference for two runs of the same seed, over the same samples.
 
     Measures without samples of their own (perplexity per token) differ by their values. Where the texts, questions or
     tokenizers of the two are not the same, there is no difference.
@@ -210,7 +216,7 @@ def differences(reference: RunData, other: RunData, measures: Measures) -> dict[
 
 
 def pair_verdict(first: Mapping[int, RunData], second: Mapping[int, RunData], measure: Measure) -> str | None:
-    """How one arm's runs by seed stand to another's in a measure, over the seeds that both have; None without any.
+    """Compares one arm's runs with another's in a measure, over the seeds that both have; None without any.
 
     With two seeds or more, values are paired by seed; with one, samples are.
     """
@@ -253,7 +259,7 @@ def _only(run: RunData, stem: str, measures: list[Measure]) -> Written:
 
 
 def missing(sweep: SweepData) -> list[str]:
-    """Evaluations that other runs have, or that the sweep asks for, and a finished run lacks."""
+    """Lists evaluations that other runs have, or that the sweep asks for, and that a finished run lacks."""
     finished = [run for run in sweep.runs if run.status == "finished"]
     stems: Mapping[str, None] = dict.fromkeys(stem for run in finished for stem in run.evaluations)
     notes = []

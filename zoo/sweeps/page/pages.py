@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself, and as Markdown, both from the folder templates."""
+"""Pages of a report, from the folder templates: one self-contained HTML page, and Markdown."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ TEMPLATES.filters["plain"] = markdown_text
 
 
 def html_page(analysis: Analysis, pictures: Sequence[Picture]) -> str:
-    """The whole page; the same analysis gives the same text."""
+    """Returns the HTML page; the same analysis gives the same text."""
     return TEMPLATES.get_template("report.html").render(_content(analysis, pictures))
 
 
 def markdown_page(analysis: Analysis, pictures: Sequence[Picture]) -> str:
-    """The report without the tables of all numbers; pictures are files beside it."""
+    """Returns the report in Markdown without the tables of all numbers; plots are files beside it."""
     return TEMPLATES.get_template("report.md").render(_content(analysis, pictures))
 
 
 def report_tables(analysis: Analysis) -> list[Table]:
-    """Every table of the Markdown page that has rows, those of measured speed last."""
+    """Returns every table of the Markdown page that has rows, those of measured speed last."""
     content = _content(analysis, [])
     names = ("arms", "failures", "fronts", "environment", "speed", "speed_fronts")
     return [table for table in (*content["tables"], *(content[name] for name in names)) if table.rows]
@@ -69,7 +69,10 @@ def _content(analysis: Analysis, pictures: Sequence[Picture]) -> dict[str, Any]:
 
 
 def without_measured(text: str) -> str:
-    """A page, HTML or Markdown, without the parts that the clock decides: what is left depends on the results alone."""
+    """Removes the parts with measured times from a page, HTML or Markdown.
+
+    The remaining text depends on the results alone.
+    """
     begin, end = MEASURED
     first, *rest = text.split(begin)
     return first + "".join(part.partition(end)[2] for part in rest)

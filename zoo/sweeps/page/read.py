@@ -1,4 +1,4 @@
-"""What a sweep's folder holds: sweep.json, ledger.jsonl and the run folders under arms/."""
+"""Reader of a sweep's folder: sweep.json, ledger.jsonl and the run folders under arms/."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from zoo.config import ConfigError, load_run_config, require_plugins
-from zoo.evaluation.results.records import ResultError, read_results, read_samples
-from zoo.evaluation.tasks.result_kind import Written, kind_named
+from zoo.evaluation.results.records import ResultError
+from zoo.evaluation.tasks.result_kind import Written, read_evaluation
 from zoo.files import read_metrics
 from zoo.runs.run_folder import RESULTS
 from zoo.sweeps.ledger import Entry, read_ledger
@@ -27,10 +27,18 @@ class RunData:
     """One arm with one seed.
 
     Attributes:
-        status: of the ledger (started, trained, finished, failed), or ``waiting`` if it has no line there.
-        reason: why it failed. folder: of the run, relative to the sweep's.
-        evaluations: by stem of the result file; empty unless finished, as are the other parts of a run folder.
-        config: None if it cannot be read. notes: what is missing or damaged.
+        arm: name of the arm.
+        seed: seed of the run.
+        status: status in the ledger (started, trained, finished, failed), or ``waiting`` if it has no line there.
+        reason: why it failed.
+        folder: folder of the run, relative to the sweep's.
+        overrides: overrides of the run.
+        evaluations: evaluations by stem of the result file; empty unless finished, as are the fields below.
+        metrics: metrics of the training.
+        config: configuration of the run; None if it cannot be read.
+        environment: versions and hardware.
+        git: state of the source code.
+        notes: notes on what is missing or damaged.
     """
 
     arm: str
@@ -62,12 +70,12 @@ class SweepData:
     runs: tuple[RunData, ...]
 
     def finished(self, arm: str) -> dict[int, RunData]:
-        """Finished runs of an arm by seed."""
+        """Returns the finished runs of an arm by seed."""
         return {run.seed: run for run in self.runs if run.arm == arm and run.status == FINISHED}
 
 
 def read_sweep(folder: str | Path) -> SweepData:
-    """Everything that a report needs; runs that are not finished have a status and a reason only.
+    """Reads everything that a report needs; runs that are not finished have a status and a reason only.
 
     Raises:
         ConfigError: if the folder is not a sweep's, or if its sweep.json is damaged.
@@ -146,23 +154,6 @@ def _with_contents(run: RunData, folder: Path) -> RunData:
     )
 
 
-def read_evaluation(file: Path) -> Written:
-    """A result file with its samples, as :func:`zoo.evaluation.evaluate.evaluate_run` gave it.
-
-    Samples that are damaged are left out.
-
-    Raises:
-        ResultError: if the file is damaged.
-    """
-    results = read_results(file)
-    try:
-        samples = read_samples(file)
-    except (OSError, EOFError, ValueError):  # ValueError: of JSON and UTF-8
-        samples = []
-    kind = kind_named(results.results[0].task if results.results else "")
-    return Written(file.stem, file.stem, results, samples, [file], kind)
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -177,5 +168,5 @@ def _one_line(error: Exception, folder: Path) -> str:
 
 
 def list_notes(runs: Iterable[RunData]) -> list[str]:
-    """Notes of runs, each with its arm and seed."""
+    """Returns the notes of runs, each with its arm and seed."""
     return [f"{run.arm}, seed {run.seed}: {note}" for run in runs for note in run.notes]

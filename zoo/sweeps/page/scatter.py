@@ -1,4 +1,4 @@
-"""Pictures of quality against a cost, with the Pareto front."""
+"""Plots of quality against a cost, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDE, TICKS = 4, 5  # a larger ratio of caches is drawn on a logarithmic axis; t
 
 @styled
 def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
-    """Quality against a cost."""
+    """Plots quality against a cost."""
     points = analysis.points(measure, kind)
     if len(points) < 2:
         return None
@@ -47,7 +47,7 @@ def pareto(analysis: Analysis, measure: Measure, kind: str) -> Figure | None:
 
 
 def cache_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """Bytes: logarithmic where they are far apart, with ticks at round numbers of bytes."""
+    """Formats an axis of bytes: logarithmic where they are far apart, with ticks at round numbers of bytes."""
     low, high = min(costs), max(costs)
     if low > 0 and high >= WIDE * low:
         axes.set_xscale("log", base=2)
@@ -72,7 +72,7 @@ def _key(color: str, point: Point) -> tuple[Line2D, str]:
 
 
 def cost_label(analysis: Analysis, kind: str) -> str:
-    """What a cost is called on its axis."""
+    """Returns the label of a cost's axis."""
     if kind == CACHE:
         return f"cache per sequence at {analysis.cache_length:,} tokens"
     return "forward FLOPs per token" if kind == FLOPS else "training tokens/s"

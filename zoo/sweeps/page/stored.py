@@ -1,6 +1,6 @@
-"""A report as data: report.json holds all that pages and pictures are drawn from, so that they can be drawn again.
+"""Reports as data: report.json contains everything that pages and plots are made of, so that they can be drawn again.
 
-The numbers of the clock are not in it but in speed.csv beside it, as everything else is the same in each repetition.
+Measured times are not in it but in speed.csv beside it, since everything else is the same in each repetition.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DRAWN = ("step", "tokens", *(f"{part}/{key}" for part in CURVES for key, _ in KE
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One arm with one seed, and its curves of loss."""
+    """A run with its curves of loss."""
 
     arm: str
     seed: int
@@ -40,7 +40,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class StoredMeasure:
-    """A measure whose parts are numbers of others."""
+    """A measure whose parts are indices of other measures."""
 
     label: str
     stem: str
@@ -56,7 +56,7 @@ class StoredMeasure:
 
 @dataclass(frozen=True)
 class StoredNumber:
-    """An arm's number in a measure and, but for the reference, how it compares."""
+    """An arm's number in a measure and, except for the reference, its comparison."""
 
     arm: str
     measure: int
@@ -66,7 +66,7 @@ class StoredNumber:
 
 @dataclass(frozen=True)
 class StoredVerdict:
-    """How a first arm stands to a second one."""
+    """Verdict on a first arm against a second one."""
 
     arm: str
     other: str
@@ -102,7 +102,7 @@ ADAPTER = TypeAdapter(Stored)
 
 
 def report_json(analysis: Analysis) -> str:
-    """Content of report.json; the same results give the same text."""
+    """Returns the content of report.json; the same results give the same text."""
     sweep, places = analysis.sweep, _places(analysis.measures)
     content = Stored(
         **{name: getattr(sweep, name) for name in (*ABOUT, "match")},
@@ -138,7 +138,7 @@ def _store_run(run: RunData) -> StoredRun:
 
 
 def read_report(folder: str | Path) -> Analysis:
-    """What a report was drawn from.
+    """Reads the analysis from a report.json.
 
     Raises:
         ConfigError: if there is no report.json, or if it is damaged.

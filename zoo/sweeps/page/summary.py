@@ -1,4 +1,4 @@
-"""Means with intervals over seeds, paired differences, verdicts, and Pareto fronts."""
+"""Statistics of a sweep: means with intervals over seeds, paired differences, verdicts, and Pareto fronts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ ROUNDING = 1e-9  # of the size of a number: values no further apart agree
 
 @dataclass(frozen=True)
 class Summary:
-    """A number of an arm.
+    """A number of an arm, summarized over its seeds.
 
     Attributes:
-        mean: over seeds. ci95: its 95 % interval, None where it cannot be told. n: seeds.
-        over: what the interval is over: ``seeds``; ``samples`` of a single seed, or of several that agree, whose
-            spread says nothing; empty without an interval.
+        mean: mean over seeds.
+        ci95: its 95 % interval, None where it cannot be computed.
+        n: number of seeds.
+        over: what the interval is over: ``seeds``; ``samples`` of a single seed, or of several that agree, whose spread
+            says nothing; empty without an interval.
         deviation: standard deviation over seeds, None where ``over`` is not seeds.
     """
 
@@ -48,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference from the reference over the seeds that both have, and what it says."""
+    """A paired difference from the reference over the seeds that both have, and the verdict."""
 
     difference: Summary
     verdict: str
@@ -57,11 +59,12 @@ class Comparison:
 def summarize(
     values: Sequence[float], intervals: Sequence[Interval | None], bounds: Interval = UNBOUNDED
 ) -> Summary | None:
-    """Mean over seeds with Student's interval, or with one seed the interval over its samples.
+    """Computes the mean over seeds with Student's interval, or with one seed the interval over its samples.
 
     Args:
-        values: one per seed. intervals: of each value, over its samples.
-        bounds: that the quantity cannot leave, nor does the interval over seeds.
+        values: one value per seed.
+        intervals: interval of each value, over its samples.
+        bounds: bounds of the quantity, which the interval over seeds respects.
     """
     if not values:
         return None
@@ -76,7 +79,7 @@ def summarize(
 
 
 def difference_bounds(bounds: Interval) -> Interval:
-    """What a difference of two numbers inside ``bounds`` cannot leave."""
+    """Bounds of the difference of two numbers inside ``bounds``."""
     low, high = bounds
     return low - high, high - low
 
@@ -84,13 +87,15 @@ def difference_bounds(bounds: Interval) -> Interval:
 def compare(
     differences: Sequence[Difference], higher_is_better: bool, bounds: Interval = UNBOUNDED
 ) -> Comparison | None:
-    """Verdict on paired differences, one per seed.
+    """Judges paired differences, one per seed.
 
-    With two seeds or more the samples of a seed are averaged first and the interval is Student's over seeds; else it
-    is that of the paired bootstrap over samples, which must be at least 6. Without an interval nothing is tested.
+    With two seeds or more the samples of a seed are averaged first and the interval is Student's over seeds; else it is
+    that of the paired bootstrap over samples, which must be at least 6. Without an interval nothing is tested.
 
     Args:
-        bounds: that the two numbers cannot leave.
+        differences: one difference per seed.
+        higher_is_better: whether more is better.
+        bounds: bounds of the two numbers.
     """
     found = summarize([d.value for d in differences], [d.ci95 for d in differences], difference_bounds(bounds))
     if found is None:
@@ -104,7 +109,7 @@ def compare(
 
 
 def unpaired_verdict(first: Summary | None, second: Summary | None, higher_is_better: bool) -> str:
-    """How the first stands to the second where they share no seed, by Welch's test."""
+    """Judges the first arm against the second where they share no seed, by Welch's test."""
     if first is None or second is None or first.n < 2 or second.n < 2:
         return NOT_TESTED
     share = unpaired_share(*((s.mean, s.deviation or 0.0, s.n) for s in (first, second)))
@@ -115,7 +120,12 @@ def unpaired_verdict(first: Summary | None, second: Summary | None, higher_is_be
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a name stands among others in two quantities: on the front, dominated, or not resolved; by or from whom."""
+    """Standing of a name in two quantities.
+
+    Attributes:
+        state: on the front, dominated, or not resolved.
+        others: names that it is dominated by or not resolved from.
+    """
 
     state: str
     others: tuple[str, ...] = ()
@@ -124,13 +134,16 @@ class Standing:
 def pareto_standing(
     names: Sequence[str], cheaper: Callable[[str, str], str], quality: Callable[[str, str], str]
 ) -> dict[str, Standing]:
-    """What can be said of each name.
+    """Returns the standing of each name in cost and quality.
 
-    It is dominated by another that is resolved as better in quality and is not resolved as dearer. It is not resolved
-    while another that is not resolved as dearer cannot be told from it in quality. Else it is on the front.
+    A name is dominated by another that is resolved as better in quality and is not resolved as dearer. It is not
+    resolved while another that is not resolved as dearer cannot be distinguished from it in quality. Else it is on the
+    front.
 
     Args:
-        cheaper, quality: verdict of a first name against a second one: better, worse, or neither.
+        names: the names.
+        cheaper: verdict on cost of a first name against a second one: better, worse, or neither.
+        quality: verdict on quality of a first name against a second one.
     """
     found = {}
     for name in names:

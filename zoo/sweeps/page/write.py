@@ -1,4 +1,4 @@
-"""From a sweep's folder to the files of its report."""
+"""Writer of a sweep's report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FOLDER = "report"
 
 
 def write_report(sweep: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Write report.html, report.md, report.json, arms.csv, measures.csv, speed.csv, a .tex of each table, and pictures.
+    """Writes the report of a sweep: HTML, Markdown, report.json, CSV files, a .tex of each table, and plots.
 
-    The same results give the same bytes, but for what is measured by the clock: files with ``speed`` in their names,
-    and the parts that :func:`zoo.sweeps.page.pages.without_measured` takes out of the pages. Pictures have the formats
-    of :func:`zoo.plotting.picture_formats`.
+    The same results give the same bytes, except for measured times: files with ``speed`` in their names, and the parts
+    that :func:`zoo.sweeps.page.pages.without_measured` removes from the pages. Plots have the formats of
+    :func:`zoo.plotting.picture_formats`.
 
     Args:
         sweep: folder of a sweep, finished or not; or of a report, which is drawn again from its report.json.

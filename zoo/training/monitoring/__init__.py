@@ -1,1 +1,1 @@
-"""What is measured while a run trains, and where it is logged."""
+"""Metrics that are measured while a run trains, and their loggers."""

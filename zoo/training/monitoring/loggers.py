@@ -20,9 +20,9 @@ from zoo.training.strategies import process_rank
 
 
 class LocalLogger(Logger):
-    """``metrics.jsonl``, a line at a time, and ``metrics.csv``, rewritten at each validation and at the end.
+    """Logger of ``metrics.jsonl``, a line at a time, and ``metrics.csv``, rewritten at each validation and at the end.
 
-    A resumed run drops the lines after its checkpoint, so that no step is there twice.
+    A resumed run drops the lines after its checkpoint, so that no step is logged twice.
     """
 
     def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
@@ -41,16 +41,16 @@ class LocalLogger(Logger):
 
     @property
     def version(self) -> str:
-        """There is one version per run folder."""
+        """Empty: there is one version per run folder."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run folder keeps config.yaml instead."""
+        """Does nothing: the run folder has config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line."""
+        """Appends one line to metrics.jsonl."""
         row = {"step": step, "time": time.time(), **metrics}
         self.rows.append(row)
         with writing(self.lines), self.lines.open("a", encoding="utf-8") as file:
@@ -60,7 +60,7 @@ class LocalLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the table."""
+        """Writes metrics.csv."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
 
         def write(path: Path) -> None:
@@ -73,7 +73,7 @@ class LocalLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the table once more."""
+        """Writes metrics.csv once more, at the end."""
         if self.rows:
             self.save()
 
@@ -81,11 +81,11 @@ class LocalLogger(Logger):
 def build_loggers(
     folder: Path, resumed_step: int | None, chosen: Mapping[str, Mapping[str, Any] | None], settings: dict[str, Any]
 ) -> list[Logger]:
-    """All loggers of a run: the local one, then those that are chosen.
+    """Builds all loggers of a run: the local one, then those that are chosen.
 
     Args:
-        folder: of the run.
-        resumed_step: of the checkpoint that the run goes on from; None for a new run.
+        folder: folder of the run.
+        resumed_step: step of the checkpoint from which the run resumes; None for a new run.
         chosen: options of each logger by its name; None for one that is not used.
         settings: the run's configuration, for loggers that show it.
 

@@ -1,4 +1,4 @@
-"""Sums of losses, tokens, bytes and answers, from which perplexity, bits per byte and recall follow exactly."""
+"""Sums of losses, tokens, bytes and answers, from which perplexity, bits per byte and recall are computed exactly."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from torch import Tensor
 
 
 class Meter:
-    """Adds up, on the device: nats and count of all targets, nats and bytes of the targets that stand for text, and
-    nats and count of the answers of recall samples."""
+    """Sums on the device for text and recall samples.
+
+    The sums are nats and number of all targets, nats and bytes of the targets that stand for text, and nats and number
+    of the answers of recall samples.
+    """
 
     def __init__(self, token_bytes: Tensor) -> None:
         self.token_bytes = token_bytes
         self.sums = _zeros(6, token_bytes.device)
 
     def add(self, losses: Tensor, targets: Tensor, mask: Tensor | None = None, answers: Tensor | None = None) -> None:
-        """Add the losses ``(B, T)`` in nats of targets ``(B, T)``.
+        """Adds the losses of a batch.
 
         Args:
-            mask: ``(B, T)`` bool, which are text that counts. answers: ``(B, T)`` int64, the number of the answer that
-                each target belongs to, 0 for none.
+            losses: ``(B, T)`` in nats.
+            targets: ``(B, T)`` token ids.
+            mask: ``(B, T)`` bool, True for targets that are text and count; None for all.
+            answers: ``(B, T)`` int64, the number of the answer that each target belongs to, 0 for none.
         """
         sizes = self.token_bytes[targets]
         counted = torch.ones_like(sizes) if mask is None else mask.to(sizes.dtype)
@@ -35,20 +40,20 @@ class Meter:
         self.sums[: len(parts)] += torch.stack([part.to(self.sums.dtype) for part in parts])
 
     def restore(self, sums: Sequence[float]) -> None:
-        """Add sums that were saved before; those of older checkpoints end earlier."""
+        """Adds sums that were saved before; older checkpoints have fewer of them."""
         self.sums[: len(sums)] += torch.tensor(sums, dtype=self.sums.dtype).to(self.sums.device)
 
     def take(self) -> Tensor:
-        """The sums so far ``(6,)``; starts again at zero."""
+        """Returns the sums so far ``(6,)`` and resets them."""
         sums, self.sums = self.sums, torch.zeros_like(self.sums)
         return sums
 
 
 def metrics_of(sums: Tensor) -> dict[str, float]:
-    """Metrics of a meter's sums, as far as there is something to measure.
+    """Computes metrics from a meter's sums, leaving out those without data.
 
-    ``loss`` (nats per target), ``perplexity`` (of targets) and ``bits_per_byte`` (of text), ``recall_nll`` (nats per
-    answer).
+    They are ``loss`` (nats per target), ``perplexity`` (of targets), ``bits_per_byte`` (of text) and ``recall_nll``
+    (nats per answer).
     """
     nats, count, text_nats, size, answer_nats, answers = sums.tolist()
     metrics = {}
@@ -63,9 +68,9 @@ def metrics_of(sums: Tensor) -> dict[str, float]:
 
 
 class AnswerMeter:
-    """Adds up, on the device and for each of ``tasks``: nats of the answers, how many are right, and how many exist.
+    """Sums on the device for each of ``tasks``: nats of the answers, how many are right, and how many there are.
 
-    An answer is right if each of its tokens is the likeliest, given those before it.
+    An answer is right if each of its tokens is the most likely one, given those before it.
     """
 
     def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
@@ -73,10 +78,13 @@ class AnswerMeter:
         self.sums = _zeros(3 * len(self.tasks), device)
 
     def add(self, losses: Tensor, wrong: Tensor, answers: Tensor, tasks: Tensor) -> None:
-        """Add the losses ``(B, T)`` in nats of targets; ``wrong`` (B, T) bool: those that are not the likeliest token.
+        """Adds the losses of a batch of recall samples.
 
         Args:
-            answers: ``(B, T)`` int64, see :class:`Meter`. tasks: ``(B,)`` index of each row's task.
+            losses: ``(B, T)`` in nats.
+            wrong: ``(B, T)`` bool, True for targets that are not the most likely token.
+            answers: ``(B, T)`` int64, see :class:`Meter`.
+            tasks: ``(B,)`` index of each row's task.
         """
         seen = losses.new_zeros(len(answers), answers.shape[1] + 1)
         exist = seen.scatter_add(1, answers, torch.ones_like(losses))[:, 1:] > 0
@@ -86,12 +94,15 @@ class AnswerMeter:
         self.sums.view(-1, 3).index_add_(0, tasks, rows)
 
     def take(self) -> Tensor:
-        """The sums so far ``(3 * tasks,)``; starts again at zero."""
+        """Returns the sums so far ``(3 * tasks,)`` and resets them."""
         sums, self.sums = self.sums, torch.zeros_like(self.sums)
         return sums
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``recall_nll`` (nats per answer), ``recall_accuracy`` (share of answers) and, of several tasks, of each."""
+        """Computes ``recall_nll`` (nats per answer) and ``recall_accuracy`` (share of answers).
+
+        If there are several tasks, both are given for each of them too.
+        """
         if not sums.any():
             return {}
         nats, right, count = sums.view(-1, 3).sum(0).tolist()

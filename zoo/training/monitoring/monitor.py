@@ -18,10 +18,11 @@ from zoo.training.monitoring.meter import metrics_of
 
 
 class Monitor(lightning.Callback):
-    """Every ``log_every`` steps: loss, bits per byte, nats per answer, tokens/s, MFU where known, rate, gradient norm.
+    """Records training metrics every ``log_every`` steps.
 
-    Sums run over all tokens since the last record and are part of the checkpoint, so a resumed run records the same.
-    Time spent in validation does not count.
+    They are loss, bits per byte, nats per answer, tokens/s, MFU where the peak is known, learning rate and gradient
+    norm. Sums run over all tokens since the last record and are part of the checkpoint, so a resumed run records the
+    same. Time spent in validation does not count.
     """
 
     def __init__(self, log_every: int, train_flops_per_token: float) -> None:
@@ -32,36 +33,36 @@ class Monitor(lightning.Callback):
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Sums of all ranks since the last record."""
+        """Adds the sums of all ranks since the last record to a checkpoint."""
         checkpoint["meter"] = pl_module.reduce(pl_module.train_meter.sums.clone()).tolist()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Rank 0 takes the sums over."""
+        """Restores the sums, on rank 0."""
         self._restored = checkpoint["meter"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the clock."""
+        """Starts the clock."""
         if self._restored is not None and trainer.is_global_zero:
             pl_module.train_meter.restore(self._restored)
         self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Stop the clock."""
+        """Stops the clock."""
         self._validation_since = time.perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the clock again."""
+        """Restarts the clock."""
         self._paused += time.perf_counter() - self._validation_since
         self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Keep the rate of this step: the schedule has gone on by the end of it."""
+        """Stores the learning rate of this step, which the schedule changes before the step ends."""
         self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record when due."""
+        """Records the metrics when they are due."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._steps += 1
@@ -83,7 +84,7 @@ class Monitor(lightning.Callback):
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Short text of the latest metrics."""
+    """Formats the latest metrics as short text."""
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.3f}  bits/byte {metrics['train/bits_per_byte']:.3f}")
@@ -101,7 +102,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 def held_out(run: Path) -> str:
-    """The last validation of a run in words; empty if it has none."""
+    """Describes the last validation of a run in words; empty if it has none."""
     rows = [row for row in read_metrics(run / "metrics.jsonl") if any(key.startswith("val/") for key in row)]
     if not rows:
         return ""
@@ -115,7 +116,7 @@ def held_out(run: Path) -> str:
 
 
 class ProgressDisplay(lightning.Callback):
-    """A bar on a terminal, a line per record elsewhere; goes after the Monitor that it reads."""
+    """Progress bar on a terminal, a line per record elsewhere; must follow the Monitor that it reads."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -125,7 +126,7 @@ class ProgressDisplay(lightning.Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Show the bar."""
+        """Shows the bar."""
         self.started, self.first = time.perf_counter(), trainer.global_step
         if not self.console.is_terminal:
             return
@@ -138,7 +139,7 @@ class ProgressDisplay(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Advances the bar, or prints a new record."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
@@ -151,7 +152,7 @@ class ProgressDisplay(lightning.Callback):
 
     @rank_zero_only
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Remove the bar, also after an error."""
+        """Removes the bar, also after an error."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

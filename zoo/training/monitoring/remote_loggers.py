@@ -1,4 +1,7 @@
-"""Loggers that are chosen by name: Weights & Biases and TensorBoard. Imports Lightning only where one is started."""
+"""Loggers that are chosen by name: Weights & Biases and TensorBoard.
+
+Lightning is imported only where one is started.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ WANDB_MODES = ("online", "offline", "disabled", "shared")
 
 @LOGGERS.register("wandb", WandbOptions)
 def weights_and_biases(folder: Path, settings: dict[str, Any], mode: str | None = None, **options: Any) -> Logger:
-    """Weights & Biases: a run that goes on in the same folder is the same there.
+    """Logger of Weights & Biases; a run that is resumed in the same folder continues its run there.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         settings: the run's configuration, which is shown.
-        mode: ``online``, ``offline`` or ``disabled``; None: what the variable WANDB_MODE says, or online.
+        mode: ``online``, ``offline`` or ``disabled``; None for the environment variable WANDB_MODE, or else ``online``.
         options: keywords of Lightning's WandbLogger.
 
     Raises:
@@ -47,7 +50,7 @@ def weights_and_biases(folder: Path, settings: dict[str, Any], mode: str | None 
 
 
 def wandb_mode(asked: str | None) -> str:
-    """``logger.wandb.mode``, or else what the variable WANDB_MODE says, or else online.
+    """Returns the mode of wandb: ``logger.wandb.mode``, else the environment variable WANDB_MODE, else ``online``.
 
     Raises:
         ConfigError: if it is none of wandb's.
@@ -62,7 +65,7 @@ def wandb_mode(asked: str | None) -> str:
 
 @LOGGERS.register("tensorboard")
 def tensorboard(folder: Path, settings: dict[str, Any]) -> Logger:
-    """TensorBoard files in the run folder."""
+    """Logger that writes TensorBoard files into the run folder."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(save_dir=folder, name="tensorboard", version="")

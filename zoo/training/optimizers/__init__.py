@@ -1,1 +1,1 @@
-"""Optimizers and their groups of parameters."""
+"""Optimizers and their parameter groups."""

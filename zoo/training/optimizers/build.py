@@ -40,7 +40,7 @@ def muon(
 
 
 def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.Optimizer:
-    """The optimizer called ``name`` with its options.
+    """Builds an optimizer by name.
 
     Raises:
         ValueError: on an unknown name; the message lists what exists.
@@ -52,11 +52,11 @@ def build_optimizer(decoder: Decoder, name: str, **options: Any) -> torch.optim.
 def scheduled_optimizer(
     decoder: Decoder, options: Mapping[str, Any], total: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The optimizer and the schedule of its rate, to be stepped with every optimizer step.
+    """Builds the optimizer and the schedule of its learning rate, which is stepped with every optimizer step.
 
     Args:
-        decoder: whose parameters are trained, where they lie in training.
-        options: of both, as in configs/optimizer.
+        decoder: decoder whose parameters are trained, on the device that trains them.
+        options: options of both, as in configs/optimizer.
         total: optimizer steps that the schedule runs over.
     """
     own = dict(options)
@@ -77,11 +77,11 @@ def rate_factor(
     Args:
         step: optimizer steps done.
         total: steps of the budget.
-        schedule: ``cosine`` (Loshchilov and Hutter 2016, arXiv:1608.03983), ``wsd`` (warm-up, stable, linear decay;
-            Hu et al. 2024, arXiv:2404.06395) or ``constant``.
-        warmup_steps: in which the rate rises from zero.
+        schedule: ``cosine`` (Loshchilov and Hutter 2016, arXiv:1608.03983), ``wsd`` (warm-up, stable, linear decay; Hu
+            et al. 2024, arXiv:2404.06395) or ``constant``.
+        warmup_steps: steps in which the rate rises from zero.
         decay_fraction: last part of the budget in which ``wsd`` decays.
-        final_factor: what is left at the end.
+        final_factor: fraction of the peak at the end.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024): momentum whose update of a matrix is made orthogonal, beside AdamW for all else.
+"""Muon (Jordan et al. 2024): momentum whose update of a matrix is orthogonalized, with AdamW for other parameters.
 
-The update of an m x n matrix is scaled by 0.2 * sqrt(max(m, n)) (Liu et al. 2025, arXiv:2502.16982), so that its
-root mean square is that of AdamW and learning rates carry over.
+The update of an m x n matrix is scaled by 0.2 * sqrt(max(m, n)) (Liu et al. 2025, arXiv:2502.16982), so that its root
+mean square is that of AdamW and learning rates carry over.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ EPS = 1e-8
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrices (singular values 0.7..1.2), by a quintic Newton-Schulz iteration.
+    """Approximates the nearest semi-orthogonal matrices by a quintic Newton-Schulz iteration.
 
-    Works in bfloat16 on CUDA and in the given precision elsewhere. ``(n, rows, columns)`` in and out.
+    Singular values end in 0.7..1.2. Works in bfloat16 on CUDA and in the given precision elsewhere; ``(n, rows,
+    columns)`` in and out.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if matrices.is_cuda else matrices
@@ -35,7 +36,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with ``muon=True`` hold matrices and follow Muon, groups with ``muon=False`` follow AdamW.
+    """Optimizer that follows Muon in groups of matrices with ``muon=True``, and AdamW in groups with ``muon=False``.
 
     A Muon group has ``lr``, ``momentum``, ``weight_decay``; an AdamW group ``lr``, ``betas``, ``weight_decay``.
     """
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update of all groups."""
+        """Updates the parameters of all groups; returns the loss of ``closure``, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -31,7 +31,7 @@ UNSPECIALIZED = ("T", "H", "segments", "segment", "scale", *(f"{array}{axis}" fo
 
 @triton.jit
 def load(base, rows, stride, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows `rows` of an array whose token 0 is at `base`; zero beyond T and beyond WIDTH."""
+    """Loads rows ``rows`` of an array whose token 0 is at ``base``; zeros beyond T and beyond WIDTH."""
     pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     inside = (rows < T)[:, None]
     if PADDED != WIDTH:
@@ -41,7 +41,7 @@ def load(base, rows, stride, columns, T, WIDTH: tl.constexpr, PADDED: tl.constex
 
 @triton.jit
 def head_decay(log_decay, h, KIND: tl.constexpr):
-    """The log decay (base 2) of a head; 0 where it has none or one for each token."""
+    """Loads the log decay (base 2) of a head; 0 where heads have none, or one for each token."""
     if KIND == 1:
         decay = tl.load(log_decay + h) * LOG2E
     else:
@@ -51,7 +51,7 @@ def head_decay(log_decay, h, KIND: tl.constexpr):
 
 @triton.jit
 def totals(decay, log_decay, t0, T, b, h, H, CHUNK: tl.constexpr, KIND: tl.constexpr):
-    """Running sum of the chunk's log decays (base 2) in two parts, and its last value; `decay` is that of the head."""
+    """Computes the running sum of a chunk's log decays (base 2) in two parts, and its last value."""
     i = tl.arange(0, CHUNK)
     if KIND == 2:
         of_tokens = tl.load(log_decay + (b * T + t0 + i) * H + h, mask=t0 + i < T, other=0.0) * LOG2E
@@ -74,7 +74,7 @@ def totals(decay, log_decay, t0, T, b, h, H, CHUNK: tl.constexpr, KIND: tl.const
 def state_weights(
     total, fine, last, last_fine, documents, t0, T, b, scale, CHUNK: tl.constexpr, DOCUMENTS: tl.constexpr
 ):
-    """Weights with which tokens read the state before the chunk and write the one after it, and that of the state."""
+    """Weights with which tokens read the state before and write the one after a chunk, and its own factor."""
     query = tl.exp2(total + fine) * scale
     key = tl.exp2(tl.minimum((last - total) + (last_fine - fine), 0.0))
     state = tl.exp2(last + last_fine)
@@ -91,7 +91,7 @@ def state_weights(
 
 @triton.jit
 def pair_weights(total, fine, scale, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
-    """Weight of key j for query i: row i, column j; transposed if REVERSE."""
+    """Weight of key j for query i, in row i and column j; transposed if REVERSE."""
     i = tl.arange(0, CHUNK)
     if REVERSE:
         exponent = (total[None, :] - total[:, None]) + (fine[None, :] - fine[:, None])
@@ -104,7 +104,7 @@ def pair_weights(total, fine, scale, CHUNK: tl.constexpr, REVERSE: tl.constexpr)
 
 @triton.jit
 def advance(state, y_tile, z_tile, write, PRECISION: tl.constexpr):
-    """The state plus y^T (w z)."""
+    """Returns the state plus y^T (w z)."""
     if z_tile.dtype == tl.float16:  # whose smallest number is 6e-8: the weights are taken relative to their largest
         largest = tl.maximum(tl.max(tl.abs(write), 0), 1e-30)
         weighted = (z_tile * (write / largest)[:, None]).to(z_tile.dtype)
@@ -117,7 +117,7 @@ def advance(state, y_tile, z_tile, write, PRECISION: tl.constexpr):
 
 @triton.jit
 def read_state(x_tile, state, PRECISION: tl.constexpr):
-    """x times the state."""
+    """Returns the product of x and the state."""
     if x_tile.dtype == tl.float16:  # whose largest number is 65504: columns are taken relative to their largest
         largest = tl.maximum(tl.max(tl.abs(state), 0), 1e-30)
         relative = (state / largest[None, :]).to(x_tile.dtype)
@@ -128,7 +128,7 @@ def read_state(x_tile, state, PRECISION: tl.constexpr):
 
 @triton.jit
 def weigh(scores, z_tile, PRECISION: tl.constexpr):
-    """The weighted scores times z."""
+    """Returns the product of the weighted scores and z."""
     if z_tile.dtype == tl.float16:  # rows are taken relative to their largest
         largest = tl.maximum(tl.max(tl.abs(scores), 1), 1e-30)
         relative = (scores / largest[:, None]).to(z_tile.dtype)
@@ -139,7 +139,7 @@ def weigh(scores, z_tile, PRECISION: tl.constexpr):
 
 @triton.jit
 def place(TILES: tl.constexpr, segments, H):
-    """Column tile, segment, batch row and head of this program; tiles of one segment are neighbors."""
+    """Returns column tile, segment, batch row and head of this program; tiles of one segment are neighbors."""
     program = tl.program_id(0).to(tl.int64)
     row = program // (TILES * segments)
     return program % TILES, (program // TILES) % segments, row // H, row % H
@@ -189,7 +189,7 @@ def mix_kernel(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """out (B, T, H, Z) from x, y (.., X) and z (.., Z); strides are in units of ALIGN numbers.
+    """Computes out (B, T, H, Z) from x, y (.., X) and z (.., Z); strides are in units of ALIGN numbers.
 
     starts: state before each segment (after it, if REVERSE), (segments, B, H, X, Z), or (.., Z, X) if TRANSPOSED.
     GRADIENT 1 (own = q, out = dq) and 2 (own = k, out = dk): what token t adds to the gradient of the log decay of

@@ -1,21 +1,19 @@
-"""What the Triton form of linear attention does with gradients outside its kernels."""
+"""Gradients of linear attention that the Triton form computes outside its kernels."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from zoo_kernels.linear.triton.host import HostCall
-
 
 def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of a wide output as fp16 holds them, relative to their largest, and that one; None where all fit.
+    """Scales the gradients of a wide output into the range of fp16.
 
-    Outputs that fp16 cannot hold have gradients that are as small, and its smallest number is 6e-8.
+    Outputs beyond the range of fp16 have gradients that are as small, and the smallest number of fp16 is 6e-8.
+
+    Returns:
+        The scale, or None where no scaling is needed, and both gradients divided by it.
     """
     if dtype != torch.float16 or grad_output.dtype == torch.float16:
         return None, grad_output, grad_final
@@ -24,19 +22,20 @@ def fitting(dtype: torch.dtype, grad_output: Tensor, grad_final: Tensor) -> tupl
 
 
 def decay_gradient(
-    call: HostCall, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
+    segment: int, added: Tensor, before: Tensor, behind: Tensor, state: Tensor, grad_state: Tensor
 ) -> Tensor:
-    """Gradient of each token's log decay (B, T, H): how much of the output passes over the token.
+    """Computes the gradient of each token's log decay ``(B, T, H)``: how much of the output passes over the token.
 
-    What passes over the border of a segment is the product of the state there and that one's gradient; inside, tokens
-    add and take away (``added``). What then seems to leave differs from what is known to leave by the rounding errors
-    of the tokens between, and is spread over them by the size of what they add.
+    What passes over the border of a segment, which has ``segment`` tokens, is the product of the state there and that
+    one's gradient; inside, tokens add and take away (``added``). What then seems to leave differs from what is known to
+    leave by the rounding errors of the tokens between, and is spread over them by the size of what they add.
     """
-    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
-    if call.segments > 1:
-        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
     batch, length, heads = added.shape
-    added = F.pad(added, (0, 0, 0, call.segments * call.segment - length)).view(batch, -1, call.segment, heads)
+    segments = -(-length // segment)
+    known = (state.double() * grad_state).sum((-2, -1))[:, None]  # (B, segments, H)
+    if segments > 1:
+        known = torch.cat([known, (before[1:].double() * behind[:-1]).sum((-2, -1)).movedim(0, 1)], 1)
+    added = F.pad(added, (0, 0, 0, segments * segment - length)).view(batch, -1, segment, heads)
     passed = added.cumsum(2)
     error = F.pad(known[:, 1:] - (known - passed[:, :, -1])[:, :-1], (0, 0, 0, 1))
     sizes = added.abs().cumsum(2)

@@ -1,4 +1,4 @@
-"""Starts the Triton kernels of linear attention: how a sequence is cut, buffers, strides, tiles."""
+"""Host side of the Triton kernels of linear attention: cutting the sequence, buffers, strides, tiles and launches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXACT = 256  # tokens of a segment where the gradient of the log decay is asked 
 
 
 class HostCall(NamedTuple):
-    """What the kernels of one call share."""
+    """Arguments that all kernels of one call share."""
 
     batch: int
     length: int
@@ -36,7 +36,7 @@ class HostCall(NamedTuple):
 
     @property
     def kind(self) -> int:
-        """0 without a decay, 1 with one for each head, 2 with one for each token."""
+        """Kind of the decay: 0 for none, 1 for one per head, 2 for one per token."""
         return 0 if self.log_decay is None else 1 if self.log_decay.dim() == 1 else 2
 
 
@@ -104,7 +104,7 @@ def mix(
     final: Tensor | None = None,
     own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """mix(x, y, z) of triton.py, and with ``own`` what each token adds to the decay's gradient (B, T, H)."""
+    """Launches the mix kernel; with ``own``, also returns each token's part of the decay's gradient ``(B, T, H)``."""
     out = torch.empty(*x.shape[:3], z.shape[-1], dtype=dtype, device=x.device)
     like = z if own is None else own
     heavy = call.documents is not None or call.kind == 2 or own is not None or dtype != x.dtype
@@ -146,9 +146,10 @@ def mix(
 def starts(
     call: HostCall, y: Tensor, z: Tensor, initial: Tensor, into: Tensor | None = None, *, reverse: bool = False
 ) -> Tensor:
-    """State before (if ``reverse``: behind) each segment ``(segments, B, H, Y, Z)``; several are written to ``into``.
+    """Computes the state before each segment (behind it if ``reverse``) ``(segments, B, H, Y, Z)``.
 
-    The state beyond all segments is left to ``mix``, which passes it anyway.
+    Several segments are written to ``into``. The state beyond all segments is left to :func:`mix`, which computes it
+    anyway.
     """
     if call.segments == 1:
         return initial[None]
@@ -162,7 +163,7 @@ def starts(
 
 
 def final_state(call: HostCall, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
-    """State beyond the only segment ``(B, H, Y, Z)``, where no ``mix`` passes it."""
+    """Computes the state beyond a single segment ``(B, H, Y, Z)`` where no :func:`mix` computes it."""
     added, final = torch.empty_like(initial)[None], torch.empty_like(initial)
     _combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
     return final
@@ -218,7 +219,7 @@ def triton_forward(
     slots: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output in ``dtype``, final state, and the states before the segments; of ``slots``, unused ones are 0."""
+    """Computes output in ``dtype``, final state, and the states before segments in ``slots``, zeros where unused."""
     call = _call(q, log_decay, documents, scale, algorithm, segment)
     q, k, v, state = _rows(q), _rows(k), _rows(v), state.contiguous()
     if call.parallel:
@@ -245,7 +246,7 @@ def triton_backward(
     segment: int,
     of_decays: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and the state, and that of each token's log decay (B, T, H) in fp64, if asked for."""
+    """Computes gradients of q, k, v and the state, and ``of_decays`` also of each log decay ``(B, T, H)`` in fp64."""
     if of_decays and algorithm != "parallel":  # what is known at the ends of segments bounds its rounding error
         segment = min(segment, EXACT)
     call = _call(q, log_decay, documents, scale, algorithm, segment)
@@ -267,7 +268,7 @@ def triton_backward(
     of_decay = None
     if of_queries is not None and of_keys is not None:
         added = of_queries.double() + of_keys
-        of_decay = decay_gradient(call, added, before, behind, state, grad_state)
+        of_decay = decay_gradient(call.segment, added, before, behind, state, grad_state)
     if size is not None:
         dq, dk, dv = ((x * size).to(q.dtype) for x in (dq, dk, dv))
         grad_state, of_decay = grad_state * size, None if of_decay is None else of_decay * size
@@ -277,7 +278,7 @@ def triton_backward(
 def triton_step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype
 ) -> Tensor:
-    """One token: q, k (B, H, D), v (B, H, E), state (B, H, D, E) fp32 contiguous, updated in place."""
+    """Runs one token in Triton: q, k (B, H, D), v (B, H, E); state (B, H, D, E) fp32 contiguous is updated in place."""
     batch, heads, width = q.shape
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = torch.empty_like(v, dtype=dtype)

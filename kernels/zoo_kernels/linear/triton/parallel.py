@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The left product of all pairs in Triton (Lightning Attention-1): O(T^2) work, one program per tile of tokens."""
+"""Masked left product over all pairs in Triton (Lightning Attention-1): O(T^2) work, one program per tile of tokens."""
 
 import triton
 import triton.language as tl
@@ -73,7 +73,10 @@ def parallel_kernel(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Arguments as those of mix_kernel; `segments` tiles of CHUNK tokens; state (B, H, X, Z) before (behind) all."""
+    """Computes the left product of one tile of CHUNK tokens with all tokens before it.
+
+    Arguments are those of mix_kernel; ``segments`` counts tiles; state (B, H, X, Z) lies before (behind) the sequence.
+    """
     tile, part, b, h = place(TILES, segments, H)
     rows_of_all = tl.num_programs(0).to(tl.int64) // (TILES * segments)
     columns = tile * TILE + tl.arange(0, TILE)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The states between the segments of linear attention in Triton: what each adds, and the walk over them."""
+"""States between the segments of linear attention in Triton: what each segment adds, and their running combination."""
 
 import triton
 import triton.language as tl
@@ -42,9 +42,9 @@ def states_kernel(
     TILE_Y: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What segments add to the state behind them (before them, if REVERSE), and the factor on the one before.
+    """Computes what each segment adds to the state behind it (before it, if REVERSE), and the state's factor.
 
-    `segments` of them, from number `skip` on, because the state beyond the last one is nobody's start.
+    The first of the `segments` segments has number `skip`: the state beyond the last one is not the start of any.
     """
     both, part, b, h = place(TILES_Y * TILES, segments, H)
     rows_of_all = tl.num_programs(0).to(tl.int64) // (TILES_Y * TILES * segments)

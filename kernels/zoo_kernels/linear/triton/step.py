@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""One token of linear attention in Triton, the state updated in place: safe inside a CUDA graph."""
+"""One token of linear attention in Triton, with the state updated in place, for use inside a CUDA graph."""
 
 import triton
 import triton.language as tl
@@ -22,7 +22,10 @@ def step_kernel(
     KIND: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """q, k (B*H, D), v, out (B*H, E), state (B*H, D, E) fp32; log_decay (H,) if KIND is 1, (B*H,) if 2."""
+    """Computes one token: q, k (B*H, D), v, out (B*H, E), state (B*H, D, E) fp32.
+
+    log_decay is (H,) if KIND is 1 and (B*H,) if it is 2.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = program // TILES
     columns = program % TILES * TILE + tl.arange(0, TILE)

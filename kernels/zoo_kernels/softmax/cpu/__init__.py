@@ -1,1 +1,1 @@
-"""PyTorch forms of exact attention."""
+"""PyTorch forms of exact softmax attention, of which :mod:`zoo_kernels.softmax.cpu.forms` chooses one."""

@@ -1,4 +1,4 @@
-"""Tiles of the plain rules: causal, windows, sinks and packed documents."""
+"""Tiles for causal attention with windows, sink tokens and packed documents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUERY_BLOCK = 256
 
 @dataclass(frozen=True)
 class RangeTile:
-    """One block of queries of some heads, and the first keys and a range of keys for all of it."""
+    """One block of queries of some heads with its keys: the sink tokens and one range of keys."""
 
     heads: slice
     block: int
@@ -30,26 +30,26 @@ class RangeTile:
     bare: bool = False
 
     def rows(self, x: Tensor) -> Tensor:
-        """The block of each head."""
+        """Returns the block of queries of each head, ``(n, R*c, X)``."""
         return x[self.heads, self.block]
 
     def write(self, x: Tensor, part: Tensor) -> None:
-        """Puts the block back."""
+        """Writes the block of each head back to the places that :meth:`rows` reads."""
         x[self.heads, self.block] = part
 
     def keys(self, x: Tensor) -> Tensor:
-        """The sinks and the range of each head."""
+        """Returns the sink tokens and the range of keys of each head, ``(n, s, X)``."""
         near = x[self.heads, slice(*self.key_range)]
         return torch.cat([x[self.heads, : self.sink_tokens], near], 1) if self.sink_tokens else near
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds to the sinks and the range."""
+        """Adds gradients to the sink tokens and the range of keys of each head."""
         if self.sink_tokens:
             x[self.heads, : self.sink_tokens] += part[:, : self.sink_tokens]
         x[self.heads, slice(*self.key_range)] += part[:, self.sink_tokens :]
 
     def rule_(self, scores: Tensor) -> None:
-        """Hides keys by the rule; the padding behind the last query sees what it likes."""
+        """Hides keys by the rule; the padding behind the last query is left as it is."""
         (start, stop), (first, last) = self.queries, self.key_range
         skipped = 0
         if self.rule.window is None and self.rule.documents is None:
@@ -63,16 +63,16 @@ class RangeTile:
         scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, hidden(scores.dtype))
 
     def mask(self) -> Tensor | None:
-        """None: a range is one block."""
+        """Returns None: each range needs a mask of its own."""
         return None
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
-        """There is no bias."""
+        """Does nothing, since there is no bias."""
 
 
 @dataclass(frozen=True)
 class WindowTile:
-    """Consecutive blocks of queries of some heads; each reads the sinks, and the keys from ``reach`` before it on."""
+    """Consecutive blocks of queries of some heads, each with the sink tokens and its window of keys."""
 
     heads: slice
     blocks: slice
@@ -86,15 +86,15 @@ class WindowTile:
     bare: bool = False
 
     def rows(self, x: Tensor) -> Tensor:
-        """The blocks of each head."""
+        """Returns the blocks of queries of each head, ``(n, R*c, X)``."""
         return x[self.heads, self.blocks].flatten(0, 1)
 
     def write(self, x: Tensor, part: Tensor) -> None:
-        """Puts the blocks back."""
+        """Writes the blocks of each head back to the places that :meth:`rows` reads."""
         x[self.heads, self.blocks] = part.view(len(self.batches), -1, *part.shape[1:])
 
     def keys(self, x: Tensor) -> Tensor:
-        """Overlapping strips, without a copy where one head has no sinks; the sinks come first."""
+        """Returns overlapping strips of keys, sink tokens first; a view where one head has no sink tokens."""
         part, width = x[self.heads, self._first + self.key_front :], x.shape[-1]
         size = len(self.batches), self._count, self.reach + self.block, width
         strides = part.stride(0), self.block * width, width, 1
@@ -104,7 +104,7 @@ class WindowTile:
         return strips.flatten(0, 1)
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds the strips piece by piece: pieces of one place do not overlap."""
+        """Adds gradients of the strips in pieces, chosen so that those of one addition do not overlap."""
         part, sink_tokens = part.unflatten(0, (-1, self._count)), self.rule.sink_tokens
         if sink_tokens:
             x.index_put_(self._at_sink_tokens(), part[:, :, :sink_tokens].flatten(1, 2), accumulate=True)
@@ -114,7 +114,7 @@ class WindowTile:
             x[self.heads, start : start + pieces.shape[1]] += pieces
 
     def rule_(self, scores: Tensor) -> None:
-        """Hides what is outside the window and not a sink, before the sequence or in another document."""
+        """Hides keys outside of the window that are no sink tokens, before the sequence or in another document."""
         shaped = scores.unflatten(0, (-1, self._count))
         if self.rule.sink_tokens or self.rule.documents is not None:
             shaped.masked_fill_(self._hidden()[:, :, None], hidden(scores.dtype))
@@ -125,12 +125,12 @@ class WindowTile:
                 shaped[:, block, ..., :before] = hidden(scores.dtype)
 
     def mask(self) -> Tensor | None:
-        """The band of the window, where nothing else hides."""
+        """Returns the band of the window, if nothing else hides keys."""
         plain = not self.rule.sink_tokens and self.rule.documents is None and self._first >= 0
         return self.band if plain else None
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
-        """There is no bias."""
+        """Does nothing, since there is no bias."""
 
     @property
     def _count(self) -> int:
@@ -169,7 +169,7 @@ class WindowTile:
 
 
 def windows(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
-    """Cut the queries for a short window, which ``rule`` has: consecutive blocks and the keys before them."""
+    """Cuts the queries into consecutive blocks, each with the keys before it, for a rule with a short window."""
     assert rule.window is not None
     fold, block = q.shape[2] // k.shape[2], min(max(16, 1 << rule.window.bit_length() >> 3), QUERY_BLOCK)
     blocks = -(-q.shape[1] // block)
@@ -180,7 +180,7 @@ def windows(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
 
 
 def ranges(q: Tensor, k: Tensor, rule: KeyRule) -> tuple[Grid, Tiles]:
-    """Cut the queries for any rule: blocks, each with the range of its keys."""
+    """Cuts the queries into blocks, each with the range of its keys, for any rule."""
     queries, fold = q.shape[1], q.shape[2] // k.shape[2]
     count = max(-(-queries // QUERY_BLOCK), 1)
     grid = Grid(fold, max(-(-queries // count), 1), count, 0, 0, k.shape[1])

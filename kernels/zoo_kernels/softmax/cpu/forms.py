@@ -1,4 +1,4 @@
-"""Which form computes softmax attention in PyTorch: chosen by the table of :func:`choose_form`, and nowhere else."""
+"""Choice of the PyTorch form that computes softmax attention, by the table of :func:`choose_form` alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Arrays = tuple[Tensor, ...]  # q, k, v, output and log-sum-exp
 
 
 class Form(NamedTuple):
-    """A form that was chosen for a call.
+    """The form that was chosen for a call.
 
     Attributes:
         name: as in the table of :func:`choose_form`.
-        reason: why it was chosen, and what kept those above it in the table away.
-        forward: gives output and log-sum-exp.
-        backward: gives the gradients of q, k and v, from arrays, the gradients of the output and of the log-sum-exp
-            (or None), and a place to add that of the bias to (or None).
+        reason: why it was chosen, and what ruled out the forms above it in the table.
+        forward: computes output and log-sum-exp.
+        backward: computes the gradients of q, k and v from arrays, the gradients of the output and of the log-sum-exp
+            (or None), and a tensor that the gradient of the bias is added to (or None).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Tiles of block-sparse layouts: keys of the listed blocks are gathered, others are never touched.
+"""Tiles of block-sparse layouts: keys of visible blocks are gathered, other keys are never touched.
 
 Blocks of queries are sorted by the length of their lists, so that a tile holds lists of about one length: full blocks
 at the front, partial ones at the end, padding between them.
@@ -25,9 +25,12 @@ FILL = 0.75  # shortest list of a tile, in terms of its longest
 
 @dataclass(frozen=True)
 class Bias:
-    """Additive logits of pairs of blocks ``(B or 1, H or 1, blocks, blocks)``, and the place for their gradient.
+    """Additive logits of pairs of blocks, and the tensor that collects their gradient.
 
-    ``positions`` counts tokens from the start of their document, ``(B, Tk)``; None: blocks are those of the layout.
+    Attributes:
+        values: ``(B or 1, H or 1, blocks, blocks)``.
+        gradient: tensor of the same shape that gradients are added to, or None.
+        positions: ``(B, Tk)`` positions of tokens in their documents; None: blocks are those of the layout.
     """
 
     values: Tensor
@@ -35,14 +38,14 @@ class Bias:
     positions: Tensor | None
 
     def index(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Place in the flattened values of blocks that broadcast against each other."""
+        """Returns the index into the flattened values for blocks that broadcast against each other."""
         batches, heads, rows, columns = self.values.shape
         lists = (batch if batches > 1 else 0 * batch) * heads + (head if heads > 1 else 0 * head)
         return (lists * rows + query) * columns + key
 
 
 class Lists:
-    """The lists of a call, one per unit: a block of queries of one head, or of the query heads of one key head."""
+    """Block lists of a call, one per unit: a block of queries of one head, or of the query heads of one key head."""
 
     def __init__(self, layout: BlockLayout, q: Tensor, k: Tensor, bias: Bias | None) -> None:
         batch, length, heads, _ = q.shape
@@ -65,7 +68,7 @@ class Lists:
         )
 
     def tiles(self, first: int, last: int) -> Iterator[Listed]:
-        """Tiles of the key heads from ``first`` on, counted over the batch."""
+        """Yields the tiles of the key heads from ``first`` to ``last``, counted over the batch."""
         fold = self.folded // self.groups
         blocks = self.grid.blocks
         begin, end, full = (x[first * fold : last * fold].flatten().long() for x in (self.begin, self.end, self.full))
@@ -136,7 +139,7 @@ class _Entries(NamedTuple):
 
 
 class Listed:
-    """Some units, with lists of about one length."""
+    """Tile of some units whose lists have about one length."""
 
     def __init__(self, lists: Lists, entries: _Entries, whole: int, triangle: bool, bare: bool) -> None:
         self.bare = bare and lists.bias is None
@@ -146,26 +149,26 @@ class Listed:
         self.batch, self.at = entries.row // lists.folded, entries.at.flatten()
 
     def rows(self, x: Tensor) -> Tensor:
-        """Queries of the units."""
+        """Returns the queries of the units, ``(n, R*c, X)``."""
         return x.flatten(0, 1).index_select(0, self.units)
 
     def write(self, x: Tensor, part: Tensor) -> None:
-        """Puts them back."""
+        """Writes the queries of the units back to the places that :meth:`rows` reads."""
         x.flatten(0, 1).index_copy_(0, self.units, part)
 
     def keys(self, x: Tensor) -> Tensor:
-        """Keys of the listed blocks."""
+        """Gathers the keys of the visible blocks, ``(n, s, X)``."""
         block = self.lists.block
         part = x.view(-1, block * x.shape[-1]).index_select(0, self.at)
         return part.view(len(self.units), -1, x.shape[-1])
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds to the listed blocks; padding adds zeros."""
+        """Adds gradients to the keys of the visible blocks; padding adds zeros."""
         wide = self.lists.block * x.shape[-1]
         x.view(-1, wide).index_add_(0, self.at, part.reshape(-1, wide))
 
     def rule_(self, scores: Tensor) -> None:
-        """Adds the bias of each pair; hides padding, the future and what the bits hide."""
+        """Adds the bias of each pair; hides padding, the future and what the bit masks hide."""
         self._add_bias_(scores)
         block, words = self.lists.block, self.lists.layout.bits
         place = torch.arange(block, device=scores.device)
@@ -179,7 +182,7 @@ class Listed:
         scores[..., self.checked * block :].masked_fill_(~seen.flatten(2)[:, None], hidden(scores.dtype))
 
     def mask(self) -> Tensor | None:
-        """The triangle of the block itself behind full blocks, which is all that most layouts hide."""
+        """Returns the causal triangle of the diagonal block behind full blocks, which is all that most layouts hide."""
         if not self.triangle or self.lists.bias is not None:
             return None
         block = self.lists.block
@@ -188,7 +191,7 @@ class Listed:
         return F.pad(triangle, (self.checked * block, 0))
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
-        """Sums over the tokens of each pair of blocks."""
+        """Adds the gradient of the bias, summed over the tokens of each pair of blocks."""
         bias = self.lists.bias
         if bias is None or bias.gradient is None:
             return
@@ -233,11 +236,15 @@ def plan(
     documents: Tensor | None,
     gradient: Tensor | None = None,
 ) -> tuple[Grid, tiles.Tiles]:
-    """How to cut the queries, and the tiles that do the work.
+    """Cuts the queries and makes the tiles for a block-sparse layout.
 
     Args:
-        block_bias: ``(B | 1, H | 1, blocks, blocks)``, of the documents where these are given.
-        gradient: contiguous array that the gradient of the bias is added to.
+        q: queries ``(B, Tq, H, D)``.
+        k: keys ``(B, Tk, G, D)``.
+        layout: visible pairs of blocks.
+        block_bias: ``(B | 1, H | 1, blocks, blocks)``, by blocks of the documents where ``documents`` is given.
+        documents: ``(B, Tk)`` ids, for the bias.
+        gradient: contiguous tensor that the gradient of the bias is added to.
     """
     positions = None if documents is None else document_positions(documents)
     bias = None if block_bias is None else Bias(block_bias, gradient, positions)

@@ -1,4 +1,4 @@
-"""How long sequences are cut into strips: what zoo_kernels.softmax.cpu.strips works on."""
+"""Plans of how long sequences are cut into strips, for :mod:`zoo_kernels.softmax.cpu.strips`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ NUMBERS = 1 << 20  # of the keys of a call: they and their gradients stay in a c
 
 @dataclass(frozen=True)
 class Strips:
-    """Strips of ``size`` queries from ``first`` on, ``count`` of them; strip s reads keys from ``start + s * size`` on.
+    """Consecutive strips of queries with overlapping ranges of keys: strip s reads keys from ``start + s * size`` on.
 
-    ``mask (size, keys)`` is added to the scores of every strip; None: all is read.
+    Attributes:
+        first: first query of the first strip.
+        size: queries per strip.
+        count: number of strips.
+        start: first key of the first strip.
+        keys: keys per strip.
+        mask: ``(size, keys)``, added to the scores of every strip; None: all keys are read.
     """
 
     first: int
@@ -31,19 +37,19 @@ class Strips:
     mask: Tensor | None
 
     def rows(self, x: Tensor) -> Tensor:
-        """Queries ``(count, H, size, X)`` of one batch row ``(T, H, X)``."""
+        """Returns the queries ``(count, H, size, X)`` of one batch row ``(T, H, X)``."""
         part = x[self.first : self.first + self.count * self.size]
         return part.unflatten(0, (self.count, self.size)).transpose(1, 2)
 
     def columns(self, x: Tensor) -> Tensor:
-        """Keys ``(count, G, keys, X)`` of one batch row, a view."""
+        """Returns the keys ``(count, G, keys, X)`` of one batch row, as a view."""
         part = x[self.start :]
         shape = self.count, x.shape[1], self.keys, x.shape[2]
         strides = self.size * x.stride(0), x.stride(1), x.stride(0), x.stride(2)
         return part.as_strided(shape, strides, part.storage_offset())
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds gradients ``(count, G, keys, X)`` to the keys of one batch row; pieces of one place do not overlap."""
+        """Adds gradients ``(count, G, keys, X)`` to the keys of one batch row, in pieces that do not overlap."""
         part = part.transpose(1, 2)
         if self.count == 1:
             x[self.start : self.start + self.keys] += part[0]
@@ -56,7 +62,14 @@ class Strips:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Consecutive blocks of queries of one head ``(T, 1, X)``, each with as many whole blocks of keys ``(n, L)``."""
+    """Consecutive blocks of queries of one head, each with the same number of whole key blocks.
+
+    Attributes:
+        first: first query.
+        size: tokens of a block.
+        blocks: ``(n, L)`` key blocks of each block of queries.
+        mask: always None: all keys are read.
+    """
 
     first: int
     size: int
@@ -64,12 +77,12 @@ class Gathered:
     mask: None = None
 
     def rows(self, x: Tensor) -> Tensor:
-        """Queries ``(n, 1, size, X)``, a view; the last block of a sequence may be shorter."""
+        """Returns the queries ``(n, 1, size, X)``, a view; the last block of a sequence may be shorter."""
         part = x[self.first : self.first + len(self.blocks) * self.size]
         return part.unflatten(0, (len(self.blocks), -1)).transpose(1, 2)
 
     def columns(self, x: Tensor) -> Tensor:
-        """A copy of their keys, ``(n, 1, L * size, X)``."""
+        """Gathers a copy of the keys, ``(n, 1, L * size, X)``."""
         part = self._blocks(x).index_select(0, self.blocks.flatten())
         return part.view(len(self.blocks), 1, -1, x.shape[-1])
 
@@ -88,12 +101,13 @@ Piece = Strips | Gathered
 
 @dataclass(frozen=True)
 class StripPlan:
-    """Parts whose keys are disjoint.
+    """A cut of attention into parts with disjoint sets of keys.
 
     Attributes:
-        pieces: the band and, behind each of its ranges, the columns of the same queries, which are then in a cache;
-            True for the first piece of some queries.
-        gathered: of each query head, blocks that are its own; ``rest`` is what is left to lists.
+        pieces: strips of the band and, behind each of its ranges, the columns of the same queries, which are then still
+            in the CPU's cache; True for the first piece of some queries.
+        gathered: for each query head, the blocks that only this head reads.
+        rest: layout of the blocks that neither serves, or None.
     """
 
     pieces: list[tuple[Strips, bool]]
@@ -132,7 +146,7 @@ def _band(length: int, size: int, reach: int, seen: Tensor, width: int) -> list[
 
 
 def of_window(k: Tensor, rule: KeyRule) -> StripPlan:
-    """Strips of a window, which ``rule`` has, and the sinks as a column."""
+    """Plans strips for a rule with a window, and a column for its sink tokens."""
     length, window = k.shape[1], rule.window
     assert window is not None
     size = min(max(16, 1 << window.bit_length() >> 3), 256)
@@ -148,10 +162,14 @@ def of_window(k: Tensor, rule: KeyRule) -> StripPlan:
 
 
 def of_layout(k: Tensor, layout: BlockLayout) -> StripPlan | None:
-    """Strips of the blocks that all rows list beside their own, columns that all later rows list, and the rest.
+    """Plans strips of the band that all query blocks share, columns that all later ones read, and a remaining layout.
 
     Args:
-        layout: one for all batch rows. Without a band of at least two and at most a quarter of the blocks: None.
+        k: keys ``(B, Tk, G, D)``.
+        layout: one for all batch rows.
+
+    Returns:
+        None if the layout has no band of at least two and at most a quarter of the blocks.
     """
     heads, blocks, block = layout.shape[1], -(-k.shape[1] // layout.block), layout.block
     lists = layout.by_query
@@ -197,10 +215,13 @@ def of_layout(k: Tensor, layout: BlockLayout) -> StripPlan | None:
 def _gather(
     entries: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int, int], length: int, width: int
 ) -> list[list[Gathered]]:
-    """Pieces of each head for entries (head, query block, key block) that are read whole; nothing if they are too many.
+    """Returns pieces of each head for entries that are read whole; nothing if they are too many.
 
     Args:
-        entries: ``(N,)`` each, sorted by head and query block. shape: heads, blocks and tokens of a block.
+        entries: head, query block and key block, ``(N,)`` each, sorted by head and query block.
+        shape: heads, blocks and tokens of a block.
+        length: number of tokens.
+        width: width of a head.
     """
     heads, blocks, block = shape
     head, query, keys = entries

@@ -1,9 +1,9 @@
-"""Long sequences with a band of keys, in PyTorch's fused CPU attention, without a copy of queries or keys.
+"""Attention over a band of keys in PyTorch's fused CPU attention, without a copy of queries or keys.
 
-Consecutive strips of queries read overlapping ranges of keys: all of them, and all heads, are views of the arrays as
-they are. What is the same for all later queries (sinks, global blocks) is a column of its own, what differs by head is
-gathered; parts are merged by their log-sum-exp. The backward pass of a part takes the log-sum-exp of the whole, so that
-parts need not know each other.
+Consecutive strips of queries read overlapping ranges of keys: strips and heads are views of the arrays. Keys that all
+later queries read (sink tokens, global blocks) are columns of their own, and keys that differ by head are gathered;
+parts are merged by their log-sum-exp. The backward pass of a part takes the log-sum-exp of the whole, so that parts are
+independent.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _differentiate(
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: StripPlan, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``(B, T, H, E)`` and log-sum-exp ``(B, T, H)``."""
+    """Computes output ``(B, T, H, E)`` and log-sum-exp ``(B, T, H)`` by a plan of strips."""
     output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
     lse = torch.empty(q.shape[:3], dtype=q.dtype)
     groups, fold = k.shape[2], q.shape[2] // k.shape[2]
@@ -99,7 +99,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: StripPlan, scale: float) -> t
 def backward(
     arrays: tuple[Tensor, ...], grad_output: Tensor, plan: StripPlan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from q, k, v, output and log-sum-exp of :func:`forward`."""
+    """Computes the gradients of q, k and v; ``arrays`` are q, k, v, output and log-sum-exp of :func:`forward`."""
     q, k, v, output, lse = arrays
     grad_output = grad_output.contiguous()
     grads = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -27,7 +27,7 @@ PART = 1 << 19  # numbers of the keys that are worked on at a time: they and the
 
 
 def hidden(dtype: torch.dtype) -> float:
-    """Score of a key that may not be read, below any that is: those are at most a quarter of the largest number.
+    """Score that hides a key: below any real score, since those are at most a quarter of the largest number.
 
     It is finite, so that a row without a key has weights that are numbers; they are multiplied by zero.
     """
@@ -35,37 +35,40 @@ def hidden(dtype: torch.dtype) -> float:
 
 
 class Tile(Protocol):
-    """Blocks of queries with their keys."""
+    """Blocks of queries with all the keys that they may read."""
 
     @property
     def bare(self) -> bool:
         """Whether all queries read all of the keys."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """Queries, ``(n, R*c, X)``."""
+        """Returns the queries of the tile, ``(n, R*c, X)``."""
 
     def write(self, x: Tensor, part: Tensor) -> None:
-        """Inverse of :meth:`rows`."""
+        """Writes ``part`` ``(n, R*c, X)`` to the places that :meth:`rows` reads."""
 
     def keys(self, x: Tensor) -> Tensor:
-        """Keys, ``(n, s, X)``."""
+        """Returns the keys of the tile, ``(n, s, X)``."""
 
     def add(self, x: Tensor, part: Tensor) -> None:
-        """Adds gradients of the keys where :meth:`keys` took them."""
+        """Adds gradients of the keys ``(n, s, X)`` to the places that :meth:`keys` reads."""
 
     def rule_(self, scores: Tensor) -> None:
-        """Adds biases to the scores ``(n, R, c, s)`` and hides what may not be read."""
+        """Adds biases to the scores ``(n, R, c, s)`` in place and hides keys that may not be read."""
 
     def mask(self) -> Tensor | None:
-        """What :meth:`rule_` adds to zeros ``(c, s)``, if it is the same for all blocks and heads of the tile."""
+        """Returns what :meth:`rule_` adds to zeros ``(c, s)`` if it is the same for all blocks and heads, else None."""
 
     def bias_gradient(self, grad_scores: Tensor) -> None:
-        """Takes that of the biases from the gradient of the scores ``(n, R, c, s)``."""
+        """Collects the gradient of the biases from the gradient of the scores ``(n, R, c, s)``."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How queries are cut and keys padded: ``front`` counts what is put before the first token."""
+    """How queries are cut into blocks, and how queries and keys are padded.
+
+    ``front`` and ``key_front`` count the padding before the first token.
+    """
 
     fold: int
     block: int
@@ -75,7 +78,7 @@ class Grid:
     keys: int
 
     def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(B, Tq, H, X) -> (B*G, blocks, R*c, X)``."""
+        """Cuts queries ``(B, Tq, H, X)`` into padded blocks ``(B*G, blocks, R*c, X)``."""
         batch, length, heads, width = x.shape
         groups = heads // self.fold
         padding = self.front, self.blocks * self.block - self.front - length
@@ -85,7 +88,7 @@ class Grid:
         return x.contiguous()
 
     def join(self, x: Tensor, out: Tensor) -> None:
-        """Inverse of :meth:`split`, into ``out``."""
+        """Writes blocks back into ``out`` ``(B, Tq, H, X)``; inverse of :meth:`split`."""
         batch, length, heads, _ = out.shape
         x = x.reshape(batch, heads // self.fold, self.blocks, self.fold, self.block, -1)
         x = x.permute(0, 2, 4, 1, 3, 5)
@@ -96,14 +99,14 @@ class Grid:
             out.copy_(x[:, self.front : self.front + length])
 
     def split_keys(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(B, Tk, G, X) -> (B*G, keys, X)``."""
+        """Pads keys ``(B, Tk, G, X)`` to ``(B*G, keys, X)``."""
         batch, length, groups, width = x.shape
         x = x.to(dtype).transpose(1, 2)
         x = F.pad(x, (0, 0, self.key_front, self.keys - self.key_front - length))
         return x.reshape(batch * groups, self.keys, width).contiguous()
 
     def join_keys(self, x: Tensor, out: Tensor) -> None:
-        """Inverse of :meth:`split_keys`, into ``out``."""
+        """Writes padded keys back into ``out`` ``(B, Tk, G, X)``; inverse of :meth:`split_keys`."""
         batch, length, groups, width = out.shape
         x = x.view(batch, groups, self.keys, width)[:, :, self.key_front : self.key_front + length]
         out.copy_(x.transpose(1, 2))
@@ -126,10 +129,10 @@ def _parts(k: Tensor) -> Iterator[tuple[int, int, Part]]:
 
 
 def each_part(work: Callable[..., None], parts: list[Any], parallel: bool) -> None:
-    """Runs ``work(*part)`` for all parts, on as many threads as PyTorch has where ``parallel``.
+    """Runs ``work(*part)`` for all parts, with ``parallel`` on as many threads as PyTorch has.
 
-    PyTorch's own threads meet at the end of every operation; here they meet once. Parts share no sum, so the result
-    does not depend on who is first.
+    PyTorch's own threads synchronize after every operation; here they do once. Parts share no sum, so the result does
+    not depend on their order.
     """
     threads = torch.get_num_threads()
     if not parallel or threads == 1 or len(parts) < threads:
@@ -150,7 +153,7 @@ def each_part(work: Callable[..., None], parts: list[Any], parallel: bool) -> No
 
 
 def pays(q: Tensor, k: Tensor) -> bool:
-    """Whether threads do."""
+    """Returns whether threads are worth their cost for arrays of this size."""
     return q.device.type == "cpu" and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] >= PARALLEL
 
 
@@ -181,7 +184,11 @@ def _weigh(tile: Tile, query: Tensor, key: Tensor, fold: int, scale: float) -> t
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid, tiles: Tiles, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``(B, Tq, H, E)`` in the dtype of q and log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf."""
+    """Computes attention tile by tile.
+
+    Returns:
+        Output ``(B, Tq, H, E)`` in the dtype of q and log-sum-exp ``(B, Tq, H)``; rows without a key give 0 and -inf.
+    """
     dtype, groups = torch.promote_types(q.dtype, torch.float32), k.shape[2]
     output = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
     lse = torch.empty(*q.shape[:3], 1, dtype=dtype, device=q.device)
@@ -228,11 +235,16 @@ def differentiate(
     scale: float,
     bias_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v.
+    """Computes the gradients of q, k and v tile by tile.
 
     Args:
         arrays: q, k, v, and output and log-sum-exp of :func:`attend`.
-        bias_gradient: tiles take the gradient of their bias.
+        grad_output: gradient of the output.
+        grad_lse: gradient of the log-sum-exp, or None.
+        grid: how queries are cut, as in :func:`attend`.
+        tiles: the tiles, as in :func:`attend`.
+        scale: factor of the scores.
+        bias_gradient: tiles also collect the gradient of their bias.
     """
     q, k, v, output, lse = arrays
     dtype, groups = lse.dtype, k.shape[2]

@@ -1,1 +1,1 @@
-"""Triton kernels of exact attention."""
+"""Triton kernels of exact softmax attention."""

@@ -45,7 +45,7 @@ def decode_kernel(
     RING: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Output and log-sum-exp (base 2) over one share of the slots that hold keys; 0 and -inf if it has none."""
+    """Computes output and log-sum-exp (base 2) over one share of the cached keys; 0 and -inf if it has none."""
     split, splits = tl.program_id(0), tl.num_programs(0)
     g, b = tl.program_id(1).to(tl.int64) // PIECES, tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) % PIECES * HEADS  # the first of this program's among those of the key head
@@ -108,7 +108,7 @@ def merge_kernel(
     VALUE_BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Output and natural log-sum-exp of one head of one row from those of the splits."""
+    """Merges the splits of one head of one row into its output and natural log-sum-exp."""
     row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     columns = tl.arange(0, VALUE_BLOCK)
     accumulator = tl.zeros((VALUE_BLOCK,), tl.float32)

@@ -134,7 +134,7 @@ def forward_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Output and natural log-sum-exp of one query tile of one head; the tiles with most keys run first."""
+    """Computes output and natural log-sum-exp of one query tile of one head; tiles with most keys run first."""
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     first = (tl.num_programs(0) - 1 - tl.program_id(0) + offset // QUERIES) * QUERIES
     q += b * (q_batch * UNIT) + h * (q_head * UNIT)

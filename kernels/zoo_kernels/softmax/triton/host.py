@@ -28,13 +28,16 @@ _MOST_PACKED = 32  # query heads in one program of the decode kernel; with more,
 
 
 def rows_dense(*arrays: Tensor) -> list[Tensor]:
-    """The arrays with the numbers of each head side by side, copied if they are not or if rows are very far apart."""
+    """Returns the arrays with the numbers of each head contiguous.
+
+    An array is copied if they are not, or if its rows are very far apart.
+    """
     fit = [(x.stride(-1) == 1 or x.shape[-1] == 1) and x.stride(1) < _FAR for x in arrays]
     return [x if fits else x.contiguous() for x, fits in zip(arrays, fit)]
 
 
 def strides(x: Tensor) -> list[int]:
-    """Strides of all dimensions but the last; 0 where there is but one index."""
+    """Strides of all dimensions but the last; 0 for dimensions of size 1."""
     return [s if n > 1 else 0 for n, s in zip(x.shape[:-1], x.stride()[:-1])]
 
 
@@ -44,12 +47,15 @@ def common_unit(*arrays: Tensor) -> int:
 
 
 def padded(width: int) -> int:
-    """Width of a tile in registers."""
+    """Width of a tile in registers: the next power of two."""
     return max(16, 1 << (width - 1).bit_length())
 
 
 def document_bounds(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """First position of each token's document and the one after its last: ids ``(B, T)`` -> two ``(B, T)`` int32."""
+    """First position of each token's document, and the position after its last one.
+
+    Ids are ``(B, T)``, the results ``(B, T)`` int32.
+    """
     length = documents.shape[1]
     time = torch.arange(length, dtype=torch.int32, device=documents.device).expand(documents.shape)
     first = torch.ones_like(documents, dtype=torch.bool)
@@ -137,12 +143,19 @@ def triton_forward(
     layout: BlockLayout | None,
     block_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output ``(B, Tq, H, E)`` in the dtype of q and natural log-sum-exp ``(B, Tq, H)`` in fp32.
+    """Runs the forward pass of softmax attention in Triton.
 
     Args:
-        q, k, v: as in :func:`zoo_kernels.softmax_attention`, up to 256 wide. scale: above 0.
-        layout: lists of blocks instead of a window, sink tokens and documents; a full block lies below Tk.
+        q: queries ``(B, Tq, H, D)``, up to 256 wide.
+        k: keys ``(B, Tk, G, D)``.
+        v: values ``(B, Tk, G, E)``, up to 256 wide.
+        rule: which keys a query may read.
+        scale: factor of the scores, above 0.
+        layout: visible blocks, instead of a window, sink tokens and documents; a full block lies below Tk.
         block_bias: ``(B | 1, H | 1, blocks, blocks)`` additive logits, with a layout only.
+
+    Returns:
+        Output ``(B, Tq, H, E)`` in the dtype of q and natural log-sum-exp ``(B, Tq, H)`` in fp32.
     """
     q, k, v = rows_dense(q, k, v)
     batch, queries, heads, _ = q.shape
@@ -176,7 +189,7 @@ def triton_backward(
     layout: BlockLayout | None,
     block_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and the block bias from those of the output and the log-sum-exp."""
+    """Runs the backward pass in Triton: gradients of q, k, v and the block bias."""
     q, k, v, grad_o = rows_dense(q, k, v, grad_o)
     o, lse = o.contiguous(), lse.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -238,13 +251,20 @@ def triton_step(
     ring: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """One query per row: output ``(B, H, E)`` in the dtype of q and natural log-sum-exp ``(B, H)`` in fp32.
+    """Runs one query per row over its cache in Triton.
 
     Args:
-        q: ``(B, H, D)``. k_cache: ``(B, capacity, G, D)``. v_cache: ``(B, capacity, G, E)``.
+        q: query ``(B, H, D)``.
+        k_cache: keys ``(B, capacity, G, D)``.
+        v_cache: values ``(B, capacity, G, E)``.
         lengths: ``(B,)`` tokens that each row has seen, the query's own included.
         window: a key at position p is read if ``p >= length - window`` or ``p < sink_tokens``; None for all keys.
-        sink_tokens: s below. ring: position ``p >= s`` is in slot ``s + (p - s) % (capacity - s)``, else in slot p.
+        sink_tokens: number s of first tokens that stay visible.
+        ring: position ``p >= s`` is in slot ``s + (p - s) % (capacity - s)``; without a ring in slot p.
+        scale: factor of the scores, above 0.
+
+    Returns:
+        Output ``(B, H, E)`` in the dtype of q and natural log-sum-exp ``(B, H)`` in fp32.
     """
     q, k, v = rows_dense(q, k_cache, v_cache)
     (batch, heads, width), (capacity, groups), value = q.shape, k.shape[1:3], v.shape[-1]

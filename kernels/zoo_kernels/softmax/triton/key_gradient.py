@@ -138,7 +138,7 @@ def key_gradient_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """dK and dV of one key tile of one key head, summed over the query heads that read it."""
+    """Computes dK and dV of one key tile of one key head, summed over the query heads that read it."""
     first = tl.program_id(0) * KEYS
     g, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     k += b * (k_batch * UNIT) + g * (k_head * UNIT)

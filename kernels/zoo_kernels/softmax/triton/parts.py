@@ -1,9 +1,9 @@
 # mypy: ignore-errors
-"""Parts of the Triton kernels: loads, the token rule, and which tiles a tile reads.
+"""Device functions that the Triton kernels share: loads, the token rule, and which tiles a tile reads.
 
-Positions are absolute: query row i stands at i + offset, and tiles start at multiples of their size. A program has
-two loops, over tiles in which every pair is allowed and over tiles that check each pair. The second runs through
-up to three stretches (sinks, left edge, right edge) under one counter, so that a tile's code is compiled only twice.
+Positions are absolute: query row i stands at i + offset, and tiles start at multiples of their size. A program has two
+loops, over tiles in which every pair is allowed and over tiles that check each pair. The second runs through up to
+three stretches (sinks, left edge, right edge) under one counter, so that a tile's code is compiled only twice.
 """
 
 import triton
@@ -28,7 +28,10 @@ def dot(x, y, accumulator=None):
 def load_rows(
     base, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHECK: tl.constexpr
 ):
-    """Rows ``first ... first + ROWS`` as a (ROWS, BLOCK) tile; 0 beyond WIDTH and, if CHECK, outside 0 ... count."""
+    """Loads rows ``first ... first + ROWS`` as a (ROWS, BLOCK) tile.
+
+    Numbers beyond WIDTH and, if CHECK, rows outside 0 ... count are 0.
+    """
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride.to(tl.int32) + columns[None, :])
     if CHECK:
@@ -43,7 +46,7 @@ def load_rows(
 
 @triton.jit
 def store_rows(base, value, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Inverse of a checked :func:`load_rows`."""
+    """Stores a tile of rows, leaving out those outside 0 ... count; inverse of a checked :func:`load_rows`."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride.to(tl.int32) + columns[None, :])
     inside = ((first + rows >= 0) & (first + rows < count))[:, None] & (columns < WIDTH)[None, :]
@@ -52,7 +55,7 @@ def store_rows(base, value, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.
 
 @triton.jit
 def readable_from(t, starts, Tk, window, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr):
-    """Start of the document of each query, and the first key that its window and document leave it."""
+    """Returns the start of each query's document, and the first key that its window and document leave it."""
     start = t * 0
     if DOCUMENTS:
         start = tl.load(starts + t, mask=t < Tk, other=0)
@@ -65,7 +68,7 @@ def readable_from(t, starts, Tk, window, WINDOW: tl.constexpr, DOCUMENTS: tl.con
 def read_until(
     j, starts, ends, Tk, window, sink_tokens, WINDOW: tl.constexpr, SINKS: tl.constexpr, DOCUMENTS: tl.constexpr
 ):
-    """Position after the last query that may read each key; 0 for keys beyond the end."""
+    """Returns the position after the last query that may read each key; 0 for keys beyond the end."""
     start, end = j * 0, j * 0 + Tk
     if DOCUMENTS:
         start = tl.load(starts + j, mask=j < Tk, other=0)
@@ -80,7 +83,7 @@ def read_until(
 
 @triton.jit
 def may_read(t, j, start, low, sink_tokens, SINKS: tl.constexpr, BOUND: tl.constexpr):
-    """Whether query t, whose document starts at ``start`` and whose reach at ``low``, may read key j."""
+    """Returns whether query t, whose document begins at ``start`` and whose reach at ``low``, may read key j."""
     near = j <= t
     if SINKS:
         return near & ((j >= low) | ((j >= start) & (j < start + sink_tokens)))
@@ -91,7 +94,7 @@ def may_read(t, j, start, low, sink_tokens, SINKS: tl.constexpr, BOUND: tl.const
 
 @triton.jit
 def is_set(t, j, mask, bits, LAYOUT: tl.constexpr):
-    """Bit of query t and key j in a partial block's mask; a negative ``mask`` is one of ones only."""
+    """Returns the bit of query t and key j in the mask of a partial block; a negative ``mask`` hides nothing."""
     words: tl.constexpr = (LAYOUT + 31) // 32
     words_of_mask = bits + mask.to(tl.int64) * (LAYOUT * words)
     column = j % LAYOUT
@@ -113,7 +116,7 @@ def key_tiles(
     SINKS: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
-    """Key tiles of the query tile at ``first``: see :func:`checked_place` for what the numbers mean."""
+    """Returns the key tiles of the query tile at ``first``; see :func:`checked_place` for what the numbers mean."""
     last = tl.minimum(first + QUERIES, Tk)
     top = tl.maximum(first, offset)
     begin = top * 0
@@ -152,7 +155,7 @@ def query_tiles(
     WINDOW: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
-    """Query tiles of the key tile at ``first``: (left, low, high, end) as in :func:`key_tiles`."""
+    """Returns the query tiles of the key tile at ``first``: (left, low, high, end) as in :func:`key_tiles`."""
     last = tl.minimum(first + KEYS, Tk)
     unchecked_end = Tk
     if DOCUMENTS:
@@ -177,7 +180,7 @@ def checked_place(i, sink, sink_tiles, left, low, high, TILE: tl.constexpr):
 
 @triton.jit
 def listed_row(offsets, full, row, rows, b, h, list_batch, list_head, TILES: tl.constexpr):
-    """First entry of a layout's row, and how many tiles are unchecked and checked; a block has TILES tiles."""
+    """Returns the first entry of a layout's row, and its numbers of unchecked and checked tiles; TILES per block."""
     place = b * list_batch + h * list_head
     begin = tl.load(offsets + place * (rows + 1) + row)
     entries = tl.load(offsets + place * (rows + 1) + row + 1) - begin
@@ -187,7 +190,7 @@ def listed_row(offsets, full, row, rows, b, h, list_batch, list_head, TILES: tl.
 
 @triton.jit
 def listed_place(i, begin, blocks, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Entry and start of the i-th tile of a layout's row whose first entry is ``begin``."""
+    """Returns entry and start of the i-th tile of a layout's row whose first entry is ``begin``."""
     tiles: tl.constexpr = BLOCK // TILE
     entry = begin + i // tiles
     return entry, tl.load(blocks + entry) * BLOCK + i % tiles * TILE
@@ -195,7 +198,7 @@ def listed_place(i, begin, blocks, BLOCK: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def bias_of(bias, column, BIAS: tl.constexpr):
-    """Additive logit of a block pair in base 2; 0 without a bias."""
+    """Loads the additive logit of a block pair in base 2; 0 without a bias."""
     if BIAS:
         return tl.load(bias + column) * LOG2E
     return 0.0

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Gradient of the queries of exact attention in Triton.
 
-The weights are recomputed from the log-sum-exp. The kernel also leaves what the one for keys and values needs of each
-query row: its log-sum-exp in base 2, and delta = sum(o * grad_o) - grad_lse.
+The weights are recomputed from the log-sum-exp. The kernel also writes what :mod:`.key_gradient` needs of each query
+row: its log-sum-exp in base 2, and delta = sum(o * grad_o) - grad_lse.
 """
 
 import triton
@@ -136,7 +136,7 @@ def query_gradient_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """dQ of one query tile, what dK/dV needs of its rows, and the sums over its key tiles for the bias."""
+    """Computes dQ of one query tile, row statistics for dK and dV, and the sums over its key tiles for the bias."""
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     first = (tl.num_programs(0) - 1 - tl.program_id(0) + offset // QUERIES) * QUERIES
     q += b * (q_batch * UNIT) + h * (q_head * UNIT)

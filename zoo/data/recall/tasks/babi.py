@@ -38,19 +38,20 @@ Asked = tuple[Question, int]
 @RECALL_TASKS.register("babi")
 @dataclass(frozen=True)
 class Babi(RecallTask):
-    """A story in order, of people who move, take and drop, and a question at its end.
+    """A story of people who move, take and drop, in order, and a question at its end.
 
-    The answer follows from the story alone, and the placed fact is the last one it rests on. Others are the other
-    answers that the story offers: the places it names, except for one that the question rules out; yes or no; the other
-    numbers from none to three, which the question names since the story does not; the other animals, by their plural.
+    The answer follows from the story alone, and the placed fact is the last one it depends on. The wrong values are the
+    other answers that the story offers: the places it names, except for one that the question rules out; yes or no; the
+    other numbers from none to three, which the question names since the story does not; the other animals, by their
+    plural.
 
     Attributes:
-        kind: of the question. one_fact: where is a person. two_facts: where is an object that was carried.
-            three_facts: where was an object before a place. yes_no: is a person in a place; both answers are equally
-            likely. counting: how many objects does a person carry; none, one, two and three are equally likely.
-            deduction: what is somebody afraid of, by what kind of animal it is.
-        events: sentences of the story; those of deduction are two for each animal.
-        people: who act in the story; for deduction, animals.
+        kind: kind of the question. ``one_fact``: where a person is. ``two_facts``: where an object is that was carried.
+            ``three_facts``: where an object was before a place. ``yes_no``: whether a person is in a place; both
+            answers are equally likely. ``counting``: how many objects a person carries; none, one, two and three are
+            equally likely. ``deduction``: what somebody is afraid of, by what kind of animal it is.
+        events: number of sentences of the story; with ``deduction``, two for each animal.
+        people: number of people who act in the story; with ``deduction``, of animals.
     """
 
     kind: str = "one_fact"
@@ -77,7 +78,6 @@ class Babi(RecallTask):
             raise RecallError(f"{self.name}: people={self.people}: expected at most {most} for kind={self.kind!r}.")
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :meth:`RecallTask.draw`."""
         if self.kind == "deduction":
             return _deduction(rng, self.people)
         wish = rng.random()  # decided before the story, so that no answer is likelier for being found sooner

@@ -1,4 +1,4 @@
-"""A small world of people who walk between places and carry objects; it knows nothing of text."""
+"""Simulation of people who walk between places and carry objects, independent of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Act(Enum):
-    """What a person does."""
+    """Kinds of actions of a person."""
 
     MOVE = "move"
     TAKE = "take"
@@ -18,7 +18,7 @@ class Act(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """A person moves to a place, or takes or drops an object."""
+    """An action of a person: a move to a place, or taking or dropping an object."""
 
     person: str
     act: Act
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Visit:
-    """A place that a person or an object has been at, and the number of the event that brought it there."""
+    """A place where a person or an object has been, and the number of the event that brought it there."""
 
     place: str
     event: int
@@ -35,15 +35,20 @@ class Visit:
 
 @dataclass
 class World:
-    """What is known after some events.
+    """State of knowledge after some events.
 
     Nothing is known of a person before the first move, nor of an object before it is taken for the first time; so all
     that is known follows from the events.
 
     Attributes:
-        events: so far. visits: of each person and of each object, in order; neighbors differ in place.
-        holder: of each object that is carried. hands: of each person, the number of the last take or drop.
-        touched: of each object, the number of the last event that took, carried or dropped it.
+        people: names of people.
+        places: names of places.
+        objects: names of objects.
+        events: events so far.
+        visits: places of each person and of each object, in order; neighbors differ in place.
+        holder: person who carries an object, by object.
+        hands: number of the last take or drop of each person.
+        touched: number of the last event that took, carried or dropped each object.
     """
 
     people: Sequence[str]
@@ -56,15 +61,15 @@ class World:
     touched: dict[str, int] = field(default_factory=dict)
 
     def place(self, who: str) -> str | None:
-        """Where a person or an object is; None if unknown."""
+        """Returns where a person or an object is; None if unknown."""
         return self.visits[who][-1].place if who in self.visits else None
 
     def carried(self, person: str) -> list[str]:
-        """Objects that a person carries."""
+        """Returns the objects that a person carries."""
         return [thing for thing, holder in self.holder.items() if holder == person]
 
     def possible(self, person: str) -> dict[Act, list[str]]:
-        """What a person can do next: each act that is possible, with the things it can be done to."""
+        """Returns the possible actions of a person, each with the things it can be applied to."""
         here = self.place(person)
         moves = [place for place in self.places if place != here]
         if here is None:
@@ -74,7 +79,7 @@ class World:
         return {act: things for act, things in acts.items() if things}
 
     def apply(self, event: Event) -> None:
-        """Changes the world by an event that is possible."""
+        """Changes the world by a possible event."""
         number, person, thing = len(self.events), event.person, event.thing
         self.events.append(event)
         if event.act is Act.MOVE:
@@ -92,16 +97,20 @@ class World:
             self.visits[thing] = [Visit(self.visits[person][-1].place, number)]
 
     def named_places(self) -> list[str]:
-        """Places of the events, each once, in the order in which they were named last."""
+        """Returns the places of the events, each once, in the order in which they were named last."""
         named = [event.thing for event in reversed(self.events) if event.act is Act.MOVE]
         return list(dict.fromkeys(named))[::-1]
 
 
 def simulate(rng: random.Random, world: World, events: int, weights: dict[Act, float]) -> World:
-    """The world after further events: each of a random person, with an act by weight and a random thing.
+    """Extends the world by further events: each of a random person, with an action by weight and a random thing.
 
     Args:
-        weights: of the acts; relative to each other among those that are possible. That of a move is positive.
+        rng: random generator.
+        world: the world so far, which is changed.
+        events: number of events.
+        weights: weights of the actions, relative to each other among those that are possible. That of a move is
+            positive.
     """
     for _ in range(events):
         person = rng.choice(world.people)

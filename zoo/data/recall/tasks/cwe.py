@@ -24,16 +24,18 @@ RIVALS = 5  # uncommon words that stand in every context
 @RECALL_TASKS.register("cwe")
 @dataclass(frozen=True)
 class CommonWords(RecallTask):
-    """A list of words, one on each line, in which a few stand more often than all others.
+    """Recall of the most frequent words in a list with one word on each line.
 
-    A space before each word makes its tokens those of the answer. The filler is made of further uncommon words, so that
-    the answer is the same at every length. What is cut off in front stands before the instruction, outside the list,
-    and never ends like a common word. Where nouns are too few for a length, all words get adjectives ("calm-river").
+    A space before each word makes its tokens those of the answer. The filler consists of further uncommon words, so
+    that the answer is the same at every length. A line that is cut off in front stands before the instruction, outside
+    the list, and never ends like a common word. Where nouns are too few for a length, all words get adjectives
+    ("calm-river").
 
     Attributes:
-        common: words that are asked for, in order of their first appearance; each is a question, whose others are the
-            other common words and a few of the uncommon ones.
-        common_repeats: times that each of them stands there. uncommon_repeats: times at most of any other word.
+        common: number of words that are asked for, in order of their first appearance; each is a question, whose wrong
+            values are the other common words and a few of the uncommon ones.
+        common_repeats: number of times that each of them occurs.
+        uncommon_repeats: largest number of times that any other word occurs.
     """
 
     common: int = 3
@@ -58,7 +60,6 @@ class CommonWords(RecallTask):
             )
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :meth:`RecallTask.draw`."""
         adjectives = self._adjectives(length or 0, encoder)
         words = draw_new(rng, partial(_word, adjectives=adjectives), self.common + RIVALS)
         common, rivals = words[: self.common], words[self.common :]

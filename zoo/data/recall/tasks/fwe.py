@@ -28,15 +28,16 @@ MOST = 40
 @RECALL_TASKS.register("fwe")
 @dataclass(frozen=True)
 class FrequentWords(RecallTask):
-    """A list of invented words, one on each line; the word of rank r has a share of about 1 / r^2 (zeta, alpha = 2).
+    """Recall of the most frequent words in a list whose frequencies follow a Zipf law.
 
-    A space before each word makes its tokens those of the answer. The list is the longest one that fits, so that shares
-    are the same at every length; the filler, for the few tokens that are left, is made of words that stand there once.
-    What is cut off in front stands before the instruction, outside the list, and is never a whole word.
+    The word of rank r has a share of about 1 / r^2 (zeta, alpha = 2). Words are invented, one on each line. A space
+    before each word makes its tokens those of the answer. The list is the longest one that fits, so that shares are the
+    same at every length; the filler, for the few remaining tokens, consists of words that occur once. A line that is
+    cut off in front stands before the instruction, outside the list, and is never a whole word.
 
     Attributes:
-        top: most frequent words that are asked for, in decreasing order. Each is a question, whose others are the
-            other top words and the next ones in frequency.
+        top: number of most frequent words that are asked for, in decreasing order. Each is a question, whose wrong
+            values are the other top words and the next ones in frequency.
     """
 
     top: int = 3
@@ -55,7 +56,6 @@ class FrequentWords(RecallTask):
             raise RecallError(f"{self.name}: top={self.top}: expected at most {MOST}.")
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :meth:`RecallTask.draw`."""
         what = f"{self.top} most frequent words" if self.top > 1 else "most frequent word"
         prompt = f"The {what} of the list{', most frequent first, are:' if self.top > 1 else ' is'}"
         most_lines = SHORT if length is None else max(length // 2, SHORT)  # no line has fewer tokens than two
@@ -82,10 +82,10 @@ class FrequentWords(RecallTask):
 
 
 def zipf_counts(lines: int, top: int) -> list[int]:
-    """How often the word of each rank stands in a list, in decreasing order.
+    """Returns how often the word of each rank occurs in a list, in decreasing order.
 
-    About ``lines`` in all, by shares 1 / rank^2; words that would stand there less than twice stand there once. Each of
-    the first ``top`` stands more often than the next one by at least ``MARGIN``.
+    There are about ``lines`` in all, by shares 1 / rank^2; words that would occur less than twice occur once. Each of
+    the first ``top`` occurs more often than the next one by at least ``MARGIN``.
     """
     counts: list[int] = []
     while (times := round(lines / ZETA / (len(counts) + 1) ** 2)) >= 2:

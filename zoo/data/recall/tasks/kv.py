@@ -1,4 +1,4 @@
-"""Key-value retrieval (Liu et al. 2023, arXiv 2307.03172): the value of one key among many."""
+"""Key-value retrieval (Liu et al. 2023, arXiv:2307.03172): the value of one key among many."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ MOST = len(NOUNS) // 2  # so that distinct values are found soon
 @RECALL_TASKS.register("kv")
 @dataclass(frozen=True)
 class KeyValue(RecallTask):
-    """Lines of a key and a value; the filler is more of them, endlessly.
+    """Retrieval of the value of one key from lines of a key and a value; the filler is more of such lines.
 
     Attributes:
-        kind: of keys and values: hex (8 characters), uuid (36), words (an adjective and a noun; a noun).
-        distractors: pairs in every context besides the one asked for. Rank is scored against their values.
+        kind: format of keys and values: ``hex`` (8 characters), ``uuid`` (36), ``words`` (an adjective and a noun; a
+            noun).
+        distractors: number of pairs in every context besides the one asked for. Rank is scored against their values.
     """
 
     name: ClassVar[str] = "kv"
@@ -52,7 +53,6 @@ class KeyValue(RecallTask):
             raise RecallError(f"kv: distractors={self.distractors}: expected {MOST} at most.")
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :class:`RecallTask`."""
         draw_key, draw_value = KINDS[self.kind]
         keys = draw_new(rng, draw_key, self.distractors + 1)
         values = draw_new(rng, draw_value, self.distractors + 1)

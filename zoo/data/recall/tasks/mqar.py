@@ -1,4 +1,4 @@
-"""Multi-query associative recall on token ids, as in Zoology (Arora et al. 2023, arXiv 2312.04927)."""
+"""Multi-query associative recall on token ids, as in Zoology (Arora et al. 2023, arXiv:2312.04927)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from zoo.registry import RECALL_TASKS
 class MQAR(RecallTask):
     """Pairs of a key and a value, then every key once more, in another order, each followed by its value.
 
-    Keys are from one half of the vocabulary, values from the other. After the pairs come blanks, in which the queries
-    stand: a blank of two tokens that is the i-th after the pairs is chosen with a weight of ``i ** (power - 1)``, so
-    that a small power puts most queries near the pairs and a few far away. No blank has a key of the sample.
+    Keys are from one half of the vocabulary, values from the other. After the pairs come blanks, among which the
+    queries are placed: a blank of two tokens that is the i-th after the pairs is chosen with a weight of ``i ** (power
+    - 1)``, so that a small power puts most queries near the pairs and a few far away. No blank has a key of the sample.
 
     Attributes:
-        pairs: of a key and a value.
-        queries: keys that are asked, each drawn from all; None for every key once. Asked once, a model can rule out
-            what was answered before, which layers that sum up values learn sooner than to recall.
-        power: over 0; 1 spreads the queries evenly.
+        pairs: number of pairs of a key and a value.
+        queries: number of keys that are asked, each drawn from all; None for every key once. If each is asked once, a
+            model can rule out what was answered before, which layers that sum up values learn sooner than to recall.
+        power: exponent over 0; 1 spreads the queries evenly.
         filler: whether blanks are random ids; else all are the first id of the vocabulary.
     """
 
@@ -49,7 +49,7 @@ class MQAR(RecallTask):
 
     @property
     def asked(self) -> int:
-        """Questions of a sample."""
+        """Number of questions of a sample."""
         return self.pairs if self.queries is None else self.queries
 
     @property
@@ -58,11 +58,11 @@ class MQAR(RecallTask):
         return False
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """Not of this task: its samples are token ids, without text."""
+        """Raises an error, since the samples of this task are token ids without text."""
         raise NotImplementedError("mqar has no text: call sample")
 
     def sample(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """See :class:`RecallTask`; the haystack is not used.
+        """Returns the sample at a place; the haystack is not used.
 
         ``length=None`` puts the queries directly after the pairs.
 
@@ -81,7 +81,7 @@ class MQAR(RecallTask):
         return Sample(drawn.id, tokens, _answers(places + 1, values, drawn.values))
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """The same queries without the pairs: ``(1 + 2 * asked,)`` tokens."""
+        """Returns the same queries without the pairs: ``(1 + 2 * asked,)`` tokens."""
         drawn = self._drawn(place, encoder)
         values = drawn.values[drawn.order]
         tokens = np.full(1 + 2 * self.asked, encoder.document_token, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Needles in a haystack, with several keys, values or questions as in RULER (Hsieh et al. 2024, arXiv 2404.06654)."""
+"""Needles in a haystack, with several keys, values or questions as in RULER (Hsieh et al. 2024, arXiv:2404.06654)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class Needle(RecallTask):
     Rank is scored against the values of the other needles; a single needle has no rank.
 
     Attributes:
-        keys: needles with different keys. values: needles of each key; all of them are asked for, in the order in
-            which they stand in the context. queries: keys that are asked, one after the other.
-        value_type: number, word or uuid. haystack_of_needles: whether the filler is more needles, endlessly.
+        keys: number of keys.
+        values: needles of each key; all of them are asked for, in the order in which they occur in the context.
+        queries: number of keys that are asked, one after the other.
+        value_type: ``number``, ``word`` or ``uuid``.
+        haystack_of_needles: whether the filler is more needles.
     """
 
     name: ClassVar[str] = "niah"
@@ -62,7 +64,6 @@ class Needle(RecallTask):
         return self.queries == self.values == 1
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :class:`RecallTask`."""
         keys = draw_new(rng, key_phrase, self.keys)
         values = draw_new(rng, TYPES[self.value_type], self.keys * self.values)
         needles = list(zip(keys * self.values, values))

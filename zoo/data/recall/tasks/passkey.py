@@ -1,4 +1,4 @@
-"""Passkey retrieval (Mohtashami and Jaggi 2023, arXiv 2305.16300): one number hidden in filler."""
+"""Passkey retrieval (Mohtashami and Jaggi 2023, arXiv:2305.16300): one number hidden in filler."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from zoo.registry import RECALL_TASKS
 @RECALL_TASKS.register("passkey")
 @dataclass(frozen=True)
 class Passkey(RecallTask):
-    """A number of five digits that is told once. The context has no other number, so there is no rank to score."""
+    """Recall of a five-digit number that is stated once.
+
+    The context has no other number, so there is no rank to score.
+    """
 
     name: ClassVar[str] = "passkey"
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :class:`RecallTask`."""
         number = str(rng.randrange(10_000, 100_000))
         question = Question("What is the pass key? The pass key is", f" {number}")
         return Facts((f"The pass key is {number}. Remember it.\n",), (question,))

@@ -1,4 +1,4 @@
-"""Variable tracking: which number a variable holds after copies of copies (idea: RULER, arXiv:2404.06654)."""
+"""Variable tracking: the number that a variable holds after a chain of copies (idea: RULER, arXiv:2404.06654)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class VariableTracking(RecallTask):
     """Chains of assignments, "VAR XKQ = 48213." and then "VAR ZPL = VAR XKQ.", in order and mixed with each other.
 
     Attributes:
-        hops: copies after the first assignment of each chain. chains: one of them, at random, is asked for.
-        ask: number: of the last variable of the chain; the others are the numbers of the other chains. names: of
-            all variables that hold a number, in order of assignment; the others are all other variables.
+        hops: number of copies after the first assignment of each chain.
+        chains: number of chains, one of which, at random, is asked for.
+        ask: ``number``: the number of the last variable of the chain; the wrong values are the numbers of the other
+            chains. ``names``: the names of all variables that hold a number, in order of assignment; the wrong values
+            are all other variables.
     """
 
     hops: int = 2
@@ -58,7 +60,6 @@ class VariableTracking(RecallTask):
             )
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """See :meth:`RecallTask.draw`."""
         size = self.hops + 1
         codes = rng.sample(range(NAMES), self.chains * size)
         names = [_name(code) for code in codes]

@@ -1,9 +1,9 @@
-"""From scored answers to one line per sample, and from lines to records.
+"""Scored answers as one line per sample, and lines as records.
 
-answer_nll is in nats per answer: the whole answer's, so that tokenizers can be compared. exact_match is by greedy
-decoding, which teacher forcing tells in one pass; a sample with several answers matches if all do, and accuracy is the
-share of its answers that do. rank_accuracy is the share of answers that are likelier than every other value compared,
-and rank_accuracy_per_token, where these differ in length, that of those likelier per token.
+answer_nll is in nats per answer: of the whole answer, so that tokenizers can be compared. exact_match is by greedy
+decoding, which teacher forcing shows in one pass; a sample with several answers matches if all do, and accuracy is the
+share of its answers that do. rank_accuracy is the share of answers that are more likely than every other value
+compared, and rank_accuracy_per_token, where these differ in length, that of those more likely per token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RANKS = {"rank_accuracy": "rank", "rank_accuracy_per_token": "rank_per_token"}  
 
 
 def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[AnswerScore]) -> dict[str, Any]:
-    """The line of a sample in the samples file; ``place`` has its task, variant, length and depth."""
+    """Returns the line of a sample in the samples file; ``place`` has its task, variant, length and depth."""
     line: dict[str, Any] = {
         "id": sample.id,
         **place,
@@ -44,7 +44,7 @@ def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[Answ
 
 
 def line_values(line: dict[str, Any]) -> dict[str, float]:
-    """What a sample contributes to each metric; NaN for its loss and ranks if the loss is not finite."""
+    """Returns what a sample contributes to each metric; NaN for its loss and ranks if the loss is not finite."""
     nats = np.array(line["nats"], dtype=np.float64)  # None becomes NaN
     values = {"answer_nll": float(nats.mean()), "exact_match": float(all(line["correct"]))}
     if len(line["correct"]) > 1:
@@ -60,12 +60,13 @@ def line_values(line: dict[str, Any]) -> dict[str, float]:
 
 
 def make_records(place: dict[str, Any], lines: list[dict[str, Any]], seed: int, seconds: float = 0.0) -> list[Record]:
-    """Every metric of the samples of a cell, with 95 % intervals.
+    """Computes every metric of the samples of a cell, with 95 % intervals.
 
     Args:
-        place: task, variant, length and depth. seed: of the bootstrap.
-        lines: of :func:`describe_sample`; those of one id, asked at several depths, count as one unit.
-        seconds: that they took, 0 if that is not known.
+        place: task, variant, length and depth.
+        lines: lines of :func:`describe_sample`; those of one id, asked at several depths, count as one unit.
+        seed: seed of the bootstrap.
+        seconds: time that they took, 0 if it is not known.
     """
     columns: dict[str, dict[str, list[float]]] = {}
     for line in lines:

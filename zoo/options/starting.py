@@ -13,15 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from zoo.cli import friendly_errors
-from zoo.config import CONFIGS, ConfigError
-from zoo.paths import MULTIRUN, command, expand, print_any_name, quote, take_paths
+from zoo.config import CONFIGS
+from zoo.options.composing import compose_config
+from zoo.paths import MULTIRUN, expand, print_any_name, quote, take_paths
 
 
 @dataclass(frozen=True)
@@ -66,20 +64,11 @@ def compose_job(program: str, overrides: Sequence[str]) -> tuple[DictConfig, Job
     Raises:
         ConfigError: if there is no such configuration.
     """
-    config = _compose(program, overrides)
+    config = compose_config(program, overrides, hydra=True)
     folder = os.path.abspath(expand(str(config.hydra.run.dir)))
     with open_dict(config):
         del config["hydra"]
     return config, Job([text for text in overrides if not text.lstrip("+~").startswith("hydra")], folder)
-
-
-def _compose(program: str, overrides: Sequence[str]) -> DictConfig:
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose(program, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        given = command("python", f"{program}.py", *overrides)
-        raise ConfigError(f"{given} cannot be composed: {error}") from error
 
 
 def _start_hydra(program: str, main: Main, arguments: Sequence[str]) -> None:
@@ -90,7 +79,7 @@ def _start_hydra(program: str, main: Main, arguments: Sequence[str]) -> None:
         base = ""
         if multirun:
             places = [text for text in arguments if text.startswith("hydra.sweep.dir=")]
-            base = str(_compose(program, places).hydra.sweep.dir)
+            base = str(compose_config(program, places, hydra=True).hydra.sweep.dir)
             own.append(f"hydra.sweep.dir={quote(scratch)}")
 
         def task(config: DictConfig) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.mixers.parts.global_tokens import GlobalTokens, flagged, gather_tokens
+from zoo.mixers.caches.base import Cache, View, with_slots
+from zoo.mixers.caches.global_tokens import GlobalTokens, flagged, gather_tokens
 from zoo_kernels.softmax import ring_slots
 
-Whole = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v, flags (B, Tk), documents (B, Tk)
-Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, D), and keys and values of the slots in use
+
+@dataclass(slots=True)
+class GlobalView(View):
+    """A :class:`View` that also says which keys are global. In slots, ``lengths`` counts those that a row holds.
+
+    Attributes:
+        flags: ``(1 or B, S)``, True for global tokens.
+    """
+
+    flags: Tensor = field(kw_only=True)
 
 
-class GlobalCache:
+class GlobalCache(Cache):
     """Keys and values of a document's first tokens, of the latest ones, and of older global tokens.
 
     Slots ``(B, slots, G, D)`` and ``(B, slots, G, E)``: the first tokens, a ring of the latest ``reach`` tokens, and
@@ -24,8 +33,12 @@ class GlobalCache:
 
     Attributes:
         flags: ``(B, slots)``, True for global tokens. lengths: ``(B,)`` tokens seen. left: ``(B,)`` of the last kind.
-        rows: tokens seen of each row, on the host. marked: whether marks may have made tokens global.
+        counts: tokens seen of each row, on the host. marked: whether marks may have made tokens global.
     """
+
+    by_slot = ("keys", "values", "flags")
+    by_row = ("lengths", "left")
+    notes = ("marked",)
 
     def __init__(
         self,
@@ -46,7 +59,7 @@ class GlobalCache:
         self.flags = torch.zeros(batch_size, slots, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.left = torch.zeros_like(self.lengths)
-        self.rows, self.marked = [0] * batch_size, False
+        self.counts, self.marked = [0] * batch_size, False
         self._used = 0
 
     def slots(self, length: int) -> int:
@@ -63,9 +76,9 @@ class GlobalCache:
         """Of keys and values."""
         return self.keys.dtype
 
-    def nbytes(self) -> int:
-        """Bytes of the slots in use."""
-        return sum(held[:, : self._used].numel() * held.element_size() for held in (self.keys, self.values))
+    def in_use(self, name: str) -> int:
+        """Slots of the row that fills most."""
+        return self._used
 
     def valid(self) -> Tensor:
         """``(B,)`` slots that a row holds."""
@@ -81,50 +94,67 @@ class GlobalCache:
         distance = last - self._latest(slots, self.lengths)
         return torch.where(slots < self.limit, distance, last + self.reach)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        flags: Tensor,
-        lengths: Tensor | None,
-        marked: bool,
-        whole: Whole,
-        step: Step,
-    ) -> Tensor:
-        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, E)``.
+    def append(
+        self, k: Tensor, v: Tensor, lengths: Tensor | None = None, *, flags: Tensor, marked: bool = False
+    ) -> GlobalView:
+        """Add the keys and values of a piece, and say what its queries read.
+
+        A single token without gradients reads the slots as they lie, and asks this cache which of them are which; any
+        other piece reads columns in order, as of :class:`KeyValueCache`.
 
         Args:
-            q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
-            lengths: ``(B,)`` true lengths of the piece, None for all T.
+            k: ``(B, T, G, D)``. v: ``(B, T, G, E)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
             flags: ``(1 or B, T)``, True for global tokens. marked: whether marks have made some of them so.
-            whole: attention of a piece over what is kept of the sequence, all in order and aligned at the end.
-            step: attention of one query over the slots; it asks this cache which of them are which.
-        """
-        self.marked |= marked
-        added = [q.shape[1]] * len(self.rows) if lengths is None else lengths.tolist()
-        advance = torch.full_like(self.lengths, q.shape[1]) if lengths is None else lengths.to(self.lengths)
-        flags = flags.expand(q.shape[:2])
-        if q.shape[1] > 1 or torch.is_grad_enabled():  # a step has no gradient
-            return self._piece(q, k, v, flags, advance, added, whole)
-        self._push(k.detach(), v.detach(), flags, advance)
-        self._advance(added)
-        return step(q[:, 0], self.keys[:, : self._used], self.values[:, : self._used])[:, None]
 
-    def _piece(
-        self, q: Tensor, k: Tensor, v: Tensor, flags: Tensor, advance: Tensor, added: list[int], whole: Whole
-    ) -> Tensor:
+        Raises:
+            ValueError: if the piece has not as many rows as the cache; nothing has been written then.
+        """
+        self.check_rows(k.shape[0], "k")
+        self.marked |= marked
+        flags = flags.expand(k.shape[:2])
+        if k.shape[1] > 1 or torch.is_grad_enabled():  # a step has no gradient
+            return self._piece(k, v, flags, lengths)
+        self._push(self.packed(k.detach()), self.packed(v.detach()), flags, lengths)
+        keys, values, flags = (held[:, : self._used] for held in (self.keys, self.values, self.flags))
+        return GlobalView(keys, values, None, self.valid(), in_slots=True, flags=flags)
+
+    def recount(self) -> None:
+        """See :meth:`Cache.recount`."""
+        self.counts = self.lengths.tolist()
+        self._measure()
+
+    def advance(self, length: int, lengths: Tensor | None) -> None:
+        """See :meth:`Cache.advance`; ``left`` has to be that behind the piece."""
+        super().advance(length, lengths)
+        added = [length] * len(self.counts) if lengths is None else lengths.tolist()
+        self.counts = [a + b for a, b in zip(self.counts, added)]
+        self._measure()
+
+    def _measure(self) -> None:
+        if self.marked:
+            self._used = max(self.valid().tolist(), default=0)
+        else:
+            self._used = max(map(self.slots, self.counts), default=0)
+
+    def _piece(self, k: Tensor, v: Tensor, flags: Tensor, lengths: Tensor | None) -> GlobalView:
+        length = k.shape[1]
         held, columns = self.valid(), self._used
         if columns:
             slots, hidden = self._in_order(held)
             keys, values = (gather_tokens(x, slots) for x in (self.keys, self.values))
-            k, v = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
+            k, v = torch.cat([self.unpacked(keys, k), k], 1), torch.cat([self.unpacked(values, v), v], 1)
             flags = torch.cat([self.flags.gather(1, slots) & ~hidden, flags], 1)
-        shown = torch.arange(k.shape[1], device=k.device)[None] >= (columns - held)[:, None]
-        even = not columns or (min(self.rows) == max(self.rows) and not self.marked)
-        output = whole(q, k, v, flags, None if even else shown.long())
-        self._store(k.detach(), v.detach(), flags, columns - held, columns + advance, advance, added)
-        return output
+        shown = None
+        if columns and (min(self.counts) < max(self.counts) or self.marked):
+            shown = (torch.arange(k.shape[1], device=k.device)[None] >= (columns - held)[:, None]).long()
+        added = torch.full_like(held, length) if lengths is None else lengths.to(held)
+        begin, end = columns - held, columns + added
+        place = torch.arange(k.shape[1], device=k.device)[None]
+        leaving = flags & (place >= begin[:, None] + self.tokens.first) & (place < end[:, None] - self.reach)
+        self.left = leaving.sum(1)
+        self.advance(length, lengths)
+        self._store(k.detach(), v.detach(), flags, leaving, begin, end)
+        return GlobalView(k, v, shown, self.lengths, flags=flags)
 
     def _in_order(self, held: Tensor) -> tuple[Tensor, Tensor]:
         """Slots in the order of their tokens, all rows ending at one column, and which columns lie before a row."""
@@ -134,16 +164,12 @@ class GlobalCache:
         slots = torch.where(rank < first + left, torch.where(rank < first, rank, self.limit - first + rank), latest)
         return slots.clamp(min=0), rank < 0
 
-    def _store(
-        self, k: Tensor, v: Tensor, flags: Tensor, begin: Tensor, end: Tensor, advance: Tensor, added: list[int]
-    ) -> None:
-        """Keep what must be kept of a sequence in order, whose tokens are at ``begin`` to ``end`` in each row."""
+    def _store(self, k: Tensor, v: Tensor, flags: Tensor, leaving: Tensor, begin: Tensor, end: Tensor) -> None:
+        """Keep what must be kept of a sequence in order, whose tokens are at ``begin`` to ``end`` in each row.
+
+        Global tokens that are kept behind the ring are ``leaving (B, S)``.
+        """
         first = self.tokens.first
-        self.lengths = self.lengths + advance
-        place = torch.arange(k.shape[1], device=k.device)[None]
-        leaving = flags & (place >= begin[:, None] + first) & (place < end[:, None] - self.reach)
-        self.left = leaving.sum(1)
-        self._advance(added)
         self._reserve(self._used)
         slots = torch.arange(self.keys.shape[1], device=k.device)[None]
         source = end[:, None] - self.lengths[:, None] + self._latest(slots, self.lengths)
@@ -152,38 +178,36 @@ class GlobalCache:
             gone = flagged(leaving, self.keys.shape[1] - self.limit)
             source[:, self.limit : self.limit + gone.shape[1]] = gone
         source = source.clamp(0, k.shape[1] - 1)
-        self.keys, self.values = (gather_tokens(x, source).to(self.keys.dtype) for x in (k, v))
+        self.keys, self.values = (self.packed(gather_tokens(x, source)) for x in (k, v))
         self.flags = flags.gather(1, source)
 
-    def _push(self, k: Tensor, v: Tensor, flags: Tensor, advance: Tensor) -> None:
+    def _push(self, k: Tensor, v: Tensor, flags: Tensor, lengths: Tensor | None) -> None:
         """Put one token into the ring, and a global one that it drives out behind the ring."""
-        self._reserve(max(self._used, self.slots(max(self.rows) + 1)) + self.marked)
+        self._reserve(max(self._used, self.slots(max(self.counts) + 1)) + self.marked)
         last, rows = self.keys.shape[1] - 1, torch.arange(len(k), device=k.device)
-        slot, keep = ring_slots(self.lengths, self.limit, self.tokens.first).clamp(max=last), advance == 0
-        gone = (self.lengths >= self.limit) & self.flags[rows, slot] & ~keep
+        slot = ring_slots(self.lengths, self.limit, self.tokens.first)
+        gone = (self.lengths >= self.limit) & self.flags[rows, slot]
+        keep = None if lengths is None else lengths.to(slot) == 0
+        gone = gone if keep is None else gone & ~keep
         behind = (self.limit + self.left).clamp(max=last)
         for held, new in ((self.keys, k[:, 0]), (self.values, v[:, 0]), (self.flags, flags[:, 0])):
             wide = (-1, *[1] * (held.dim() - 2))
             if last >= self.limit:
                 held[rows, behind] = torch.where(gone.view(wide), held[rows, slot], held[rows, behind])
-            held[rows, slot] = torch.where(keep.view(wide), held[rows, slot], new.to(held.dtype))
-        self.lengths, self.left = self.lengths + advance, self.left + gone
+            held[rows, slot] = new if keep is None else torch.where(keep.view(wide), held[rows, slot], new)
+        self.left = self.left + gone
+        self.advance(1, lengths)
 
     def _latest(self, slots: Tensor, lengths: Tensor) -> Tensor:
         """Latest position that each slot of the first tokens or the ring has taken, or will take."""
         turns = torch.div(lengths[:, None] - 1 - slots, self.reach, rounding_mode="floor").clamp(min=0)
         return torch.where(slots < self.tokens.first, slots, slots + turns * self.reach)
 
-    def _advance(self, added: list[int]) -> None:
-        self.rows = [a + b for a, b in zip(self.rows, added)]
-        self._used = int(self.valid().max()) if self.marked else max(map(self.slots, self.rows))
-
     def _reserve(self, needed: int) -> None:
         """Grows by doubling; up to the end of the ring before it grows behind it."""
         capacity = self.keys.shape[1]
         if needed <= capacity:
             return
-        extra = max(needed, min(2 * capacity, self.limit) if capacity < self.limit else 2 * capacity) - capacity
-        for name in ("keys", "values", "flags"):
-            held = getattr(self, name)
-            setattr(self, name, torch.cat([held, held.new_zeros(held.shape[0], extra, *held.shape[2:])], 1))
+        slots = max(needed, min(2 * capacity, self.limit) if capacity < self.limit else 2 * capacity)
+        for name in self.by_slot:
+            setattr(self, name, with_slots(getattr(self, name), slots))

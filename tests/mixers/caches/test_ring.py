@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 
 import pytest
 import torch
 
-from zoo.mixers.parts.ring_cache import RingCache
+from zoo.mixers.caches import RingCache
 from zoo_kernels import softmax_attention, softmax_attention_step
 
 HEADS, GROUPS, WIDTH = 4, 2, 6
@@ -29,8 +28,10 @@ def draw(batch, length):
 def attend(cache, q, k, v, lengths=None):
     """A piece of window attention with sinks through the cache."""
     rule = {"window": cache.window, "sink_tokens": cache.sink_tokens}
-    step = partial(softmax_attention_step, ring=cache.wrapped, **rule)
-    return cache.attend(q, k, v, lengths, partial(softmax_attention, **rule), step)
+    view = cache.append(k, v, lengths)
+    if view.in_slots:
+        return softmax_attention_step(q[:, 0], view.keys, view.values, view.lengths, ring=view.ring, **rule)[:, None]
+    return softmax_attention(q, view.keys, view.values, documents=view.documents, **rule)
 
 
 def dense(q, k, v, window, sink_tokens):
@@ -96,18 +97,14 @@ def numbered(start, length):
 @pytest.mark.parametrize(("window", "sink_tokens"), [(5, 0), (5, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("before", [1, 4, 5, 6, 7, 8, 23])
 def test_a_piece_sees_the_sinks_and_the_window_in_order(window, sink_tokens, before):
-    cache, seen = ring(window, sink_tokens), []
-
-    def whole(q, k, v, *, documents=None):
-        seen.append((k[0, :, 0, 0].tolist(), documents))
-        return q
-
+    cache = ring(window, sink_tokens)
     for start, length in ((0, before), (before, 3)):
         keys = numbered(start, length)
-        cache.attend(keys, keys, -keys, None, whole)
+        view = cache.append(keys, -keys)
     first = list(range(min(sink_tokens, before)))
     latest = list(range(max(before - window, sink_tokens), before))
-    assert seen[-1] == ([*first, *latest, *range(before, before + 3)], None)
+    assert view.keys[0, :, 0, 0].tolist() == [*first, *latest, *range(before, before + 3)]
+    assert torch.equal(view.values, -view.keys) and view.documents is None
 
 
 @rings
@@ -116,7 +113,8 @@ def test_a_token_is_written_to_the_slot_that_the_step_reads(window, sink_tokens)
     cache = ring(window, sink_tokens)
     for t in range(3 * (window + sink_tokens)):
         keys = numbered(t, 1)
-        cache.attend(keys, keys, -keys, None, step=lambda q, k, v, lengths: q)
+        with torch.no_grad():
+            assert cache.append(keys, -keys).in_slots
         held = cache.keys[0, : t + 1, 0, 0].tolist()
         latest = range(max(t + 1 - window, sink_tokens), t + 1)
         assert sorted(held) == [*range(min(sink_tokens, t + 1)), *latest]

@@ -1,4 +1,4 @@
-"""Fingerprints of sources, remembered for as long as the files under them stay as they were."""
+"""Fingerprints of sources, cached for as long as the files under them do not change."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SETTLED = 2 * 10**9  # ns: file systems keep times to 2 s at worst, so that a yo
 
 @dataclass(frozen=True)
 class Stamp:
-    """What changes when the files of a source do, known without reading them.
+    """Digest that changes when the files of a source do, computed without reading them.
 
     Attributes:
-        digest: SHA-256 over options and over place, size, times of change and inode of every file.
+        digest: SHA-256 over options and over path, size, times of change and inode of every file.
         newest: the latest of the times (ns).
     """
 
@@ -33,7 +33,7 @@ class Stamp:
 
 
 def stamp_files(options: Sequence[Any], files: Iterable[tuple[Path, str]]) -> Stamp:
-    """The stamp of (path, name) pairs, and of options that decide what is made of them."""
+    """Returns the stamp of (path, name) pairs, and of options that decide what is made of them."""
     digest, newest = hashlib.sha256(json.dumps(list(options)).encode()), 0
     for path, name in files:
         try:
@@ -47,13 +47,13 @@ def stamp_files(options: Sequence[Any], files: Iterable[tuple[Path, str]]) -> St
 
 
 def source_stamp(source: Source) -> Stamp | None:
-    """The stamp of a source; None for one that cannot tell."""
+    """Returns the stamp of a source; None for one that has no ``stamp``."""
     stamp: Callable[[], Stamp] | None = getattr(source, "stamp", None)
     return None if stamp is None else stamp()
 
 
 def known_fingerprint(source: Source, split: str, cache_dir: str | Path) -> str:
-    """The fingerprint of a split, from `cache_dir` if the source has a stamp and it is that of an earlier time."""
+    """Returns the fingerprint of a split, from `cache_dir` if the source's stamp has not changed."""
     return remember(cache_dir, split, lambda: source_stamp(source), lambda: source.fingerprint(split))
 
 
@@ -63,11 +63,11 @@ def remember(
     stamp: Callable[[], Stamp | None],
     compute: Callable[[], str],
 ) -> str:
-    """compute(), or what it gave when stamp() was the same; one process of several computes, the others wait.
+    """Returns compute(), or its cached result if stamp() has not changed; one process computes while others wait.
 
-    A file that changed within SETTLED before it was read could change once more and keep its time. What was read of
-    such a file is good for those who waited for it, not for a later start, as git does with entries of its index that
-    are as young as the index itself. Where the cache cannot be written, everyone computes.
+    A file that changed within SETTLED before it was read could change once more with the same time. The result for such
+    a file is used by processes that waited for it, not by a later start, as git does with entries of its index that are
+    as young as the index itself. Where the cache cannot be written, everyone computes.
     """
     begun, before = time.time_ns(), stamp()
     if before is None:

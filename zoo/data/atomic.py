@@ -1,4 +1,4 @@
-"""Folders that are either finished or absent, whoever else builds them and whenever a process dies."""
+"""Folders that are either complete or absent, even if several processes build them or one dies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from zoo.files import sync, writing
 
 
 def build_once(folder: Path, ready: Callable[[], bool], build: Callable[[Path], None]) -> None:
-    """Makes `folder` exist with ready() true: another process's copy if there is one, else build(temporary folder).
+    """Ensures that `folder` exists with ready() true, built by this process or by another.
 
-    The temporary folder is a sibling, flushed to disk and renamed in one step. A lock file beside the folder lets a
-    second builder wait; what a killed builder left behind is removed. A folder that is there but not ready is replaced.
+    build() is given a temporary folder, a sibling that is flushed to disk and renamed in one step. A lock file beside
+    the folder lets a second builder wait; leftovers of a killed builder are removed. A folder that is there but not
+    ready is replaced.
 
     Raises:
         WriteError: if the folder cannot be written.
