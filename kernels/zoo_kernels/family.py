@@ -45,6 +45,7 @@ class Family:
         widths: widest heads that its Triton form takes, by type; the PyTorch form takes any.
         tiles: the tables of its Triton kernels.
         calls: module whose ``CALLS`` between them launch every kernel with every flag; it is imported when asked for.
+            None: there is no Triton form, and no width that it takes.
         cases: module that hands its cases to the benchmark when it is imported; None: there are none.
     """
 
@@ -52,7 +53,7 @@ class Family:
     title: str
     widths: Mapping[torch.dtype, int]
     tiles: Table
-    calls: str
+    calls: str | None = None
     cases: str | None = None
 
 
@@ -127,6 +128,7 @@ class Op:
 
     def choice(self, backend: str, *arrays: Tensor, missing: str | None = None) -> Choice:
         """The backend that :meth:`enter` chooses, and why."""
+        missing = missing or ("it has no Triton form" if self.family.calls is None else None)
         return choose_backend(backend, self.title, self.family.widths, *arrays, missing=missing)
 
     def grouped(self, flat: Sequence[Any]) -> list[Any]:
