@@ -5,6 +5,8 @@ torch.
 """
 
 from zoo_kernels.backend import BackendError, use_backend
+from zoo_kernels.convolution import short_convolution
+from zoo_kernels.delta import delta_attention, delta_attention_step
 from zoo_kernels.layout import BlockLayout
 from zoo_kernels.linear import NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.softmax import softmax_attention, softmax_attention_step
@@ -13,8 +15,11 @@ __all__ = [
     "BackendError",
     "BlockLayout",
     "NormalizedState",
+    "delta_attention",
+    "delta_attention_step",
     "linear_attention",
     "linear_attention_step",
+    "short_convolution",
     "softmax_attention",
     "softmax_attention_step",
     "use_backend",

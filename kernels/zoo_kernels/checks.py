@@ -114,3 +114,9 @@ def _unsupported(family: str) -> NotImplementedError:
 def host_knows(x: Tensor) -> bool:
     """Returns whether the host can read values of ``x`` without waiting for a device or breaking a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) in (Tensor, torch.nn.Parameter)
+
+
+def check_decay(log_decay: Tensor | None) -> None:
+    """Refuses log decays above 0, where asking waits for no device and cuts no graph."""
+    if log_decay is not None and host_knows(log_decay) and (log_decay > 0).any():
+        raise ValueError(f"log_decay goes up to {log_decay.max():g}, expected numbers <= 0: a state only decays.")

@@ -40,19 +40,20 @@ class Family:
     """A family of kernels: the operations of one recurrence or rule, in all backends.
 
     Attributes:
-        name: name of the folder of the family, and the prefix of its kernels' names (``linear.mix``).
-        title: what the family computes, for messages; with underscores for spaces, the name of its op.
-        widths: largest head width that the Triton form supports, by dtype; the PyTorch form takes any width.
-        tiles: tables of tile sizes of the Triton kernels.
-        calls: name of the module whose ``CALLS`` between them launch every kernel with every flag; imported on demand.
-        cases: name of the module that registers benchmark cases when it is imported; None for a family without any.
+        name: of its room and, before a dot, of its kernels.
+        title: what it computes, for messages; with underscores, the name of its op.
+        widths: widest heads that its Triton form takes, by type; the PyTorch form takes any.
+        tiles: the tables of its Triton kernels.
+        calls: module whose ``CALLS`` between them launch every kernel with every flag; it is imported when asked for.
+            None: there is no Triton form, and no width that it takes.
+        cases: module that hands its cases to the benchmark when it is imported; None: there are none.
     """
 
     name: str
     title: str
     widths: Mapping[torch.dtype, int]
     tiles: Table
-    calls: str
+    calls: str | None = None
     cases: str | None = None
 
 
@@ -133,6 +134,7 @@ class Op:
 
     def choice(self, backend: str, *arrays: Tensor, missing: str | None = None) -> Choice:
         """Returns the backend that :meth:`enter` would choose, and the reason."""
+        missing = missing or ("it has no Triton form" if self.family.calls is None else None)
         return choose_backend(backend, self.title, self.family.widths, *arrays, missing=missing)
 
     def grouped(self, flat: Sequence[Any]) -> list[Any]:

@@ -9,8 +9,7 @@ import torch
 
 from tests.kernels.linear_oracle import DECAYS, Case, assert_all_close, decay, make_case, make_documents, recurrence
 from tests.tiers import in_ci
-from zoo_kernels import NormalizedState, linear_attention, linear_attention_step
-from zoo_kernels.linear import chunked
+from zoo_kernels import NormalizedState, chunks, linear_attention, linear_attention_step
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -57,7 +56,7 @@ def test_equals_the_recurrence_at_any_width(width, value, backend, algorithm):
 
 @pytest.mark.parametrize("length", [128, 129, 300])
 def test_segments_of_one_chunk_equal_the_recurrence(length, monkeypatch):
-    monkeypatch.setattr(chunked, "CACHE_ELEMENTS", 1)
+    monkeypatch.setattr(chunks, "CACHE_ELEMENTS", 1)
     case, expected = solved(length, "soft_token")
     assert_all_close(case.measured(algorithm="chunk"), expected)
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_devices, check_integers, check_number, host_knows
+from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number
+from zoo_kernels.chunks import FORGOTTEN
 from zoo_kernels.launch import whole_vectors
 from zoo_kernels.linear.arguments import LinearArguments, LinearToken
 from zoo_kernels.linear.torch_ops import linear_forward, linear_step
 
 ALGORITHMS = ("auto", "parallel", "chunk", "scan")
-FORGOTTEN = -1000.0
 ONES_WIDE = 8  # columns: 16 bytes in 16 bits
 
 
@@ -57,12 +57,9 @@ def linear_attention(
     """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
 
     Args:
-        q: queries ``(B, T, H, D)``, of any strides and one floating dtype with k and v; sums are accumulated in fp32 or
-            better.
-        k: keys ``(B, T, H, D)``.
-        v: values ``(B, T, H, E)``.
-        log_decay: None (no decay), ``(H,)`` or ``(B, T, H)``, all <= 0. Positive ones are refused on the CPU; where
-            that would wait for a device or break a graph they count as 0, and have no gradient.
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, one floating dtype; sums are kept in fp32 or better.
+        log_decay: None (no decay), ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0. Positive ones are refused on
+            the CPU; where that would wait for a device or cut a graph they count as 0, and have no gradient.
         scale: any finite number.
         normalize: divide by ``q_t . z_t`` with ``z_t = exp(log_decay_t) z_{t-1} + k_t``.
         eps: lower bound of the absolute value of ``q_t . z_t`` if ``normalize``.
@@ -72,8 +69,8 @@ def linear_attention(
         documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary but NaN and
             inf, which may reach other documents of their row and never another row.
         algorithm: ``parallel`` (one masked left product, O(T^2); Lightning Attention-1), ``chunk`` (left product inside
-            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log depth)
-            or ``auto``.
+            a chunk, running state between chunks; Lightning Attention-2), ``scan`` (chunk states combined in log
+            depth) or ``auto``. With a decay per channel all are the form in chunks.
         backend: ``auto``, ``triton``, ``torch`` or ``reference``.
         wide: return the output in fp32 or better, for sums that exceed the range of fp16 (65504) and that a norm
             follows.
@@ -90,7 +87,8 @@ def linear_attention(
     check_number("scale", scale)
     check_number("eps", eps, above=0)
     given = _initial(initial_state, q, k, v, normalize)
-    chosen = linear_forward.enter(backend, q, k, v, others=(log_decay, *_tensors(given)))
+    others = log_decay, *_tensors(given)
+    chosen = linear_forward.enter(backend, q, k, v, others=others, missing=_unfit_decay(log_decay, 4))
     dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
     log_decay = _bounded_decay(log_decay)
 
@@ -140,16 +138,10 @@ def linear_attention_step(
     It has no gradient and can be captured in a CUDA graph.
 
     Args:
-        q: query ``(B, H, D)``.
-        k: key ``(B, H, D)``.
-        v: value ``(B, H, E)``.
-        log_decay: None, ``(H,)`` or ``(B, H)``, all <= 0.
-        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``; updated in place.
-        scale: any finite number.
-        normalize: divide by ``q . z``, as in :func:`linear_attention`.
-        eps: lower bound of the absolute value of ``q . z`` if ``normalize``.
-        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``, which follows the definition).
-        wide: return the output in the dtype of the state.
+        q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)``, ``(B, H)`` or ``(B, H, D)``.
+        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
+        scale, normalize, eps, wide: as in :func:`linear_attention`.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q, or of the state if ``wide``.
@@ -165,12 +157,14 @@ def linear_attention_step(
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     others = log_decay, *_tensors(state)
-    chosen = linear_step.enter(backend, q, k, v, others=others, missing=_unfit_state(s))
+    missing = _unfit_state(s) or _unfit_decay(log_decay, 3)
+    chosen = linear_step.enter(backend, q, k, v, others=others, missing=missing)
     log_decay = _bounded_decay(log_decay)
     output = linear_step(LinearToken(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen))
     if isinstance(state, NormalizedState):
         if log_decay is not None:
-            state.z.mul_(log_decay.to(state.z.dtype).exp().expand(q.shape[:2])[..., None])
+            kept = log_decay.to(state.z.dtype).exp()
+            state.z.mul_(kept if kept.dim() == 3 else kept.expand(q.shape[:2])[..., None])
         state.z.add_(k)
         output = output / _bounded((q.to(state.z.dtype) * state.z).sum(-1, keepdim=True), eps) * scale
     return output.to(s.dtype if wide else q.dtype)
@@ -178,10 +172,9 @@ def linear_attention_step(
 
 def _bounded_decay(log_decay: Tensor | None) -> Tensor | None:
     """Log decays that every backend can take: e^-1000 is 0 in all precisions, and infinities have no difference."""
-    if log_decay is None:
-        return None
-    if host_knows(log_decay) and (log_decay > 0).any():
-        raise ValueError(f"log_decay goes up to {log_decay.max():g}, expected numbers <= 0: a state only decays.")
+    check_decay(log_decay)
+    if log_decay is None or log_decay.dim() == 4:  # the forms with a decay per channel bound it, and keep no copy
+        return log_decay
     return log_decay.clamp(min=FORGOTTEN, max=0)
 
 
@@ -198,8 +191,9 @@ def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state
         )
     _check_widths(q, v)
     batch, heads, width = q.shape
-    if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads)):
-        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, heads)}.")
+    if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads), (batch, heads, width)):
+        wanted = f"({heads},), {(batch, heads)} or {(batch, heads, width)}"
+        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected {wanted}.")
     _check_state("state", state, (batch, heads, width, v.shape[-1]))
 
 
@@ -217,6 +211,12 @@ def _unfit_state(s: Tensor) -> str | None:
     if s.dtype == torch.float32 and s.is_contiguous():
         return None
     return f"the state is {s.dtype} with strides {s.stride()}, and the kernel takes contiguous float32"
+
+
+def _unfit_decay(log_decay: Tensor | None, dimensions: int) -> str | None:
+    if log_decay is None or log_decay.dim() < dimensions:
+        return None
+    return "log_decay is one per channel, and the kernels take one per head"
 
 
 def _bounded(value: Tensor, eps: float) -> Tensor:
@@ -271,10 +271,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents:
             f"expected q, k (B, T, H, D) and v (B, T, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
         )
     batch, length, heads, _ = q.shape
-    if log_decay is not None and log_decay.shape not in ((heads,), (batch, length, heads)):
-        raise ValueError(
-            f"log_decay has shape {tuple(log_decay.shape)}, expected ({heads},) or {(batch, length, heads)}."
-        )
+    if log_decay is not None and log_decay.shape not in ((heads,), q.shape[:3], q.shape):
+        wanted = f"({heads},), {tuple(q.shape[:3])} or {tuple(q.shape)}"
+        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected {wanted}.")
     if documents is not None:
         check_integers("documents", documents, (batch, length))
         check_devices(q=q, documents=documents)

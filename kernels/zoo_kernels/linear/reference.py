@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo_kernels.linear.chunked import precise
+from zoo_kernels.chunks import precise
 
 
 def reference_linear_attention(

@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo_kernels.chunks import Plan, plan, precise
+from zoo_kernels.delta.arguments import DeltaArguments, DeltaUpstream
+from zoo_kernels.delta.chunked import cut_of, delta_forward
+from zoo_kernels.delta.flops import backward_flops, forward_flops
+from zoo_kernels.delta.gradients import delta_backward
+from zoo_kernels.delta.reference import reference_delta_attention
 from zoo_kernels.family import Family, Op, register
 from zoo_kernels.linear.arguments import LinearArguments, LinearToken, LinearUpstream
-from zoo_kernels.linear.chunked import Plan, chunked_backward, chunked_forward, plan, precise
+from zoo_kernels.linear.chunked import chunked_backward, chunked_forward
 from zoo_kernels.linear.reference import reference_linear_attention
 from zoo_kernels.linear.triton.configs import TABLE
 
@@ -31,6 +37,14 @@ LINEAR = register(
 )
 
 
+def _of_channels(x: Any) -> DeltaArguments | None:
+    """The arguments of delta attention without erase, if each channel has its decay; else None."""
+    shape = getattr(x.log_decay, "shape", x.log_decay)  # counters of FLOPs have shapes in place of tensors
+    if shape is None or len(shape) < 4:
+        return None
+    return DeltaArguments(x.q, x.k, x.v, x.log_decay, None, None, None, x.state, x.documents, x.scale, x.backend)
+
+
 def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
     return plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
 
@@ -43,9 +57,12 @@ def _slots(q: Tensor, v: Tensor, algorithm: str) -> int:
     return torch.sym_min(further + 1, -(-q.shape[1] // SHORTEST)) if further else 0
 
 
-def _kept(q: Tensor, v: Tensor, algorithm: str, backend: str) -> int:
+def _kept(x: LinearArguments) -> int:
     """States that the forward pass hands to the backward pass."""
-    return _slots(q, v, algorithm) if backend == "triton" else _cut(q, v, algorithm).segments(q.shape[1])
+    if x.backend == "triton":
+        return _slots(x.q, x.v, x.algorithm)
+    cut = _cut(x.q, x.v, x.algorithm) if _of_channels(x) is None else cut_of(x.q.shape, x.v.shape)
+    return cut.segments(x.q.shape[1])
 
 
 def _programs(q: Tensor, v: Tensor) -> int:
@@ -71,6 +88,8 @@ def _segment(q: Tensor, v: Tensor, algorithm: str) -> int:
 
 
 def _torch_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
+    if (of_channels := _of_channels(x)) is not None:
+        return delta_forward(of_channels, x.dtype)
     cut = _cut(x.q, x.v, x.algorithm)
     return chunked_forward(x.q, x.k, x.v, x.log_decay, x.state, x.documents, x.scale, cut, x.dtype)
 
@@ -84,6 +103,8 @@ def _triton_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _reference(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    if (of_channels := _of_channels(x)) is not None:
+        return reference_delta_attention(of_channels)
     q, k, v = (array.to(x.state.dtype) for array in (x.q, x.k, x.v))
     output, state = reference_linear_attention(q, k, v, x.log_decay, x.state, x.documents)
     return output if x.scale == 1.0 else output * x.scale, state
@@ -91,8 +112,7 @@ def _reference(x: LinearArguments) -> tuple[Tensor, Tensor]:
 
 def _fake(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
     output = x.q.new_empty(*x.q.shape[:3], x.v.shape[-1], dtype=x.dtype)
-    kept = _kept(x.q, x.v, x.algorithm, x.backend)
-    return output, torch.empty_like(x.state), x.state.new_empty(kept, *x.state.shape)
+    return output, torch.empty_like(x.state), x.state.new_empty(_kept(x), *x.state.shape)
 
 
 def _pairs(x: Any) -> int:
@@ -109,10 +129,15 @@ def _states(x: Any) -> int:
 
 def _flops(x: Any) -> int:
     """Two FLOPs per multiplication and addition of the matrix products of the chunked form."""
+    if (of_channels := _of_channels(x)) is not None:
+        return forward_flops(of_channels)
     return 2 * _pairs(x) * (x.q[-1] + x.v[-1]) + 4 * _states(x)
 
 
 def _torch_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    if (of_channels := _of_channels(x)) is not None:
+        found = delta_backward(of_channels, DeltaUpstream(*up))
+        return *(found[name] for name in ("q", "k", "v", "state")), _of_decays(x, found.get("log_decay"))
     cut = _cut(x.q, x.v, x.algorithm)
     grad_decay = precise(torch.empty(x.q.shape[:3], device=x.q.device)) if up.decay_gradient else None
     grads = chunked_backward(
@@ -131,10 +156,10 @@ def _triton_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ..
 
 
 def _of_decays(x: LinearArguments, of_tokens: Tensor | None) -> Tensor:
-    """Gradient of the log decay from that of each token's ``(B, T, H)``; empty where it has none."""
+    """Gradient of the log decay from that of each token's ``(B, T, H)`` or channel's; empty where it has none."""
     if of_tokens is None or x.log_decay is None:
         return x.q.new_empty(0)
-    return (of_tokens if x.log_decay.dim() == 3 else of_tokens.sum((0, 1))).to(x.log_decay.dtype)
+    return (of_tokens if x.log_decay.dim() > 1 else of_tokens.sum((0, 1))).to(x.log_decay.dtype)
 
 
 def _fake_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
@@ -149,6 +174,8 @@ def _empty_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...
 
 
 def _backward_flops(x: Any, up: Any) -> int:
+    if (of_channels := _of_channels(x)) is not None:
+        return backward_flops(of_channels, up)
     return _pairs(x) * (6 * x.q[-1] + 4 * x.v[-1]) + 10 * _states(x)
 
 
@@ -191,7 +218,8 @@ linear_forward.differentiate(_differentiate, keep=[2], fixed=[2])
 def _torch_step(x: LinearToken) -> Tensor:
     state = x.state
     if x.log_decay is not None:
-        state.mul_(x.log_decay.to(state.dtype).exp().expand(x.q.shape[:2])[..., None, None])
+        kept = x.log_decay.to(state.dtype).exp()
+        state.mul_(kept[..., None] if kept.dim() == 3 else kept.expand(x.q.shape[:2])[..., None, None])
     state.addcmul_(x.k.to(state.dtype)[..., :, None], x.v.to(state.dtype)[..., None, :])
     return ((x.q.to(state.dtype)[..., None, :] @ state)[..., 0, :] * x.scale).to(x.dtype)
 

@@ -107,4 +107,5 @@ def of_heads(call: Call, heads: int) -> Call:
 
 def every_call() -> list[Call]:
     """Returns the calls of all families."""
-    return [call._replace(family=f.name) for f in families().values() for call in import_module(f.calls).CALLS]
+    rooms = [family for family in families().values() if family.calls]
+    return [call._replace(family=f.name) for f in rooms for call in import_module(str(f.calls)).CALLS]
