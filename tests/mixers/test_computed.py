@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiers import named
 from zoo.mixers import build
 from zoo.mixers.base import Mixer
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo_kernels.softmax import torch_ops as custom
 
 TOKENS, WIDTH, HEADS = 2048, 32, 4

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.positions import rotate
 from zoo_kernels.softmax.mask import document_positions
 

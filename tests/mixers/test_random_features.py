@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.mixers.caches import MaximumCache
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.random_features import RandomProjection, orthogonal_rows, running_maximum
 
 

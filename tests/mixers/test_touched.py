@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.mixers import build
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 
 TOKENS, POISONED = 2048, 64
 TILE = 64  # what is out of reach by less can lie in one tile with what is not

@@ -4,10 +4,10 @@
     p_t = sigmoid(c_h) k_t,   y_t = W_o (norm(o_t) * sigmoid(W_g x_t)),   q, k, v = SiLU(conv(W x)), q - d p and k of
     unit length,   beta_t = sigmoid(W_b x_t),   g_t = -A_h softplus(W_a x_t + b_h)
 
-The state is read at a part of the key (c, 1 at first), and the output is corrected by what the key itself reads (d, 1 at
+The state is read at a part of the key (c, 1 at first), and the output is corrected by what that part reads (d, 1 at
 first; the authors suggest 0.02 for small models). Published: keys of 0.75 C in all and values twice as wide, a
-convolution of 4. Here p is that part of the key of unit length; to normalize p by itself, as a public layer does, would
-cancel c.
+convolution of 4. Here p is that part of the key of unit length; to normalize p by itself, as a public layer does,
+would cancel c.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from zoo.mixers.caches import KeyValueCache, RingCache, View
 from zoo.mixers.parts.attending import attend
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.dilation import Dilation, by_rate, used_rates
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from zoo.mixers.caches import Cache, CacheList, StateCache
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.features import UNREACHED, capped_exp
-from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register

@@ -82,7 +82,7 @@ class GatedDeltaNet(DeltaMixer):
         return Rule(q, k, v, log_decay, beta=beta.unflatten(2, (self.products, -1)).flatten(1, 2), scale=scale)
 
     def _among_products(self, x: Tensor, place: int) -> Tensor:
-        """``(B, T, ...)`` -> ``(B, n T, ...)``: ``x`` at one place of the products of each token, zeros at the others."""
+        """``(B, T, ...)`` -> ``(B, n T, ...)``: ``x`` at one place of each token's products, zeros at the others."""
         made = x.new_zeros(*x.shape[:2], self.products, *x.shape[2:])
         made[:, :, place] = x
         return made.flatten(1, 2)

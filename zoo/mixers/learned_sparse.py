@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern, BlockSparseMixer, hashed
 from zoo.mixers.registry import register

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.features import FEATURE_MAPS
-from zoo.mixers.parts.heads import Call, share_of_width
+from zoo.mixers.parts.heads import share_of_width
 from zoo.mixers.parts.options import Gate, HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register

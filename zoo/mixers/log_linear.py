@@ -1,4 +1,4 @@
-"""Log-linear attention: states of the past in blocks that double, each with a weight (Guo et al. 2025, arXiv:2506.04761).
+"""Log-linear attention: states of the past in blocks that double, each weighted (Guo et al. 2025, arXiv:2506.04761).
 
     o_t = sum_l lambda_t^(l) q_t S_t^(l),   S_t^(l) = sum of exp(g_{j+1} + .. + g_t) d_j k_j v_j^T over j in block l,
     lambda_t^(l) = softplus(L_l W_l x_t),   y_t = W_o (SiLU(W_g x_t) * norm(o_t)),   q, k, v = SiLU(conv(W x))
@@ -94,9 +94,7 @@ class LogLinearAttention(HeadMixer):
             cache.replace(after, q.shape[1], call.lengths)
         return y
 
-    def _step(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, cache: LevelCache
-    ) -> Tensor:
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, cache: LevelCache) -> Tensor:
         """What one token ``(B, H, D or E)`` reads of the states, ``(B, H, E)``; then it is added to them."""
         states = cache.decayed(log_decay)
         chosen = torch.arange(1, states.shape[1] + 1, device=q.device).clamp(max=self.levels - 1)

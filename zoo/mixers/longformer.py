@@ -20,10 +20,11 @@ from torch import Tensor
 from zoo.mixers.caches import GlobalCache, GlobalView, RingCache
 from zoo.mixers.caches.global_tokens import GlobalTokens, flagged, gather_tokens
 from zoo.mixers.parts.attending import attend_softmax
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import window_pairs
 from zoo.mixers.parts.dilation import Dilation, attend_residues, by_rate, used_rates
 from zoo.mixers.parts.global_attention import attend_far, replace_rows
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register

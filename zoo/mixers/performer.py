@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.mixers.caches import Cache, MaximumCache
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.options import HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.random_features import RandomProjection, running_maximum
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.decays import retention_log_decay
-from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
 from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear

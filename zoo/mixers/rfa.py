@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.norms import rms_norm
 from zoo.mixers.parts.options import HeadDim, RopeTheta, ValueDim
 from zoo.mixers.parts.random_features import RandomProjection

@@ -95,7 +95,7 @@ class RWKV7(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self, std: float, out_std: float) -> None:
-        """As published: orthogonal projections, those of keys at a tenth; matrices of low rank and ``out`` begin at 0."""
+        """Draws orthogonal projections, a tenth of one for keys; matrices of low rank and ``out`` give 0 at first."""
         for matrix, gain in ((self.receptance, 1.0), (self.key, 0.1), (self.value, 1.0)):
             nn.init.orthogonal_(matrix.weight, gain)
         for low in (self.decay, self.rate, self.gate, *([] if self.move is None else [self.move])):
@@ -122,7 +122,11 @@ class RWKV7(Mixer):
         call = Call(x, x.new_empty(0), documents, marks, cache, lengths)
         shift = self._before(x, call) - x
         parts = {name: torch.addcmul(x, shift, weight.to(x.dtype)) for name, weight in self.shifts.items()}
-        r, k, v = self.receptance(parts["r"]), self.key(parts["k"]), self._values(parts["v"], {} if carry is None else carry)
+        r, k, v = (
+            self.receptance(parts["r"]),
+            self.key(parts["k"]),
+            self._values(parts["v"], {} if carry is None else carry),
+        )
         rate = wide(self.rate(parts["a"])).sigmoid()
         log_decay = FASTEST * wide(self.decay(parts["w"])).sigmoid()
         read = F.normalize(self._heads(wide(k) * wide(self.unit_scale)), dim=-1)
@@ -179,8 +183,7 @@ class RWKV7(Mixer):
         sizes = self.heads, self.head_dim, self.head_dim
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
-            flops_per_token=2 * matrices
-            + delta_flops(self.heads, *sizes, max(context, 1), general=True, by_channel=True),
-            decode_flops_per_token=2 * matrices + delta_step_flops(*sizes, general=True),
+            flops_per_token=2 * matrices + delta_flops(*sizes, max(context, 1), general=True, by_channel=True),
+            decode_flops_per_token=2 * matrices + delta_step_flops(*sizes),
             cache_bytes=state_bytes(*sizes, dtype) + self.width * dtype.itemsize,
         )

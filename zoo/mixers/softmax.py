@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from zoo.mixers.caches import KeyValueCache
 from zoo.mixers.parts.attending import attend_softmax
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.call import Call
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 

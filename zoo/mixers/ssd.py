@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.decays import TOKEN_DECAYS
-from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.norms import checked_norm
 from zoo.mixers.parts.options import Gate, HeadDim, OutputNorm, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from zoo.mixers.caches import BlockCache, BlockView, KeyValueCache, View
 from zoo.mixers.parts.attending import attend
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import window_pairs
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.selection import Selection, attend_blocks, attend_blocks_step, picked_blocks
 from zoo.mixers.registry import register

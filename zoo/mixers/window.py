@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zoo.mixers.caches import RingCache
 from zoo.mixers.parts.attending import attend_softmax
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import window_pairs
-from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.registry import register
 from zoo.mixers.softmax import SoftmaxAttention

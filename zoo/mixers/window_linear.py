@@ -23,9 +23,9 @@ from torch import Tensor
 from zoo.mixers.caches import CacheList, RingCache, StateCache, View
 from zoo.mixers.parts.attending import attend
 from zoo.mixers.parts.blends import Blend, BlendMixer, LinearPart, Part, WindowPart, of_parts
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
-from zoo.mixers.parts.heads import Call
 from zoo.mixers.parts.merge import merge
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.recurrent import attend_linear

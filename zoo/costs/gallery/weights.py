@@ -16,7 +16,8 @@ from torch import Tensor
 
 from zoo import mixers
 from zoo.mixers import Mixer
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.call import Call
+from zoo.mixers.parts.heads import HeadMixer
 
 WIDTH, HEADS, DEPTH, LENGTH = 128, 4, 4, 160
 SHARPNESS = 2.5  # of queries and keys at random: scores then differ by a few units, as trained ones do

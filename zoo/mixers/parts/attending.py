@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from zoo.mixers.caches import View
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo_kernels import softmax_attention, softmax_attention_step
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from zoo.mixers.caches import Cache, CacheList, KeyValueCache, RingCache, StateCache
 from zoo.mixers.parts.attending import attend_softmax
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import HeadSizes, linear_flops, linear_step_flops, state_bytes, window_pairs
 from zoo.mixers.parts.head_maps import HeadMap
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.options import Gate, HeadDim, QkNorm, RopeTheta, ValueDim
 from zoo.mixers.parts.patterns import BlockPattern
 from zoo.mixers.parts.recurrent import attend_linear

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 CHUNK = 64  # of the linear kernels
+DELTA_CHUNK = 32  # of those of the delta rule
 
 
 class HeadSizes:
@@ -73,3 +74,36 @@ def _strip(start: int, context: int, window: int, first: int, block: int) -> int
     own, oldest, rows = start // block, max(start - window + 1, 0) // block, min(block, context - start)
     others = own - oldest + min(-(-first // block), oldest)
     return rows * block * others + rows * (rows + 1) // 2
+
+
+def delta_flops(
+    heads: int, key_width: int, value_width: int, context: int, *, general: bool = False, by_channel: bool = False
+) -> float:
+    """FLOPs per token of delta attention, of each chunk the lower half of its products, its system and its states.
+
+    Args:
+        heads: value heads.
+        key_width: numbers D of a key.
+        value_width: numbers E of a value.
+        context: tokens of the sequence.
+        general: whether reads and erases are given by themselves, which makes two writers of a token.
+        by_channel: whether each channel decays by itself: a chunk then has as many tokens as halves need.
+    """
+    full, rest = divmod(context, DELTA_CHUNK)
+    of_chunk = _delta_chunk(DELTA_CHUNK, key_width, value_width, 1 + general, by_channel)
+    last = _delta_chunk(rest, key_width, value_width, 1 + general, by_channel) if rest else 0
+    return 2 * heads * (full * of_chunk + last) / context
+
+
+def _delta_chunk(tokens: int, key_width: int, value_width: int, writers: int, by_channel: bool) -> int:
+    """Products of a chunk of delta attention: of pairs, of the system and the outputs, and with the states."""
+    rows = 1 << (tokens - 1).bit_length() if by_channel else tokens
+    lower = rows * (rows + 1) // 2
+    pairs = 2 * writers * key_width * (lower - rows) if by_channel else writers * key_width * (2 * lower - rows)
+    states = (2 + writers) * rows * key_width * value_width
+    return pairs + rows**3 // 3 + 2 * writers * value_width * lower + states
+
+
+def delta_step_flops(heads: int, key_width: int, value_width: int) -> float:
+    """FLOPs of one token of decoding: the state read by the key and by the query; to write it is elementwise."""
+    return 4 * heads * key_width * value_width

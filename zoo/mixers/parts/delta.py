@@ -129,14 +129,13 @@ class DeltaMixer(HeadMixer):
 
     def mixing_flops(self, context: int) -> float:
         """The lower half of each chunk's products, its triangular system, and the state read, erased and written."""
-        return delta_flops(
-            self.out_heads, self.heads, self.head_dim, self.value_dim, context, general=self.general,
-            by_channel=self.by_channel,
-        )  # fmt: skip
+        steps = self.products * context
+        sizes = self.out_heads, self.head_dim, self.value_dim
+        return self.products * delta_flops(*sizes, steps, general=self.general, by_channel=self.by_channel)
 
     def step_flops(self, context: int) -> float:
         """The state read twice and written once."""
-        return delta_step_flops(self.out_heads, self.head_dim, self.value_dim)
+        return self.products * delta_step_flops(self.out_heads, self.head_dim, self.value_dim)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state and the convolution's inputs, whatever the context."""

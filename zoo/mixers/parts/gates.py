@@ -29,9 +29,7 @@ class OutputGate(nn.Module):
     f is the identity (``linear``, as in TransNormerLLM), ``sigmoid`` (as in MiniMax-01) or ``silu`` (as in RetNet).
     """
 
-    def __init__(
-        self, width: int, gated: int, activation: Callable[[Tensor], Tensor], rank: int | None = None
-    ) -> None:
+    def __init__(self, width: int, gated: int, activation: Callable[[Tensor], Tensor], rank: int | None = None) -> None:
         super().__init__()
         self.activation = activation
         self.weight = nn.Linear(width, gated, bias=False) if rank is None else LowRank(width, rank, gated)

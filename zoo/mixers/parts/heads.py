@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -12,36 +11,13 @@ from torch import Tensor, nn
 
 from zoo.mixers.base import Cost, Mixer
 from zoo.mixers.caches import real_tokens
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import HeadSizes
 from zoo.mixers.parts.gates import build_gate
 from zoo.mixers.parts.norms import EPS, RMSNorm, build_norm
 from zoo.mixers.parts.options import Gate, HeadDim, KvHeads, OutputNorm, QkNorm, RopeFraction, RopeTheta, ValueDim
 from zoo.mixers.parts.positions import Rotary, turn
-
-
-@dataclass(frozen=True)
-class Call:
-    """Arguments of a mixer's call, without the heads.
-
-    Attributes:
-        x: input of the layer, ``(B, T, C)``.
-        positions: position of each token in its document, ``(1 or B, T)``.
-        documents: as in :meth:`zoo.mixers.Mixer.forward`.
-        marks: as in :meth:`zoo.mixers.Mixer.forward`.
-        cache: as in :meth:`zoo.mixers.Mixer.forward`.
-        lengths: as in :meth:`zoo.mixers.Mixer.forward`.
-    """
-
-    x: Tensor
-    positions: Tensor
-    documents: Tensor | None
-    marks: Tensor | None
-    cache: Any
-    lengths: Tensor | None
-
-    def real(self) -> Tensor | None:
-        """Returns ``(B, T)`` bool, False on the padding of a ragged piece; None if there is no padding."""
-        return None if self.lengths is None else real_tokens(self.lengths, self.x)
+from zoo.mixers.parts.short_conv import ShortConvolution
 
 
 class HeadMixer(Mixer, HeadSizes):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zoo.mixers.caches import KeyValueCache, View
 from zoo.mixers.parts.attending import attend
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.call import Call
+from zoo.mixers.parts.heads import HeadMixer
 from zoo_kernels import BlockLayout, softmax_attention, softmax_attention_step
 from zoo_kernels.layout.block_layout import BLOCKS
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.mixers.parts.heads import Call
+from zoo.mixers.parts.call import Call
 from zoo_kernels.backend import without_autocast
 
 

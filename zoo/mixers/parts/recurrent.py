@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from zoo.mixers.caches import Cache, StateCache
+from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
-from zoo.mixers.parts.heads import Call, HeadMixer
+from zoo.mixers.parts.heads import HeadMixer
 from zoo_kernels import linear_attention, linear_attention_step
 from zoo_kernels.linear import NormalizedState
 from zoo_kernels.linear.api import ALGORITHMS
@@ -30,7 +31,7 @@ def attend_linear(
     Padding of a ragged piece is neither added nor decays the state, whatever the feature map makes of it.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``, all <= 0.
+        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0.
         call: of the mixer; its cache is None or a :class:`StateCache`, with a normalizer exactly if ``normalize``.
         scale, normalize, eps, algorithm: of :func:`zoo_kernels.linear_attention`.
 
@@ -52,12 +53,12 @@ def attend_linear(
         raise ValueError(f"normalize={normalize} needs a StateCache that was made with normalize={normalize}.")
     kept = call.cache.state if not normalize else NormalizedState(call.cache.state, call.cache.normalizer)
     if q.shape[1] == 1 and call.lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
-        decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() == 3 else log_decay
+        decay = log_decay[:, 0] if log_decay is not None and log_decay.dim() > 1 else log_decay
         call.cache.advance(1, None)
         return linear_attention_step(
             q[:, 0], k[:, 0], v[:, 0], decay, kept, scale=scale, normalize=normalize, eps=eps, wide=wide
         )[:, None]  # fmt: skip
-    k, v, log_decay = _without_padding(k, v, log_decay, call)
+    k, v, log_decay = blank_padding(k, v, log_decay, call)
     y, after = linear_attention(
         q, k, v, log_decay, scale=scale, normalize=normalize, eps=eps, initial_state=kept, return_state=True,
         algorithm=algorithm, wide=wide,
@@ -67,16 +68,15 @@ def attend_linear(
     return y
 
 
-def _without_padding(
-    k: Tensor, v: Tensor, log_decay: Tensor | None, call: Call
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def blank_padding(k: Tensor, v: Tensor, log_decay: Tensor | None, call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys, values and decay with zeros on the padding of a ragged piece: it adds nothing, and nothing decays."""
     real = call.real()
     if real is None:
         return k, v, log_decay
     k, v = (x.masked_fill(~real[..., None, None], 0) for x in (k, v))
     if log_decay is not None:
-        log_decay = log_decay.expand(*real.shape, -1).masked_fill(~real[..., None], 0)
+        log_decay = log_decay if log_decay.dim() > 1 else log_decay.expand(*real.shape, -1)
+        log_decay = log_decay.masked_fill(~real.view(*real.shape, *(1,) * (log_decay.dim() - 2)), 0)
     return k, v, log_decay
 
 
