@@ -12,6 +12,8 @@ weighs all that are above it, where a sequence is longer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,8 +79,8 @@ class LogLinearAttention(HeadMixer):
         k, v, log_decay = blank_padding(k, v, log_decay, call)
         time, place = _places(call)
         initial = None if cache is None else cache.before(q.shape[1])
-        count = q.shape[1].bit_length() if cache is None else len(initial)
-        after: list[Tensor] = []
+        count = q.shape[1].bit_length() if initial is None else len(initial)
+        after: list[Any] = []
         y = own
         for level in range(1, count + 1):
             right = ((place >> (level - 1)) & 1).bool()[..., None, None]

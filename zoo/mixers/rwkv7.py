@@ -76,11 +76,10 @@ class RWKV7(Mixer):
         self.rate = LowRank(width, rate_rank or rank_of(width, 2.5), width, bias=True)
         self.gate = LowRank(width, gate_rank or rank_of(width, 5), width, between=torch.sigmoid)
         self.move = LowRank(width, value_rank or rank_of(width, 1.7), width, bias=True) if layer else None
-        with torch.no_grad():
-            self.decay.bias.copy_(-5.5 + 6 * line ** (1 + ratio**0.3) + 2.5 * bend)
-            self.rate.bias.copy_(-0.19 + 0.3 * bend + 0.4 * (line - 0.5))
-            if self.move is not None:
-                self.move.bias.copy_(0.73 - 0.4 * (line - 0.5))
+        self.decay.bias = nn.Parameter(-5.5 + 6 * line ** (1 + ratio**0.3) + 2.5 * bend)
+        self.rate.bias = nn.Parameter(-0.19 + 0.3 * bend + 0.4 * (line - 0.5))
+        if self.move is not None:
+            self.move.bias = nn.Parameter(0.73 - 0.4 * (line - 0.5))
         self.unit_scale = nn.Parameter(0.71 - 0.1 * (line - 0.5))
         self.key_rate = nn.Parameter(torch.full((width,), 1.02))
         self.bonus = nn.Parameter(torch.full((heads, self.head_dim), -0.04))

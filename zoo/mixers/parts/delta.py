@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +45,11 @@ class Rule:
         if real is None:
             return self
 
-        def kept(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.masked_fill(~real.view(*real.shape, *(1,) * (x.dim() - 2)), 0)
-
-        k, log_decay, erase, beta = (kept(x) for x in (self.k, self.log_decay, self.erase, self.beta))
-        return replace(self, k=k, log_decay=log_decay, erase=erase, beta=beta)
+        blank = {}
+        for name in ("k", "log_decay", "erase", "beta"):
+            if (x := getattr(self, name)) is not None:
+                blank[name] = x.masked_fill(~real.view(*real.shape, *(1,) * (x.dim() - 2)), 0)
+        return replace(self, **blank)
 
 
 def attend_delta(rule: Rule, call: Call, products: int = 1) -> Tensor:
@@ -64,7 +65,7 @@ def attend_delta(rule: Rule, call: Call, products: int = 1) -> Tensor:
         return y[:, products - 1 :: products]
     cache, steps = call.cache, rule.q.shape[1]
     if steps == 1 and call.lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
-        token = {name: x[:, 0] if isinstance(x, Tensor) else x for name, x in vars(rule).items()}
+        token: dict[str, Any] = {name: x[:, 0] if isinstance(x, Tensor) else x for name, x in vars(rule).items()}
         cache.advance(1, None)
         return delta_attention_step(state=cache.state, **token)[:, None]
     rule = rule.without_padding(_repeated(call.real(), products))

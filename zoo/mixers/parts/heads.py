@@ -81,8 +81,8 @@ class HeadMixer(Mixer, HeadSizes):
         self.head_dim = share_of_width(width, heads) if head_dim is None else head_dim
         self.value_dim = self.head_dim if value_dim is None else value_dim
         self.rope_theta, self.rotated = rope_theta, _rotated(rope_theta, rope_fraction, self.head_dim)
-        sizes = self.query_heads * self.head_dim, writes * self.kv_heads * self.head_dim
-        sizes = *sizes, writes * self.value_heads * self.value_dim
+        sizes = [self.query_heads * self.head_dim, writes * self.kv_heads * self.head_dim]
+        sizes.append(writes * self.value_heads * self.value_dim)
         self.query, self.key, self.value = (nn.Linear(width, size, bias=False) for size in sizes)
         self.conv = ShortConvolution(sizes, conv, bias=conv_bias) if conv else None
         self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
@@ -217,12 +217,14 @@ def share_of_width(width: int, heads: int, share: Fraction = Fraction(1)) -> int
     Raises:
         ValueError: if that is no whole number.
     """
-    numbers = share * width / heads
-    if numbers.denominator != 1:
-        part = "" if share == 1 else f"{share} of "
+    if width % heads:
         raise ValueError(
-            f"width={width} with heads={heads}: each head takes {part}width / heads numbers, which is {float(numbers):g}; "
-            "choose sizes that divide, or set head_dim."
+            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."
+        )
+    numbers = share * (width // heads)
+    if numbers.denominator != 1:
+        raise ValueError(
+            f"width / heads = {width // heads}: each head takes {share} of it, which is no whole number; set head_dim."
         )
     return int(numbers)
 

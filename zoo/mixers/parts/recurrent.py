@@ -31,7 +31,10 @@ def attend_linear(
     Padding of a ragged piece is neither added nor decays the state, whatever the feature map makes of it.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0.
+        q: ``(B, T, H, D)``.
+        k: ``(B, T, H, D)``.
+        v: ``(B, T, H, E)``.
+        log_decay: None, ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0.
         call: of the mixer; its cache is None or a :class:`StateCache`, with a normalizer exactly if ``normalize``.
         scale, normalize, eps, algorithm: of :func:`zoo_kernels.linear_attention`.
 
