@@ -46,7 +46,9 @@ def with_slots(held: Tensor, slots: int) -> Tensor:
     """``held (B, n, ...)`` with at least so many slots; new ones hold zeros."""
     if held.shape[1] >= slots:
         return held
-    return torch.cat([held, held.new_zeros(held.shape[0], slots - held.shape[1], *held.shape[2:])], 1)
+    grown = held.new_zeros(held.shape[0], slots, *held.shape[2:])
+    grown[:, : held.shape[1]] = held
+    return grown
 
 
 class Cache(ABC):
