@@ -123,7 +123,7 @@ class Cache(ABC):
             index: numbers of rows from 0 on, a sequence or a tensor ``(N,)`` of integers.
 
         Raises:
-            ValueError: on anything else.
+            ValueError: on numbers that are no rows of this cache.
         """
         at = self._checked(index)
         made = copy.copy(self)
