@@ -180,7 +180,7 @@ def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[
         Arrays of the same shape; at positions below ``window``, which no token leaves, they hold anything finite.
     """
     count = min(window, k.shape[1])
-    if ring is None or ring.keys.shape[1] == 0:
+    if ring is None:
         held = [x.new_zeros(len(x), count, *x.shape[2:]) for x in (k, v)]
     else:
         held = [ring.unpacked(old, new) for old, new in zip(ring.oldest(count), (k, v))]

@@ -46,7 +46,9 @@ def with_slots(held: Tensor, slots: int) -> Tensor:
     """``held (B, n, ...)`` with at least so many slots; new ones hold zeros."""
     if held.shape[1] >= slots:
         return held
-    return torch.cat([held, held.new_zeros(held.shape[0], slots - held.shape[1], *held.shape[2:])], 1)
+    grown = held.new_zeros(held.shape[0], slots, *held.shape[2:])
+    grown[:, : held.shape[1]] = held
+    return grown
 
 
 class Cache(ABC):
@@ -121,7 +123,7 @@ class Cache(ABC):
             index: numbers of rows from 0 on, a sequence or a tensor ``(N,)`` of integers.
 
         Raises:
-            ValueError: on anything else.
+            ValueError: on numbers that are no rows of this cache.
         """
         at = self._checked(index)
         made = copy.copy(self)
