@@ -17,7 +17,7 @@ CONVERTIBLE = (SoftmaxAttention, GroupedQueryAttention)  # and not what is deriv
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What a conversion will change.
 
     Attributes:
@@ -34,7 +34,7 @@ class Plan:
     config: DecoderConfig
 
 
-def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str) -> Plan:
+def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str) -> ConversionPlan:
     """Which layers a conversion changes, and the configuration after it.
 
     Layers of the mixers softmax and gqa are converted, those with fewer key heads than asked for stay.
@@ -63,7 +63,9 @@ def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str
         if layout.kv_heads > kv_heads and (reason := refusal(method, layout)):
             raise ConfigError(f"{where}: {reason}")
     layers = list(found)
-    return Plan(to, kv_heads, method, layers, list(found.values()), _converted_config(config, layers, to, kv_heads))
+    return ConversionPlan(
+        to, kv_heads, method, layers, list(found.values()), _converted_config(config, layers, to, kv_heads)
+    )
 
 
 def _checked_heads(config: DecoderConfig, to: str, kv_heads: int | None) -> int:

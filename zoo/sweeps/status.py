@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zoo.files import read_metrics
 from zoo.paths import program_command
-from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.compose import PlannedRun, SweepPlan
 
 
 class Progress:
@@ -24,19 +24,19 @@ class Progress:
         self.begun: dict[str, float] = {}
         self.durations: list[float] = []
 
-    def say(self, run: Run, text: str) -> None:
+    def say(self, run: PlannedRun, text: str) -> None:
         """One line."""
         print(f"[{self.ended}/{self.total}] {run}: {text}", flush=True)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: PlannedRun) -> None:
         """A run begins."""
         self.begun[run.key] = time.monotonic()
 
-    def seconds(self, run: Run) -> float:
+    def seconds(self, run: PlannedRun) -> float:
         """Seconds since a run began."""
         return time.monotonic() - self.begun[run.key]
 
-    def end(self, run: Run, text: str, finished: bool) -> None:
+    def end(self, run: PlannedRun, text: str, finished: bool) -> None:
         """A run is over; says what is left."""
         self.ended += 1
         if finished:
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def show_summary(plan: Plan, status: Mapping[str, str], reasons: Mapping[str, str]) -> None:
+def show_summary(plan: SweepPlan, status: Mapping[str, str], reasons: Mapping[str, str]) -> None:
     """Table of the arms, table of the failures, and what to do next.
 
     Args:

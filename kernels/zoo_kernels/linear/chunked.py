@@ -19,7 +19,7 @@ CACHE_ELEMENTS = 2**17  # of one array of a segment: all of them then share a fe
 _KEPT = local()  # each thread's arrays of the last call, because fresh memory costs as much as the arithmetic on it
 
 
-class Plan(NamedTuple):
+class Chunking(NamedTuple):
     """How a sequence is cut: tokens per chunk, chunks per segment, and whether chunk states are combined by a scan."""
 
     chunk: int
@@ -38,15 +38,15 @@ class Plan(NamedTuple):
         return (whole + self.segment - 1) // self.segment + (length - whole * self.chunk + self.chunk - 1) // self.chunk
 
 
-def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Plan:
+def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Chunking:
     """Cut for ``algorithm``: ``parallel`` is one chunk, ``scan`` one segment, ``chunk`` sequential segments."""
     if algorithm == "parallel":
-        return Plan(max(length, 1), 1, False)
+        return Chunking(max(length, 1), 1, False)
     chunks = -(-length // chunk)
     if algorithm == "scan":
-        return Plan(chunk, max(chunks, 1), True)
+        return Chunking(chunk, max(chunks, 1), True)
     fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
-    return Plan(chunk, max(1, min(chunks, fitting)), False)
+    return Chunking(chunk, max(1, min(chunks, fitting)), False)
 
 
 def precise(x: Tensor) -> Tensor:
@@ -97,7 +97,9 @@ def _kept_buffers(call: tuple[object, ...]) -> dict[tuple[str, int, int, int], B
 class _Segments:
     """The segments of one call: views of arrays, weights, and buffers, which all segments share."""
 
-    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
+    def __init__(
+        self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Chunking
+    ) -> None:
         batch, length, heads, _ = q.shape
         self.cut, self.scale, self.device, self.rows = cut, scale, q.device, (batch, heads)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
@@ -208,7 +210,7 @@ def chunked_forward(
     state: Tensor,
     documents: Tensor | None,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output ``(B, T, H, E)`` in ``dtype``, final state, and the states before the segments ``(n, B, H, D, E)``."""
@@ -256,7 +258,7 @@ def chunked_backward(
     documents: Tensor | None,
     starts: Tensor,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     grad_output: Tensor,
     grad_state: Tensor,
     grad_decay: Tensor | None,

@@ -1,6 +1,6 @@
 """Rows of public data sets as records. Each adapter takes a row, where it stands, and an id for rows without one.
 
-A row that is well-formed but asks nothing raises :class:`LeftOut`; one of another layout raises DataError.
+A row that is well-formed but asks nothing raises :class:`UnusableRow`; one of another layout raises DataError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 Adapter = Callable[[Row, str, str], QARecord]
 
 
-class LeftOut(Exception):
+class UnusableRow(Exception):
     """A row without a question that its text answers; the message says what all such rows have in common."""
 
 
@@ -25,7 +25,7 @@ def squad(row: Row, where: str, number: str) -> QARecord:
     """id, title, context, question, answers {text[], answer_start[]}."""
     record = squad_record(row, where, number)
     if record is None:
-        raise LeftOut("without an answer")
+        raise UnusableRow("without an answer")
     return record
 
 
@@ -46,7 +46,7 @@ def hotpotqa(row: Row, where: str, number: str) -> QARecord:
             (paragraphs if title in needed else distractors).append(f"{title}: {text}")
             found |= {title} & needed
     if found != needed:
-        raise LeftOut("without all titles of 'supporting_facts' in 'context'")
+        raise UnusableRow("without all titles of 'supporting_facts' in 'context'")
     return QARecord(
         id=str(row.get("id") or row.get("_id") or number),
         question=text_field(row, "question", where),
@@ -120,9 +120,9 @@ def completion(row: Row, where: str, number: str) -> QARecord:
     cut = _last_piece(text)
     value = text_field(row, "value", where)
     if cut == 0:
-        raise LeftOut("whose 'text' is a single sentence")
+        raise UnusableRow("whose 'text' is a single sentence")
     if fold(value) not in fold(text[:cut]):
-        raise LeftOut("whose 'value' is not in 'text'")
+        raise UnusableRow("whose 'value' is not in 'text'")
     return QARecord(
         id=number,
         question=text[cut:],

@@ -18,7 +18,7 @@ from zoo.schema.messages import sentence, suggest
 
 
 @dataclass(frozen=True)
-class Entry:
+class MixEntry:
     """One variant of a task of a mix; ``name`` is the task's in the mix, ``weight`` relative to all others'."""
 
     name: str
@@ -41,7 +41,7 @@ def _model(task: type[RecallTask]) -> type[EntryOptions]:
     return model_of_signature(task, f"{task.__name__}Options", base=EntryOptions)
 
 
-def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
+def read_entries(name: str, options: Mapping[str, Any] | None) -> list[MixEntry]:
     """The node ``data.recall.tasks.NAME``: task (NAME by default), variants (the first by default), weight, options.
 
     Raises:
@@ -59,7 +59,7 @@ def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
     except RecallError as error:
         raise RecallError(f"{path}: {error}") from error
     first = next(iter(made[0].VARIANTS))
-    return [Entry(name, v or first, read.weight / len(variants), t) for v, t in zip(variants, made)]
+    return [MixEntry(name, v or first, read.weight / len(variants), t) for v, t in zip(variants, made)]
 
 
 class RecallOptions(Options):
@@ -96,6 +96,6 @@ class RecallOptions(Options):
             raise RecallError("data.recall.tasks has no task of a weight above 0: name at least one.")
         return tasks
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[MixEntry]:
         """The tasks that are asked for, variant by variant; those of weight 0 are left out."""
         return [entry for name, node in self.tasks.items() for entry in read_entries(name, node) if entry.weight > 0]

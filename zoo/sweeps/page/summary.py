@@ -38,7 +38,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArmDifference:
     """Another arm minus the reference with one seed: ``value`` over the same samples, ``ci95`` over ``n`` of them."""
 
     value: float
@@ -82,7 +82,7 @@ def difference_bounds(bounds: Interval) -> Interval:
 
 
 def compare(
-    differences: Sequence[Difference], higher_is_better: bool, bounds: Interval = UNBOUNDED
+    differences: Sequence[ArmDifference], higher_is_better: bool, bounds: Interval = UNBOUNDED
 ) -> Comparison | None:
     """Verdict on paired differences, one per seed.
 

@@ -24,7 +24,7 @@ class WrongShape(Exception):
     """An output that cannot be compared."""
 
 
-class Subject:
+class Candidate:
     """A module in evaluation mode and in fp64 where it runs so, else in fp32.
 
     Every call is one of a fresh copy with the same random numbers, so that neither state nor chance of one call
