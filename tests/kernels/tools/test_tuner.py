@@ -28,7 +28,7 @@ from zoo_kernels.tools.tuner import (
     winner,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = Config({"CHUNK": 64, "TILE": 32}, 4, 2)
 TABLE = {"mix": {"sm_90": {(2, 64): SHIPPED, (2, 128): SHIPPED}}}
 ROW = TileRow("linear", "mix", "sm_90", 2, 64)
