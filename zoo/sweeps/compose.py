@@ -30,7 +30,7 @@ REFERENCE = "match.reference"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One arm with one seed. ``folder`` is relative to the sweep's; ``key`` is that of the resolved ``config``."""
 
     arm: str
@@ -54,7 +54,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
     reference: str
     seeds: list[int]
     tasks: list[EvalTask]
-    runs: list[Run]
+    runs: list[PlannedRun]
     given: list[str]
 
     def describe(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def asks_for_sweep(arguments: Sequence[str]) -> bool:
     return named and not shows and any(flag in arguments for flag in MULTIRUN)
 
 
-def read_plan(arguments: Sequence[str]) -> Plan:
+def read_plan(arguments: Sequence[str]) -> SweepPlan:
     """The sweep that a command line of train.py asks for.
 
     Raises:
@@ -127,7 +127,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     _refuse_twins(runs)
     folder = Path(given.folder or f"sweeps/{options['name']}")
     sentence = command("python", "train.py", *arguments)
-    return Plan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
+    return SweepPlan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
 
 
 def _compose_arm(arm: Arm, common: Sequence[str]) -> DictConfig:
@@ -241,16 +241,16 @@ def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask
     return tasks
 
 
-def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Run:
+def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> PlannedRun:
     overrides = merge(common, arm.overrides, [f"seed={seed}"])
     config = composed.copy()
     config.seed = seed
-    return Run(arm.name, seed, overrides, config, config_key(config))
+    return PlannedRun(arm.name, seed, overrides, config, config_key(config))
 
 
-def _refuse_twins(runs: Sequence[Run]) -> None:
+def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
     """Arms that would train the same, also where different schedules come to the same layers."""
-    first: dict[str, Run] = {}
+    first: dict[str, PlannedRun] = {}
     for run in runs:
         plain, layers = run.config.copy(), []
         with suppress(ValueError):  # what cannot be built fails by itself, and says why

@@ -19,8 +19,8 @@ CACHE_ELEMENTS = 2**17  # of one array of a segment: all of them then share a fe
 _KEPT = local()  # each thread's arrays of the last call, because fresh memory costs as much as the arithmetic on it
 
 
-class Plan(NamedTuple):
-    """Cut of a sequence: tokens per chunk, chunks per segment, and whether a scan combines the states of chunks."""
+class Chunking(NamedTuple):
+    """How a sequence is cut: tokens per chunk, chunks per segment, and whether chunk states are combined by a scan."""
 
     chunk: int
     segment: int
@@ -38,15 +38,15 @@ class Plan(NamedTuple):
         return (whole + self.segment - 1) // self.segment + (length - whole * self.chunk + self.chunk - 1) // self.chunk
 
 
-def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Plan:
+def plan(batch: int, length: int, heads: int, width: int, algorithm: str, chunk: int = 64) -> Chunking:
     """Chooses the cut: ``parallel`` is one chunk, ``scan`` one segment of chunks, ``chunk`` segments in sequence."""
     if algorithm == "parallel":
-        return Plan(max(length, 1), 1, False)
+        return Chunking(max(length, 1), 1, False)
     chunks = -(-length // chunk)
     if algorithm == "scan":
-        return Plan(chunk, max(chunks, 1), True)
+        return Chunking(chunk, max(chunks, 1), True)
     fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
-    return Plan(chunk, max(1, min(chunks, fitting)), False)
+    return Chunking(chunk, max(1, min(chunks, fitting)), False)
 
 
 def precise(x: Tensor) -> Tensor:
@@ -97,7 +97,9 @@ def _kept_buffers(call: tuple[object, ...]) -> dict[tuple[str, int, int, int], B
 class _Segments:
     """The segments of one call: views of arrays, weights, and buffers, which all segments share."""
 
-    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
+    def __init__(
+        self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Chunking
+    ) -> None:
         batch, length, heads, _ = q.shape
         self.cut, self.scale, self.device, self.rows = cut, scale, q.device, (batch, heads)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
@@ -208,7 +210,7 @@ def chunked_forward(
     state: Tensor,
     documents: Tensor | None,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes output ``(B, T, H, E)``, final state, and states before the segments ``(n, B, H, D, E)``."""
@@ -237,12 +239,14 @@ def chunked_forward(
 def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) -> Tensor:
     """Gradient of the log decay of each token ``(.., c)``: the decay at t scales what passes over t.
 
-    The same numbers are added where they enter and taken away where they leave, in fp64, so that what does not pass
-    over t cancels without a trace, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
+    The same numbers are added where they enter and subtracted where they leave, in fp64, so that what does not pass
+    over t cancels exactly, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
 
     Args:
-        pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
-            state before and after the chunk. state: ``(..,)`` through both.
+        pairs: ``(.., c, c)`` query i times its gradient through key j.
+        queries: ``(.., c)`` query times its gradient through the state before the chunk.
+        keys: ``(.., c)`` key times its gradient through the state after the chunk.
+        state: ``(..,)`` state before the chunk times its gradient through the state after it.
     """
     pairs, keys = precise(pairs.tril(-1)), precise(keys)
     change = pairs.sum(-1) - pairs.sum(-2) + queries - keys
@@ -256,7 +260,7 @@ def chunked_backward(
     documents: Tensor | None,
     starts: Tensor,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     grad_output: Tensor,
     grad_state: Tensor,
     grad_decay: Tensor | None,

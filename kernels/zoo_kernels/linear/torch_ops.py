@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo_kernels.family import Family, Op, register
 from zoo_kernels.linear.arguments import LinearArguments, LinearToken, LinearUpstream
-from zoo_kernels.linear.chunked import Plan, chunked_backward, chunked_forward, plan, precise
+from zoo_kernels.linear.chunked import Chunking, chunked_backward, chunked_forward, plan, precise
 from zoo_kernels.linear.reference import reference_linear_attention
 from zoo_kernels.linear.triton.configs import TABLE
 
@@ -31,7 +31,7 @@ LINEAR = register(
 )
 
 
-def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
+def _cut(q: Tensor, v: Tensor, algorithm: str) -> Chunking:
     return plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
 
 

@@ -32,16 +32,8 @@ OF_TOKENS = ("output", "lse", *(f"gradient of {x}" for x in "qkv"))  # arrays (B
 BLOCK = 64  # tokens of a block, which must be right by itself
 
 
-class Row(NamedTuple):
-    """A row of the tables of tiles.
-
-    Attributes:
-        family: name of the family.
-        kernel: name of the kernel in its family.
-        architecture: GPU architecture.
-        size: bytes of a number.
-        width: head width.
-    """
+class TileRow(NamedTuple):
+    """A row of the tables: family, kernel, architecture, bytes of a number, width of the heads."""
 
     family: str
     kernel: str
@@ -68,7 +60,7 @@ class Trial(NamedTuple):
     reason: str = ""
 
 
-def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Row:
+def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> TileRow:
     """Finds the row that serves ``kernel`` (FAMILY.KERNEL) for heads of width ``width`` on ``device``.
 
     Raises:
@@ -78,7 +70,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
     names = [f"{f.name}.{k}" for f in families().values() for k in f.tiles]
     if kernel not in names:
         raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(names)}.")
-    row = Row(family, name, architecture(device), dtype.itemsize, width)
+    row = TileRow(family, name, architecture(device), dtype.itemsize, width)
     wider = [w for size, w in row.table[name][row.architecture] if size == row.size and w >= width]
     if not wider:
         raise ValueError(f"width={width}: {kernel} has no row that wide.")
@@ -86,7 +78,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
 
 
 @contextmanager
-def using(row: Row, config: Config) -> Iterator[None]:
+def using(row: TileRow, config: Config) -> Iterator[None]:
     """Context manager in which ``row`` holds ``config``; the file that ATTENTION_ZOO_CONFIGS names is not read."""
     before, file = row.table[row.kernel], os.environ.pop(CONFIGS_VARIABLE, None)
     rows = {**before[row.architecture], (row.size, row.width): config}
@@ -122,7 +114,7 @@ def candidates(config: Config, limit: int = 64) -> list[Config]:
     return [made for *_, made in sorted(found, key=lambda x: x[:4])][:limit]
 
 
-def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
+def calls_of(row: TileRow, calls: Iterable[Call], size: Size) -> list[Call]:
     """Selects the calls that launch the kernel of ``row``."""
     anywhere = row._replace(architecture=row.architecture if row.architecture in ARCHITECTURES else ARCHITECTURES[-1])
     keys = anywhere.table[row.kernel][anywhere.architecture]
@@ -140,8 +132,8 @@ def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
     return found
 
 
-class Check:
-    """Compares the Triton form of a call with its reference, which is computed once."""
+class FormCheck:
+    """Compares the Triton form of a call with its reference; what it compares with is computed once."""
 
     def __init__(self, call: Call, size: Size) -> None:
         self.call, self.name = call, call.name
@@ -192,7 +184,7 @@ def benchmark(run: Callable[[], Any]) -> float:
 
 
 def tune(
-    row: Row,
+    row: TileRow,
     small: Size,
     large: Size,
     *,
@@ -218,7 +210,7 @@ def tune(
     chosen = calls_of(row, every_call() if calls is None else calls, small)
     if not chosen:
         raise ValueError(f"no call of kernels/zoo_kernels/{row.family}/calls.py launches {row.family}.{row.kernel}.")
-    checks = [Check(call, small) for call in chosen]
+    checks = [FormCheck(call, small) for call in chosen]
     inputs = [call.inputs(large) for call in chosen]
 
     def everything() -> None:
@@ -233,7 +225,7 @@ def tune(
     return trials
 
 
-def _try(config: Config, checks: list[Check], time: Callable[[], float]) -> Trial:
+def _try(config: Config, checks: list[FormCheck], time: Callable[[], float]) -> Trial:
     try:
         for check in checks:
             if (fault := check.fault()) is not None:
@@ -254,7 +246,7 @@ def winner(trials: list[Trial]) -> Trial | None:
     return best if gained and best is not trials[0] else None
 
 
-def as_record(row: Row, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
+def as_record(row: TileRow, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
     """Formats ``best`` as an entry of the file of tuned tiles, with where and when it was measured."""
     import triton
 

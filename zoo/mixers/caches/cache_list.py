@@ -30,7 +30,7 @@ class CacheList(Cache):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Of the parts."""
+        """Kinds of the caches of all parts."""
         return type(self).__name__, *(part.kind for part in self.parts)
 
     @property

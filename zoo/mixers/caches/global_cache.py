@@ -73,7 +73,7 @@ class GlobalCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     def in_use(self, name: str) -> int:

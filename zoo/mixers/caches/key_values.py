@@ -41,7 +41,7 @@ class KeyValueCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     @property

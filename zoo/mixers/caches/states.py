@@ -11,10 +11,12 @@ from zoo.mixers.caches.base import Cache
 
 
 class StateCache(Cache):
-    """A state that does not grow, in fp32 or better, and the tokens seen.
+    """State of constant size, in fp32 or better, and the number of tokens seen.
 
     Attributes:
-        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalized attention. lengths: ``(B,)``.
+        state: ``(B, H, D, E)``.
+        normalizer: ``(B, H, D)``, for normalized attention.
+        lengths: ``(B,)``.
     """
 
     by_row: ClassVar[tuple[str, ...]] = ("state", "normalizer", "lengths")
@@ -38,7 +40,7 @@ class StateCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the state."""
+        """Dtype of the state."""
         return self.state.dtype
 
     def recount(self) -> None:

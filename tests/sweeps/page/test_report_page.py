@@ -30,7 +30,7 @@ from zoo.sweeps.page.write import write_report
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Page(HTMLParser):
