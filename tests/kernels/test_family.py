@@ -69,6 +69,7 @@ def test_autocast_reaches_no_backward_pass():
     assert all(map(torch.equal, *grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_opcheck(full):
     x, weight, bias, more = draw()

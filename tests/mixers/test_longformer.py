@@ -242,7 +242,8 @@ def test_training_flops_are_the_pairs_of_the_definition(options, context):
     assert mixer.cost(context).flops_per_token * context == pytest.approx(total, rel=1e-12)
 
 
-@pytest.mark.parametrize("options", [OPTIONS[9], *in_ci(*OPTIONS[:9], *OPTIONS[10:])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_step_reads_no_more_than_the_definition(options):
     mixer, x, none = build(**options), draw(1, 90), torch.zeros(90, dtype=torch.bool)
     cache = mixer.new_cache(1, dtype=torch.float64)

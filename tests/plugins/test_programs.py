@@ -90,6 +90,7 @@ def test_a_run_is_read_by_every_program_that_is_told_its_plugin(beside, trained,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_name_that_cannot_be_imported_ends_the_program_before_any_work(tmp_path):
     done = typed(tmp_path, "train.py", "plugins=[zoo_nowhere]", "hydra.run.dir=run")
     assert done.returncode == 2 and done.stderr.startswith("error: plugins=[zoo_nowhere]: there is no package")

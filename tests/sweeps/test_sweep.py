@@ -149,6 +149,7 @@ def test_a_failed_evaluation_does_not_train_again(programs):
     assert run_sweep(given) == 0 and names(programs) == ["train", "perplexity", "perplexity", "mqar"]
 
 
+@pytest.mark.slow
 def test_another_configuration_moves_the_old_folder_aside_and_back(programs, capsys):
     old, new = arguments(programs, ["a"]), arguments(programs, ["a"], "trainer.max_steps=19")
     run_sweep(old)
@@ -278,6 +279,7 @@ def test_two_drivers_cannot_have_one_folder(programs):
     FileLock(folder / ".lock").acquire(timeout=0)
 
 
+@pytest.mark.slow
 def test_several_runs_at_a_time(programs, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     given = arguments(programs, ["slow", "slower", "slowest"], "sweep.jobs=2")

@@ -200,6 +200,7 @@ def test_an_error_in_a_block_of_small_numbers_is_seen():
     assert check.fault().startswith("made up, output: error 0.49, allowed 0.01")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [64, 128])
 def test_a_candidate_with_wide_chunks_is_right_for_a_scan(wide):
     call = next(call for call in every_call() if (call.family, call.name) == ("linear", "scan"))
