@@ -79,7 +79,13 @@ def _layout(size: Size, block: int) -> BlockLayout:
 
 
 def _listed(
-    name: str, block: int, *, biased: bool = False, share: int = 1, main: bool = False, lists: tuple[int, ...] = ()
+    name: str,
+    block: int,
+    *,
+    biased: bool = False,
+    share: int = 1,
+    main: bool = False,
+    lists: tuple[int, int, int] | None = None,
 ) -> Call:
     """``lists``: arguments of :func:`listed_blocks`, by head, in place of three blocks and masks of bits for all."""
     plain = _whole(name, share=share)
