@@ -17,23 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
-from zoo_kernels.tools.calls import Call, Outputs, Size, every_call, raised
+from zoo_kernels.tools.calls import Call, Size, every_call
+from zoo_kernels.tools.check import Check
 
 Timer = Callable[[Callable[[], Any]], float]
 GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
 SMALLEST_TILE, LARGEST_TILE, WARPS, STAGES = 16, 256, (2, 4, 8), (1, 2, 3, 4)
 
 
-OF_TOKENS = ("output", "lse", *(f"gradient of {x}" for x in "qkv"))  # arrays (B, T, H, ..)
-BLOCK = 64  # tokens of a block, which must be right by itself
+class Row(NamedTuple):
+    """A row of the tables of tiles.
 
-
-class TileRow(NamedTuple):
-    """A row of the tables: family, kernel, architecture, bytes of a number, width of the heads."""
+    Attributes:
+        family: name of the family.
+        kernel: name of the kernel in its family.
+        architecture: GPU architecture.
+        size: bytes of a number.
+        width: head width.
+    """
 
     family: str
     kernel: str
@@ -130,50 +134,6 @@ def calls_of(row: TileRow, calls: Iterable[Call], size: Size) -> list[Call]:
         if any(launch.config.tiles is sign.tiles for launch in launches):
             found.append(call)
     return found
-
-
-class FormCheck:
-    """Compares the Triton form of a call with its reference; what it compares with is computed once."""
-
-    def __init__(self, call: Call, size: Size) -> None:
-        self.call, self.name = call, call.name
-        self.inputs = call.inputs(size)
-        self.expected = call.run(raised(self.inputs), "reference")
-        self.plain = call.run(self.inputs, "torch")
-        self.epsilon = torch.finfo(size.dtype).eps
-
-    def fault(self) -> str | None:
-        """Returns what is wrong with the present configuration; None if every output is within the contract.
-
-        The contract: error <= 2 * (error of plain PyTorch + eps * largest value) in each head and block, and finite.
-        """
-        found: Outputs = self.call.run(self.inputs, "triton")
-        for name, expected in self.expected.items():
-            error, plain = (_largest(name, _difference(x[name], expected)) for x in (found, self.plain))
-            finite = torch.where(expected.isfinite(), expected, 0.0)
-            allowed = 2 * (plain + self.epsilon * _largest(name, finite))
-            if not (error <= allowed).all():  # also when it is not a number
-                over = (error - allowed).nan_to_num(torch.inf).flatten()
-                worst = int(over.argmax()) if len(over) else 0
-                return (
-                    f"{self.name}, {name}: error {error.flatten()[worst]:.2g}, allowed {allowed.flatten()[worst]:.2g}"
-                )
-        return None
-
-
-def _difference(found: Tensor, expected: Tensor) -> Tensor:
-    found = found.to(expected.dtype)
-    return torch.where(found == expected, 0.0, found - expected)  # -inf agrees with -inf
-
-
-def _largest(name: str, x: Tensor) -> Tensor:
-    """Largest size of a number in each head and block of tokens, or in all of what has no tokens."""
-    if not x.numel():
-        return x.new_zeros(1)
-    if name not in OF_TOKENS or x.dim() < 3:
-        return x.abs().amax()[None]
-    of_heads = x.abs().flatten(3).amax(3) if x.dim() > 3 else x.abs()
-    return torch.stack([part.amax(1) for part in of_heads.split(BLOCK, 1)])
 
 
 def benchmark(run: Callable[[], Any]) -> float:
