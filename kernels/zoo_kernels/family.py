@@ -79,13 +79,14 @@ class Op:
         """Registers the op.
 
         Args:
+            family: family of the op.
             kind: ``forward``, ``backward`` or ``step``.
-            arguments: the NamedTuples.
-            forms: by backend; ``torch`` and ``triton`` must return new tensors.
-            fake: empty tensors of the shapes and types of the outputs.
-            flops: FLOPs, from arguments with shapes in place of tensors.
-            outputs: how many tensors it returns.
-            empty: outputs where the first argument has no numbers; zeros by default.
+            arguments: the NamedTuples of its arguments.
+            forms: functions by backend; ``torch`` and ``triton`` must return new tensors.
+            fake: returns empty tensors of the shapes and dtypes of the outputs.
+            flops: returns FLOPs, from arguments with shapes in place of tensors.
+            outputs: number of tensors that it returns.
+            empty: returns the outputs where the first argument has no numbers; None for zeros.
             mutates: fields that are written to.
         """
         self.family, self.arguments, self.forms, self.fake = family, arguments, dict(forms), fake

@@ -237,12 +237,14 @@ def chunked_forward(
 def _decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) -> Tensor:
     """Gradient of the log decay of each token ``(.., c)``: the decay at t scales what passes over t.
 
-    The same numbers are added where they enter and taken away where they leave, in fp64, so that what does not pass
-    over t cancels without a trace, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
+    The same numbers are added where they enter and subtracted where they leave, in fp64, so that what does not pass
+    over t cancels exactly, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
 
     Args:
-        pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
-            state before and after the chunk. state: ``(..,)`` through both.
+        pairs: ``(.., c, c)`` query i times its gradient through key j.
+        queries: ``(.., c)`` query times its gradient through the state before the chunk.
+        keys: ``(.., c)`` key times its gradient through the state after the chunk.
+        state: ``(..,)`` state before the chunk times its gradient through the state after it.
     """
     pairs, keys = precise(pairs.tril(-1)), precise(keys)
     change = pairs.sum(-1) - pairs.sum(-2) + queries - keys

@@ -259,10 +259,13 @@ class _Groups(NamedTuple):
 
 
 def _group(picks: Tensor, tokens: int, block: int, most: int) -> _Groups:
-    """Groups of ``block`` pairs, the last blocks first, from the end of the sequences on.
+    """Groups ``block`` pairs at a time, the last blocks first, from the end of the sequences on.
 
     Args:
-        picks: ``(B, Tq, H, K)``. tokens: Tk. most: bound of the pairs of a head, so that nothing waits for the host.
+        picks: selected blocks ``(B, Tq, H, K)``.
+        tokens: number of keys Tk.
+        block: tokens of a block.
+        most: upper bound of the pairs of a head, so that the host does not wait for the device.
     """
     batch, length, heads, count = picks.shape
     blocks, fold, device = -(-tokens // block), count + 1, picks.device

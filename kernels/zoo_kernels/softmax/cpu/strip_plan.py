@@ -215,10 +215,13 @@ def of_layout(k: Tensor, layout: BlockLayout) -> StripPlan | None:
 def _gather(
     entries: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int, int], length: int, width: int
 ) -> list[list[Gathered]]:
-    """Pieces of each head for entries (head, query block, key block) that are read whole; nothing if they are too many.
+    """Returns pieces of each head for entries that are read whole; nothing if they are too many.
 
     Args:
-        entries: ``(N,)`` each, sorted by head and query block. shape: heads, blocks and tokens of a block.
+        entries: head, query block and key block, ``(N,)`` each, sorted by head and query block.
+        shape: heads, blocks and tokens of a block.
+        length: number of tokens.
+        width: width of a head.
     """
     heads, blocks, block = shape
     head, query, keys = entries
