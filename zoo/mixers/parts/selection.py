@@ -264,7 +264,7 @@ def _group(picks: Tensor, tokens: int, block: int, most: int) -> _Groups:
     Args:
         picks: selected blocks ``(B, Tq, H, K)``.
         tokens: number of keys Tk.
-        block: tokens of a block.
+        block: tokens of a block, and pairs of a group.
         most: upper bound of the pairs of a head, so that the host does not wait for the device.
     """
     batch, length, heads, count = picks.shape
