@@ -41,12 +41,12 @@ class PrefixCache:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Of both."""
+        """Kinds of both caches."""
         return type(self).__name__, self.values.kind, self.weights.kind
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of both."""
+        """Dtype of both caches."""
         return self.values.dtype
 
     def nbytes(self) -> int:

@@ -70,7 +70,7 @@ class BlockCache(KeyValueCache):
         whole: Whole | None = None,
         step: Step | None = None,
     ) -> Tensor:
-        """As of the class above; both functions are those of the selection, unless others are given."""
+        """Adds a piece and attends to the selected blocks; both functions are those of the selection by default."""
         block = self.how.block
         own = self._longest % block + 1 if self._even else min(block, self._longest + 1)
         self._reserve(self._longest + k.shape[1])

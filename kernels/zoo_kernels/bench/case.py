@@ -52,7 +52,7 @@ class Case:
         return x | {n: x[n].abs() + 0.1 for n in self.positive} | self.other(device)
 
     def copies(self, device: torch.device, dtype: torch.dtype) -> list[Arrays]:
-        """The same in as many copies as the cache of a GPU needs to forget them."""
+        """Returns as many copies of the arrays as make the cache of a GPU forget them."""
         first = self.draw(device, dtype)
         nbytes = max(sum(first[n].nbytes for n in self.sizes), 1)
         count = 1 if device.type == "cpu" else min(16, int(CACHE // nbytes) + 1)

@@ -92,10 +92,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
-    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
-
-    A step is its recurrent form, called with one token; the new state is written beside the old.
-    """
+    """Linear attention of flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
     if bench.dry or not bench.bounded:
         return {}
     try:

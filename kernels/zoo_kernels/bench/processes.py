@@ -71,7 +71,7 @@ class Files:
         return self.folder / f"{name}.json"
 
     def read(self, name: str) -> dict[str, Any]:
-        """What is known of a step; empty if nothing is, or if it is of other kernels."""
+        """Returns the results of a step; empty if there are none, or if they are of other kernels."""
         try:
             content: dict[str, Any] = json.loads(self.file(name).read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -114,9 +114,11 @@ class First:
     of its own, written as it goes; a second call runs what is missing. Kernels that have changed make all missing.
 
     Args:
-        options: of the command line; ``seconds`` is what all of it may take. A dry run without ``out`` writes to a
-            temporary folder.
-        start, now, sleep: as in :class:`Watch`.
+        options: options of the command line; ``seconds`` is what all of it may take. A dry run without ``out`` writes
+            to a temporary folder.
+        start: as in :class:`Watch`.
+        now: as in :class:`Watch`.
+        sleep: as in :class:`Watch`.
     """
 
     def __init__(

@@ -21,12 +21,12 @@ UNITS = {FORWARD: 2.0, BACKWARD: 5.0, BOTH: 7.0}  # FLOPs per causal pair of a h
 
 
 def each_way(goal: str) -> Goals:
-    """The same target in every direction."""
+    """Goals with the same target in every direction."""
     return dict.fromkeys(UNITS, goal)
 
 
 def flops(shape: Shape, direction: str, queries: int = 0) -> float:
-    """Of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
+    """FLOPs of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
     return UNITS[direction] * shape.batch * shape.heads * float(shape.length) * (queries or shape.length) * shape.width
 
 
@@ -141,10 +141,11 @@ class Timed:
     Attributes:
         case: what is called; with its shape, its name is what ``only=`` looks at.
         peers: makes other implementations of it, which take its arrays by name.
-        directions: that are timed one after the other.
-        metrics, ratios: computed from the times.
+        directions: directions that are timed, one after the other.
+        metrics: numbers computed from the times.
+        ratios: ratios computed from the times.
         ours: name of the case's own implementation; empty to leave it out.
-        clock: another one than the piece's; peak memory is then not asked for.
+        clock: another clock than the piece's; peak memory is then not asked for.
         same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
         always: it is measured whatever ``only=`` says, since others are compared with it.
     """

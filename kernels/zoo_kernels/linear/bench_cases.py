@@ -62,12 +62,14 @@ def attention(
     """A call over whole sequences.
 
     Args:
-        name, shape, strided: of the case.
+        name: name of the case.
+        shape: shape of the case.
         decay: kind of the decays.
         value: width of the values, if another than the keys'.
-        documents: their lengths.
+        documents: lengths of packed documents.
+        strided: whether heads lie outside of tokens in memory.
         states: from one state to another; else the output alone.
-        options: of the function.
+        options: options of the function.
     """
     batch, length, heads, width = shape[:4]
     value, normalize = value or width, options.get("normalize", False)

@@ -46,11 +46,16 @@ def attention(
     """A call over whole sequences.
 
     Args:
-        name, shape, strided, wide: of the case.
-        queries, value: number of the queries and width of the values, if other than the keys'.
-        documents: their lengths.
+        name: name of the case.
+        shape: shape of the case.
+        queries: number of the queries, if other than that of the keys.
+        value: width of the values, if other than the keys'.
+        documents: lengths of packed documents.
+        strided: whether heads lie outside of tokens in memory.
         lse: with the log-sum-exp; else the output alone.
-        layout, options: of the function.
+        layout: layout of the function.
+        wide: sizes of further arrays in fp32, by name.
+        options: options of the function.
     """
     batch, length, heads, width = shape[:4]
     queries, value, keys = queries or length, value or width, (batch, length, shape.key_heads)

@@ -75,7 +75,6 @@ class WindowPart(Part):
         self.window = window
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         whole = partial(softmax_attention, window=self.window)
         if call.cache is None:
             return whole(q, k, v, documents=call.documents)
@@ -106,7 +105,6 @@ class PatternPart(Part):
         self.pattern = pattern
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         if call.cache is None:
             return self.pattern.whole(q, k, v, documents=call.documents)
         step = partial(self.pattern.step, held=call.cache.held)
@@ -144,7 +142,6 @@ class LinearPart(Part):
         self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return attend_linear(self.map.query(q), self.map.key(k), v, None, call, normalize=True)
 
     def new_cache(
@@ -176,12 +173,12 @@ class BlendCache:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Of the parts."""
+        """Kinds of the caches of all parts."""
         return tuple(part.kind for part in self.parts)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first part, which is the local one where there is one."""
+        """Dtype of the first part's cache, which is the local part where there is one."""
         return self.parts[0].dtype
 
     def nbytes(self) -> int:

@@ -32,10 +32,12 @@ def real_tokens(lengths: Tensor, x: Tensor) -> Tensor:
 
 
 class StateCache:
-    """A state that does not grow, in fp32 or better, and the tokens seen.
+    """State of constant size, in fp32 or better, and the number of tokens seen.
 
     Attributes:
-        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalized attention. lengths: ``(B,)``.
+        state: ``(B, H, D, E)``.
+        normalizer: ``(B, H, D)``, for normalized attention.
+        lengths: ``(B,)``.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class StateCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the state."""
+        """Dtype of the state."""
         return self.state.dtype
 
     def nbytes(self) -> int:
@@ -77,12 +79,18 @@ class StateCache:
         algorithm: str = "auto",
         wide: bool = False,
     ) -> Tensor:
-        """Output ``(B, T, H, E)`` of a piece, whose tokens are added to the state.
+        """Computes the output ``(B, T, H, E)`` of a piece, whose tokens are added to the state.
 
         Args:
-            q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. log_decay: None, ``(H,)`` or ``(B, T, H)``.
+            q: queries ``(B, T, H, D)``.
+            k: keys ``(B, T, H, D)``.
+            v: values ``(B, T, H, E)``.
+            log_decay: None, ``(H,)`` or ``(B, T, H)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T; padding is neither added nor decays the state.
-            scale, eps, algorithm, wide: of :func:`zoo_kernels.linear_attention`.
+            scale: as in :func:`zoo_kernels.linear_attention`.
+            eps: as in :func:`zoo_kernels.linear_attention`.
+            algorithm: as in :func:`zoo_kernels.linear_attention`.
+            wide: as in :func:`zoo_kernels.linear_attention`.
         """
         batch, length = q.shape[:2]
         normalize = self.normalizer is not None
@@ -143,7 +151,7 @@ class KeyValueCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     @property
@@ -174,10 +182,12 @@ class KeyValueCache:
         whole: Whole = softmax_attention,
         step: Step = softmax_attention_step,
     ) -> Tensor:
-        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, E)``.
+        """Adds the piece's keys and values and returns the attention of its queries, ``(B, T, H, E)``.
 
         Args:
-            q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
+            q: queries ``(B, T, H, D)``.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T.
             whole: what the mixer computes over a sequence: with gradients, or for more than one token.
             step: the same for the last token alone, over the slots in use; it has no gradient.

@@ -23,8 +23,11 @@ class GlobalCache:
     slots.
 
     Attributes:
-        flags: ``(B, slots)``, True for global tokens. lengths: ``(B,)`` tokens seen. left: ``(B,)`` of the last kind.
-        rows: tokens seen of each row, on the host. marked: whether marks may have made tokens global.
+        flags: ``(B, slots)``, True for global tokens.
+        lengths: ``(B,)`` tokens seen.
+        left: ``(B,)`` global tokens that have left the ring.
+        rows: tokens seen of each row, on the host.
+        marked: whether marks may have made tokens global.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class GlobalCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     def nbytes(self) -> int:
@@ -92,12 +95,15 @@ class GlobalCache:
         whole: Whole,
         step: Step,
     ) -> Tensor:
-        """Add the piece's keys and values and return the attention of its queries, ``(B, T, H, E)``.
+        """Adds the piece's keys and values and returns the attention of its queries, ``(B, T, H, E)``.
 
         Args:
-            q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
+            q: queries ``(B, T, H, D)``.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
+            flags: ``(1 or B, T)``, True for global tokens.
             lengths: ``(B,)`` true lengths of the piece, None for all T.
-            flags: ``(1 or B, T)``, True for global tokens. marked: whether marks have made some of them so.
+            marked: whether marks have made some of the tokens global.
             whole: attention of a piece over what is kept of the sequence, all in order and aligned at the end.
             step: attention of one query over the slots; it asks this cache which of them are which.
         """
