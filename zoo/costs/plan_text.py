@@ -25,7 +25,7 @@ decode    One token for each of {batch} rows. Moved: weights, what the token rea
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
+    """Request for a plan: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
 
     context: int
     batch: int

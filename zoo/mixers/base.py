@@ -241,7 +241,7 @@ class Mixer(nn.Module, ABC):
 
 
 def check_array(name: str, given: Tensor | None, wanted: tuple[int, ...], x: Tensor) -> None:
-    """Checks that ``given`` is None or an integer or boolean tensor of the shape ``wanted``, on the device of ``x``.
+    """Checks that ``given`` is None or a tensor of the shape ``wanted`` that is not of floats.
 
     Raises:
         ValueError: naming the array.

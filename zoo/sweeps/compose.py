@@ -58,7 +58,14 @@ class SweepPlan:
     """A sweep.
 
     Attributes:
-        options: those of configs/sweep/. runs: in the order in which they are started.
+        options: options of configs/sweep/.
+        command: the command that repeats the sweep.
+        folder: folder of the sweep.
+        arms: arms of the sweep.
+        reference: name of the arm that others are compared with.
+        seeds: seeds of each arm.
+        tasks: evaluations of each run.
+        runs: runs, in the order in which they are started.
         given: overrides of every arm that the command line names itself.
     """
 

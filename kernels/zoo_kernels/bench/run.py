@@ -140,10 +140,10 @@ def steps_of_first(options: Options) -> tuple[str, ...]:
 def run_first(options: Options, results: Results, names: Iterable[str], watch: Callable[..., Watch] = Watch) -> None:
     """``piece=first``: what the first minutes on a GPU are for, as far as its time goes.
 
-        Side by side every kernel is compiled and checked by several processes, while others call what will be timed, so
-            that its binaries lie in Triton's cache. Then one process alone times, the most telling first. What is done already
-        is not done again. Kernels that have changed make all missing.
-        """
+    Side by side every kernel is compiled and checked by several processes, while others call what will be timed, so
+        that its binaries lie in Triton's cache. Then one process alone times, the most telling first. What is done already
+    is not done again. Kernels that have changed make all missing.
+    """
     end = time.monotonic() + 60 * options.minutes - MARGIN
     apart = watch(results, partial(work, replace(options, pieces=(FIRST,))))
 

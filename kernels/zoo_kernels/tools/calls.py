@@ -23,7 +23,7 @@ SHORT = 100  # tokens
 
 
 class Size(NamedTuple):
-    """Shape, dtype and device of the inputs of a call; with grouped heads, two query heads share a key head."""
+    """Shape, dtype and device of the inputs of a call; with grouped heads, key heads are fewer than ``heads``."""
 
     width: int
     length: int = SHORT

@@ -135,7 +135,6 @@ class LinearPart(Part):
         self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return attend_linear(self.map.query(q), self.map.key(k), v, None, call, normalize=True)
 
     def new_cache(
