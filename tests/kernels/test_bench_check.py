@@ -8,7 +8,7 @@ from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.check import Checked
 from zoo_kernels.bench.record import REPEATS
 from zoo_kernels.tools.calls import Call, Size
-from zoo_kernels.tools.check import Check, RoundedProducts
+from zoo_kernels.tools.check import FormCheck, RoundedProducts
 
 SIZE = Size(16, 200, 2, 3, torch.float16)
 
@@ -20,7 +20,7 @@ def test_the_judge_finds_one_bad_block_and_what_is_not_finite():
     def run(inputs, backend):
         return truth if inputs["x"].dtype == torch.float64 else {name: x.half() for name, x in truth.items()}
 
-    check = Check(Call("made up", lambda size: {"x": torch.zeros(1)}, run), SIZE)
+    check = FormCheck(Call("made up", lambda size: {"x": torch.zeros(1)}, run), SIZE)
     for spoil, expected in ((None, []), (0.05, ["gradient of q"]), (torch.nan, ["gradient of q"])):
         got = {name: x.half() for name, x in truth.items()}
         if spoil is not None:

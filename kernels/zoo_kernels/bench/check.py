@@ -12,7 +12,7 @@ from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.record import BACKWARD, BOTH, CHECK, FORWARD, REPEATS, Row, Shape
 from zoo_kernels.bench.registry import CHECKED, piece
 from zoo_kernels.tools.calls import SHORT, Call, Inputs, Outputs, Size, every_call, followed, normal
-from zoo_kernels.tools.check import GRADIENT, Check
+from zoo_kernels.tools.check import GRADIENT, FormCheck
 
 LENGTHS = (1, 2, 15, 63, 64, 65, 100, 127, 129, 1000)
 OF_STEPS = (1, 17, 64, 129, 1000, 4097, 65_537)
@@ -28,7 +28,7 @@ class Checked(NamedTuple):
         size: of its inputs.
         repeats: compare so many further calls with the first, bit by bit, and not with the reference.
         graph: the call is replayed from a CUDA graph that was captured with other inputs.
-        cut, part: as in :class:`zoo_kernels.tools.check.Check`.
+        cut, part: as in :class:`zoo_kernels.tools.check.FormCheck`.
     """
 
     call: Call
@@ -57,7 +57,7 @@ class Checked(NamedTuple):
             different = sum(not torch.equal(x, other[n]) for other in others for n, x in first.items())
             bench.add(row, REPEATS, different, "", "<= 0")
             return
-        check = Check(self.call, self.size, self.cut, self.part)
+        check = FormCheck(self.call, self.size, self.cut, self.part)
         worst = check.worst(_replayed(ours, check.inputs) if self.graph else ours(check.inputs))
         for direction in (FORWARD, BACKWARD):
             found = [one for one in worst if one.array.startswith(GRADIENT) == (direction == BACKWARD)]
@@ -125,10 +125,12 @@ def large(
     """The last tokens of the last head of more than 2^31 numbers, which offsets of 32 bits would not reach.
 
     Args:
-        bench: of the piece.
-        family, name: of the call.
-        function: of q, k, v and ``backend``, gives an output.
-        keys, queries: last tokens of the arrays on which they depend.
+        bench: the benchmark that runs.
+        family: name of the family of the call.
+        name: name of the call.
+        function: gives an output from q, k, v and ``backend``.
+        keys: number of last keys that the checked tokens depend on.
+        queries: number of last queries that the checked tokens depend on.
     """
 
     def inputs(size: Size) -> Inputs:

@@ -141,7 +141,7 @@ def run_first(options: Options, results: Results, names: Iterable[str], watch: C
     """``piece=first``: what the first minutes on a GPU are for, as far as its time goes.
 
     Side by side every kernel is compiled and checked by several processes, while others call what will be timed, so
-        that its binaries lie in Triton's cache. Then one process alone times, the most telling first. What is done already
+    that its binaries lie in Triton's cache. Then one process alone times, the most telling first. What is done already
     is not done again. Kernels that have changed make all missing.
     """
     end = time.monotonic() + 60 * options.minutes - MARGIN

@@ -41,10 +41,13 @@ def _whole(
     """A call over whole sequences.
 
     Args:
-        name, main, length: of the call.
+        name: name of the call.
+        main: whether it launches the kernel that the table of tiles is about.
+        length: tokens of the sequence.
         decay: dimensions of log_decay, 0 for none, 1 per head, 3 per token.
         learned: log_decay has a gradient.
-        documents, state: the call has them.
+        documents: whether the call has documents.
+        state: whether the call has a state before its first token.
         strength: log_decay goes down to minus this, most of it near 0; 0: down to -1/16, evenly.
         thin: the values are less wide than the keys.
         options: of the function.

@@ -38,10 +38,12 @@ def _whole(
     """A call over whole sequences.
 
     Args:
-        name, main: of the call.
+        name: name of the call.
+        main: whether it launches the kernel that the table of tiles is about.
         share: query heads per key head.
         keys_before: keys before the first query.
-        documents, logits: the call has them, or sink logits with gradients.
+        documents: whether the call has documents.
+        logits: whether the call has sink logits, with gradients.
         thin: the values are less wide than the keys.
         options: of the function.
     """

@@ -36,7 +36,7 @@ class Worst(NamedTuple):
         return over if over <= 1e9 else 1e9  # also where it is not a number
 
 
-class Check:
+class FormCheck:
     """What the results of a call are compared with, which is computed once.
 
     Args:

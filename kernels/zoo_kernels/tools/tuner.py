@@ -21,14 +21,14 @@ import torch
 from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
 from zoo_kernels.tools.calls import Call, Size, every_call
-from zoo_kernels.tools.check import Check
+from zoo_kernels.tools.check import FormCheck
 
 Timer = Callable[[Callable[[], Any]], float]
 GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
 SMALLEST_TILE, LARGEST_TILE, WARPS, STAGES = 16, 256, (2, 4, 8), (1, 2, 3, 4)
 
 
-class Row(NamedTuple):
+class TileRow(NamedTuple):
     """A row of the tables of tiles.
 
     Attributes:

@@ -103,8 +103,11 @@ class GlobalCache(Cache):
         other piece reads columns in order, as of :class:`KeyValueCache`.
 
         Args:
-            k: ``(B, T, G, D)``. v: ``(B, T, G, E)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
-            flags: ``(1 or B, T)``, True for global tokens. marked: whether marks have made some of them so.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
+            flags: ``(1 or B, T)``, True for global tokens.
+            marked: whether marks have made some of them so.
 
         Raises:
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.

@@ -74,7 +74,9 @@ class KeyValueCache(Cache):
         its own keys and values have their graph and those before it are constants.
 
         Args:
-            k: ``(B, T, G, D)``. v: ``(B, T, G, E)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
 
         Raises:
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.
