@@ -11,7 +11,7 @@ import torch
 from tests.kernels.test_bench import SHAPE, check_records, parse, read
 from zoo.cli import friendly_errors
 from zoo_kernels.bench import registry, report, run
-from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.bench import Bench, Found
 from zoo_kernels.bench.processes import Watch
 from zoo_kernels.bench.record import Row
 
@@ -64,6 +64,16 @@ class Forked(Watch):
 
     def __init__(self, results, work):
         super().__init__(results, work, context_of("fork"))
+
+
+def test_a_process_without_more_time_is_no_error():
+    def work(names, seconds, pipe):
+        pipe.send((names[0], Found(dropped=["row"])))
+
+    results = Real(parse(["device=cpu", "dry=true"]))
+    Forked(results, work).run([["a", "b"]], patience=60.0, seconds=60.0)
+    assert list(results.found) == ["a"] and not results.done("a")
+    assert results.found["a"].dropped == ["row"] and results.found["a"].errors == []
 
 
 def on_a_gpu(monkeypatch, tmp_path, piece, **actions):

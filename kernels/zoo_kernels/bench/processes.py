@@ -92,7 +92,7 @@ class Watch:
             del running[pipe]
             child.process.join()
             status = child.process.exitcode
-            return self._end(child, f"its process ended with status {status}") if status or child.names else []
+            return self._end(child, f"its process ended with status {status}") if status else []
         child.heard = time.monotonic()
         child.names = child.names[child.names.index(name) :]
         self.results.keep(name, found)

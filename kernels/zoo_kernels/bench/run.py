@@ -28,6 +28,7 @@ SMALL = 600  # tokens of a case that piece=first checks; longer ones belong to p
 GROUP = 4  # cases of a step: what a process that dies can lose
 LOST = 3  # status of a process whose GPU no longer answers
 CHECKING, SHARE = 60.0, 0.3  # seconds at most, and part of all, for what runs side by side
+ROWS = 0.9  # share of a process in which rows begin, so that what has no time is named before the process is ended
 MARGIN = 4.0  # seconds for ending the processes and telling what was found
 PATIENCE = 90.0  # seconds of silence after which a step of piece=first hangs
 Draw = Callable[[Iterable[Record], Path], bool]
@@ -108,7 +109,7 @@ def items(bench: Bench) -> Iterator[Item]:
 
 def work(options: Options, names: tuple[str, ...], seconds: float, pipe: Connection) -> None:
     """The body of a process: steps one after the other, until one has no more time or breaks the GPU's context."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + ROWS * seconds
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in names:

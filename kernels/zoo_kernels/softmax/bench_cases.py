@@ -154,8 +154,8 @@ def sparse(bench: Bench, only: tuple[str, int] | None = None) -> Iterator[Timed]
             BlockLayout.from_blocks(visible, block)
             bench.wait()
 
-        making, clock = Case(f"{name}, layout", shape, build, {}), HOST
-        yield Timed(making, directions=(FORWARD,), metrics=(timed.MILLISECONDS,), clock=clock)
+        making = Case(f"{name}, layout", shape, build, {})
+        yield Timed(making, directions=(FORWARD,), metrics=(timed.MILLISECONDS,), clock=HOST)
         peers = partial(flex_peer, bench, partial(layout.to_block_mask, shape.length))
         case, density = attention(name, shape, layout=layout), float(layout.density(shape.length))
         yield _part(bench, case, density, peers, each_way("<= 1.15"))
