@@ -95,7 +95,6 @@ class EfficientAttention(StateMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel, and for ``prefix`` a narrow one for the sums per feature."""
         query = q.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1)
         k = capped_exp(k)
         if not self.normalize:
@@ -123,7 +122,7 @@ class EfficientAttention(StateMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Any:
-        """A StateCache, or for ``prefix`` a PrefixCache, in fp32 unless ``dtype`` is wider."""
+        """Returns a StateCache, or for ``prefix`` a PrefixCache, in fp32 unless ``dtype`` is wider."""
         values = super().new_cache(batch_size, capacity, device, dtype)
         if self.normalize:
             return values

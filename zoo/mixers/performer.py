@@ -86,7 +86,6 @@ class Performer(StateMixer):
         self.projection.start_step(step)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         wide = torch.promote_types(q.dtype, torch.float32)
         q, k = (x.to(wide) * self.head_dim**-0.25 for x in (q, k))
         log_decay = None
@@ -113,7 +112,7 @@ class Performer(StateMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> StateCache:
-        """The state, and for ``exp`` the running maximum, in fp32 unless ``dtype`` is wider."""
+        """Returns a cache of the state, and for ``exp`` of the running maximum, in fp32 unless ``dtype`` is wider."""
         if not self.stabilized:
             return super().new_cache(batch_size, capacity, device, dtype)
         return MaximumCache((batch_size, self.heads, self.features, self.value_dim), device, dtype)

@@ -67,7 +67,6 @@ class SoftmaxAttention(HeadMixer):
         return self.sink_logits is None
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         whole = partial(softmax_attention, sink_logits=self.sink_logits)
         if call.cache is None:
             return whole(q, k, v, documents=call.documents)
@@ -81,7 +80,7 @@ class SoftmaxAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys and values; grows beyond ``capacity``."""
+        """Returns a cache of keys and values of all tokens, which grows beyond ``capacity``."""
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:

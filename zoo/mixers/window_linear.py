@@ -153,7 +153,7 @@ class SharedPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> BlendCache:
-        """The keys and values of the window, and the state, whose last column is its normalizer."""
+        """Returns a cache of the window, and of the state, whose last column is its normalizer."""
         ring = RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
         return BlendCache(
             [ring, StateCache((batch_size, self.heads, self.map.width, self.value_dim + 1), device, dtype)]

@@ -168,7 +168,7 @@ class Timed:
         Together(str(self), (self,)).run(bench)
 
     def forms(self, bench: Bench) -> Forms:
-        """All implementations."""
+        """Returns all implementations by name: the project's own and its peers."""
         return ({self.ours: bench.ours(self.case.function)} if self.ours else {}) | self.peers()
 
     def work(self, direction: str) -> float:

@@ -46,7 +46,7 @@ class Part(nn.Module, HeadSizes, ABC):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> Any:
-        """An empty cache."""
+        """Returns an empty cache for the heads of the part."""
 
     @abstractmethod
     def mixing_flops(self, context: int) -> float:
@@ -84,7 +84,7 @@ class WindowPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> RingCache:
-        """The latest keys and values."""
+        """Returns a cache of the latest keys and values."""
         return RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -113,7 +113,7 @@ class PatternPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> KeyValueCache:
-        """Keys and values of all tokens: a later list may name any block."""
+        """Returns a cache of keys and values of all tokens, since a later query may read any block."""
         return KeyValueCache(batch_size, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -147,7 +147,7 @@ class LinearPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normalizer, in fp32 or wider."""
+        """Returns a cache of the state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
@@ -272,7 +272,6 @@ class BlendMixer(HeadMixer):
         return [cast(Part, part) for part in self.parts]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """The parts, blended."""
         return self.modes[self.mode](self, q, k, v, call)
 
     def new_cache(
@@ -282,7 +281,7 @@ class BlendMixer(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> BlendCache:
-        """The caches of the parts."""
+        """Returns the caches of the parts."""
         return BlendCache([part.new_cache(batch_size, capacity or 0, device, dtype) for part in self.part_list()])
 
     def mixing_flops(self, context: int) -> float:

@@ -190,7 +190,6 @@ class BlockSparseMixer(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         if call.cache is None:
             return self.pattern.whole(q, k, v, documents=call.documents)
         step = partial(self.pattern.step, held=call.cache.held)
@@ -203,7 +202,7 @@ class BlockSparseMixer(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys and values; grows beyond ``capacity``."""
+        """Returns a cache of keys and values of all tokens, which grows beyond ``capacity``."""
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:

@@ -103,7 +103,7 @@ class StateMixer(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> StateCache:
-        """The state, in fp32 unless ``dtype`` is wider; ``capacity`` does not matter."""
+        """Returns a cache of the state, in fp32 unless ``dtype`` is wider; ``capacity`` is ignored."""
         shape = (batch_size, self.heads, self.key_width, self.value_dim)
         return StateCache(shape, device, dtype, self.normalize)
 
