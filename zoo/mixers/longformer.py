@@ -107,7 +107,7 @@ class LongformerAttention(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Window, global tokens that it does not read, and rows of global tokens."""
+        """Attends to the window, to global tokens outside of it, and to all earlier tokens from global rows."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
             return attend_softmax(q, k, v, call, window=self.window, sink_tokens=first)
@@ -172,7 +172,7 @@ class LongformerAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> RingCache | GlobalCache:
-        """Keys and values of the window and the global tokens, or of all tokens where global rows read them."""
+        """Returns a cache of the window and the global tokens, or of all tokens where global rows read them."""
         how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.plain:
             return RingCache(batch_size, self.window, self.tokens.first, *how)

@@ -64,6 +64,5 @@ class Retention(StateMixer):
         self.algorithm = algorithm
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         log_decay = retention_log_decay(self.heads, q.device)
         return attend_linear(q, k, v, log_decay, call, scale=self.head_dim**-0.5, algorithm=self.algorithm)

@@ -87,7 +87,7 @@ class Ratio(NamedTuple):
 
     Attributes:
         name: of the number.
-        peer: how the names of those begin that are compared with; the fastest other one counts.
+        peer: how the names of those begin that are compared with; the fastest counts.
         goals: by direction.
         of: whom it is told of.
         row: name and shape of the row that the peer was timed in; None for the same.
@@ -141,10 +141,11 @@ class Timed:
     Attributes:
         case: what is called; with its shape, its name is what ``only=`` looks at.
         peers: makes other implementations of it, which take its arrays by name.
-        directions: that are timed one after the other.
-        metrics, ratios: computed from the times.
-        ours: name of the case's own implementation.
-        clock: another one than the piece's; peak memory is then not asked for.
+        directions: directions that are timed, one after the other.
+        metrics: numbers computed from the times.
+        ratios: ratios computed from the times.
+        ours: name of the case's own implementation; empty to leave it out.
+        clock: another clock than the piece's; peak memory is then not asked for.
         same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
         always: it is measured whatever ``only=`` says, since others are compared with it.
     """
@@ -163,7 +164,7 @@ class Timed:
         return f"{self.case.name} {self.case.shape}"
 
     def run(self, bench: Bench) -> None:
-        """Time all implementations side by side, and record what follows."""
+        """Time all implementations side by side and record what follows."""
         forms = {self.ours: bench.ours(self.case.function)} | self.peers()
         sets = self.case.draw(bench.device, bench.dtype)
         for direction in self.directions:

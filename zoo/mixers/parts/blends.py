@@ -73,13 +73,12 @@ class WindowPart(Part):
         self.window = window
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return attend_softmax(q, k, v, call, window=self.window)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> RingCache:
-        """The latest keys and values."""
+        """Returns a cache of the latest keys and values."""
         return RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -100,13 +99,12 @@ class PatternPart(Part):
         self.pattern = pattern
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> KeyValueCache:
-        """Keys and values of all tokens: a later list may name any block."""
+        """Returns a cache of keys and values of all tokens, since a later query may read any block."""
         return KeyValueCache(batch_size, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -140,7 +138,7 @@ class LinearPart(Part):
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normalizer, in fp32 or wider."""
+        """Returns a cache of the state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
@@ -239,7 +237,6 @@ class BlendMixer(HeadMixer):
         return [cast(Part, part) for part in self.parts]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """The parts, blended."""
         return self.modes[self.mode](self, q, k, v, call)
 
     def new_cache(
