@@ -76,7 +76,7 @@ class DecoderCache(CacheList):
 
     @property
     def layers(self) -> list[Cache]:
-        """Those of the layers, from first to last."""
+        """Caches of the layers, from first to last."""
         return self.parts
 
 

@@ -42,8 +42,10 @@ class LedgerEntry:
     """One line of the ledger.
 
     Attributes:
-        key: of the resolved configuration. folder: of the run, relative to the sweep's.
-        reason: why it failed, else None. seconds: taken since this start of the run, None at the start.
+        key: key of the resolved configuration.
+        folder: folder of the run, relative to that of the sweep.
+        reason: why the run failed, else None.
+        seconds: time since this start of the run; None at the start.
         tasks: evaluations that are done, as in :attr:`zoo.sweeps.evaluations.EvalTask.label`.
     """
 

@@ -44,7 +44,7 @@ class Options:
 
 @dataclass
 class Found:
-    """What is known of a step; ``complete``: nothing is missing."""
+    """Results that a step has so far; ``complete`` says that nothing is missing."""
 
     complete: bool = False
     records: list[Record] = field(default_factory=list)

@@ -28,7 +28,8 @@ class Checked(NamedTuple):
         size: of its inputs.
         repeats: compare so many further calls with the first, bit by bit, and not with the reference.
         graph: the call is replayed from a CUDA graph that was captured with other inputs.
-        cut, part: as in :class:`zoo_kernels.tools.check.FormCheck`.
+        cut: cuts the inputs of the reference, as in :class:`zoo_kernels.tools.check.FormCheck`.
+        part: takes a part of the outputs, as there.
     """
 
     call: Call
@@ -40,7 +41,7 @@ class Checked(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the row."""
+        """Name of the row."""
         kind = ", repeats" if self.repeats else ", CUDA graph" if self.graph else ""
         return f"{self.call.family} {self.call.name}{kind}"
 

@@ -107,7 +107,7 @@ def of_heads(call: Call, heads: int) -> Call:
 
 
 def strided(call: Call) -> Call:
-    """The same with arrays whose heads lie outside of tokens in memory."""
+    """Returns a call with arrays whose heads lie outside of tokens in memory."""
 
     def inputs(size: Size) -> Inputs:
         made = call.inputs(size)
@@ -133,10 +133,6 @@ def listed_blocks(blocks: int, near: int, first: int = 0, random: int = 0, heads
 
 
 def every_call(harder: bool = False) -> list[Call]:
-    """Those of all families, each with its family's name.
-
-    Args:
-        harder: in their place those of ``HARDER``, which launch no further kernel: their numbers are harder.
-    """
+    """Returns the calls of all families, each with the name of its family."""
     name = "HARDER" if harder else "CALLS"
     return [c._replace(family=f.name) for f in families().values() for c in getattr(import_module(f.calls), name, ())]

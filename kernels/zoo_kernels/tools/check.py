@@ -78,7 +78,7 @@ class FormCheck:
         return worst
 
     def fault(self) -> str | None:
-        """What is wrong with the Triton form in its present configuration; None if the contract holds."""
+        """Says how the Triton form in its present configuration breaks the contract, None if it holds."""
         for name, error, allowed in (one for one in self.worst(self.call.run(self.inputs, "triton")) if one.ratio > 1):
             return f"{self.call.name}, {name}: error {error:.2g}, allowed {allowed:.2g}"
         return None

@@ -20,7 +20,8 @@ class View:
     """What the queries of a piece read; good until the cache gets the next piece.
 
     Attributes:
-        keys, values: ``(B, S, G, D)`` and ``(B, S, G, E)``.
+        keys: ``(B, S, G, D)``.
+        values: ``(B, S, G, E)``.
         documents: ``(B, S)`` ids that part the columns before the start of a row from its own; None if there are none.
         lengths: ``(B,)`` tokens seen in each row, those of the piece included.
         ring: whether slots may have been taken a second time, so that positions are those of a ring.
@@ -77,7 +78,7 @@ class Cache(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the numbers that are held."""
+        """Type of the numbers that are held."""
 
     def in_use(self, name: str) -> int:
         """Slots of the tensor ``name`` that the longest row fills."""
@@ -197,7 +198,7 @@ class Cache(ABC):
         return x.to(self.dtype)
 
     def unpacked(self, held: Tensor, like: Tensor) -> Tensor:
-        """What is held, as columns beside those of a piece ``like``; the way back of :meth:`packed`."""
+        """Returns what is held as columns beside those of a piece ``like``, the way back of :meth:`packed`."""
         return held.to(like.dtype)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:

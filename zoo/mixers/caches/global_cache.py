@@ -32,8 +32,11 @@ class GlobalCache(Cache):
     slots.
 
     Attributes:
-        flags: ``(B, slots)``, True for global tokens. lengths: ``(B,)`` tokens seen. left: ``(B,)`` of the last kind.
-        counts: tokens seen of each row, on the host. marked: whether marks may have made tokens global.
+        flags: ``(B, slots)``, True for global tokens.
+        lengths: ``(B,)`` tokens seen.
+        left: ``(B,)`` tokens of the last kind.
+        counts: tokens seen of each row, on the host.
+        marked: whether marks may have made tokens global.
     """
 
     by_slot = ("keys", "values", "flags")
@@ -122,12 +125,11 @@ class GlobalCache(Cache):
         return GlobalView(keys, values, None, self.valid(), in_slots=True, flags=flags)
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         self.counts = self.lengths.tolist()
         self._measure()
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """See :meth:`Cache.advance`; ``left`` has to be that behind the piece."""
+        """Counts a piece as :meth:`Cache.advance` does; ``left`` has to be that behind the piece."""
         super().advance(length, lengths)
         added = [length] * len(self.counts) if lengths is None else lengths.tolist()
         self.counts = [a + b for a, b in zip(self.counts, added)]

@@ -103,13 +103,11 @@ class KeyValueCache(Cache):
         return View(keys, values, shown, self.lengths)
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         ends = set(self.lengths.tolist()) or {0}
         self._longest = max(ends)
         self._behind = sorted(self._longest - end for end in ends)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """See :meth:`Cache.advance`."""
         super().advance(length, lengths)
         if lengths is None:
             self._longest += length

@@ -44,7 +44,7 @@ class StateCache(Cache):
         return self.state.dtype
 
     def recount(self) -> None:
-        """Nothing: no size depends on the lengths."""
+        """Does nothing, since no size depends on the lengths."""
 
     def replace(self, state: Tensor, normalizer: Tensor | None = None) -> None:
         """Hold the state behind a piece, ``(B, H, D, E)`` and ``(B, H, D)``, as a constant."""

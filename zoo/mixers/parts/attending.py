@@ -55,7 +55,7 @@ def attend_softmax(
     sink_tokens: int = 0,
     sink_logits: Tensor | None = None,
 ) -> Tensor:
-    """The same by one call of a kernel; the options are those of :func:`zoo_kernels.softmax_attention`."""
+    """Calls :func:`zoo_kernels.softmax_attention`, whose options are taken, or a step of it on the slots of a cache."""
 
     def step(q: Tensor, view: View) -> Tensor:
         output: Tensor = softmax_attention_step(
