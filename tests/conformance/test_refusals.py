@@ -92,8 +92,8 @@ def test_inputs_that_do_not_fit_are_refused_without_a_cache_too(name):
         with pytest.raises(ValueError) as refusal:
             mixer(change(x))
         assert message in str(refusal.value)
-    with pytest.raises(ValueError, match=r"marks has shape \(3, 3\), expected \(3, 4\)"):
-        mixer(x, marks=torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"separators has shape \(3, 3\), expected \(3, 4\)"):
+        mixer(x, separators=torch.zeros(3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"documents is of torch.float32: expected integers"):
         mixer(x, documents=torch.zeros(3, 4))
 

@@ -36,7 +36,7 @@ class GlobalCache(Cache):
         lengths: ``(B,)`` tokens seen.
         left: ``(B,)`` tokens of the last kind.
         counts: tokens seen of each row, on the host.
-        marked: whether marks may have made tokens global.
+        marked: whether separators may have made tokens global.
     """
 
     by_slot = ("keys", "values", "flags")
@@ -110,7 +110,7 @@ class GlobalCache(Cache):
             v: values ``(B, T, G, E)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T.
             flags: ``(1 or B, T)``, True for global tokens.
-            marked: whether marks have made some of them so.
+            marked: whether separators have made some of them so.
 
         Raises:
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.

@@ -26,7 +26,7 @@ class Call:
         x: input of the layer, ``(B, T, C)``.
         positions: position of each token in its document, ``(1 or B, T)``.
         documents: as in :meth:`zoo.mixers.Mixer.forward`.
-        marks: as in :meth:`zoo.mixers.Mixer.forward`.
+        separators: as in :meth:`zoo.mixers.Mixer.forward`.
         cache: as in :meth:`zoo.mixers.Mixer.forward`.
         lengths: as in :meth:`zoo.mixers.Mixer.forward`.
     """
@@ -34,7 +34,7 @@ class Call:
     x: Tensor
     positions: Tensor
     documents: Tensor | None
-    marks: Tensor | None
+    separators: Tensor | None
     cache: Any
     lengths: Tensor | None
 
@@ -104,12 +104,12 @@ class HeadMixer(Mixer, HeadSizes):
         x: Tensor,
         *,
         documents: Tensor | None = None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        self.check_call(x, documents, cache, lengths, marks)
+        self.check_call(x, documents, cache, lengths, separators)
         if not x.shape[0] * x.shape[1]:
             none = x[..., :1].expand(*x.shape[:2], self.heads * self.value_dim)
             return self.out(none)  # no tokens: nothing is mixed, and a cache stays as it is
@@ -118,7 +118,7 @@ class HeadMixer(Mixer, HeadSizes):
         carry = {} if carry is None else carry
         self.prepare(carry, x, documents, cache)
         rotary: Rotary = carry["rotary"]
-        call = Call(x, rotary.positions, documents, marks, cache, lengths)
+        call = Call(x, rotary.positions, documents, separators, cache, lengths)
         q, k = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.query, self.key))
         v = self.value(x).unflatten(-1, (-1, self.value_dim))
         if self.query_norm is not None and self.key_norm is not None:
