@@ -66,6 +66,7 @@ class GenerationOptions(Options):
     """Options of scripts/generate.py."""
 
     run: Run
+    prompt: Text | None = option("text to continue, of any characters, which Hydra does not read; null: none")
     prompt_file: PathText | None = option("file of the text to continue, in place of prompt=")
     checkpoint: Checkpoint
     device: Device
