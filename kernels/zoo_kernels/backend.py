@@ -59,7 +59,7 @@ def choose_backend(
     Args:
         requested: ``auto`` or one of the three.
         title: what is called, for messages.
-        widths: widest heads that the Triton form takes, by type.
+        widths: widest heads that the Triton form takes, by type; empty if there is no such form.
         missing: what this call asks for and the Triton form does not have.
 
     Raises:
@@ -88,6 +88,8 @@ def announce(title: str, device: torch.device, choice: Choice) -> None:
 
 
 def _unfit(arrays: tuple[Tensor, ...], widths: Mapping[torch.dtype, int]) -> str | None:
+    if not widths:
+        return "it has no Triton form"
     for x in arrays:
         if x.dtype not in widths:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in widths)
