@@ -336,6 +336,7 @@ def test_the_real_programs(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eight programs one after the other, each of which takes a minute on a busy machine
 def test_killed_and_continued_is_never_killed(tmp_path):
     """kill -9 of the driver and of what it trains; then the same command, with the real programs."""
     command = real_sweep(tmp_path, "mixers.gqa.kv_heads=1", "trainer.max_steps=200", "trainer.checkpoint_every=20")
