@@ -62,6 +62,7 @@ def read(file):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", CUDA_PIECES)
 def test_every_piece_for_a_gpu_runs_without_one(dry, piece):
     content, printed = dry
@@ -74,6 +75,7 @@ def test_every_piece_for_a_gpu_runs_without_one(dry, piece):
     assert f"== {piece} ==" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["contexts_forward", "contexts_training", "few_heads_exact", "softmax", "gqa", "sparse"]
 )
@@ -87,6 +89,7 @@ def test_exact_attention_has_its_memory_and_its_share_of_the_matrix_rate(dry, pi
     assert both >= share - {"flex"} or piece == "contexts_forward"
 
 
+@pytest.mark.slow
 def test_lightning_is_compared_with_exact_attention_at_every_context(dry):
     records = dry[0]["steps"]["contexts_forward"]["records"]
     found = {r["implementation"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
