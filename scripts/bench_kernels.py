@@ -1,16 +1,15 @@
 """Speed and correctness of the kernels, in turn beside PyTorch and other libraries, in one process.
 
     python scripts/bench_kernels.py device=cpu [piece=linear,sparse,decode] [out=FILE.json] [plot=FILE.png] [quick=true]
-    python scripts/bench_kernels.py device=cuda piece=correctness [out=DIR] [minutes=8] [only=TEXT]
-    python scripts/bench_kernels.py device=cuda piece=first [seconds=280] [out=DIR]
+    python scripts/bench_kernels.py device=cuda piece=correctness [out=FILE.json] [minutes=8] [only=TEXT]
+    python scripts/bench_kernels.py device=cuda piece=first [minutes=4.6] [out=FILE.json]
     TRITON_INTERPRET=1 python scripts/bench_kernels.py device=cpu dry=true piece=all   # the GPU's pieces without one
 
-On the CPU: the ratios that the project promises there. On a GPU: pieces that each end within `minutes` in a compact
-table and in DIR/PIECE.json (DIR: runs/kernels). What would take longer is left out and named: no row begins that does
-not fit, judged by those before it. A first word names all pieces that begin with it: `piece=correctness`,
-`piece=contexts`. `piece=first` is for the first minutes on a GPU: it ends within `seconds`, checks every kernel at
-small sizes by processes side by side, then times the headline cases, the most telling first; each step has a file in
-DIR/first as soon as it is done, and a second call goes on with what is missing.
+On the CPU: the ratios that the project promises there. On a GPU: pieces, each of which ends within `minutes` in a
+compact table. All results are in one file, written anew after every row, of which an interrupted run loses none; what
+there was no time for is named. A first word names all pieces that begin with it: `piece=correctness`,
+`piece=contexts`. `piece=first` is for the first minutes on a GPU: it checks every kernel at small sizes by processes
+side by side, then times the headline cases, the most telling first; a second call goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -35,8 +34,10 @@ from zoo.schema.base import Count, Flag, option
 from zoo_kernels.bench.bench import Options
 from zoo_kernels.bench.record import BOTH, Record
 from zoo_kernels.bench.registry import FIRST, chosen_pieces, names_of
-from zoo_kernels.bench.run import RESULTS, run
+from zoo_kernels.bench.run import run
 
+RESULTS = ROOT / "runs" / "kernels.json"  # where a GPU's results are if nothing else is said
+MINUTES, FIRST_MINUTES = 8.0, 4.6
 Amount = Annotated[float, Ge(0), Lt(1e6)]
 PANELS = {
     "lightning": ("forward + backward", {"ours": "lightning", "sdpa": "softmax (PyTorch SDPA)"}),
@@ -54,15 +55,16 @@ class Given(Arguments):
         f"{', '.join(names_of('cpu'))}. On a GPU: {', '.join(names_of('cuda'))}, or {FIRST} alone",
         default="all",
     )
-    out: str = option("file of the CPU tables; on a GPU the folder of all files, runs/kernels if empty", default="")
+    out: str = option("file of the results; if empty none on a CPU, runs/kernels.json on a GPU", default="")
     plot: str = option("file of the PNG of the CPU tables; empty: none", default="")
     quick: Flag = option("fewer shapes of the CPU tables", default=False)
     dry: Flag = option("the GPU's pieces on the CPU with tiny shapes, to try the path", default=False)
     threads: Count = option("of PyTorch; 0: as many as it takes", default=0)
     minutes: Amount = option(
-        "that a piece may take on a GPU; on the CPU nothing begins that would not end in them", default=8.0
+        f"that a piece may take on a GPU, {FIRST} in all; on the CPU no row begins when they are over. "
+        f"0: {MINUTES:g}, {FIRST_MINUTES:g} of {FIRST}",
+        default=0.0,
     )
-    seconds: Amount = option(f"that piece={FIRST} may take in all", default=280.0)
     only: str = option("keep rows whose name holds this text; empty: all", default="")
 
 
@@ -81,52 +83,40 @@ def parse(arguments: list[str], usage: str = "") -> Options:
     suite = "cuda" if given.dry else device.type
     if suite == "cuda" and (given.quick or given.plot):
         raise ValueError("quick and plot belong to the CPU tables; on CUDA choose by piece=, only= and minutes=.")
+    pieces = chosen_pieces(given.piece, suite)
     return Options(
         device=device,
         suite=suite,
         scale="dry" if given.dry else "quick" if given.quick else "full",
-        pieces=chosen_pieces(given.piece, suite),
+        pieces=pieces,
         out=Path(given.out) if given.out else RESULTS if device.type == "cuda" else None,
         plot=Path(given.plot) if given.plot else None,
         threads=given.threads,
-        minutes=given.minutes,
-        seconds=given.seconds,
+        minutes=given.minutes or (FIRST_MINUTES if pieces == (FIRST,) else MINUTES),
         only=given.only,
-        given=tuple(arguments),
     )
 
 
 def draw(records: Iterable[Record], file: Path) -> bool:
     """Time per token over the context, training and decoding; False, and no file, if there is nothing to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator
+    from zoo.plotting import panels, save_figure
 
     found = [r for r in records if r.metric == "per token" and (r.name != "lightning" or r.direction == BOTH)]
-    panels = [name for name in PANELS if any(r.name == name for r in found)]
-    if not panels:
+    names = [name for name in PANELS if any(r.name == name for r in found)]
+    if not names:
         return False
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False, layout="constrained")
-    for name, axis in zip(panels, axes[0]):
+    figure, axes = panels(len(names), size=(5.6 * len(names), 4.2))
+    for name, axis in zip(names, axes[0]):
         title, labels = PANELS[name]
         for who, label in labels.items():
             points = sorted((r.shape["T"], r.value) for r in found if r.name == name and r.implementation == who)
-            if points:
-                axis.plot(*zip(*points), marker="o", label=label, color=COLORS[label])
-        axis.set(xscale="log", yscale="log", title=title, xlabel="context (tokens)")
-        axis.set_ylabel("time per token (µs)" if axis is axes[0][0] else "")
-        axis.set_xticks(sorted({r.shape["T"] for r in found if r.name == name}))
+            axis.plot(*zip(*points or [((), ())]), marker="o", label=label, color=COLORS[label])
+        lengths = sorted({r.shape["T"] for r in found if r.name == name})
+        axis.set(xscale="log", yscale="log", title=title, xlabel="context (tokens)", ylabel="time per token (µs)")
+        axis.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
         axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t / 1024:g}k"))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+        axis.legend()
+    save_figure(file, figure)
     return True
 
 

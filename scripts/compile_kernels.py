@@ -39,9 +39,9 @@ from zoo.schema.arguments import Arguments, OutputFile, read_arguments
 from zoo.schema.base import Positive, option
 from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, record
-from zoo_kernels.tools.aot import Cost, Job, compile_all, job
+from zoo_kernels.tools.aot import Compilation, Compiled, compile_all, job
 from zoo_kernels.tools.calls import Call, Size, every_call
-from zoo_kernels.tools.tuner import Row
+from zoo_kernels.tools.tuner import TileRow
 
 FAMILIES = tuple(families())
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -52,7 +52,7 @@ COLUMNS += ("wgmma", "tma", "mma", "narrow", "wide", "binaries", "heaviest")
 class Marked(Config):
     """A configuration that knows its row, also after a host function has cut its tiles."""
 
-    row: Row
+    row: TileRow
 
     def _replace(self, **changes: Any) -> Marked:
         made = super()._replace(**changes)
@@ -63,8 +63,8 @@ class Marked(Config):
 class Binary(NamedTuple):
     """A job and the calls, by row, that need it."""
 
-    job: Job
-    users: dict[Row, set[str]]
+    job: Compilation
+    users: dict[TileRow, set[str]]
 
 
 class Options(Arguments):
@@ -84,7 +84,7 @@ class Options(Arguments):
     out: OutputFile | None = option("file of the JSON; empty: the table is only printed", default=None)
 
 
-def mark(family: str, table: Table) -> list[Row]:
+def mark(family: str, table: Table) -> list[TileRow]:
     """Give every configuration of ``table`` its row, in place; the rows."""
     rows = []
     for kernel, by_architecture in table.items():
@@ -93,7 +93,7 @@ def mark(family: str, table: Table) -> list[Row]:
             table[kernel][architecture] = {}
             for key, config in configs.items():
                 marked = table[kernel][architecture][key] = Marked(*config)
-                marked.row = Row(family, kernel, architecture, *key)
+                marked.row = TileRow(family, kernel, architecture, *key)
                 rows.append(marked.row)
     return [row for row in rows if row.architecture in ARCHITECTURES]
 
@@ -107,7 +107,7 @@ def gather(call: Call, size: Size, architecture: str, found: dict[str, Binary]) 
         found.setdefault(made.key, Binary(made, {})).users.setdefault(launch.config.row, set()).add(call.name)
 
 
-def compile_them(binaries: dict[str, Binary], workers: int) -> dict[str, Cost]:
+def compile_them(binaries: dict[str, Binary], workers: int) -> dict[str, Compiled]:
     """Cost of each binary by its key, under a progress bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -122,7 +122,7 @@ def compile_them(binaries: dict[str, Binary], workers: int) -> dict[str, Cost]:
     return costs
 
 
-def lines(binaries: dict[str, Binary], costs: dict[str, Cost]) -> list[dict[str, Any]]:
+def lines(binaries: dict[str, Binary], costs: dict[str, Compiled]) -> list[dict[str, Any]]:
     """A record for each row of the tables that was launched: the highest figures of its binaries."""
     of_row = defaultdict(list)
     for key, binary in binaries.items():
@@ -153,7 +153,9 @@ def show(records: list[dict[str, Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Row]) -> tuple[list[str], list[str]]:
+def judge(
+    binaries: dict[str, Binary], costs: dict[str, Compiled], rows: Iterable[TileRow]
+) -> tuple[list[str], list[str]]:
     """Why the kernels must not ship, and what makes them slow, a line each."""
     faults, warnings = [], []
     launched = {row for binary in binaries.values() for row in binary.users}
@@ -171,7 +173,7 @@ def judge(binaries: dict[str, Binary], costs: dict[str, Cost], rows: Iterable[Ro
     return sorted(faults), sorted(warnings)
 
 
-def choose_rows(chosen: Options) -> list[Row]:
+def choose_rows(chosen: Options) -> list[TileRow]:
     """The rows that the options ask for; every configuration is marked with its row."""
     each_once = dict.fromkeys(chosen.family)  # a row is marked in place
     rows = [row for name in each_once for row in mark(name, families()[name].tiles)]
@@ -187,7 +189,7 @@ def choose_rows(chosen: Options) -> list[Row]:
     return rows
 
 
-def collect(rows: list[Row], chosen: Options) -> dict[str, Binary]:
+def collect(rows: list[TileRow], chosen: Options) -> dict[str, Binary]:
     """The binaries of ``rows`` by key."""
     found: dict[str, Binary] = {}
     for family, architecture, size, width in sorted({(r.family, r.architecture, r.size, r.width) for r in rows}):

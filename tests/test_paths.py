@@ -68,6 +68,7 @@ def test_a_path_stands_for_itself_with_any_characters(path):
     assert (config.run, config.out, config.task.path) == (path,) * 3
 
 
+@pytest.mark.slow
 def test_random_paths_come_through_hydra_and_a_saved_configuration(tmp_path):
     draw = random.Random(0)
     for _ in range(300):

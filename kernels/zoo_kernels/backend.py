@@ -59,7 +59,7 @@ def choose_backend(
     Args:
         requested: ``auto``, ``triton``, ``torch`` or ``reference``.
         title: name of the operation, for messages.
-        widths: largest head width that the Triton form supports, by dtype.
+        widths: largest head width that the Triton form supports, by dtype; empty if there is no such form.
         arrays: q, k and v, whose device, dtype and widths decide.
         missing: what this call asks for that the Triton form does not support.
 
@@ -89,6 +89,8 @@ def announce(title: str, device: torch.device, choice: Choice) -> None:
 
 
 def _unfit(arrays: tuple[Tensor, ...], widths: Mapping[torch.dtype, int]) -> str | None:
+    if not widths:
+        return "it has no Triton form"
     for x in arrays:
         if x.dtype not in widths:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in widths)

@@ -22,7 +22,7 @@ _KEPT = local()  # each thread's arrays of the last call, because fresh memory c
 Buffers = dict[tuple[str, int, int, int], "Buffer"]
 
 
-class Plan(NamedTuple):
+class Chunking(NamedTuple):
     """Cut of a sequence: tokens per chunk, chunks per segment, and whether a scan combines the states of chunks."""
 
     chunk: int
@@ -41,15 +41,15 @@ class Plan(NamedTuple):
         return (whole + self.segment - 1) // self.segment + (length - whole * self.chunk + self.chunk - 1) // self.chunk
 
 
-def plan(batch: int, length: int, heads: int, width: int, algorithm: str = "auto", chunk: int = 64) -> Plan:
+def plan(batch: int, length: int, heads: int, width: int, algorithm: str = "auto", chunk: int = 64) -> Chunking:
     """Chooses the cut: ``parallel`` is one chunk, ``scan`` one segment of chunks, ``chunk`` segments in sequence."""
     if algorithm == "parallel":
-        return Plan(max(length, 1), 1, False)
+        return Chunking(max(length, 1), 1, False)
     chunks = -(-length // chunk)
     if algorithm == "scan":
-        return Plan(chunk, max(chunks, 1), True)
+        return Chunking(chunk, max(chunks, 1), True)
     fitting = CACHE_ELEMENTS // max(batch * heads * chunk * width, 1)
-    return Plan(chunk, max(1, min(chunks, fitting)), False)
+    return Chunking(chunk, max(1, min(chunks, fitting)), False)
 
 
 def precise(x: Tensor) -> Tensor:
@@ -96,8 +96,10 @@ def decay_gradient(pairs: Tensor, queries: Tensor, keys: Tensor, state: Tensor) 
     over t cancels without a trace, however much larger it is. The usual q . dq - k . dk leaves its rounding errors.
 
     Args:
-        pairs: ``(.., c, c)`` query i times its gradient through key j. queries, keys: ``(.., c)`` the same through the
-            state before and after the chunk. state: ``(..,)`` through both.
+        pairs: ``(.., c, c)`` query i times its gradient through key j.
+        queries: ``(.., c)`` the same through the state before the chunk.
+        keys: ``(.., c)`` the same through the state after the chunk.
+        state: ``(..,)`` the same through both states.
     """
     pairs, keys = precise(pairs.tril(-1)), precise(keys)
     change = pairs.sum(-1) - pairs.sum(-2) + queries - keys
@@ -134,7 +136,7 @@ class Segments:
         rows: batch and heads of the buffers. width: numbers of the widest head.
     """
 
-    def __init__(self, family: str, like: Tensor, rows: tuple[int, int], width: int, cut: Plan) -> None:
+    def __init__(self, family: str, like: Tensor, rows: tuple[int, int], width: int, cut: Chunking) -> None:
         self.cut, self.device, self.rows = cut, like.device, rows
         self.dtype = torch.promote_types(like.dtype, torch.float32)
         self.chunks = [chunk for _, _, chunk in cut.spans(like.shape[1])]

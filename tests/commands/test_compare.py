@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.evaluation.tiny_run import make_run, small_decoder
+from tests.tiers import in_ci
 from zoo.commands import compare
 from zoo.evaluation.compare import compare_runs
 from zoo.evaluation.evaluate import evaluate_run
@@ -22,8 +23,8 @@ def run(data, attention, curve):
     return {**RUN, "data": data, "attention": attention, "curve": curve}
 
 
-@pytest.mark.parametrize("sets", [("wiki",), ("wiki", "books")])
-@pytest.mark.parametrize("contexts", [(), (512, 1024)])
+@pytest.mark.parametrize("sets", [*in_ci((("wiki",),)), ("wiki", "books")])
+@pytest.mark.parametrize("contexts", [*in_ci(((),)), (512, 1024)])
 def test_a_picture_has_a_panel_per_data_set_and_one_of_speeds(tmp_path, monkeypatch, sets, contexts):
     runs = [run(name, "softmax", [(100, 3.0), (200, 2.5)]) for name in sets] + [run(sets[0], "gqa", [])]
     speed = [compare.Speed(attention="softmax", context=context, tokens_per_second=5.0) for context in contexts]

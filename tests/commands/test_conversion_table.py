@@ -39,6 +39,7 @@ def runs(tmp_path):
     return run.folder, converted.folder
 
 
+@pytest.mark.slow
 def test_rows_hold_the_evaluations_the_heads_and_the_bytes_of_cache(runs, call, tmp_path):
     out = tmp_path / "table.md"
     text = call(*runs, "context=64", "batch=2", "tokens=3", "rounds=2", f"out={out}")

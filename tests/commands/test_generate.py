@@ -55,6 +55,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
         ("top_p=2", "top_p=2: expected a number above 0 to 1, or null"),
         ("temperature=nan", "temperature=nan: expected a number >= 0"),
         ("max_new_tokens=1.5", "max_new_tokens=1.5: expected a whole number"),
+        ("promt=x", "promt: unknown option; did you mean prompt?"),
         ("seeed=2", "seeed: unknown option; did you mean seed?"),
         ("checkpoint=newest", "checkpoint=newest: expected"),
         ("-m", "-m: expected KEY=VALUE"),

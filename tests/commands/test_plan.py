@@ -70,7 +70,7 @@ def test_options_mean_what_they_mean_in_training(capsys):
         (["model.width=0"], "model.width=0: expected"),
         (["hardware=cpu", "dtype=fp8"], "dtype=fp8: .* has"),
         (["tokenizer=pretrained"], "vocab=NUMBER"),
-        (["attentions=softmax,nope", "out=/nonexistent"], "nope"),
+        (["attentions=softmax,nope", "out=/nonexistent"], r"^attentions='nope': unknown attention 'nope'; expected"),
         (["textbook=True"], "textbook=True: expected true or false"),
         (["textbook=yes"], "textbook=yes: expected true or false"),
     ],

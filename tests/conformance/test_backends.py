@@ -2,7 +2,7 @@
 
 Triton runs in its interpreter here. What its kernels have no tiles for is refused by name, and such a call must be one
 that the message describes; the mixer then runs on the PyTorch form, which the other tests cover. Heads that are too
-wide in fp32 are compared in fp16.
+wide in fp32 are compared in fp16, a bias of blocks that refuses documents without them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tests.tiers import in_ci
 from zoo_kernels import BackendError, use_backend
 
 TOO_WIDE = "wide, and the kernels take up to"
-LIMITS = f"{TOO_WIDE}|block_bias over packed documents|are of different types"
+BIAS = "block_bias over packed documents"
+LIMITS = f"{TOO_WIDE}|{BIAS}|are of different types"
 OF_HALF = 2**-6  # of the norm: the whole mixer rounds to fp16 then
 SCALE = 64.0  # of the loss, so that gradients are numbers that fp16 has
 SHORT, LONG = 34, 70  # several blocks and windows of the variants, and of their caches
@@ -78,6 +79,8 @@ def compare(name, options, how):
         except BackendError as error:
             assert backend == "triton"
             assert re.search(LIMITS, str(error))
+            if BIAS in str(error):
+                return compare(name, options, "plain")
             if TOO_WIDE not in str(error):
                 continue
             torch.manual_seed(0)

@@ -104,11 +104,11 @@ def test_two_runs_give_the_same(name, options):
 
 
 @with_slow_shapes
-def test_marks_of_separators_are_for_those_that_use_them(name, options):
+def test_separators_are_for_those_that_use_them(name, options):
     mixer, x = make(name, options), draw(2, 20)
-    y = mixer(x, marks=torch.rand(2, 20) < 0.3)
+    y = mixer(x, separators=torch.rand(2, 20) < 0.3)
     assert y.shape == x.shape and torch.isfinite(y).all()
-    assert mixer.uses_marks or torch.equal(y, mixer(x))
+    assert mixer.uses_separators or torch.equal(y, mixer(x))
 
 
 @with_slow_shapes

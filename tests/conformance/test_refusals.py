@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conformance.cases import (
+    HEADS,
     WIDTH,
     draw,
     every_name,
@@ -76,8 +77,11 @@ def test_a_piece_that_does_not_fit_leaves_the_cache_as_it_is(name, options):
 @with_slow_shapes
 def test_a_cache_of_another_mixer_or_device_is_refused(name, options):
     wider = {"value_dim": 16} if {"head_dim", "value_dim"} & set(options) else {}  # else it follows the model's width
-    mixer, other, x = make(name, options), make(name, options | wider, width=2 * WIDTH), draw(ROWS, LENGTH)
-    wrong = [new_cache(other, ROWS), [], {}, torch.zeros(3), mixer]
+    mixer, x = make(name, options), draw(ROWS, LENGTH)
+    others = make(name, options | wider, width=2 * WIDTH), make(name, options | wider, heads=2 * HEADS)
+    caches = [new_cache(other, ROWS) for other in others]
+    wrong = [*(cache for cache in caches if cache.kind != mixer.cache_kind), [], {}, torch.zeros(3), mixer]
+    assert len(wrong) >= 5
     for cache in wrong:
         with pytest.raises(ValueError, match=r"^the cache is .*: give each layer the cache that its own new_cache"):
             mixer(x, cache=cache)
@@ -92,8 +96,8 @@ def test_inputs_that_do_not_fit_are_refused_without_a_cache_too(name):
         with pytest.raises(ValueError) as refusal:
             mixer(change(x))
         assert message in str(refusal.value)
-    with pytest.raises(ValueError, match=r"marks has shape \(3, 3\), expected \(3, 4\)"):
-        mixer(x, marks=torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"separators has shape \(3, 3\), expected \(3, 4\)"):
+        mixer(x, separators=torch.zeros(3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"documents is of torch.float32: expected integers"):
         mixer(x, documents=torch.zeros(3, 4))
 

@@ -60,6 +60,7 @@ PARTS = {
     "answer_scores",
     "backends",
     "cache",
+    "cache_contents",
     "causality",
     "contract",
     "cost",

@@ -80,6 +80,7 @@ def test_influence_of_other_mixers():
     torch.testing.assert_close(norms, torch.full_like(norms, 2 * 400**0.5), rtol=0.1, atol=0)
 
 
+@pytest.mark.slow
 def test_pictures_and_page_are_written(tmp_path):
     names = ["softmax", "lightning", "window"]
     weights = {name: attention_weights(*build_sample(name)) for name in names}

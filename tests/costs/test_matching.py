@@ -150,6 +150,7 @@ def test_matching_again_changes_nothing(nano, quantity):
     assert third.changed == {} and again.model.mlp_width == once.model.mlp_width
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_sweep_have_one_reference(nano):
     """Even where an arm has set the knob: the reference then has that value too, unless match.reference says more."""
     patterns = ("softmax", "3xlightning+softmax", "lightning+gqa", "lightning")
@@ -162,6 +163,7 @@ def test_all_arms_of_a_sweep_have_one_reference(nano):
     assert match_config(nano("softmax", model__mlp_width=500), VOCABULARY)[1].changed == {}
 
 
+@pytest.mark.slow
 def test_without_a_vocabulary_the_same_width_is_found(nano):
     for name in ("lightning", "mqa"):
         known, _ = match_config(nano(name), VOCABULARY)

@@ -116,6 +116,7 @@ def test_training_resumes_where_it_stopped(source, cache, tmp_path, workers):
     assert straight.validated == 5 * (resumed.stores["validation"].num_tokens - 1)
 
 
+@pytest.mark.slow
 def test_the_default_corpus_in_one_go(cache):
     """What a first `train.py` does with the data, in seconds."""
     module = LanguageData(StdlibSource(), {"kind": "bytes"}, length=256, batch_size=8, cache_dir=str(cache))

@@ -47,6 +47,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="Linux: no sigwaitinfo, which names the sender of a signal"
 )

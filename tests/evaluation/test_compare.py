@@ -70,6 +70,7 @@ def test_a_run_does_not_differ_from_itself(two_runs):
     assert not any(d["resolved"] for row in rows for d in row["differences"])
 
 
+@pytest.mark.slow
 def test_samples_that_differ_are_not_paired(two_runs):
     first = evaluate_run(open_run(two_runs[0]), build_task(KV), seed=0)
     other = evaluate_run(open_run(two_runs[1]), build_task(KV), seed=1)
@@ -79,6 +80,7 @@ def test_samples_that_differ_are_not_paired(two_runs):
     assert len(comparison_notes([("a", [first]), ("b", [other])])) == 1
 
 
+@pytest.mark.slow
 def test_the_page_has_what_the_screen_has(two_runs, tmp_path):
     runs = evaluated(two_runs, KV)
     rows = compare_runs(runs)
@@ -156,6 +158,7 @@ def test_other_texts_are_pointed_out_and_not_paired(two_runs):
     assert note.startswith("perplexity-text-test: the runs were not asked about the same text")
 
 
+@pytest.mark.slow
 def test_other_questions_are_pointed_out_at_their_lengths(two_runs):
     """Files of the same name whose samples at a length are not the same, as with other trained lengths."""
     tasks = [{"name": "perplexity_context", "lengths": lengths, "target": 8} for lengths in ([8, 16], [8, 24])]

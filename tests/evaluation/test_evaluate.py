@@ -74,6 +74,7 @@ def test_batch_size_and_seed_do_not_change_values(run_folder):
     assert other.results.run.seed == 1
 
 
+@pytest.mark.slow
 def test_caps_take_whole_documents_and_say_so(run_folder):
     written = evaluate(run_folder, max_bytes=100)
     assert written.protocol["documents"] == 1
@@ -134,6 +135,7 @@ def test_a_missing_split_names_those_that_exist(tmp_path):
         evaluate(run, split="dev")
 
 
+@pytest.mark.slow
 def test_changed_data_and_training_text_are_pointed_out(run_folder):
     run = open_run(run_folder)
     key = open_corpus(run.subject, "train").store.key

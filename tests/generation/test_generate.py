@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoo
-from tests.tiers import in_ci
+from tests.tiers import in_ci, named
 from zoo.generation import Sampling
 from zoo.generation.generate import choose, stream
 from zoo.model import Decoder, DecoderConfig
@@ -260,7 +260,7 @@ def test_prompts_come_in_any_form_of_integers(prompts):
     assert list(decoder.stream(prompts[0], 4)) == want[0]
 
 
-@every_schedule
+@pytest.mark.parametrize("layers", named(SCHEDULES, "mixed", "window", "topk"))
 def test_a_prompt_is_read_in_pieces_with_the_same_result(layers, monkeypatch):
     decoder, widths = build(layers), []
     want = decoder.generate(PROMPTS, 6, temperature=0)

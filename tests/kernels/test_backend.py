@@ -71,3 +71,9 @@ def test_auto_says_once_what_it_takes_and_why(caplog):
 def test_a_backend_that_does_not_exist_is_named_with_those_that_do():
     with pytest.raises(BackendError, match="backend='cuda' does not exist for linear attention: expected auto, triton"):
         linear_attention(X, X, X, backend="cuda")
+
+
+def test_a_family_without_a_triton_form_says_so(monkeypatch):
+    monkeypatch.setattr(backend, "obstacle", lambda device: None)
+    with pytest.raises(BackendError, match="cannot run toy attention here: it has no Triton form"):
+        backend.choose_backend("triton", "toy attention", {}, torch.zeros(1))

@@ -5,18 +5,21 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from tests.kernels.toy_family import TOY
 from zoo.cli import friendly_errors
-from zoo_kernels.bench import across, clock, registry, run
+from zoo_kernels import family
+from zoo_kernels.bench import clock, registry, run
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.record import CHECK, REPEATS, Record, Shape
 from zoo_kernels.linear import bench_cases as linear_cases
 from zoo_kernels.softmax import bench_cases as softmax_cases
+from zoo_kernels.tools.calls import every_call
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "bench_kernels.py"
@@ -25,7 +28,7 @@ script = import_module("bench_kernels")
 parse = script.parse
 
 CPU_PIECES, CUDA_PIECES = registry.names_of("cpu"), registry.names_of("cuda")
-KEYS = {field.name for field in fields(Record)}
+KEYS = set(Record._fields)
 SHAPE = Shape(1, 128, 2, 16)
 
 
@@ -49,35 +52,35 @@ def check_records(records):
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dry")
-    done = run_script("device=cpu", "dry=true", "piece=all", "threads=1", f"out={folder}")
+    file = tmp_path_factory.mktemp("dry") / "dry.json"
+    done = run_script("device=cpu", "dry=true", "piece=all", "threads=1", f"out={file}")
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return read(file), done.stdout
 
 
+def read(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", CUDA_PIECES)
 def test_every_piece_for_a_gpu_runs_without_one(dry, piece):
-    folder, printed = dry
-    content = json.loads((folder / f"{piece}.json").read_text(encoding="utf-8"))
-    assert content["errors"] == []
-    assert content["dropped"] == []
-    check_records(content["records"])
-    assert {record["piece"] for record in content["records"]} == {piece}
-    about = content["environment"]
-    assert {"cpu", "threads", "torch", "date", "command", "device"} <= set(about)
-    assert about["interpreted"] and not about["interrupted"]
+    content, printed = dry
+    step = content["steps"][piece]
+    assert step["errors"] == [] and step["dropped"] == [] and step["complete"]
+    check_records(step["records"])
+    assert {record["piece"] for record in step["records"]} == {piece}
+    assert {"cpu", "threads", "torch", "device"} <= set(content["environment"])
+    assert content["environment"]["interpreted"] and not content["interrupted"]
     assert f"== {piece} ==" in printed
 
 
-def dry_records(dry, piece):
-    return json.loads((dry[0] / f"{piece}.json").read_text(encoding="utf-8"))["records"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["contexts_forward", "contexts_training", "few_heads_exact", "softmax", "gqa", "sparse"]
 )
 def test_exact_attention_has_its_memory_and_its_share_of_the_matrix_rate(dry, piece):
-    records = dry_records(dry, piece)
+    records = dry[0]["steps"][piece]["records"]
     share = {r["implementation"] for r in records if r["metric"] == "of matrix rate"}
     known = {r["implementation"] for r in records if r["metric"] == "peak" and r["direction"] == "forward"}
     both = {r["implementation"] for r in records if r["metric"] == "peak" and r["direction"] == "forward+backward"}
@@ -86,30 +89,21 @@ def test_exact_attention_has_its_memory_and_its_share_of_the_matrix_rate(dry, pi
     assert both >= share - {"flex"} or piece == "contexts_forward"
 
 
-def test_one_piece_tells_from_which_context_on_lightning_is_faster(dry):
-    records = dry_records(dry, "contexts_forward")
+@pytest.mark.slow
+def test_lightning_is_compared_with_exact_attention_at_every_context(dry):
+    records = dry[0]["steps"]["contexts_forward"]["records"]
     found = {r["implementation"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
     assert found == {"ours, lightning", "ours, softmax", "sdpa", "flex"}
-    bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "contexts_forward")
-    took = {1024: (2, 1, 1), 2048: (2, 3, 1), 4096: (2, 9, 3), 8192: (2, None, None)}
-    names = "ours, lightning", "ours, softmax", "sdpa flash"
-    for t, each in took.items():
-        bench.times["contexts", SHAPE._replace(length=t), "forward"] = {
-            n: clock.Timing(x, x, x) for n, x in zip(names, each) if x
-        }
-    across.tell_leads(bench, [SHAPE._replace(length=t) for t in took], "forward")
-    assert [(r.metric, r.value, r.reached) for r in bench.records] == [
-        ("from, ours exact", 2048, True),
-        ("from, any exact", 4096, None),
-    ]
-    across.tell_leads(bench, [SHAPE._replace(length=1024)], "forward")
-    assert "does not lead ours exact" in bench.notes[0]
+    times = {r["implementation"]: r["milliseconds"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
+    (over,) = (r["value"] for r in records if r["metric"] == "over all exact" and r["shape"]["T"] == 16)
+    lightning = times.pop("ours, lightning")
+    assert over == pytest.approx(min(times.values()) / lightning)
 
 
 @pytest.fixture
 def brief(monkeypatch):
     """Single short measurements; FlexAttention would be compiled for ten seconds."""
-    monkeypatch.setattr("zoo_kernels.bench.bench.clock_of", lambda device, scale: clock.Clock())
+    monkeypatch.setitem(clock.CLOCKS, "quick", clock.CLOCKS["dry"])
     monkeypatch.setattr(softmax_cases, "flex_peer", lambda *_: {})
     monkeypatch.setitem(linear_cases.CPU_LENGTHS, "quick", [256, 2048, 3072])
 
@@ -117,28 +111,21 @@ def brief(monkeypatch):
 def test_the_cpu_tables(brief, tmp_path, capsys):
     file, picture = tmp_path / "a" / "result.json", tmp_path / "plots" / "time.png"
     run.run(parse(["device=cpu", "quick=true", f"out={file}", f"plot={picture}"]), script.draw)
-    content = json.loads(file.read_text(encoding="utf-8"))
-    assert content["errors"] == []
-    check_records(content["records"])
-    assert {record["piece"] for record in content["records"]} == set(CPU_PIECES)
-    targets = {(r["piece"], r["metric"]) for r in content["records"] if r["target"]}
+    steps = read(file)["steps"]
+    assert set(steps) == set(CPU_PIECES) and not any(step["errors"] for step in steps.values())
+    records = [record for step in steps.values() for record in step["records"]]
+    check_records(records)
+    targets = {(r["piece"], r["metric"]) for r in records if r["target"]}
     assert targets == {
         ("linear", "slowest over fastest time per token"),
         ("sparse", "over dense"),
         ("decode", "longest over shortest"),
     }
-    assert {r["metric"] for r in content["records"]} >= {"over sdpa", "per token", "pairs in listed blocks", "kept"}
+    assert {r["metric"] for r in records} >= {"over sdpa", "per token", "pairs in listed blocks", "kept"}
     assert picture.stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert all(f"== {piece} ==" in printed for piece in CPU_PIECES)
     assert "targets reached" in printed
-
-
-def test_a_peer_that_would_take_more_than_the_minutes_is_left_out(brief, capsys):
-    asked = ["device=cpu", "quick=true", "piece=linear", "only=lightning B1 T3072", "minutes=0.04"]
-    benches = run.run_here(parse(asked))
-    assert {r.implementation for r in benches[0].records} == {"ours"}
-    assert any("T3072 H8 D64 forward+backward, sdpa is left out" in note for note in benches[0].notes)
 
 
 @pytest.mark.parametrize(
@@ -173,26 +160,26 @@ def test_the_script_itself_refuses_a_wrong_piece():
 def test_pieces_by_the_first_word_of_their_name():
     group = tuple(name for name in CUDA_PIECES if name.startswith("correctness_"))
     assert len(group) > 2
-    assert parse(["device=cpu", "dry=true", "piece=correctness"]).pieces == group
+    assert parse(["device=cpu", "dry=true", "piece=correctness"]).pieces == group == CUDA_PIECES[: len(group)]
     assert parse(["device=cpu", "dry=true", "piece=sparse,ceilings"]).pieces == ("sparse", "ceilings")
     assert len(CUDA_PIECES) == 17 and CPU_PIECES == ("linear", "sparse", "decode")
 
 
-def test_both_families_are_checked_and_a_third_needs_only_to_register():
-    bench = Bench(parse(["device=cpu", "dry=true"]), "x")
-    for name in ("decode", "large"):
-        kinds = {str(item).split()[1] for item in registry.items_of(bench, "cuda", f"correctness_{name}")}
-        assert {kind.strip(",") for kind in kinds} == {"linear", "softmax"}
-
-    @registry.piece("cuda", "correctness_third", length=3)
-    def third(bench, length):
-        yield bench.piece, length
-
+def test_every_call_of_every_family_is_checked_and_a_third_needs_only_to_register():
+    bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "x")
+    found = set()
+    for name in (name for name in CUDA_PIECES if name.startswith(registry.CHECKED)):
+        found |= {(item.call.family, item.call.name) for item in registry.items_of(bench, "cuda", name)}
+    assert found >= {(call.family, call.name) for harder in (False, True) for call in every_call(harder)}
+    large = {item.call.family for item in registry.items_of(bench, "cuda", "correctness_large")}
+    assert large == {"linear", "softmax"}
+    family.register(TOY)
     try:
-        assert registry.names_of("cuda") == (*CUDA_PIECES, "correctness_third")
-        assert list(registry.items_of(bench, "cuda", "correctness_third")) == [("x", 3)]
+        assert registry.names_of("cuda")[: len(CUDA_PIECES) + 1].count("correctness_toy") == 1
+        items = list(registry.items_of(bench, "cuda", "correctness_toy"))
+        assert {item.call.name for item in items} == {"plain", "untold"}
     finally:
-        del registry._pieces["cuda"]["correctness_third"]
+        del family._families["toy"], registry._pieces["cuda"]["correctness_toy"]
 
 
 def test_help_names_every_option():

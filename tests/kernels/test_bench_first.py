@@ -1,6 +1,5 @@
 """``piece=first`` of scripts/bench_kernels.py: ends in time whatever happens, goes on where it stopped."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,172 +11,116 @@ import pytest
 import torch
 
 from tests.kernels.test_bench import SCRIPT, SHAPE, check_records, parse, run_script
-from zoo_kernels.bench import processes, run
+from tests.kernels.test_bench_run import context_of, read
+from zoo_kernels.bench import results, run
 from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.processes import Watch
 from zoo_kernels.bench.record import Row
 from zoo_kernels.bench.registry import names_of
 
-CHECKS, SPEEDS, WARM = processes.CHECK, "speed", processes.WARM
+CHECKS, SPEEDS, WARM = run.CHECK, "speed", run.WARM
 SPEED = list(names_of("first"))
 
 
-class World:
-    """A clock that moves only when somebody sleeps, and processes that take a second a step on it.
-
-    ``hang`` names steps that never end, ``die`` those that end their process; ``seconds`` of a step are otherwise 1.
-    """
-
-    def __init__(self, asked, hang=(), die=(), seconds=None):
-        self.asked, self.hang, self.die, self.seconds = asked, hang, die, seconds or {}
-        self.time, self.started, self.processes = 0.0, [], []
-
-    def now(self):
-        return self.time
-
-    def sleep(self, seconds):
-        self.time += seconds
-        for process in self.processes:
-            process.move(self.time)
-
-    def start(self, asked, files, job, seconds):
-        role = next((kind for kind in (CHECKS, WARM) if job.names[0].startswith(kind)), SPEEDS)
-        self.started.append((role, list(job.names), round(seconds, 2)))
-        self.processes.append(FakeProcess(self, files, job))
-        return self.processes[-1]
-
-    def run(self):
-        return run.First(self.asked, self.start, self.now, self.sleep).run()
-
-
-class FakeProcess:
-    def __init__(self, world, files, job):
-        self.world, self.files, self.names = world, files, list(job.names)
-        self.exitcode, self.killed, self.since = None, False, world.time
-
-    def is_alive(self):
-        return self.exitcode is None
-
-    def kill(self):
-        self.killed, self.exitcode = True, -9
-
-    def move(self, now):
-        if self.exitcode is not None:
-            return
-        if not self.names:
-            self.exitcode = 0
-            return
-        bench = Bench(self.world.asked, self.names[0])
-        bench.add(Row(bench.piece, SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
-        self.files.keep(bench, complete=False)
-        if bench.piece in self.world.hang or now - self.since < self.world.seconds.get(bench.piece, 1.0):
-            return
-        if bench.piece in self.world.die:
-            self.exitcode = 3
-            return
-        self.files.keep(bench, complete=True)
-        self.names.pop(0)
-        self.since = now
-
-
 @pytest.fixture
-def asked(tmp_path):
-    return parse(["device=cpu", "dry=true", "piece=first", "seconds=280", f"out={tmp_path}"])
+def first(tmp_path, monkeypatch):
+    """Runs ``piece=first`` with real processes whose steps take a moment; gives the results and what was started.
+
+    ``hang`` names steps that never end, ``die`` those that end their process.
+    """
+    asked = parse(["device=cpu", "dry=true", "piece=first", f"out={tmp_path / 'first.json'}"])
+    monkeypatch.setattr(run, "PATIENCE", 2.0)
+
+    def go(hang=(), die=(), scale="dry", seconds=280.0, takes=0.0):
+        started = []
+
+        def work(names, left, pipe):
+            for name in names:
+                bench = Bench(asked, name, keep=lambda found, name=name: pipe.send((name, found)))
+                bench.add(Row(bench.piece, SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
+                bench.keep(bench.found)
+                time.sleep(600 if name in hang else takes if name in SPEED else 0.0)
+                if name in die:
+                    os._exit(3)
+                bench.run([])
+
+        class Told(Watch):
+            def __init__(self, found, _):
+                super().__init__(found, work, context_of("fork"))
+
+            def _start(self, names, seconds):
+                role = next((kind for kind in (CHECKS, WARM) if names[0].startswith(kind)), SPEEDS)
+                started.append((role, list(names), seconds))
+                return super()._start(names, seconds)
+
+        options = replace(asked, scale=scale, minutes=seconds / 60)
+        return run.run(options, watch=Told), started, asked.out
+
+    return go
 
 
-def content_of(asked):
-    return json.loads((asked.out / "first.json").read_text(encoding="utf-8"))
-
-
-def test_all_is_checked_then_timed_in_the_order_of_the_headlines(asked, capsys):
-    world = World(asked)
-    bench = world.run()
-    roles = [role for role, _, _ in world.started]
-    assert roles == [CHECKS] * 2 + [SPEEDS]
-    assert world.started[-1][1] == SPEED
-    assert bench.dropped == [] and content_of(asked)["dropped"] == []
-    assert len(content_of(asked)["records"]) == len(processes.small_checks(bench)) + len(SPEED)
+def test_all_is_checked_then_timed_in_the_order_of_the_headlines(first, capsys):
+    found, started, file = first()
+    assert [role for role, _, _ in started] == [CHECKS] * 2 + [SPEEDS] and started[-1][1] == SPEED
+    assert all(step["complete"] and len(step["records"]) == 1 for step in read(file)["steps"].values())
+    assert set(found.found) == {*run.steps_of_first(parse(["device=cpu", "dry=true", "piece=first"]))}
     assert "are missing" not in capsys.readouterr().out
 
 
-def test_with_many_cores_what_will_be_timed_is_called_beside_the_checks(asked, monkeypatch):
+def test_with_many_cores_what_will_be_timed_is_called_beside_the_checks(first, monkeypatch):
     monkeypatch.setattr(run.os, "cpu_count", lambda: 16)
-    asked = replace(asked, scale="full", device=torch.device("cpu"))
-    world = World(asked)
-    world.run()
-    warm = [names for role, names, _ in world.started if role == WARM]
-    assert warm == [[WARM + name] for name in SPEED]
-    checks = [names for role, names, _ in world.started if role == CHECKS]
+    _, started, file = first(scale="full")
+    assert [names for role, names, _ in started if role == WARM] == [[WARM + name] for name in SPEED]
+    checks = [names for role, names, _ in started if role == CHECKS]
     assert len(checks) == 16 - len(SPEED)
-    assert sum(len(names) for names in checks) == len({name for names in checks for name in names})
+    assert sum(len(names) for names in checks) == len({name for names in checks for name in names}) > 16
+    assert not any(name.startswith(WARM) for name in read(file)["steps"])
 
 
-def test_what_hangs_is_ended_and_the_time_is_kept(asked, capsys):
-    world = World(asked, hang=["check-linear-0", "lightning-64k"])
-    bench = world.run()
-    assert world.time <= 280
-    begun = next(seconds for role, _, seconds in world.started if role == SPEEDS)
-    assert begun > 280 - 60 - run.MARGIN - 1
-    assert set(bench.dropped) == {"check-linear-0", "lightning-64k"}
-    told = {e["name"]: e["error"] for e in bench.errors}
-    assert told == {
-        "check-linear-0": "took longer than 40 seconds and was ended",
-        "lightning-64k": "took longer than 90 seconds and was ended",
+def test_what_hangs_is_ended_and_what_dies_costs_one_step_and_the_next_call_goes_on(first, capsys):
+    bad = ["check-linear-0", "lightning-64k", "flash-8k"]
+    begin = time.monotonic()
+    found, started, _ = first(hang=bad[:2], die=bad[2:])
+    assert time.monotonic() - begin < 60
+    assert [name for name in found.found if not found.done(name)] == bad
+    assert {name: found.found[name].errors[0]["error"] for name in bad} == {
+        bad[0]: "was silent for 2 seconds and was ended",
+        bad[1]: "was silent for 2 seconds and was ended",
+        bad[2]: "its process ended with status 3",
     }
-    assert "the same command goes on" in capsys.readouterr().out
-    assert not any(process.is_alive() for process in world.processes)
-    again = World(asked)
-    assert again.run().dropped == []
-    assert [names for _, names, _ in again.started] == [["check-linear-0"], ["lightning-64k"]]
+    assert [len(found.found[name].records) for name in bad] == [1, 1, 1]
+    assert [names for role, names, _ in started if role == SPEEDS] == [SPEED, SPEED[2:], SPEED[3:]]
+    assert "3 of" in (printed := capsys.readouterr().out) and "the same command goes on" in printed
+    again, started, _ = first()
+    assert all(map(again.done, again.found)) and [names for _, names, _ in started] == [bad[:1], bad[1:]]
 
 
-def test_a_process_that_dies_costs_one_step(asked):
-    world = World(asked, die=["flash-8k"])
-    bench = world.run()
-    assert bench.dropped == ["flash-8k"]
-    assert [e["error"] for e in bench.errors] == ["its process ended with status 3"]
-    assert world.started[-1][1] == SPEED[SPEED.index("flash-8k") + 1 :]
+def test_little_time_leaves_most_for_the_speeds_and_keeps_what_was_found(first):
+    found, started, file = first(seconds=run.MARGIN + 3, takes=1.2)
+    assert [role for role, _, _ in started][-1] == SPEEDS and started[0][2] <= 0.3 * 7
+    assert found.done(SPEED[0]) and not found.done(SPEED[-1])
+    (cut,) = (step for name, step in read(file)["steps"].items() if not step["complete"])
+    assert "its time was over" in cut["notes"][0] and len(cut["records"]) == 1
 
 
-def test_few_seconds_begin_with_the_checks_and_leave_most_for_the_speeds(asked):
-    world = World(replace(asked, seconds=20.0), seconds=dict.fromkeys(SPEED, 6.0))
-    bench = world.run()
-    assert world.time <= 20 and bench.dropped == SPEED[2:]
-
-
-def test_checks_that_the_first_minute_had_no_time_for_come_after_the_speeds(asked):
-    world = World(asked, seconds=dict.fromkeys(("check-linear-0", "check-decode-0"), 35.0))
-    assert world.run().dropped == []
-    assert [role for role, _, _ in world.started[-2:]] == [SPEEDS, CHECKS]
-
-
-def test_results_of_other_kernels_do_not_count(asked, monkeypatch):
-    World(asked).run()
-    monkeypatch.setattr(processes, "code_hash", lambda: "changed")
-    world = World(asked)
-    world.run()
-    assert world.started[-1][1] == SPEED
-
-
-def test_a_damaged_file_is_a_missing_step(asked):
-    World(asked).run()
-    (asked.out / "first" / "decode.json").write_text("{", encoding="utf-8")
-    world = World(asked)
-    world.run()
-    assert [(role, names) for role, names, _ in world.started] == [(SPEEDS, ["decode"])]
+def test_results_of_other_kernels_do_not_count_nor_does_a_damaged_file(first, monkeypatch):
+    file = first()[2]
+    assert first()[1] == []
+    monkeypatch.setattr(results, "code_hash", lambda: "changed")
+    assert first()[1][-1][1] == SPEED
+    file.write_text("{", encoding="utf-8")
+    assert first()[1][-1][1] == SPEED
 
 
 def test_every_family_is_checked_forward_and_backward_in_both_half_precisions():
     bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "first")
-    groups = processes.small_checks(bench)
+    groups = run.small_checks(bench)
     assert {name.split("-")[1] for name in list(groups)[:3]} == {"linear", "softmax", "decode"}
     checks = [check for group in groups.values() for check in group]
     assert len({str(check) for check in checks}) == len(checks) > 80
-    assert {check.dtype for check in checks} == {torch.bfloat16, torch.float16}
-    assert {check.case.name.split()[1] for check in checks if check.case.name.startswith("step")} == {
-        "linear",
-        "softmax",
-    }
-    assert run.First(bench.options).checks == tuple(groups)
+    assert {check.size.dtype for check in checks} == {torch.bfloat16, torch.float16}
+    steps = {check.call.family for check in checks if check.call.name.startswith("step")}
+    assert steps == {check.call.family for check in checks} == {"linear", "softmax"}
 
 
 @pytest.mark.parametrize("piece", ["first,linear", "first"])
@@ -189,36 +132,35 @@ def test_it_is_a_piece_alone_and_for_a_gpu(piece):
 
 @pytest.mark.slow
 def test_end_to_end_in_the_interpreter(tmp_path):
-    arguments = ["device=cpu", "dry=true", "piece=first", "seconds=500", f"out={tmp_path}"]
+    arguments = ["device=cpu", "dry=true", "piece=first", "minutes=9", f"out={tmp_path / 'first.json'}"]
     done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
-    assert content["errors"] == [] and content["dropped"] == []
-    check_records(content["records"])
-    assert {r["piece"] for r in content["records"]} >= set(SPEED)
+    steps = read(tmp_path / "first.json")["steps"]
+    assert all(step["complete"] and not step["errors"] for step in steps.values()) and set(steps) > set(SPEED)
+    check_records([record for step in steps.values() for record in step["records"]])
     assert "== first ==" in done.stdout
     begin = time.monotonic()
     again = run_script(*arguments)
-    assert again.returncode == 0 and "10 of 10 steps are done already" in again.stdout
+    assert again.returncode == 0 and "steps are missing" not in again.stdout
     assert time.monotonic() - begin < 60
 
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_there_and_leaves_no_process(tmp_path):
-    command = [sys.executable, str(SCRIPT), "device=cpu", "dry=true", "piece=first", f"out={tmp_path}"]
+    command = [sys.executable, str(SCRIPT), "device=cpu", "dry=true", "piece=first", f"out={tmp_path / 'first.json'}"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     for _ in range(3000):
-        if list((tmp_path / "first").glob("*.json")):
+        if (tmp_path / "first.json").exists():
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     assert "steps are missing" in out
-    assert content_of(parse(["device=cpu", "dry=true", f"out={tmp_path}"]))["environment"]["interrupted"]
+    assert read(tmp_path / "first.json")["interrupted"]
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # multiprocessing's own helper ends when it sees that its parent has
             os.killpg(process.pid, 0)

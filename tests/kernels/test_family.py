@@ -17,7 +17,7 @@ from tests.kernels.toy_family import TOY, ToyArguments, ToyToken, ToyUpstream, t
 from zoo_kernels import BackendError, backend, family
 from zoo_kernels.launch import INTERPRETER, Config, record
 from zoo_kernels.tools.calls import Size, every_call
-from zoo_kernels.tools.tuner import Check, Row, calls_of, find_row
+from zoo_kernels.tools.tuner import FormCheck, TileRow, calls_of, find_row
 
 BACKENDS = ["torch", "triton", "reference"]
 every_backend = pytest.mark.parametrize("name", BACKENDS)
@@ -69,6 +69,7 @@ def test_autocast_reaches_no_backward_pass():
     assert all(map(torch.equal, *grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_opcheck(full):
     x, weight, bias, more = draw()
@@ -150,10 +151,10 @@ def test_forward_mode_is_refused_in_its_name():
 def test_the_tools_know_its_calls_and_its_tiles():
     pytest.importorskip("triton")
     row = find_row("toy.scaled", torch.float32, 20, torch.device("cpu"))
-    assert row == Row("toy", "scaled", INTERPRETER, 4, 32) and row.config == Config({"TILE": 16}, 4, 1)
+    assert row == TileRow("toy", "scaled", INTERPRETER, 4, 32) and row.config == Config({"TILE": 16}, 4, 1)
     assert [call.name for call in calls_of(row, every_call(), Size(20, dtype=torch.float32))] == ["plain"]
     (call,) = (call for call in every_call() if (call.family, call.name) == ("toy", "plain"))
-    assert Check(call, Size(20, 7, dtype=torch.float32)).fault() is None
+    assert FormCheck(call, Size(20, 7, dtype=torch.float32)).fault() is None
     with record("sm_90") as launches:
         call.run(call.inputs(Size(20, 7, dtype=torch.float32)), "triton")
     assert [launch.config for launch in launches] == [row.config]

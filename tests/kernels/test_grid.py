@@ -20,7 +20,7 @@ from zoo_kernels.linear.torch_ops import LINEAR
 
 pytest.importorskip("triton")
 
-from tests.kernels.test_softmax_triton import NAMES, assert_close, differentiate, draw, mask_of, plain, sizes
+from tests.kernels.softmax.test_softmax_triton import NAMES, assert_close, differentiate, draw, mask_of, plain, sizes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned")]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from tests.tiers import in_ci
 from zoo_kernels import (
     NormalizedState,
     linear_attention,
@@ -134,7 +133,8 @@ def test_a_state_that_grows_is_refused(backend):
             call(backend, log_decay=decay)
 
 
-@pytest.mark.parametrize("backend", ["torch", *in_ci("triton", "reference")])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
 def test_where_it_would_cut_a_graph_a_positive_decay_is_zero(backend):
     """As on a GPU, where asking would wait."""
     q, k, v = torch.randn(3, 2, 5, 2, 4)
@@ -183,7 +183,8 @@ def test_dual_numbers_are_refused(function):
             function(dual)
 
 
-@pytest.mark.parametrize("name", [*in_ci("softmax"), "linear"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["softmax", "linear"])
 def test_compiled_forward_mode_is_refused(name):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: torch.func.jvp(WHOLE[name], (x,), (x,))[1], backend="eager")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from tests.tiers import in_ci
 
 HEADS, BLOCK = 2, 16
 ESTIMATORS = ("straight_through", "gumbel")
@@ -269,7 +268,8 @@ def test_costs_are_those_of_the_kept_blocks():
         assert zoo.mixers.build("learned_sparse", **how).cost(500) == mixer.cost(500)
 
 
-@pytest.mark.parametrize("estimator", [*in_ci("straight_through"), "gumbel"])
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_it_finds_the_one_distance_that_matters(estimator):
     """The target is the content of the block three before the own one, which a uniform attention can read."""
     torch.manual_seed(1)

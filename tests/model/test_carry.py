@@ -89,9 +89,8 @@ def test_documents_of_another_shape_are_refused_before_positions_are_counted():
         build()(draw(), DOCUMENTS[:, :29])
 
 
-@pytest.mark.parametrize(
-    ("backend", "checkpointed"), [("aot_eager", True), pytest.param("inductor", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "checkpointed"), [("aot_eager", True), ("inductor", False)])
 def test_a_decoder_compiles_in_one_graph_without_a_word_about_complex_numbers(backend, checkpointed):
     decoder, ids = build(["softmax", "lightning", "retention"]).train(), draw()
     decoder.checkpoint_activations = checkpointed

@@ -41,6 +41,13 @@ def test_an_override_that_cannot_be_composed_is_named_in_one_line(text):
     assert line.startswith(WRONG[text]) and "\n" not in line and "hydra.cc" not in line
 
 
+def test_an_option_below_an_empty_place_is_told_with_its_plus():
+    line = r"^task\.options\.hops: task\.options is empty, .* is added with a \+: \+task\.options\.hops=9\.$"
+    with pytest.raises(ConfigError, match=line):
+        compose_config("eval", ["task=vt", "task.options.hops=9"])
+    assert compose_config("eval", ["task=vt", "+task.options.hops=9"]).task.options == {"hops": 9}
+
+
 def test_every_job_of_a_multirun_is_known():
     command = read_command(["-m", "seed=0,1", "attention=softmax,gqa", "model.width=64"])
     assert command.multirun and command.jobs == [

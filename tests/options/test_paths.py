@@ -7,7 +7,7 @@ from zoo.evaluation.tasks.base import task_class
 from zoo.options.groups.data import source_model
 from zoo.options.groups.optimizer import optimizer_model
 from zoo.options.groups.trainer import logger_model
-from zoo.options.programs import Conversion, Evaluation, Generation
+from zoo.options.programs import ConversionOptions, EvaluationOptions, GenerationOptions
 from zoo.options.train import TrainConfig
 from zoo.paths import LISTS, PATH_KEYS, IsPath
 from zoo.registry import LOGGERS, OPTIMIZERS, SOURCES, TASKS
@@ -37,7 +37,7 @@ def options(model: type[BaseModel], path=""):
 
 def everything():
     """All options of the programs that read Hydra's grammar."""
-    for model in (TrainConfig, Evaluation, Generation, Conversion):
+    for model in (TrainConfig, EvaluationOptions, GenerationOptions, ConversionOptions):
         yield from options(model)
     for name in TASKS:
         yield from options(task_class(name), "task.")

@@ -14,7 +14,7 @@ from zoo.config import ConfigError
 from zoo.evaluation.program import evaluate_runs
 from zoo.evaluation.results.records import ResultError, read_results
 from zoo.evaluation.tasks.base import build_task, task_help
-from zoo.options.programs import Evaluation, read_program
+from zoo.options.programs import EvaluationOptions, read_program
 from zoo.plugins import import_plugins
 from zoo.registry import METRICS, TASKS
 from zoo.runs.loaded_run import open_run
@@ -22,7 +22,7 @@ from zoo.sweeps.page.write import write_report
 
 
 def task(*typed):
-    return build_task(read_program("eval", Evaluation, [f"plugins={NAME}", "task=edits", *typed], None).task)
+    return build_task(read_program("eval", EvaluationOptions, [f"plugins={NAME}", "task=edits", *typed], None).task)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from zoo.model import CheckpointError
 from zoo.options.check import check_job
 from zoo.options.command import check_command, train_help
 from zoo.options.composing import compose_config
-from zoo.options.programs import Evaluation, read_program
+from zoo.options.programs import EvaluationOptions, read_program
 from zoo.plugins import import_plugins, import_typed
 from zoo.runs.loaded_run import open_run
 from zoo.training.run import train
@@ -66,7 +66,9 @@ def test_one_of_each_trains_and_its_run_is_evaluated(trained):
     assert run.config.data.source == {"kind": "outside_counting", "documents_per_split": 20}
     assert run.config.optimizer.lr == 0.05 and run.config.optimizer.warmup_steps == 20
     assert (trained / "lines.txt").read_text().startswith("1 ['tokens', 'train/")
-    options = read_program("eval", Evaluation, [f"run={trained}", "plugins=zoo_outside", "task=outside_copy"], None)
+    options = read_program(
+        "eval", EvaluationOptions, [f"run={trained}", "plugins=zoo_outside", "task=outside_copy"], None
+    )
     outcome = build_task(options.task).evaluate(run.subject, 0, make_anew)
     assert outcome.records[0].task == "outside_copy" and outcome.protocol == {"tokens": 8}
 
@@ -153,7 +155,7 @@ def test_wrong_options_of_a_task_too(outside):
     }.items():
         with pytest.raises(ConfigError, match=message):
             arguments = ["plugins=zoo_outside", "task=outside_copy", typed]
-            build_task(read_program("eval", Evaluation, arguments, None).task)
+            build_task(read_program("eval", EvaluationOptions, arguments, None).task)
 
 
 def test_an_attention_from_outside_is_mixed_with_others_and_in_the_help(outside):
@@ -284,7 +286,7 @@ def test_a_recall_task_from_outside_is_trained_on_and_evaluated(clean, tmp_path)
         "class Key(Passkey):\n    name = 'outside_key'\n"
     )
     typed = ["plugins=zoo_recall", "task=outside_key", "task.samples=3"]
-    task = build_task(read_program("eval", Evaluation, typed, None).task)
+    task = build_task(read_program("eval", EvaluationOptions, typed, None).task)
     assert (task.name, task.samples) == ("outside_key", 3)
     config = settled("plugins=[zoo_recall]", "data=recall_mix", "+data.recall.tasks.outside_key.weight=2")
     assert to_dict(config.data.recall)["tasks"]["outside_key"] == {"weight": 2}

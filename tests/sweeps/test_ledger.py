@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from zoo.options.composing import compose_config
-from zoo.sweeps.ledger import FILE, Entry, Ledger, config_key, read_ledger
+from zoo.sweeps.ledger import FILE, Ledger, LedgerEntry, config_key, read_ledger
 
-ENTRY = Entry("k1", "a", 0, ["x=1"], "arms/a/seed-0", "started")
+ENTRY = LedgerEntry("k1", "a", 0, ["x=1"], "arms/a/seed-0", "started")
 
 
 def test_the_last_line_of_a_key_counts(tmp_path):

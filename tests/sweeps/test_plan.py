@@ -96,6 +96,7 @@ def test_lengths_keep_the_tokens_of_a_step():
     assert sizes == [(64, 32), (2048, 1)]
 
 
+@pytest.mark.slow
 def test_rules():
     base = compose_config("train", ["model.depth=12", "model.heads=6", "schedule.pattern=2xlightning+softmax"])
     assert [arm.overrides for arm in kv_heads(base, "k", None)] == [("k=6",), ("k=3",), ("k=2",), ("k=1",)]

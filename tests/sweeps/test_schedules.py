@@ -230,6 +230,7 @@ def test_where_there_is_no_quarter_gqa_takes_its_own_default(heads, width, kv_he
     assert {block.mixer.kv_heads for block in decoder.layers[4:8]} == {kv_heads}
 
 
+@pytest.mark.slow
 def test_the_key_heads_of_the_textbook_hybrid_can_be_set():
     assert {b.mixer.kv_heads for b in textbook(4, "mixers.gqa.kv_heads=1").layers[4:8]} == {1}
     with pytest.raises(ValueError, match="heads=4 is not divisible by kv_heads=3"):

@@ -38,6 +38,7 @@ def first_loss(folder):
     return next(row["train/loss"] for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row)
 
 
+@pytest.mark.slow
 def test_up_training_starts_where_the_conversion_ended(small, trained, tmp_path):
     done = convert_run(open_run(trained), "gqa", 2, "svd", tmp_path / "converted")
     train(started(small, done.folder, "trainer.max_steps=3"), tmp_path / "more")

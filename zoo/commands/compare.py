@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 import zoo
 from zoo.config import load_run_config
-from zoo.evaluation.compare import Run, compare_runs, comparison_notes, comparison_table
+from zoo.evaluation.compare import Compared, compare_runs, comparison_notes, comparison_table
 from zoo.evaluation.program import folder_label
 from zoo.evaluation.results.records import read_held_out
 from zoo.evaluation.tasks.result_kind import read_evaluation
@@ -143,7 +143,7 @@ def held_out_differences(arms: list[dict[str, Any]]) -> dict[str, Cell]:
 def shared_evaluations(runs: list[dict[str, Any]]) -> Iterator[tuple[Table, list[str]]]:
     """For each data set with several runs the main numbers that all have, and why some cannot be compared."""
     for arms in by_data(runs):
-        evaluations: list[Run] = [(arm["label"], arm["evaluations"]) for arm in arms]
+        evaluations: list[Compared] = [(arm["label"], arm["evaluations"]) for arm in arms]
         if len(arms) > 1:
             table = comparison_table(evaluations, compare_runs(evaluations))
             yield replace(table, title=f"{arms[0]['data']}, evaluations"), comparison_notes(evaluations)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoo.cli import choose_device
-from zoo.options.programs import Conversion as Options
-from zoo.options.programs import read_program
+from zoo.options.programs import ConversionOptions, read_program
 from zoo.paths import program_command
 from zoo.plugins import plugin_words
 
@@ -21,7 +20,7 @@ COLUMNS = ("keys", "values", "scores", "outputs")
 
 def main(arguments: list[str]) -> None:
     """Converts one run."""
-    config = read_program("convert", Options, arguments, __doc__)
+    config = read_program("convert", ConversionOptions, arguments, __doc__)
     from zoo.conversion.convert_run import convert_run
     from zoo.runs.loaded_run import open_run
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from zoo.cli import choose_device
 from zoo.config import ConfigError
-from zoo.options.programs import Generation, read_program
+from zoo.options.programs import GenerationOptions, read_program
 from zoo.paths import expand, take_text
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     prompt, others = take_text(arguments, "prompt")
-    config = read_program("generate", Generation, others, __doc__)
+    config = read_program("generate", GenerationOptions, others, __doc__)
     prompt = read_prompt(prompt, config.prompt_file)
     try:
         for piece in continuation(config, prompt):
@@ -48,7 +48,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         raise ConfigError(f"the prompt is not UTF-8 at byte {error.start}: convert it first.") from error
 
 
-def continuation(config: Generation, prompt: str) -> Iterator[str]:
+def continuation(config: GenerationOptions, prompt: str) -> Iterator[str]:
     """Yields the prompt, then pieces of its continuation up to the document token or ``max_new_tokens``."""
     from zoo.data import encode_batch
     from zoo.generation.text_stream import TextStream

@@ -29,7 +29,7 @@ from zoo.costs.plan_text import Request, as_dict, binary, describe, seconds, uni
 from zoo.costs.roofline import decoding, floor, share_costs
 from zoo.costs.textbook import textbook
 from zoo.files import replace_text
-from zoo.model import Decoder
+from zoo.model import Decoder, expand_schedule
 from zoo.model.from_config import Architecture, decoder_config
 from zoo.options.programs import TRAINING, compose_training
 from zoo.plotting import picture_formats
@@ -118,6 +118,9 @@ def main(arguments: list[str]) -> None:
     )
     vocab = decoder.config.vocab_size
     names = (own.attentions or mixers.names()) if own.out else []
+    for name in names:
+        known = [*mixers.names(), *config.mixers]
+        expand_schedule(name, config.model.depth, config.attention, known, option="attentions")
     arms = {name: build([*overrides, f"schedule.pattern={name}", "schedule.patch=null"], vocab)[1] for name in names}
     print(describe(config.model.name, decoder, request, hardware), flush=True)
     if own.out:

@@ -15,7 +15,7 @@ from zoo.cli import COMMAND
 from zoo.config import ConfigError, load_run_config, run_dir, run_label
 from zoo.options.choices import register_choices
 from zoo.options.command import check_command
-from zoo.options.starting import Job, start
+from zoo.options.starting import Invocation, start
 from zoo.paths import program_command, read_path, take_paths, take_text
 from zoo.plugins import import_typed, plugin_words
 from zoo.ranks import job_id, this_launch
@@ -111,7 +111,7 @@ def is_finished(run: Path, overrides: Sequence[str]) -> bool:
     return not trained.validation_due and trained.step >= step_budget(config.trainer, config.data.length)
 
 
-def _run(config: DictConfig, job: Job) -> None:
+def _run(config: DictConfig, job: Invocation) -> None:
     from zoo.options.continued import initial_config, resumed_config
     from zoo.training.run import train
     from zoo.training.signals import Interrupted

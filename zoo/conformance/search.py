@@ -5,36 +5,36 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from zoo.conformance.subject import Subject, WrongShape
+from zoo.conformance.candidate import Candidate, WrongShape
 from zoo.conformance.target import one_line
 
-Case = Callable[[Subject, int], "str | None"]
+Case = Callable[[Candidate, int], "str | None"]
 
 SMALL = 20  # tokens up to which every place is looked at
 BORDERS = (62, 63, 64)  # of the blocks that most kernels have
 
 
-def find_smallest(subject: Subject, case: Case) -> str | None:
-    """Returns what fails at the smallest length at which something does; None if nothing fails at ``subject.lengths``.
+def find_smallest(candidate: Candidate, case: Case) -> str | None:
+    """What fails at the smallest length at which something does; None if nothing does at ``candidate.lengths``.
 
     Args:
-        subject: the module.
-        case: returns what fails at a length, None if nothing does; an exception is a failure.
+        candidate: the module.
+        case: what fails at a length, None where nothing does; what it raises is what fails.
     """
-    if not any(found := [(n, said) for n in subject.lengths if (said := try_case(subject, case, n))]):
+    if not any(found := [(n, said) for n in candidate.lengths if (said := try_case(candidate, case, n))]):
         return None
     smallest = min(found)
     for length in range(1, smallest[0]):
-        if subject.takes(length) and (said := try_case(subject, case, length)):
+        if candidate.takes(length) and (said := try_case(candidate, case, length)):
             smallest = (length, said)
             break
     return f"T={smallest[0]}: {smallest[1]}"
 
 
-def try_case(subject: Subject, case: Case, length: int) -> str | None:
+def try_case(candidate: Candidate, case: Case, length: int) -> str | None:
     """Returns what fails at one length; an exception of the module becomes one line."""
     try:
-        return case(subject, length)
+        return case(candidate, length)
     except WrongShape as error:
         return str(error)
     except Exception as error:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from zoo.conformance import caching, causality, precision
+from zoo.conformance.candidate import Candidate, say
 from zoo.conformance.report import Finding, Report
 from zoo.conformance.search import Case, find_smallest, try_case
-from zoo.conformance.subject import Subject, say
 from zoo.conformance.target import Factory, make_module
 
 LONGEST = 133  # two blocks of 64 tokens and a tail
@@ -33,19 +33,19 @@ class Check:
     name: str
     case: Case
     compared: str
-    missing: Callable[[Subject], str | None] = lambda subject: None
+    missing: Callable[[Candidate], str | None] = lambda candidate: None
 
 
-def _needs_documents(subject: Subject) -> str | None:
-    return None if subject.offers("documents") else "forward takes no documents"
+def _needs_documents(candidate: Candidate) -> str | None:
+    return None if candidate.offers("documents") else "forward takes no documents"
 
 
-def _needs_cache(subject: Subject) -> str | None:
-    return None if subject.offers_cache else "no new_cache(batch_size) and forward(x, cache=)"
+def _needs_cache(candidate: Candidate) -> str | None:
+    return None if candidate.offers_cache else "no new_cache(batch_size) and forward(x, cache=)"
 
 
-def _needs_lengths(subject: Subject) -> str | None:
-    return _needs_cache(subject) or (None if subject.offers("lengths") else "forward takes no lengths")
+def _needs_lengths(candidate: Candidate) -> str | None:
+    return _needs_cache(candidate) or (None if candidate.offers("lengths") else "forward takes no lengths")
 
 
 CHECKS = (
@@ -107,43 +107,43 @@ def check(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         name, module = make_module(module_or_factory, width, heads, options)
-        subject = Subject(module, width, longest)
-        return Report(_describe(name, subject), tuple(_run_checks(subject, compile)))
+        candidate = Candidate(module, width, longest)
+        return Report(_describe(name, candidate), tuple(_run_checks(candidate, compile)))
 
 
-def _describe(name: str, subject: Subject) -> str:
-    parameters = sum(p.numel() for p in subject.module.parameters())
+def _describe(name: str, candidate: Candidate) -> str:
+    parameters = sum(p.numel() for p in candidate.module.parameters())
     lines = [
-        f"{name}: width {subject.width}, {parameters:,} parameters, evaluation mode, 1 to {subject.longest} tokens",
-        f"compared in {str(subject.dtype).removeprefix('torch.')}, equal within {subject.relative:.1g} of the largest "
-        "output, 100 times the module's own rounding",
+        f"{name}: width {candidate.width}, {parameters:,} parameters, evaluation mode, 1 to {candidate.longest} tokens",
+        f"compared in {str(candidate.dtype).removeprefix('torch.')}, equal within {candidate.relative:.1g} of the "
+        "largest output, 100 times the module's own rounding",
     ]
-    if subject.drawn:
-        lines.append(f"drawn, since all zero: {', '.join(subject.drawn)}")
+    if candidate.drawn:
+        lines.append(f"drawn, since all zero: {', '.join(candidate.drawn)}")
     return "\n".join(lines)
 
 
-def _run_checks(subject: Subject, compile: bool) -> Iterator[Finding]:
+def _run_checks(candidate: Candidate, compile: bool) -> Iterator[Finding]:
     """Findings of all checks; without a length that the module takes there is only one."""
-    yield _shapes(subject)
-    if not subject.lengths:
+    yield _shapes(candidate)
+    if not candidate.lengths:
         return
     for one in CHECKS:
-        if missing := one.missing(subject):
+        if missing := one.missing(candidate):
             yield Finding(one.name, "not offered", missing)
         else:
-            yield _finding(one, find_smallest(subject, one.case))
-    yield _compile(subject) if compile else Finding(COMPILE.name, "left out", "compile=false")
+            yield _finding(one, find_smallest(candidate, one.case))
+    yield _compile(candidate) if compile else Finding(COMPILE.name, "left out", "compile=false")
 
 
 def _finding(one: Check, failing: str | None) -> Finding:
     return Finding(one.name, "FAILED", failing) if failing else Finding(one.name, "passed", one.compared)
 
 
-def _shapes(subject: Subject) -> Finding:
+def _shapes(candidate: Candidate) -> Finding:
     """The first check, which is made at lengths that the module does not take too."""
-    lengths = [n for n in sorted({*SHAPES, subject.longest}) if n <= subject.longest]
-    wrong = {n: said for n in lengths if (said := try_case(subject, precision.shapes, n))}
+    lengths = [n for n in sorted({*SHAPES, candidate.longest}) if n <= candidate.longest]
+    wrong = {n: said for n in lengths if (said := try_case(candidate, precision.shapes, n))}
     if not wrong:
         return Finding("shape", "passed", f"finite, (B, T, C), at T={say(lengths)}")
     first = min(wrong)
@@ -152,12 +152,12 @@ def _shapes(subject: Subject) -> Finding:
     return Finding("shape", "FAILED", f"T={first}: {wrong[first]}{more}")
 
 
-def _compile(subject: Subject) -> Finding:
+def _compile(candidate: Candidate) -> Finding:
     """The last check, which is slow: at the longest input, and if that fails at the shortest."""
-    longest, shortest = subject.lengths[0], subject.lengths[-1]
-    failing = try_case(subject, precision.compiled, longest)
+    longest, shortest = candidate.lengths[0], candidate.lengths[-1]
+    failing = try_case(candidate, precision.compiled, longest)
     if not failing:
         return _finding(COMPILE, None)
-    if smaller := try_case(subject, precision.compiled, shortest):
+    if smaller := try_case(candidate, precision.compiled, shortest):
         longest, failing = shortest, smaller
     return _finding(COMPILE, f"T={longest}: {failing}")

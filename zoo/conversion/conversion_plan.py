@@ -17,8 +17,8 @@ CONVERTIBLE = (SoftmaxAttention, GroupedQueryAttention)  # and not what is deriv
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Plan of a head conversion.
+class ConversionPlan:
+    """What a conversion will change.
 
     Attributes:
         to: ``gqa`` or ``mqa``.
@@ -37,8 +37,8 @@ class Plan:
     config: DecoderConfig
 
 
-def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str) -> Plan:
-    """Plans a head conversion.
+def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str) -> ConversionPlan:
+    """Which layers a conversion changes, and the configuration after it.
 
     Layers of the mixers softmax and gqa are converted; layers with at most ``kv_heads`` key heads stay unchanged.
 
@@ -68,7 +68,9 @@ def plan_conversion(decoder: Decoder, to: str, kv_heads: int | None, method: str
         if layout.kv_heads > kv_heads and (reason := refusal(method, layout)):
             raise ConfigError(f"{where}: {reason}")
     layers = list(found)
-    return Plan(to, kv_heads, method, layers, list(found.values()), _converted_config(config, layers, to, kv_heads))
+    return ConversionPlan(
+        to, kv_heads, method, layers, list(found.values()), _converted_config(config, layers, to, kv_heads)
+    )
 
 
 def _checked_heads(config: DecoderConfig, to: str, kv_heads: int | None) -> int:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from zoo.config import ConfigError
-from zoo.conversion.conversion_plan import Plan, plan_conversion
+from zoo.conversion.conversion_plan import ConversionPlan, plan_conversion
 from zoo.conversion.head_merging import METHODS, HeadErrors, refusal, share_heads
 from zoo.model.checkpoint import PREFIX, write_checkpoint
 from zoo.model.decoder import Decoder
@@ -38,14 +38,14 @@ class Conversion:
     """
 
     folder: Path
-    plan: Plan
+    plan: ConversionPlan
     errors: dict[str, list[HeadErrors]]
     cache_bytes: tuple[int, int]
 
 
 @torch.no_grad()
 def convert_decoder(
-    decoder: Decoder, plan: Plan, moments: Sequence[Tensor] | None = None
+    decoder: Decoder, plan: ConversionPlan, moments: Sequence[Tensor] | None = None
 ) -> tuple[Decoder, list[HeadErrors]]:
     """Converts a decoder; device, dtype and mode stay the same.
 
@@ -149,13 +149,13 @@ def convert_run(
     return Conversion(folder, plan, table, (before, after))
 
 
-def _default_folder(run: OpenedRun, plan: Plan, whitened: bool) -> Path:
+def _default_folder(run: OpenedRun, plan: ConversionPlan, whitened: bool) -> Path:
     heads = str(plan.kv_heads) if plan.to == "gqa" else ""
     path = run.folder.resolve()
     return path.with_name(f"{path.name}-{plan.to}{heads}-{plan.method}{'-whitened' if whitened else ''}")
 
 
-def _run_config(run: OpenedRun, plan: Plan) -> DictConfig:
+def _run_config(run: OpenedRun, plan: ConversionPlan) -> DictConfig:
     """The run's configuration, changed so that training builds the converted decoder from it."""
     config, types = OmegaConf.create(OmegaConf.to_container(run.config)), run.decoder.config.layer_types
     assert isinstance(config, DictConfig)
@@ -173,7 +173,7 @@ def _write_run(
     run: OpenedRun,
     folder: Path,
     decoder: Decoder,
-    plan: Plan,
+    plan: ConversionPlan,
     whiten_tokens: int | None,
     errors: dict[str, list[HeadErrors]],
 ) -> None:

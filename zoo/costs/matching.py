@@ -29,17 +29,17 @@ Quantity = Literal["params", "flops", "cache"]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Quantity of a cost, and the unit in which it is written."""
+class CostMeasure:
+    """How a quantity is read from a cost, and how a figure of it is written."""
 
     of: Callable[[Cost], float]
     unit: str
 
 
-MEASURES: dict[Quantity, Measure] = {
-    "params": Measure(lambda cost: cost.parameters, "parameters"),
-    "flops": Measure(lambda cost: cost.flops_per_token, "FLOP per token forward"),
-    "cache": Measure(lambda cost: cost.cache_bytes, "bytes of cache"),
+MEASURES: dict[Quantity, CostMeasure] = {
+    "params": CostMeasure(lambda cost: cost.parameters, "parameters"),
+    "flops": CostMeasure(lambda cost: cost.flops_per_token, "FLOP per token forward"),
+    "cache": CostMeasure(lambda cost: cost.cache_bytes, "bytes of cache"),
 }
 
 

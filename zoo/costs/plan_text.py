@@ -10,7 +10,7 @@ from typing import Any
 from zoo.costs.hardware import DTYPES, Hardware
 from zoo.costs.roofline import TRAINED, Phase, decoding, floor, prefill, training
 from zoo.costs.textbook import causal_window_layers
-from zoo.costs.tile_sizes import LINEAR_FORMULA, SOFTMAX_FORMULA, Tile, linear_tile, softmax_tile
+from zoo.costs.tile_sizes import LINEAR_FORMULA, SOFTMAX_FORMULA, ProposedTile, linear_tile, softmax_tile
 from zoo.model import Decoder
 
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -25,7 +25,7 @@ decode    One token for each of {batch} rows. Moved: weights, what the token rea
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
+    """Request for a plan: sequences of ``context`` tokens, ``batch`` at a time, with numbers of ``dtype``."""
 
     context: int
     batch: int
@@ -144,7 +144,7 @@ def _parts(parts: dict[str, float]) -> str:
     return ", ".join(f"{name} {binary(value)}" for name, value in parts.items())
 
 
-def _proposals(decoder: Decoder, request: Request, hardware: Hardware) -> dict[str, Tile | None]:
+def _proposals(decoder: Decoder, request: Request, hardware: Hardware) -> dict[str, ProposedTile | None]:
     sizes = *_head_dims(decoder), DTYPES[request.dtype].itemsize, request.context
     return {"softmax": softmax_tile(hardware, *sizes), "linear": linear_tile(hardware, *sizes)}
 

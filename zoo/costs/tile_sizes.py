@@ -18,8 +18,8 @@ SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A proposed tile.
+class ProposedTile:
+    """A proposal.
 
     Attributes:
         rows: queries of softmax attention; chunk of linear attention.
@@ -47,8 +47,8 @@ SOFTMAX_FORMULA = "Q rows D b + 2 buffers x columns (D + E) b; accumulators (row
 LINEAR_FORMULA = "2 buffers x (Q + K) rows D b + V rows columns b; accumulators (rows^2 + rows columns + D columns) 4"
 
 
-def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> Tile | None:
-    """Returns tiles of a causal flash attention (Dao 2023, arXiv:2307.08691): most scores at a time, then most queries.
+def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> ProposedTile | None:
+    """Tiles of a causal flash attention (Dao 2023, arXiv:2307.08691): most scores at a time, then most queries.
 
     Each tile of queries reads the keys and values up to its end once more. No reuse in a second-level cache is counted,
     nor between query heads that share a key head.
@@ -72,12 +72,12 @@ def softmax_tile(hardware: Hardware, key_width: int, value_width: int, size: int
             keys = sum(min((i + 1) * rows, context) for i in range(tiles))
             traffic = both * size * (context + keys)
             flops = 2 * both * context * (context + 1) / 2
-            fits.append(Tile(rows, columns, staged, accumulated, traffic, flops))
+            fits.append(ProposedTile(rows, columns, staged, accumulated, traffic, flops))
     return max(fits, key=lambda tile: (tile.rows * tile.columns, tile.rows), default=None)
 
 
-def linear_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> Tile | None:
-    """Returns chunks of linear attention, whose states go through memory between chunks: most outputs at a time.
+def linear_tile(hardware: Hardware, key_width: int, value_width: int, size: int, context: int) -> ProposedTile | None:
+    """Chunks of linear attention, whose states go through memory between chunks: most outputs at a time.
 
     Each tile of value columns reads queries and keys again, and keys and values are read twice, for the states and for
     the outputs. A chunk longer than 4DE / (D + E) would do more work inside than the state saves.
@@ -103,7 +103,7 @@ def linear_tile(hardware: Hardware, key_width: int, value_width: int, size: int,
             traffic = context * per_token * size + 2 * chunks * key_width * value_width * ACCUMULATOR
             inside = (min(rows, context) + 1) * (key_width * passes + value_width)
             flops = context * (inside + 4 * key_width * value_width)
-            fits.append(Tile(rows, columns, staged, accumulated, traffic, flops))
+            fits.append(ProposedTile(rows, columns, staged, accumulated, traffic, flops))
     return max(fits, key=lambda tile: (tile.rows * tile.columns, tile.columns), default=None)
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from zoo.data.recall.base import Place
 from zoo.data.recall.encoder import Encoder
 from zoo.data.recall.haystack import Haystack, NoiseHaystack, StoreHaystack
-from zoo.data.recall.options import Entry, RecallOptions
+from zoo.data.recall.options import MixEntry, RecallOptions
 from zoo.data.recall.samples import RecallError, Sample, sample_rng
 from zoo.data.store.token_store import TokenStore
 
@@ -30,7 +30,7 @@ PROBES = 8  # samples that must fit before a length counts as enough for a task
 PARTS = 2**16  # samples of a row, at most
 
 
-def check_fit(entry: Entry, length: int, seed: int, encoder: Encoder, haystack: Haystack) -> None:
+def check_fit(entry: MixEntry, length: int, seed: int, encoder: Encoder, haystack: Haystack) -> None:
     """Checks that all samples of an entry fit ``length`` tokens.
 
     Raises:
@@ -43,7 +43,7 @@ def check_fit(entry: Entry, length: int, seed: int, encoder: Encoder, haystack: 
         raise too_short(entry, length, error) from error
 
 
-def too_short(entry: Entry, length: int, error: RecallError) -> RecallError:
+def too_short(entry: MixEntry, length: int, error: RecallError) -> RecallError:
     """Returns the error of an entry that does not fit, with the option to change."""
     reason = str(error).partition(" Choose ")[0].rstrip(".")
     return RecallError(
@@ -162,7 +162,7 @@ class RecallRows:
         length = least if tight else round(least * (left / least) ** rng.random())
         return left if left - length < min(self.least) else length
 
-    def _least(self, entry: Entry) -> int:
+    def _least(self, entry: MixEntry) -> int:
         """Shortest of a few lengths that samples fit in; twice as long each, since draws differ."""
         encoder, haystacks = self._supply
         length = self.options.shortest

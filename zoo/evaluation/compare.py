@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from zoo.evaluation.display.tables import number
+from zoo.evaluation.display.terminal_tables import number
 from zoo.evaluation.results.metrics import metric_named
 from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import Difference, paired_bootstrap
@@ -20,13 +20,13 @@ from zoo.files import replace_text
 from zoo.tables import Cell, write_tables
 from zoo.tables import Table as TextTable
 
-Run = tuple[str, list[Written]]
+Compared = tuple[str, list[Written]]
 STAR = "A star: differs from the first run, by the 95 % interval of a paired bootstrap on the same samples."
 FEWEST = 6  # samples below which no interval is trusted to resolve a difference
 
 
-def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[dict[str, Any]]:
-    """Returns every number that all runs have, and the difference of each further run from the first.
+def compare_runs(runs: Sequence[Compared], seed: int = 0) -> list[dict[str, Any]]:
+    """Every number that all runs have, and how far each further run is from the first.
 
     Differences are of the same samples or documents, with a paired bootstrap; ``resolved`` says whether the 95 %
     interval leaves out zero, None for fewer than 6 samples. Where texts, haystacks or tokenizers differ, so that the
@@ -63,7 +63,7 @@ def compare_runs(runs: Sequence[Run], seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def _matched(runs: Sequence[Run]) -> Iterator[list[Written]]:
+def _matched(runs: Sequence[Compared]) -> Iterator[list[Written]]:
     """Evaluations of the same task, one of each run."""
     for first in runs[0][1]:
         found = [next((w for w in written if w.stem == first.stem), None) for _, written in runs]
@@ -71,7 +71,7 @@ def _matched(runs: Sequence[Run]) -> Iterator[list[Written]]:
             yield [written for written in found if written is not None]
 
 
-def comparison_notes(runs: Sequence[Run]) -> list[str]:
+def comparison_notes(runs: Sequence[Compared]) -> list[str]:
     """Explains which numbers of the runs cannot be compared, and why."""
     notes = []
     for members in _matched(runs):
@@ -143,7 +143,7 @@ def _describe(label: str, difference: Difference | None) -> dict[str, Any]:
     return {"run": label, "value": difference.value, "ci95": ci95, "n": difference.n, "resolved": resolved}
 
 
-def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any]]) -> list[Path]:
+def write_comparison(folder: Path, runs: Sequence[Compared], rows: list[dict[str, Any]]) -> list[Path]:
     """Writes comparison.json, comparison.md, comparison.tex and plots into ``folder``, and returns the files."""
     notes = comparison_notes(runs)
     content = {"schema": "zoo-comparison/1", "runs": [label for label, _ in runs], "notes": notes, "rows": rows}
@@ -154,7 +154,7 @@ def write_comparison(folder: Path, runs: Sequence[Run], rows: list[dict[str, Any
     return [table, *write_tables(folder / "comparison.md", [shown], f"{page}\n"), *_draw(folder, runs)]
 
 
-def _draw(folder: Path, runs: Sequence[Run]) -> Iterator[Path]:
+def _draw(folder: Path, runs: Sequence[Compared]) -> Iterator[Path]:
     labels = [label for label, _ in runs]
     for members in _matched(runs):
         file = folder / f"{members[0].stem}.png"
@@ -181,7 +181,7 @@ def show_comparison(rows: list[dict[str, Any]], files: list[Path], console: Cons
         console.print(str(file), highlight=False, markup=False, soft_wrap=True)
 
 
-def comparison_table(runs: Sequence[Run], rows: list[dict[str, Any]]) -> TextTable:
+def comparison_table(runs: Sequence[Compared], rows: list[dict[str, Any]]) -> TextTable:
     """The main numbers of all runs; a star where the difference from the first run is resolved."""
     head = ["task", "variant", "length", "metric", *(label for label, _ in runs)]
     texts = [

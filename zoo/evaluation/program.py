@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from zoo.config import ConfigError, load_run_config
-from zoo.evaluation.compare import Run, compare_runs, comparison_notes, show_comparison, write_comparison
+from zoo.evaluation.compare import Compared, compare_runs, comparison_notes, show_comparison, write_comparison
 from zoo.evaluation.evaluate import LeftOut, evaluate
 from zoo.evaluation.tasks.base import Task, TaskSuite
 from zoo.evaluation.tasks.result_kind import Written
@@ -57,7 +57,7 @@ def evaluate_runs(
     for folder in folders if len(folders) > 1 else []:
         load_run_config(folder)  # says early what is no run
     places = result_folders(folders, out)
-    compared: list[Run] = []
+    compared: list[Compared] = []
     for number, folder in enumerate(folders):
         opened = replace(open_run(folder, checkpoint, device, data_path, cache_dir), out=places[number])
         if len(folders) > 1:
@@ -139,7 +139,7 @@ def folder_label(folder: Path, folders: Sequence[str | Path]) -> str:
     return str(own)
 
 
-def _name(folders: Sequence[str], compared: Sequence[Run], checkpoint: str, seed: int) -> str:
+def _name(folders: Sequence[str], compared: Sequence[Compared], checkpoint: str, seed: int) -> str:
     stems = [written.stem for written in compared[0][1]]
     paths = [str(expand(folder).resolve()) for folder in folders]
     key = json.dumps([paths, stems, checkpoint, seed])

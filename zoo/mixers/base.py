@@ -50,7 +50,7 @@ class Mixer(nn.Module, ABC):
     """
 
     out: nn.Linear
-    uses_marks: bool = False  # whether the decoder has to say which tokens are separators
+    uses_separators: bool = False  # whether the decoder has to say which tokens are separators
 
     def __init__(self, width: int, heads: int, depth: int, layer: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Mixer(nn.Module, ABC):
         x: Tensor,
         *,
         documents: Tensor | None = None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
@@ -81,8 +81,8 @@ class Mixer(nn.Module, ABC):
             x: hidden states ``(B, T, C)``.
             documents: ``(B, T)`` ids of packed documents, each contiguous; nothing crosses a boundary. Numbers that are
                 not finite may reach other documents of their row, but no other row.
-            marks: ``(B, T)`` bool, True at separator tokens, for mixers that treat them in a special way; others ignore
-                it.
+            separators: ``(B, T)`` bool, True at tokens that separate, for mixers that treat them in a special way;
+                others ignore it.
             cache: cache from :meth:`new_cache`; the piece continues where the cache stands and is added to it.
             lengths: ``(B,)`` true lengths of a right-padded piece. Padding, be it NaN, does not influence other tokens;
                 outputs on padding are unspecified.
@@ -189,7 +189,7 @@ class Mixer(nn.Module, ABC):
         documents: Tensor | None,
         cache: Any,
         lengths: Tensor | None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
     ) -> None:
         """Checks the arguments of :meth:`forward` before anything is computed or written; it never waits for a device.
 
@@ -203,7 +203,7 @@ class Mixer(nn.Module, ABC):
         self._check_input(x)
         batch, length = x.shape[:2]
         check_array("documents", documents, (batch, length), x)
-        check_array("marks", marks, (batch, length), x)
+        check_array("separators", separators, (batch, length), x)
         check_array("lengths", lengths, (batch,), x)
         if torch.compiler.is_compiling():
             return
@@ -241,7 +241,7 @@ class Mixer(nn.Module, ABC):
 
 
 def check_array(name: str, given: Tensor | None, wanted: tuple[int, ...], x: Tensor) -> None:
-    """Checks that ``given`` is None or an integer or boolean tensor of the shape ``wanted``, on the device of ``x``.
+    """Checks that ``given`` is None or a tensor of the shape ``wanted`` that is not of floats.
 
     Raises:
         ValueError: naming the array.
@@ -253,7 +253,7 @@ def check_array(name: str, given: Tensor | None, wanted: tuple[int, ...], x: Ten
     if given.shape != wanted:
         raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {wanted} for x of shape {tuple(x.shape)}.")
     if given.is_floating_point():
-        raise ValueError(f"{name} is of {given.dtype}: expected {'booleans' if name == 'marks' else 'integers'}.")
+        raise ValueError(f"{name} is of {given.dtype}: expected {'booleans' if name == 'separators' else 'integers'}.")
 
 
 def _check_lengths(lengths: Tensor, length: int) -> None:

@@ -93,7 +93,6 @@ class DilatedAttention(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """The heads of each rate together."""
         return attend(q, k, v, call, self._whole, self._step)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, *, documents: Tensor | None = None) -> Tensor:
@@ -112,7 +111,7 @@ class DilatedAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys and values of all tokens, or of as many as the widest window spans."""
+        """Returns a cache of keys and values of all tokens, or of as many as the widest window spans."""
         how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.span is None:
             return KeyValueCache(batch_size, *how)

@@ -68,7 +68,6 @@ class EfficientAttention(StateMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel, and for ``prefix`` a narrow one for the sums per feature."""
         query = q.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1)
         k = capped_exp(k)
         if not self.normalize:

@@ -156,7 +156,7 @@ class LearnedSparseAttention(BlockSparseMixer):
         self.noise.copy_(-(-uniform.log()).log())
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """The hard pattern; where the logits are trained, with a gradient to them."""
+        """Attends to the blocks of the hard pattern, with a gradient to the logits where these are trained."""
         if not torch.is_grad_enabled() or not self.logits.requires_grad:
             return super().mix(q, k, v, call)
         if call.cache is None:

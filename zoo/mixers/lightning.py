@@ -99,7 +99,6 @@ class LightningAttention(StateMixer):
         return -slopes * self.log_factor.to(torch.promote_types(self.log_factor.dtype, slopes.dtype)).exp()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         q, k = F.silu(q), F.silu(k)
         if self.lrpe is not None:
             table = self.lrpe(call.positions)

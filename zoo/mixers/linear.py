@@ -85,7 +85,6 @@ class LinearAttention(StateMixer):
         return self.feature_map.width(self.head_dim)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         q, k = self.feature_map.apply(q), self.feature_map.apply(k)
         return attend_linear(
             q, k, v.to(k.dtype), None, call, normalize=self.normalize, eps=self.feature_map.eps,

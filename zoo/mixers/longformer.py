@@ -45,7 +45,7 @@ class LongformerAttention(HeadMixer):
         window_growth: growth of the window: layer l has ``round(window * window_growth ** l)``.
         global_tokens: number of first tokens of a document that are global.
         global_every: tokens at the positions n - 1, 2n - 1, ... are global too; None for none.
-        separators: tokens in ``marks`` are global too.
+        separators: tokens in ``separators`` are global too.
         global_rows: ``sparse``: a global token reads what others read; ``full``: it reads all earlier tokens, which all
             have to be cached.
         dilation: distance r between the keys of the window, or a list of them that the key heads take in turn; None for
@@ -91,7 +91,7 @@ class LongformerAttention(HeadMixer):
         if global_rows not in ROWS:
             raise ValueError(f"global_rows={global_rows!r}: expected one of {', '.join(ROWS)}.")
         self.window = _window(window, window_growth, layer)
-        self.uses_marks = separators
+        self.uses_separators = separators
         self.tokens = GlobalTokens(global_tokens, global_every, separators)
         rates = used_rates(1 if dilation is None else dilation, self.kv_heads, heads, self.kv_heads)
         #: key head g has that of number g modulo their count
@@ -108,12 +108,12 @@ class LongformerAttention(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Window, global tokens that it does not read, and rows of global tokens."""
+        """Attends to the window, to global tokens outside of it, and to all earlier tokens from global rows."""
         cache, first = call.cache, self.tokens.first
         if self.plain:
             return attend_softmax(q, k, v, call, window=self.window, sink_tokens=first)
-        flags = self.tokens.flags(call.positions, call.marks)
-        marked = self.tokens.separators and call.marks is not None
+        flags = self.tokens.flags(call.positions, call.separators)
+        marked = self.tokens.separators and call.separators is not None
         if cache is None:
             return self._whole(q, k, v, flags, call.documents, fixed=not marked)
         view = cache.append(k, v, call.lengths, flags=flags, marked=marked)
@@ -173,7 +173,7 @@ class LongformerAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> RingCache | GlobalCache:
-        """Keys and values of the window and the global tokens, or of all tokens where global rows read them."""
+        """Returns a cache of the window and the global tokens, or of all tokens where global rows read them."""
         how = capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         if self.plain:
             return RingCache(batch_size, self.window, self.tokens.first, *how)

@@ -86,7 +86,6 @@ class Performer(StateMixer):
         self.projection.start_step(step)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         wide = torch.promote_types(q.dtype, torch.float32)
         q, k = (x.to(wide) * self.head_dim**-0.25 for x in (q, k))
         log_decay = None

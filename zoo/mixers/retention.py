@@ -1,11 +1,11 @@
-"""Retention: linear attention with a fixed decay per head and rotary positions.
+"""Retention (Sun et al. 2023, arXiv:2307.08621): linear attention with a fixed decay per head and rotary positions.
 
     S_t = gamma_h S_{t-1} + k_t v_t^T,   o_t = q_t S_t / sqrt(D),   y_t = W_o (SiLU(W_g x_t) * norm_h(o_t)),
     q, k = RoPE(W x);   gamma_h = 1 - 2^(-5-h), the same in every layer.
 
-RetNet, Sun et al. 2023 (arXiv:2307.08621). Each head is normalized by itself, so a factor of a row, which the paper
-divides out of its scores, would change nothing. Values are as wide as keys, where the paper doubles them: ``value_dim``
-of twice ``head_dim``.
+The attention of RetNet. Each head is normalized by itself, so a factor of a row, which the paper divides out of its
+scores, would change nothing. Values are as wide as keys, where the paper doubles them: ``value_dim`` of twice
+``head_dim``.
 """
 
 from __future__ import annotations
@@ -64,6 +64,5 @@ class Retention(StateMixer):
         self.algorithm = algorithm
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         log_decay = retention_log_decay(self.heads, q.device)
         return attend_linear(q, k, v, log_decay, call, scale=self.head_dim**-0.5, algorithm=self.algorithm)

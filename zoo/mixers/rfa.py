@@ -101,7 +101,6 @@ class RandomFeatureAttention(StateMixer):
         self.projection.start_step(step)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         q, k, log_decay = self._phi(q), self._phi(k), None
         if self.forget is not None:
             log_decay, write = self.forget(call.x)

@@ -107,18 +107,18 @@ class RWKV7(Mixer):
         x: Tensor,
         *,
         documents: Tensor | None = None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
         """See :class:`zoo.mixers.base.Mixer`."""
-        self.check_call(x, documents, cache, lengths, marks)
+        self.check_call(x, documents, cache, lengths, separators)
         if not x.shape[0] * x.shape[1]:
             return self.out(x)
         if lengths is not None:  # a weight of 0 does not hide NaN
             x = x.masked_fill(~real_tokens(lengths, x)[..., None], 0)
-        call = Call(x, x.new_empty(0), documents, marks, cache, lengths)
+        call = Call(x, x.new_empty(0), documents, separators, cache, lengths)
         shift = self._before(x, call) - x
         parts = {name: torch.addcmul(x, shift, weight.to(x.dtype)) for name, weight in self.shifts.items()}
         r, k, v = (

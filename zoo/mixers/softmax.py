@@ -66,7 +66,6 @@ class SoftmaxAttention(HeadMixer):
         return self.sink_logits is None
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         return attend_softmax(q, k, v, call, sink_logits=self.sink_logits)
 
     def new_cache(
@@ -76,7 +75,7 @@ class SoftmaxAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys and values; grows beyond ``capacity``."""
+        """Returns a cache of keys and values of all tokens, which grows beyond ``capacity``."""
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:

@@ -60,7 +60,6 @@ class StateSpaceDual(StateMixer):
         self.algorithm = algorithm
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         q, k, v = F.silu(q), F.silu(k), F.silu(v)
         log_decay, step = self.decay(call.x)
         if step is not None:

@@ -191,7 +191,6 @@ class TopKAttention(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Attention to what is selected."""
         return attend(q, k, v, call, self.selection.whole, self.selection.step)
 
     def new_cache(
@@ -201,7 +200,7 @@ class TopKAttention(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys, values and sums of the keys of each block; grows beyond ``capacity``."""
+        """Returns a cache of keys, values and sums of the keys of each block, which grows beyond ``capacity``."""
         return self.selection.cache(
             batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim
         )

@@ -70,7 +70,6 @@ class WindowAttention(SoftmaxAttention):
         self.window, self.sink_tokens = window, sink_tokens
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         return attend_softmax(
             q, k, v, call, window=self.window, sink_tokens=self.sink_tokens, sink_logits=self.sink_logits
         )
@@ -82,7 +81,7 @@ class WindowAttention(SoftmaxAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> RingCache:
-        """Keys and values of the sink tokens and of the window; grows up to so many beyond ``capacity``."""
+        """Returns a cache of the sink tokens and of the window, with memory for ``capacity`` tokens at first."""
         return RingCache(
             batch_size, self.window, self.sink_tokens, capacity or 0, self.kv_heads, self.head_dim, device, dtype,
             self.value_dim,

@@ -119,7 +119,7 @@ class SharedPart(Part):
         self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Both sets of keys, merged by the logarithms of their sums; see :class:`Part`."""
+        """Attends to both sets of keys and merges them by the logarithms of their sums."""
         of_ring, of_state = of_parts(call, 2)
         far = self._far(q, *leaving(k, v, self.window, of_ring.cache), of_state)  # before the ring takes the new keys
         return merge([self._near(q, k, v, of_ring), far] if self.window else [far])[0]
@@ -180,7 +180,7 @@ def leaving(k: Tensor, v: Tensor, window: int, ring: RingCache | None) -> tuple[
         Arrays of the same shape; at positions below ``window``, which no token leaves, they hold anything finite.
     """
     count = min(window, k.shape[1])
-    if ring is None or ring.keys.shape[1] == 0:
+    if ring is None:
         held = [x.new_zeros(len(x), count, *x.shape[2:]) for x in (k, v)]
     else:
         held = [ring.unpacked(old, new) for old, new in zip(ring.oldest(count), (k, v))]

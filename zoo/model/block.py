@@ -54,7 +54,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         documents: Tensor | None = None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
@@ -64,6 +64,6 @@ class Block(nn.Module):
         The arguments are those of :meth:`zoo.mixers.Mixer.forward`.
         """
         x = x + self.mixer(
-            self.mixer_norm(x), documents=documents, marks=marks, cache=cache, lengths=lengths, carry=carry
+            self.mixer_norm(x), documents=documents, separators=separators, cache=cache, lengths=lengths, carry=carry
         )
         return x + self.mlp(self.mlp_norm(x))

@@ -76,7 +76,7 @@ class DecoderCache(CacheList):
 
     @property
     def layers(self) -> list[Cache]:
-        """Those of the layers, from first to last."""
+        """Caches of the layers, from first to last."""
         return self.parts
 
 
@@ -183,17 +183,17 @@ class Decoder(nn.Module):
         x = self.embedding(ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        marks = self._marks(ids)
+        separators = self._separators(ids)
         caches = cache.layers if cache is not None else [None] * len(self.blocks)
         carry: dict[str, Any] = {}
-        self.layers[0].mixer.check_call(x, documents, caches[0], lengths, marks)
+        self.layers[0].mixer.check_call(x, documents, caches[0], lengths, separators)
         for layer, layer_cache in zip(self.layers, caches):
             layer.mixer.prepare(carry, x, documents, layer_cache)
         for block, layer_cache in zip(self.blocks, caches):
             if self.checkpoint_activations and self.training and cache is None:
-                x = checkpoint(block, x, documents, marks, None, None, carry, use_reentrant=False)
+                x = checkpoint(block, x, documents, separators, None, None, carry, use_reentrant=False)
             else:
-                x = block(x, documents, marks, layer_cache, lengths, carry)
+                x = block(x, documents, separators, layer_cache, lengths, carry)
         return self.norm(x)
 
     def _check_call(self, ids: Tensor, cache: DecoderCache | None) -> None:
@@ -208,9 +208,9 @@ class Decoder(nn.Module):
                 "take one that its new_cache() made."
             )
 
-    def _marks(self, ids: Tensor) -> Tensor | None:
+    def _separators(self, ids: Tensor) -> Tensor | None:
         """``(B, T)``: True for separators; None if no mixer asks for them."""
-        if not any(block.mixer.uses_marks for block in self.layers):
+        if not any(block.mixer.uses_separators for block in self.layers):
             return None
         if not self.config.separator_tokens:
             raise ValueError(

@@ -32,7 +32,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: DictConfig) -> Architecture:
-        """Those of a configuration of train.py."""
+        """Takes the four parts out of a configuration of train.py."""
         return cls(config.attention, to_dict(config.schedule), to_dict(config.model), to_dict(config.mixers))
 
     @property

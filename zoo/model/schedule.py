@@ -15,7 +15,12 @@ class ScheduleError(ValueError):
 
 
 def expand_schedule(
-    pattern: str, depth: int, default: str, known: Collection[str], patch: str | None = None
+    pattern: str,
+    depth: int,
+    default: str,
+    known: Collection[str],
+    patch: str | None = None,
+    option: str = "schedule.pattern",
 ) -> list[str]:
     """Expands a pattern to the names of the mixers of all layers.
 
@@ -27,6 +32,7 @@ def expand_schedule(
         known: names that exist.
         patch: tokens ``index:name`` or ``index:Nxname``, N layers from that index on, joined by ``+``; negative indices
             count from the end; N = 0 changes nothing.
+        option: that the pattern was given as, for messages.
 
     Raises:
         ScheduleError: names the token that is wrong, and what exists.
@@ -36,12 +42,12 @@ def expand_schedule(
         match = _TOKEN.fullmatch(token.strip())
         if match is None or (match[1] is not None and int(match[1]) == 0):
             raise ScheduleError(
-                f"schedule.pattern={pattern!r}: cannot read {token!r}; expected NAME or NxNAME, N >= 1, joined by +."
+                f"{option}={pattern!r}: cannot read {token!r}; expected NAME or NxNAME, N >= 1, joined by +."
             )
-        names += [_resolve(match[2], default, known, f"schedule.pattern={pattern!r}")] * min(int(match[1] or 1), depth)
+        names += [_resolve(match[2], default, known, f"{option}={pattern!r}")] * min(int(match[1] or 1), depth)
         del names[depth:]
     if not names:
-        raise ScheduleError(f"schedule.pattern={pattern!r} is empty: expected names such as 7xlightning+softmax.")
+        raise ScheduleError(f"{option}={pattern!r} is empty: expected names such as 7xlightning+softmax.")
     layers = [names[i % len(names)] for i in range(depth)]
     for token in patch.split("+") if patch else []:
         _replace(layers, token.strip(), default, known, f"schedule.patch={patch!r}")

@@ -16,7 +16,7 @@ from zoo.options.groups.data import source_model
 from zoo.options.groups.trainer import logger_model
 from zoo.options.train import TrainConfig
 from zoo.options.unread import notes
-from zoo.options.usage import Row, group_rows, option_rows, render, signature_rows
+from zoo.options.usage import OptionRow, group_rows, option_rows, render, signature_rows
 from zoo.plugins import config_files
 from zoo.registry import SOURCES
 
@@ -74,18 +74,20 @@ def train_help(overrides: Sequence[str], program: str = "train") -> str:
     return "\n\n".join([*parts, _attention_help(values["attention"], values["mixers"])])
 
 
-def _source_rows(data: Mapping[str, Any]) -> list[Row]:
+def _source_rows(data: Mapping[str, Any]) -> list[OptionRow]:
     source, file = data["source"], config_files("data").get(data["name"])
-    kind = Row("data.source.kind", source["kind"], "registered source of documents", ", ".join(SOURCES))
+    kind = OptionRow("data.source.kind", source["kind"], "registered source of documents", ", ".join(SOURCES))
     return [kind, *signature_rows(source_model(source["kind"]), source, "data.source", file)]
 
 
-def _logger_rows(loggers: Mapping[str, Any]) -> Iterator[Row]:
+def _logger_rows(loggers: Mapping[str, Any]) -> Iterator[OptionRow]:
     for name, options in loggers.items():
         if options:
             yield from option_rows(logger_model(name), options, f"logger.{name}")
         else:
-            yield Row(f"logger.{name}", options, f"options of this logger, with logger={name}; null: not used", "")
+            yield OptionRow(
+                f"logger.{name}", options, f"options of this logger, with logger={name}; null: not used", ""
+            )
 
 
 def _attention_help(name: str, entries: Mapping[str, Any]) -> str:

@@ -189,7 +189,11 @@ def _wrong_key(override: Override, base: DictConfig) -> str | None:
             return f"{path}: {place} is a single value and has no options below it."
         if part not in node:
             name = ".".join(parts[: index + 1])
-            return None if override.is_add() else f"{path}: unknown option; {suggest(str(name), *_names(base, place))}"
+            if override.is_add():
+                return None
+            if place and not node and not override.is_delete():
+                return f"{path}: {place} is empty, and what it takes is added with a +: +{override.input_line}."
+            return f"{path}: unknown option; {suggest(str(name), *_names(base, place))}"
         node = "" if OmegaConf.is_interpolation(node, part) else node[part]
     if override.is_add() and not override.is_force_add():
         return f"{override.input_line}: {path} exists already: leave out the +."

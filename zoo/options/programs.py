@@ -44,7 +44,7 @@ class Places(Options):
     cache_dir: PathText | None = option("folder for token stores; null: that of training")
 
 
-class Evaluation(Options):
+class EvaluationOptions(Options):
     """Options of eval.py."""
 
     run: PathText | list[PathText] | None = option(
@@ -62,10 +62,11 @@ class Evaluation(Options):
     plugins: PluginNames = option(PLUGINS)
 
 
-class Generation(Options):
+class GenerationOptions(Options):
     """Options of scripts/generate.py."""
 
     run: Run
+    prompt: Text | None = option("text to continue, of any characters, which Hydra does not read; null: none")
     prompt_file: PathText | None = option("file of the text to continue, in place of prompt=")
     checkpoint: Checkpoint
     device: Device
@@ -79,7 +80,7 @@ class Generation(Options):
     plugins: PluginNames = option(PLUGINS)
 
 
-class Conversion(Options):
+class ConversionOptions(Options):
     """Options of scripts/convert.py."""
 
     run: Run

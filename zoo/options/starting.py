@@ -23,7 +23,7 @@ from zoo.paths import MULTIRUN, expand, print_any_name, quote, take_paths
 
 
 @dataclass(frozen=True)
-class Job:
+class Invocation:
     """One call of a program.
 
     Attributes:
@@ -35,7 +35,7 @@ class Job:
     folder: str
 
 
-Main = Callable[[DictConfig, Job], None]
+Main = Callable[[DictConfig, Invocation], None]
 
 
 def start(program: str, main: Main, arguments: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def start(program: str, main: Main, arguments: Sequence[str]) -> None:
         main(config, job)
 
 
-def compose_job(program: str, overrides: Sequence[str]) -> tuple[DictConfig, Job]:
+def compose_job(program: str, overrides: Sequence[str]) -> tuple[DictConfig, Invocation]:
     """Configuration and job of a program without flags.
 
     Raises:
@@ -68,7 +68,7 @@ def compose_job(program: str, overrides: Sequence[str]) -> tuple[DictConfig, Job
     folder = os.path.abspath(expand(str(config.hydra.run.dir)))
     with open_dict(config):
         del config["hydra"]
-    return config, Job([text for text in overrides if not text.lstrip("+~").startswith("hydra")], folder)
+    return config, Invocation([text for text in overrides if not text.lstrip("+~").startswith("hydra")], folder)
 
 
 def _start_hydra(program: str, main: Main, arguments: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def _start_hydra(program: str, main: Main, arguments: Sequence[str]) -> None:
             if multirun:
                 folder = os.path.join(expand(base), os.path.relpath(folder, scratch))
             with friendly_errors():
-                main(config, Job([str(text) for text in job.overrides.task], os.path.abspath(folder)))
+                main(config, Invocation([str(text) for text in job.overrides.task], os.path.abspath(folder)))
 
         sys.argv[1:] = [*arguments, *own]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)(task)()

@@ -23,8 +23,8 @@ COMMENT = re.compile(r"^\s*(?P<key>\w+):[^#]*(?:#\s*(?P<comment>.*\S))?\s*$")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One option in the help text: its path, default, meaning, and the values that it takes."""
+class OptionRow:
+    """One option: its path, its default, what it means and what it takes."""
 
     path: str
     default: Any
@@ -32,8 +32,8 @@ class Row:
     takes: str
 
 
-def option_rows(model: type[BaseModel], values: Mapping[str, Any], path: str = "") -> Iterator[Row]:
-    """Yields rows of all options of a model and of the models below it.
+def option_rows(model: type[BaseModel], values: Mapping[str, Any], path: str = "") -> Iterator[OptionRow]:
+    """Rows of all options of a model, those of the models below it included.
 
     Args:
         model: model of a group, or of a whole configuration.
@@ -48,11 +48,11 @@ def option_rows(model: type[BaseModel], values: Mapping[str, Any], path: str = "
         if below is not None and isinstance(value, Mapping):
             yield from option_rows(below, value, full)
         else:
-            yield Row(full, value, field.description or "", describe(field))
+            yield OptionRow(full, value, field.description or "", describe(field))
 
 
-def group_rows(program: str, chosen: Sequence[str] = ()) -> Iterator[Row]:
-    """Yields rows of the groups of configs/PROGRAM.yaml, whose files can be chosen by name.
+def group_rows(program: str, chosen: Sequence[str] = ()) -> Iterator[OptionRow]:
+    """Rows of the groups of configs/PROGRAM.yaml, whose files can be chosen by name.
 
     Args:
         program: ``train``, ``eval``, or another file of configs/.
@@ -70,8 +70,8 @@ def group_rows(program: str, chosen: Sequence[str] = ()) -> Iterator[Row]:
                 yield _group_row(f"{group}/{nested}", given.get(f"{group}/{nested}"))
 
 
-def _group_row(group: str, default: Any) -> Row:
-    return Row(group, default, ", ".join(choices(group)), "")
+def _group_row(group: str, default: Any) -> OptionRow:
+    return OptionRow(group, default, ", ".join(choices(group)), "")
 
 
 def yaml_comments(file: Path) -> dict[str, str]:
@@ -80,13 +80,15 @@ def yaml_comments(file: Path) -> dict[str, str]:
     return {match["key"]: match["comment"] for match in found if match and match["comment"]}
 
 
-def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str, file: Path | None) -> Iterator[Row]:
+def signature_rows(
+    model: type[BaseModel], values: Mapping[str, Any], path: str, file: Path | None
+) -> Iterator[OptionRow]:
     """Yields rows of options from a signature, with the meanings of the comments of a file, if there is one."""
     comments = {} if file is None else yaml_comments(file)
     for name, field in model.model_fields.items():
         if name in values:
             takes = describe(field)  # where it is text, the comment lists the words
-            yield Row(
+            yield OptionRow(
                 f"{path}.{name}",
                 values[name],
                 comments.get(name, field.description or ""),
@@ -94,7 +96,7 @@ def signature_rows(model: type[BaseModel], values: Mapping[str, Any], path: str,
             )
 
 
-def render(title: str, rows: Sequence[Row]) -> str:
+def render(title: str, rows: Sequence[OptionRow]) -> str:
     """Formats a group of options as text, as wide as the terminal."""
     width = min(max(shutil.get_terminal_size((110, 24)).columns, 70), 120)
     lines = textwrap.wrap(title, width)

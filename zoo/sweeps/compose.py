@@ -30,7 +30,7 @@ REFERENCE = "match.reference"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One arm with one seed. ``folder`` is relative to the sweep's; ``key`` is that of the resolved ``config``."""
 
     arm: str
@@ -54,11 +54,18 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep.
 
     Attributes:
-        options: those of configs/sweep/. runs: in the order in which they are started.
+        options: options of configs/sweep/.
+        command: the command that repeats the sweep.
+        folder: folder of the sweep.
+        arms: arms of the sweep.
+        reference: name of the arm that others are compared with.
+        seeds: seeds of each arm.
+        tasks: evaluations of each run.
+        runs: runs, in the order in which they are started.
         given: overrides of every arm that the command line names itself.
     """
 
@@ -69,7 +76,7 @@ class Plan:
     reference: str
     seeds: list[int]
     tasks: list[EvalTask]
-    runs: list[Run]
+    runs: list[PlannedRun]
     given: list[str]
 
     def describe(self) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def asks_for_sweep(arguments: Sequence[str]) -> bool:
     return named and not shows and any(flag in arguments for flag in MULTIRUN)
 
 
-def read_plan(arguments: Sequence[str]) -> Plan:
+def read_plan(arguments: Sequence[str]) -> SweepPlan:
     """The sweep that a command line of train.py asks for.
 
     Raises:
@@ -127,7 +134,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     _refuse_twins(runs)
     folder = Path(given.folder or f"sweeps/{options['name']}")
     sentence = command("python", "train.py", *arguments)
-    return Plan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
+    return SweepPlan(options, sentence, folder, arms, reference, seeds, tasks, runs, given.common)
 
 
 def _compose_arm(arm: Arm, common: Sequence[str]) -> DictConfig:
@@ -241,16 +248,16 @@ def _tasks(entries: Sequence[Any] | None, given: Sequence[str]) -> list[EvalTask
     return tasks
 
 
-def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> Run:
+def _run(arm: Arm, seed: int, common: Sequence[str], composed: DictConfig) -> PlannedRun:
     overrides = merge(common, arm.overrides, [f"seed={seed}"])
     config = composed.copy()
     config.seed = seed
-    return Run(arm.name, seed, overrides, config, config_key(config))
+    return PlannedRun(arm.name, seed, overrides, config, config_key(config))
 
 
-def _refuse_twins(runs: Sequence[Run]) -> None:
+def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
     """Arms that would train the same, also where different schedules come to the same layers."""
-    first: dict[str, Run] = {}
+    first: dict[str, PlannedRun] = {}
     for run in runs:
         plain, layers = run.config.copy(), []
         with suppress(ValueError):  # what cannot be built fails by itself, and says why

@@ -18,10 +18,10 @@ from typing import Any
 
 from zoo.paths import program_command, split_command
 from zoo.runs.run_folder import RunFolder, write_json
-from zoo.sweeps.compose import Plan, Run, read_plan
+from zoo.sweeps.compose import PlannedRun, SweepPlan, read_plan
 from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.launch import LOG, Job, Launcher, LocalLauncher, visible_devices
-from zoo.sweeps.ledger import Entry, Ledger, Status
+from zoo.sweeps.ledger import Ledger, LedgerEntry, Status
 from zoo.sweeps.preflight import prepare
 from zoo.sweeps.runs import eval_command, find_finished, is_busy, is_trained, make_room, train_command
 from zoo.sweeps.status import Progress, duration, show_summary
@@ -48,7 +48,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     return driver.conclude()
 
 
-def build_launcher(plan: Plan) -> Launcher:
+def build_launcher(plan: SweepPlan) -> Launcher:
     """What ``sweep.launcher`` names.
 
     Raises:
@@ -67,7 +67,7 @@ def build_launcher(plan: Plan) -> Launcher:
 class Active:
     """A run that goes on: its steps, of which ``seen`` are entered in the ledger."""
 
-    run: Run
+    run: PlannedRun
     job: Job
     steps: list[EvalTask | None]  # None: the training
     done: list[str]
@@ -77,12 +77,12 @@ class Active:
 class Driver:
     """Starts the runs of a plan and enters what becomes of them."""
 
-    def __init__(self, plan: Plan, launcher: Launcher) -> None:
+    def __init__(self, plan: SweepPlan, launcher: Launcher) -> None:
         self.plan, self.launcher = plan, launcher
         self.ledger = Ledger(plan.folder)
         self.progress = Progress(len(plan.runs), plan.options["jobs"])
         self.active: list[Active] = []
-        self.todo: deque[Run] = deque()
+        self.todo: deque[PlannedRun] = deque()
         self.waited: set[str] = set()
         self.stop_signal: int | None = None
 
@@ -118,7 +118,7 @@ class Driver:
         show_summary(self.plan, status, {key: entry.reason or "" for key, entry in entries.items()})
         return 0 if all(status.get(run.key) == "finished" for run in self.plan.runs) else FAILED
 
-    def _unfinished(self) -> Iterator[Run]:
+    def _unfinished(self) -> Iterator[PlannedRun]:
         plan, retry = self.plan, self.plan.options["retry"]
         for run in plan.runs:
             entry = self.ledger.get(run.key)
@@ -146,13 +146,13 @@ class Driver:
             else:
                 self._begin(run)
 
-    def _wait_for(self, run: Run) -> None:
+    def _wait_for(self, run: PlannedRun) -> None:
         if run.key not in self.waited:
             self.progress.say(run, "is still trained by a process of an earlier start: waiting for it")
         self.waited.add(run.key)
         self.todo.append(run)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: PlannedRun) -> None:
         for text in make_room(self.ledger, self.plan.folder, run):
             self.progress.say(run, text)
         folder = self.plan.folder / run.folder
@@ -198,14 +198,14 @@ class Driver:
             self._enter(active.run, "failed", active.done, reason)
             self.progress.end(active.run, f"FAILED: {reason}", finished=False)
 
-    def _finish(self, run: Run, done: Sequence[str]) -> None:
+    def _finish(self, run: PlannedRun, done: Sequence[str]) -> None:
         self._enter(run, "finished", done)
         self.progress.end(run, f"finished in {duration(self.progress.seconds(run))}", finished=True)
 
-    def _enter(self, run: Run, status: Status, tasks: Sequence[str], reason: str | None = None) -> None:
+    def _enter(self, run: PlannedRun, status: Status, tasks: Sequence[str], reason: str | None = None) -> None:
         seconds = None if status == "started" else round(self.progress.seconds(run), 1)
         self.ledger.add(
-            Entry(
+            LedgerEntry(
                 run.key, run.arm, run.seed, run.overrides, run.folder, status, reason, seconds=seconds, tasks=[*tasks]
             )
         )

@@ -20,8 +20,9 @@ class Given:
     Attributes:
         sweep: overrides of the sweep.
         task: overrides of evaluations.
-        values: keys with lists of values.
+        values: lists of values, by key.
         common: overrides of all arms.
+        folder: folder of the sweep, if it was given.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:

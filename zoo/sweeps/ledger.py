@@ -38,12 +38,14 @@ def now() -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One line of the ledger.
 
     Attributes:
-        key: of the resolved configuration. folder: of the run, relative to the sweep's.
-        reason: why it failed, else None. seconds: taken since this start of the run, None at the start.
+        key: key of the resolved configuration.
+        folder: folder of the run, relative to that of the sweep.
+        reason: why the run failed, else None.
+        seconds: time since this start of the run; None at the start.
         tasks: evaluations that are done, as in :attr:`zoo.sweeps.evaluations.EvalTask.label`.
     """
 
@@ -66,15 +68,15 @@ class Ledger:
         self.file = Path(folder) / FILE
         self.entries = read_ledger(folder)
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> LedgerEntry | None:
         """Returns the latest entry of a configuration."""
         return self.entries.get(key)
 
-    def owner(self, folder: str) -> Entry | None:
+    def owner(self, folder: str) -> LedgerEntry | None:
         """Returns the latest entry of the configuration whose run lies in ``folder``, relative to the sweep's."""
         return next((e for e in reversed(list(self.entries.values())) if e.folder == folder), None)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LedgerEntry) -> None:
         """Appends a line and waits until it is on the disk."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab+") as file:
@@ -89,13 +91,13 @@ class Ledger:
         self.entries[entry.key] = entry
 
 
-def read_ledger(folder: str | Path) -> dict[str, Entry]:
+def read_ledger(folder: str | Path) -> dict[str, LedgerEntry]:
     """Reads the latest entry of every configuration, in the order of writing; damaged lines are left out."""
     file = Path(folder) / FILE
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LedgerEntry] = {}
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
-            entry = Entry(**json.loads(line))
+            entry = LedgerEntry(**json.loads(line))
         except (ValueError, TypeError):
             continue
         if entry.status in get_args(Status):

@@ -32,7 +32,7 @@ from zoo.options.budget import step_budget
 from zoo.options.train import read_config
 from zoo.runs.subject import OwnText, Subject
 from zoo.sweeps.arms import merge, override_name
-from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.compose import PlannedRun, SweepPlan
 from zoo.sweeps.evaluations import EvalTask
 from zoo.sweeps.ledger import config_key
 
@@ -47,7 +47,7 @@ TRAINED_ON = ("train", "validation")
 class Ground:
     """Data and tokenizer that ``runs`` share, so that checks which depend on these alone are made once."""
 
-    runs: list[Run]
+    runs: list[PlannedRun]
     source: Source
     tokenizer: PreTrainedTokenizerFast
 
@@ -61,7 +61,7 @@ class Ground:
         return f"arm {self.runs[0].arm}" + (f" and {others} more" if others else "")
 
 
-def prepare(plan: Plan) -> Plan:
+def prepare(plan: SweepPlan) -> SweepPlan:
     """Checks every arm and every evaluation of a plan, and returns the plan.
 
     Recall tasks to train on that a preset brings, and that do not fit the sequences of some arm, are left out for all
@@ -86,7 +86,7 @@ def prepare(plan: Plan) -> Plan:
     return plan
 
 
-def _one_of_each(runs: Sequence[Run]) -> Iterator[Run]:
+def _one_of_each(runs: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
     """The first run of every arm: seeds change nothing of what is looked at."""
     seen: set[str] = set()
     for run in runs:
@@ -103,8 +103,8 @@ def _named(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {error}") from error
 
 
-def _grounds(runs: Sequence[Run]) -> Iterator[Ground]:
-    groups: dict[str, list[Run]] = {}
+def _grounds(runs: Sequence[PlannedRun]) -> Iterator[Ground]:
+    groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
         key = json.dumps([to_dict(run.config.data), to_dict(run.config.tokenizer)], sort_keys=True)
         groups.setdefault(key, []).append(run)
@@ -143,7 +143,7 @@ def _check_evaluation(ground: Ground, task: EvalTask) -> None:
     check_task(subject, build_task(to_dict(composed.task)), composed.seed)
 
 
-def _without_unfit(plan: Plan, grounds: list[Ground]) -> tuple[Plan, list[Ground]]:
+def _without_unfit(plan: SweepPlan, grounds: list[Ground]) -> tuple[SweepPlan, list[Ground]]:
     """The plan without the recall tasks that a preset brings and that do not fit, and its grounds."""
     unfit = {variant: reason for ground in grounds for variant, reason in _unfit(ground, plan).items()}
     if not unfit:
@@ -156,7 +156,7 @@ def _without_unfit(plan: Plan, grounds: list[Ground]) -> tuple[Plan, list[Ground
     return replace(plan, runs=[changed[run.key] for run in plan.runs]), grounds
 
 
-def _unfit(ground: Ground, plan: Plan) -> dict[tuple[str, str], str]:
+def _unfit(ground: Ground, plan: SweepPlan) -> dict[tuple[str, str], str]:
     """Task and variant of what does not fit and was not asked for by name, with the reason.
 
     Raises:
@@ -194,7 +194,7 @@ def _left_out(recall: DictConfig, unfit: dict[tuple[str, str], str]) -> dict[str
     return values
 
 
-def _changed(run: Run, values: dict[str, Any]) -> Run:
+def _changed(run: PlannedRun, values: dict[str, Any]) -> PlannedRun:
     if run.config.data.get("recall") is None:
         return run
     config = run.config.copy()

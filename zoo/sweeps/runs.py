@@ -14,9 +14,9 @@ from zoo.model.checkpoint import CheckpointError, find_checkpoint, read_checkpoi
 from zoo.paths import ROOT
 from zoo.plugins import plugin_words
 from zoo.sweeps.arms import merge
-from zoo.sweeps.compose import Run
+from zoo.sweeps.compose import PlannedRun
 from zoo.sweeps.evaluations import EvalTask
-from zoo.sweeps.ledger import Entry, Ledger
+from zoo.sweeps.ledger import Ledger, LedgerEntry
 
 PROGRAMS = ROOT
 
@@ -41,7 +41,7 @@ def is_trained(folder: Path, budget: int) -> bool:
     return int(content.get("global_step", 0)) >= budget
 
 
-def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask]) -> Entry | None:
+def find_finished(ledger: Ledger, root: Path, run: PlannedRun, tasks: Sequence[EvalTask]) -> LedgerEntry | None:
     """Returns the entry of a run that is finished, if it is in its place and no other came after it."""
     entry, owner = ledger.get(run.key), ledger.owner(run.folder)
     if owner is None or owner.key != run.key:
@@ -51,8 +51,8 @@ def find_finished(ledger: Ledger, root: Path, run: Run, tasks: Sequence[EvalTask
     return entry if {task.label for task in tasks} <= set(entry.tasks) else None
 
 
-def make_room(ledger: Ledger, root: Path, run: Run) -> list[str]:
-    """Prepares the run's folder, so that it holds the run of this configuration or nothing.
+def make_room(ledger: Ledger, root: Path, run: PlannedRun) -> list[str]:
+    """Have in the run's folder what belongs to its configuration, or nothing; returns what was moved, in words.
 
     A folder of another configuration, or one that was used and has no checkpoint to resume from, is moved aside, to
     ``seed-N~KEY``; one of this configuration that lies aside is moved back. Nothing is deleted.
@@ -95,7 +95,7 @@ def _free_name(folder: Path, key: str) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def train_command(folder: Path, run: Run) -> list[str]:
+def train_command(folder: Path, run: PlannedRun) -> list[str]:
     """Returns the command that trains from the beginning, or resumes from the checkpoint in ``folder``."""
     program = _program("train")
     if _has_checkpoint(folder):
@@ -103,7 +103,7 @@ def train_command(folder: Path, run: Run) -> list[str]:
     return [*program, *merge(plugin_words(), run.overrides), f"hydra.run.dir={folder}"]
 
 
-def eval_command(folder: Path, run: Run, task: EvalTask) -> list[str]:
+def eval_command(folder: Path, run: PlannedRun, task: EvalTask) -> list[str]:
     """Returns the command that evaluates the run on a task, on the kind of device it was trained on."""
     device = ["device=cpu"] if run.config.trainer.accelerator == "cpu" else []
     program = _program("eval")

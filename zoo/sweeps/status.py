@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zoo.files import read_metrics
 from zoo.paths import program_command
-from zoo.sweeps.compose import Plan, Run
+from zoo.sweeps.compose import PlannedRun, SweepPlan
 
 
 class Progress:
@@ -24,19 +24,19 @@ class Progress:
         self.begun: dict[str, float] = {}
         self.durations: list[float] = []
 
-    def say(self, run: Run, text: str) -> None:
+    def say(self, run: PlannedRun, text: str) -> None:
         """Prints one line about a run."""
         print(f"[{self.ended}/{self.total}] {run}: {text}", flush=True)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: PlannedRun) -> None:
         """Records the start of a run."""
         self.begun[run.key] = time.monotonic()
 
-    def seconds(self, run: Run) -> float:
+    def seconds(self, run: PlannedRun) -> float:
         """Returns the seconds since a run began."""
         return time.monotonic() - self.begun[run.key]
 
-    def end(self, run: Run, text: str, finished: bool) -> None:
+    def end(self, run: PlannedRun, text: str, finished: bool) -> None:
         """Records the end of a run, and prints it with the remaining time."""
         self.ended += 1
         if finished:
@@ -62,8 +62,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def show_summary(plan: Plan, status: Mapping[str, str], reasons: Mapping[str, str]) -> None:
-    """Prints a table of the arms, a table of the failures, and what to do next.
+def show_summary(plan: SweepPlan, status: Mapping[str, str], reasons: Mapping[str, str]) -> None:
+    """Table of the arms, table of the failures, and what to do next.
 
     Args:
         plan: the sweep.

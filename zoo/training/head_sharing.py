@@ -16,14 +16,14 @@ from typing import Any
 import lightning
 import torch
 
-from zoo.conversion.conversion_plan import Plan, plan_conversion
+from zoo.conversion.conversion_plan import ConversionPlan, plan_conversion
 from zoo.conversion.head_merging import Method, merge_layer
 from zoo.model.decoder import Decoder
 from zoo.options.groups.model import ShareHeadsOptions
 
 
 @torch.no_grad()
-def blend_heads(decoder: Decoder, plan: Plan, own: float) -> None:
+def blend_heads(decoder: Decoder, plan: ConversionPlan, own: float) -> None:
     """Scales in place the part of key and value heads that their group does not share, by ``own`` from 0 to 1."""
     for layer, layout in zip(plan.layers, plan.layouts):
         if layout.kv_heads == plan.kv_heads:
@@ -51,7 +51,7 @@ class GradualSharing(lightning.Callback):
 
     def __init__(self, kv_heads: int, method: Method, steps: int) -> None:
         self.kv_heads, self.method, self.steps = kv_heads, method, steps
-        self.plan: Plan | None = None
+        self.plan: ConversionPlan | None = None
         self.done = 0
 
     def alpha(self, step: int) -> float:

@@ -1,137 +1,171 @@
-"""The contract of correctness: an error of at most twice (that of plain low precision + eps * max) in every block.
-
-The truth is the family's reference in fp64, through the same public function, so that a case is written once; this is
-enough because tests/kernels compares the references, at all options, with formulas of its own. Plain low precision is
-that reference with the operands and results of every matrix product rounded; of a step it is the PyTorch form.
-"""
+"""Checks of every family's calls against its reference: sizes, halves, repeats, graphs, arrays of many numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import Arrays, Case
-from zoo_kernels.bench.record import BOTH, CHECK, REPEATS, Row
-from zoo_kernels.tools.calls import raised
+from zoo_kernels.bench.record import BACKWARD, BOTH, CHECK, FORWARD, REPEATS, Row, Shape
+from zoo_kernels.bench.registry import CHECKED, piece
+from zoo_kernels.tools.calls import SHORT, Call, Inputs, Outputs, Size, every_call, followed, normal
+from zoo_kernels.tools.check import GRADIENT, FormCheck
 
-KEEP = 64  # last tokens, which are compared where arrays are large
 LENGTHS = (1, 2, 15, 63, 64, 65, 100, 127, 129, 1000)
-BLOCK = 64  # tokens that share an allowance, with their head
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+OF_STEPS = (1, 17, 64, 129, 1000, 4097, 65_537)
+STRIDE = 5  # a dry run takes every fifth call
+KEEP = 64  # last tokens, which are compared where arrays are large
 
 
-@dataclass(frozen=True)
-class Check:
-    """A case that is compared with its reference, or with itself.
+class Checked(NamedTuple):
+    """A call that is compared with its reference, or with itself.
 
     Attributes:
-        case: what is called.
-        dtype: of the inputs.
-        cut: inputs that are enough to compute what is compared, where the reference cannot take all.
-        part: what is compared, of the outputs and gradients.
-        graph: the call is replayed from a CUDA graph that was captured with other inputs.
+        call: what is called.
+        size: of its inputs.
         repeats: compare so many further calls with the first, bit by bit, and not with the reference.
+        graph: the call is replayed from a CUDA graph that was captured with other inputs.
+        cut: cuts the inputs of the reference, as in :class:`zoo_kernels.tools.check.FormCheck`.
+        part: takes a part of the outputs, as there.
     """
 
-    case: Case
-    dtype: torch.dtype = torch.float16
-    cut: Callable[[Arrays], Arrays] = dict
-    part: Callable[[Arrays], Arrays] = dict
-    graph: bool = False
+    call: Call
+    size: Size
     repeats: int = 0
+    graph: bool = False
+    cut: Callable[[Inputs], Inputs] = dict
+    part: Callable[[Outputs], Outputs] = dict
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        kind = ", repeats" if self.repeats else ", CUDA graph" if self.graph else ""
+        return f"{self.call.family} {self.call.name}{kind}"
 
     def __str__(self) -> str:
-        shape = self.case.shape
-        return f"{self.case.name} T{shape.length} D{shape.width} {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name} T{self.size.length} D{self.size.width} {str(self.size.dtype).removeprefix('torch.')}"
 
     def run(self, bench: Bench) -> None:
-        """Compare, and record the worst block."""
-        case = self.case
-        arrays, ours = case.draw(bench.device, self.dtype), bench.ours(case.results)
+        """Compare, and record the worst block of the outputs and that of the gradients; an excess is an error too."""
+        shape = Shape(self.size.batch, self.size.length, self.size.heads, self.size.width)
+        row, ours = Row(self.name, shape, self.size.dtype, "ours", BOTH), bench.ours(self.call.run)
         if self.repeats:
-            first = ours(arrays)
-            repeats = [ours(arrays) for _ in range(bench.pick(self.repeats, 1))]
-            different = sum(not torch.equal(x, other[n]) for other in repeats for n, x in first.items())
-            bench.add(Row(case.name, case.shape, self.dtype, "ours", BOTH), REPEATS, different, "", "<= 0")
+            inputs = self.call.inputs(self.size)
+            first, others = ours(inputs), (ours(inputs) for _ in range(self.repeats))
+            different = sum(not torch.equal(x, other[n]) for other in others for n, x in first.items())
+            bench.add(row, REPEATS, different, "", "<= 0")
             return
-        got = self.part(_replayed(ours, arrays) if self.graph else ours(arrays))
-        few = self.cut(arrays)
-        truth = self.part(case.results(raised(few), backend="reference"))
-        if any(name.startswith("to ") for name in arrays):
-            with RoundedProducts(self.dtype):
-                plain = case.results(raised(few, torch.float32), backend="reference")
-        else:
-            plain = case.results(few, backend="torch")
-        self.judge(bench, got, self.part(plain), truth)
-
-    def judge(self, bench: Bench, got: Arrays, plain: Arrays, truth: Arrays) -> None:
-        """Record the worst block of the outputs and that of the gradients; an excess is an error too."""
-        case, eps = self.case, torch.finfo(self.dtype).eps
-        for direction, gradients in (("forward", False), ("backward", True)):
-            names = [n for n in got if n.startswith("grad") == gradients and truth[n].numel()]
-            if not names:
-                continue
-            ratio, place = max(_worst(got[n], plain[n], truth[n], eps, n) for n in names)
-            if ratio > 1:
-                bench.fail(f"{case.name}, {direction}", f"{ratio:.3g} times the allowance at {place}")
-            bench.add(Row(case.name, case.shape, self.dtype, "ours", direction), CHECK, min(ratio, 1e9), "", "<= 1")
+        check = FormCheck(self.call, self.size, self.cut, self.part)
+        worst = check.worst(_replayed(ours, check.inputs) if self.graph else ours(check.inputs))
+        for direction in (FORWARD, BACKWARD):
+            found = [one for one in worst if one.array.startswith(GRADIENT) == (direction == BACKWARD)]
+            if found:
+                bad = max(found, key=lambda one: one.ratio)
+                if bad.ratio > 1:
+                    bench.fail(f"{self}, {direction}", f"{bad.ratio:.3g} times the allowance in {bad.array}")
+                bench.add(row._replace(direction=direction), CHECK, bad.ratio, "", "<= 1")
 
 
-def in_halves(bench: Bench, checks: Iterable[Check], **changed: Any) -> Iterator[Check]:
-    """Checks in every type that kernels are checked in, those of one name once, with some attributes changed."""
-    known = {str(check): check for check in checks}
-    yield from (replace(check, dtype=dtype, **changed) for dtype in bench.halves for check in known.values())
+def is_step(call: Call) -> bool:
+    """Whether a call is a step of decoding."""
+    return call.name.startswith("step")
 
 
-def rows_of(bench: Bench, length: int) -> int:
-    """Batch rows of a case: more for short ones, whose blocks hold too few numbers for a fair allowance."""
-    return bench.pick(2 if length >= 63 else 16, 2)
+def in_halves(bench: Bench, checks: Iterable[Checked]) -> Iterator[Checked]:
+    """The checks on the device in every 16-bit type that kernels are checked in; the interpreter's bf16 is wrong."""
+    halves, known = (torch.float16,) if bench.dry else (torch.bfloat16, torch.float16), list(checks)
+    for dtype in halves:
+        yield from (one._replace(size=one.size._replace(dtype=dtype, device=bench.device.type)) for one in known)
 
 
-def large(case: Case, **spans: int) -> Check:
-    """The last tokens of the last head of a case, whose last numbers offsets of 32 bits would not reach.
+def sizes(call: Call, plainest: bool) -> Iterator[Size]:
+    """Sizes that a call is checked at: all of the plainest one, several of the main ones."""
+    base = call.length if call.length > SHORT else 129
+    lengths = (OF_STEPS if is_step(call) else LENGTHS) if plainest else (65, 1000) if call.main else ()
+    for length in dict.fromkeys((base, *lengths)):  # short ones hold too few numbers for a fair allowance
+        yield Size(64, length, 2 if length >= 63 else 16)
+    if call.main:
+        yield from (Size(width, length) for width in (128, 256) for length in (base, 1000))
 
-    ``spans``: last tokens of an array on which they depend, if more than those that are compared.
+
+def checks(bench: Bench, wanted: Callable[[Call], bool]) -> Iterator[Checked]:
+    """Checks of those calls that are wanted: the plainest first, the harder ones last; dry: some, once."""
+    calls = [call for harder in (False, True) for call in every_call(harder) if wanted(call)]
+    if bench.dry:
+        yield from (Checked(call, Size(16, 20, 2)) for call in calls[::STRIDE])
+        return
+    seen: set[str] = set()
+    for call in calls:
+        yield from (Checked(call, size) for size in sizes(call, call.family not in seen))
+        seen.add(call.family)
+
+
+def whole(bench: Bench, family: str) -> Iterator[Checked]:
+    """Whole sequences of a family, forward and backward, and that a repeat of the plainest gives the same bits."""
+    yield from in_halves(bench, checks(bench, lambda call: call.family == family and not is_step(call)))
+    plainest = next(call for call in every_call() if call.family == family)
+    size, repeats = bench.pick((Size(128, 3000, 2, 8), 20), (Size(16, 20, 1, 2), 1))
+    yield from in_halves(bench, [Checked(plainest, size, repeats)])
+
+
+@piece("cuda", f"{CHECKED}decode")
+def decoding(bench: Bench) -> Iterator[Checked]:
+    """Steps of decoding, over ragged rows."""
+    yield from in_halves(bench, checks(bench, is_step))
+    steps = {call.family: call for call in reversed(every_call()) if is_step(call)}
+    size = bench.pick(Size(128, 300, 3, 8), Size(16, 20, 3, 2))
+    yield from in_halves(bench, (Checked(call, size, graph=True) for call in steps.values()))
+
+
+def large(
+    bench: Bench, family: str, name: str, function: Callable[..., Tensor], keys: int, queries: int = KEEP
+) -> Iterator[Checked]:
+    """The last tokens of the last head of more than 2^31 numbers, which offsets of 32 bits would not reach.
+
+    Args:
+        bench: the benchmark that runs.
+        family: name of the family of the call.
+        name: name of the call.
+        function: gives an output from q, k, v and ``backend``.
+        keys: number of last keys that the checked tokens depend on.
+        queries: number of last queries that the checked tokens depend on.
     """
 
-    def part(x: Arrays) -> Arrays:
-        return {n: a[:, -KEEP:, -1:] for n, a in x.items() if a.dim() > 2}
+    def inputs(size: Size) -> Inputs:
+        shape = size.batch, size.length, size.heads, size.width
+        return {name: normal(size, *shape, seed=seed) for seed, name in enumerate(("q", "k", "v", "upstream"))}
 
-    def cut(x: Arrays) -> Arrays:
-        heads = {n: a[-1:] if isinstance(a, Tensor) else a for n, a in x.items()}
-        return heads | {n: x[n][:, -spans.get(n, KEEP) :, -1:] for n in case.sizes}
+    def run(inputs: Inputs, backend: str) -> Outputs:
+        given = followed(inputs, ("q", "k", "v"))
+        upstream = given.pop("upstream")
+        output = function(**given, backend=backend)
+        grads = torch.autograd.grad(output, list(given.values()), upstream)
+        return {"output": output.detach()} | {GRADIENT + name: x for name, x in zip("qkv", grads)}
 
-    return Check(case, cut=cut, part=part)
+    def cut(x: Inputs) -> Inputs:
+        return {n: array[:, -(keys if n in ("k", "v") else queries) :, -1:] for n, array in x.items()}
 
+    def part(x: Outputs) -> Outputs:
+        return {name: array[:, -KEEP:, -1:] for name, array in x.items()}
 
-class RoundedProducts(TorchDispatchMode):
-    """Within it, matrix products take and give numbers of a lower precision, in backward passes too."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op not in PRODUCTS:
-            return op(*args, **(kwargs or {}))
-        return op(*(x.to(self.dtype).to(x.dtype) for x in args)).to(self.dtype).to(args[0].dtype)
+    call = Call(f"large, {name}", inputs, run, family=family)
+    size = bench.pick(Size(128, 140_000, 1, 128), Size(16, 140, 1, 2))
+    yield from in_halves(bench, [Checked(call, size, cut=cut, part=part)])
 
 
-def _replayed(call: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
+def _replayed(call: Callable[[Inputs], Outputs], arrays: Inputs) -> Outputs:
     """The call on ``arrays`` by a graph that was captured with others; without a GPU a second call on their memory."""
-    held = {name: torch.zeros_like(x) for name, x in arrays.items()}
+    given = {name: x for name, x in arrays.items() if isinstance(x, Tensor)}
+    held = arrays | {name: torch.zeros_like(x) for name, x in given.items()}
 
     def renew() -> None:
-        for name, x in arrays.items():
+        for name, x in given.items():
             held[name].copy_(x)
 
-    if not any(x.is_cuda for x in held.values()):
+    if not any(x.is_cuda for x in given.values()):
         call(held)
         renew()
         return call(held)
@@ -146,33 +180,3 @@ def _replayed(call: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
     renew()
     graph.replay()
     return {name: x.clone() for name, x in output.items()}
-
-
-def _worst(got: Tensor, plain: Tensor, truth: Tensor, eps: float, key: str) -> tuple[float, str]:
-    """The largest error over its allowance, and where it is."""
-    if got.shape != truth.shape:
-        return 1e9, f"{key}: shape {tuple(got.shape)}, expected {tuple(truth.shape)}"
-    got, plain, truth = (x.detach().double() for x in (got, plain, truth))
-    if key == "lse":  # -inf where there is no key, in both
-        if not torch.equal(got == -torch.inf, truth == -torch.inf):
-            return 1e9, "lse: -inf in other places than expected"
-        got, plain, truth = (x.masked_fill(truth == -torch.inf, 0.0) for x in (got, plain, truth))
-    if not got.isfinite().all():
-        return 1e9, f"{key}: not finite"
-    plain = plain.nan_to_num(0.0, 0.0, 0.0)
-    if "state" in key:  # (B, H, D, E) -> (B, D, H, E)
-        got, plain, truth = (x.transpose(1, 2) for x in (got, plain, truth))
-    allowance = 2 * (_blocks((plain - truth).abs()) + eps * _blocks(truth.abs()))
-    error = _blocks((got - truth).abs())
-    ratio = torch.where(error == 0, 0.0, error / allowance.clamp(min=1e-30))
-    place = [int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape)]
-    return float(ratio.max().clamp(max=1e9)), f"{key} {place}"
-
-
-def _blocks(x: Tensor) -> Tensor:
-    """Maxima by block of tokens and head of ``(B, T, H[, X])``; of smaller arrays, the maximum."""
-    if x.dim() < 3:
-        return x.amax().reshape(1)
-    x = x.reshape(*x.shape[:3], -1).amax(-1)
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % BLOCK))
-    return padded.unflatten(1, (-1, BLOCK)).amax((0, 2))

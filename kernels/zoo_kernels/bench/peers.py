@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo_kernels.bench.bench import FLA, Bench
 from zoo_kernels.bench.case import Form
+from zoo_kernels.layout import BlockLayout
 
 
 def sdpa(backend: str | None = None) -> Form:
@@ -44,59 +45,43 @@ def sdpa_peers(bench: Bench) -> dict[str, Form]:
     return {"sdpa flash": sdpa("FLASH_ATTENTION"), "sdpa cudnn": sdpa("CUDNN_ATTENTION")}
 
 
-def flex(mask: Any, compiled: bool = True) -> Form:
-    """FlexAttention, compiled for fixed shapes, with a BlockMask; None shows every key to every query."""
+def flex_peer(bench: Bench, mask: Callable[[], Any]) -> dict[str, Form]:
+    """FlexAttention, if its BlockMask can be made here, compiled for fixed shapes; a dry run does not compile it."""
     import torch._functorch.config
     from torch.nn.attention.flex_attention import flex_attention
 
-    form: Callable[..., Any] = flex_attention
-    if compiled:
-        torch._dynamo.reset()  # every row compiles anew, and their number is limited
-        torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
-        form = torch.compile(flex_attention, dynamic=False)
-
-    return lambda q, k, v, **_: _heads_first(form, q, k, v, block_mask=mask)
-
-
-def flex_peer(bench: Bench, name: str, mask: Callable[[], Any]) -> dict[str, Form]:
-    """FlexAttention, if its mask can be made here; a dry run does not compile it."""
-    with bench.guard(f"{name}, flex", "flex"):
-        return {"flex": flex(mask(), compiled=not bench.dry)}
+    with bench.guard("flex", "flex"):
+        form, made = cast(Callable[..., Any], flex_attention), mask()
+        if not bench.dry:
+            torch._dynamo.reset()  # every row compiles anew, and their number is limited
+            torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
+            form = torch.compile(flex_attention, dynamic=False)
+        return {"flex": lambda q, k, v, **_: _heads_first(form, q, k, v, block_mask=made)}
     return {}
 
 
 def causal_mask(length: int, device: torch.device, window: int | None = None, block: int = 128) -> Any:
     """FlexAttention's mask of causal attention, with or without a window (keys, the query's own included).
 
-    Made block by block: PyTorch's own function needs an array of all pairs of tokens, which no GPU holds at 512k.
+    Without one it is made of blocks: PyTorch's own function needs an array of all pairs of tokens, which no GPU holds
+    at 512k.
     """
-    from torch.nn.attention.flex_attention import BlockMask
+    from torch.nn.attention.flex_attention import create_block_mask
 
-    reach = length if window is None else window
+    if window is None:
+        blocks = -(-length // block)
+        visible = torch.ones(1, 1, blocks, blocks, dtype=torch.bool, device=device).tril()
+        return BlockLayout.from_blocks(visible, block).to_block_mask(length)
 
-    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < reach)
+    def visible_keys(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (i - j < window)
 
-    index = torch.arange(-(-length // block), device=device)
-    apart = (index[:, None] - index) * block  # from the first key to the first query
-    some = (apart >= 0) & (apart - block + 1 < reach)
-    whole = (apart >= block) & (apart + block - 1 < reach)
-    how: dict[str, Any] = {"BLOCK_SIZE": block, "mask_mod": visible, "seq_lengths": (length, length)}
-    return BlockMask.from_kv_blocks(*_listed(some & ~whole), *_listed(whole), **how)
-
-
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the blocks in each row, and these, in front of the others."""
-    order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1).to(torch.int32)[None, None], order.to(torch.int32)[None, None]
+    return create_block_mask(visible_keys, None, None, length, length, device=device, BLOCK_SIZE=block)
 
 
 def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
-    """The same mathematics in flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
-
-    A step is its recurrent form, called with one token; the new state is written beside the old.
-    """
-    if bench.dry or not bench.bounded:
+    """Linear attention of flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
+    if bench.dry or bench.options.suite == "cpu":
         return {}
     try:
         ops = importlib.import_module("fla.ops.simple_gla")
@@ -105,11 +90,9 @@ def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
         bench.note(f"{FLA} is left out: {type(error).__name__}: {error}"[:200])
         return {}
 
-    def whole(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, **_: Any) -> Any:
-        return function(q, k, v, g_gamma=log_decay, scale=1.0)[0]
+    def run(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None) -> Any:
+        q, k, v = (x if x.dim() == 4 else x[:, None] for x in (q, k, v))
+        how = {} if state is None else {"initial_state": state, "output_final_state": True}
+        return function(q, k, v, g_gamma=log_decay, scale=1.0, **how)[0]
 
-    def one(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, **_: Any) -> Any:
-        one_token = (x[:, None] for x in (q, k, v))
-        return function(*one_token, g_gamma=log_decay, scale=1.0, initial_state=state, output_final_state=True)[0]
-
-    return {FLA: one if step else whole}
+    return {FLA: run}

@@ -1,21 +1,17 @@
-"""The numbers, and the file that holds them: what they are about, on which machine they were measured."""
+"""The numbers, and what the file of results says about the machine that they were measured on."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from zoo_kernels.bench.clock import Timing
 from zoo_kernels.launch import interpreting
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
@@ -40,6 +36,19 @@ class Shape(NamedTuple):
         """Heads of keys and values."""
         return self.groups or self.heads
 
+    @property
+    def numbers(self) -> int:
+        """Numbers of an array of queries."""
+        return self.batch * self.length * self.heads * self.width
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: median, smallest and largest of all samples."""
+
+    median: float
+    low: float
+    high: float
+
 
 class Row(NamedTuple):
     """What a number is about; ``direction`` is forward, backward or forward+backward."""
@@ -52,8 +61,7 @@ class Row(NamedTuple):
     timing: Timing | None = None
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One number. ``target`` is a bound such as ">= 2"; ``reached`` says whether the value keeps it."""
 
     piece: str
@@ -79,13 +87,10 @@ def reaches(value: float, target: str) -> bool:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine and versions."""
-    found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "threads": torch.get_num_threads()}
+    """Machine and versions, by which results of one machine are told from another's."""
+    found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "cores": os.cpu_count()}
     found |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
-    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "interpreted": interpreting()}
-    found |= {"cores": os.cpu_count(), "load": busy(), "triton": None}
-    with contextlib.suppress(PackageNotFoundError):
-        found["triton"] = version("triton")
+    found |= {"interpreted": interpreting(), "triton": _triton()}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
@@ -93,16 +98,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def busy() -> float:
-    """Load of the machine, 0 where it does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+def _triton() -> str | None:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

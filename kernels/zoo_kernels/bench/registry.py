@@ -11,10 +11,10 @@ from zoo_kernels.family import families
 
 FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes; and its suite
 CHECKED = "correctness_"  # how the names of pieces of checks begin
-SUITES = {  # the pieces of a suite in the order in which they run; what a family adds under a new name comes last
+SUITES = {  # the pieces of a suite in the order in which they run, behind checks; what is new comes last
     "cpu": "linear sparse decode",
-    "cuda": "ceilings correctness_linear correctness_softmax correctness_decode correctness_large linear "
-    "contexts_forward contexts_training few_heads few_heads_exact widths softmax gqa windows sparse decode overhead",
+    "cuda": "ceilings linear contexts_forward contexts_training few_heads few_heads_exact widths softmax gqa windows "
+    "sparse decode overhead",
     FIRST: "lightning-8k lightning-64k flash-8k window-32k bigbird-32k decode",
 }
 
@@ -46,10 +46,14 @@ def piece(suite: str, name: str, **given: Any) -> Callable[[Own], Own]:
 
 
 def names_of(suite: str) -> tuple[str, ...]:
-    """Names of the pieces of a suite, in the order in which they run."""
+    """Names of the pieces of a suite, in the order in which they run; the calls of every family have one."""
+    check = import_module("zoo_kernels.bench.check")
     for module in (*(family.cases for family in families().values() if family.cases), "zoo_kernels.bench.across"):
         import_module(module)
-    return tuple(_pieces[suite])
+    for name in families():
+        if CHECKED + name not in _pieces["cuda"]:
+            piece("cuda", CHECKED + name, family=name)(check.whole)
+    return tuple(sorted(_pieces[suite], key=lambda name: not name.startswith(CHECKED)))
 
 
 def items_of(bench: Any, suite: str, name: str) -> Iterator[Item]:

@@ -1,29 +1,28 @@
-"""Tables of a piece, short enough for a terminal that shows only the last lines, and the file of several pieces."""
+"""The table of a piece, short enough for a terminal that shows only the last lines."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
-from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.bench import Found
 from zoo_kernels.bench.record import CHECK, Record, Shape
 
 LIMIT = 9500  # characters
 WORST = 12
 
 
-def table(bench: Bench, file: str = "") -> str:
-    """The piece's results: one line per row, then what failed, what was dropped and what must be known."""
-    lines = _checks(r for r in bench.records if r.metric == CHECK)
-    lines += _rows(r for r in bench.records if r.metric != CHECK)
-    lines += [f"ERROR {e['name']}: {e['error'][:200]}" for e in bench.errors[:20]]
-    if len(bench.errors) > 20:
-        lines.append(f"... and {len(bench.errors) - 20} errors more")
-    if bench.dropped:
-        lines.append(f"no time was left for {len(bench.dropped)}: {'; '.join(bench.dropped)[:600]}")
-    lines += [f"note: {text[:240]}" for text in bench.notes]
-    kept = [f"== {bench.piece} =="]
+def table(title: str, found: Iterable[Found], file: str = "") -> str:
+    """The results of steps: one line per row, then what failed, what was dropped and what must be known."""
+    found = list(found)
+    records = [r for step in found for r in step.records]
+    errors = [f"ERROR {e['name']}: {e['error'][:200]}" for step in found for e in step.errors]
+    dropped = [label for step in found for label in step.dropped]
+    lines = [*_checks(r for r in records if r.metric == CHECK), *_rows(r for r in records if r.metric != CHECK)]
+    lines += errors[:20] + ([f"... and {len(errors) - 20} errors more"] if len(errors) > 20 else [])
+    lines += [f"no time was left for {len(dropped)}: {'; '.join(dropped)[:600]}"] if dropped else []
+    lines += [f"note: {text[:240]}" for text in dict.fromkeys(note for step in found for note in step.notes)]
+    kept = [f"== {title} =="]
     for number, line in enumerate(lines):
         if sum(map(len, kept)) + len(kept) + len(line) > LIMIT:
             kept.append(f"... {len(lines) - number} lines more{f', in {file}' if file else ''}")
@@ -78,17 +77,8 @@ def _checks(records: Iterable[Record]) -> list[str]:
     return lines
 
 
-def verdict(benches: Iterable[Bench]) -> str:
+def verdict(found: Iterable[Found]) -> str:
     """One line: how many targets are reached, how many errors there were."""
-    benches = list(benches)
-    aimed = [r.reached for b in benches for r in b.records if r.target is not None]
-    return f"targets reached: {sum(map(bool, aimed))} of {len(aimed)}; errors: {sum(len(b.errors) for b in benches)}"
-
-
-def joined(benches: list[Bench], interrupted: bool) -> dict[str, Any]:
-    """The content of one file of several pieces."""
-    parts = [bench.content(interrupted) for bench in benches]
-    about = parts[0]["environment"] | {"piece": ",".join(bench.piece for bench in benches)}
-    about["seconds"] = round(sum(part["environment"]["seconds"] for part in parts), 1)
-    lists = {k: [entry for part in parts for entry in part[k]] for k in parts[0] if k != "environment"}
-    return {"environment": about, **lists}
+    found = list(found)
+    aimed = [r.reached for step in found for r in step.records if r.target is not None]
+    return f"targets reached: {sum(map(bool, aimed))} of {len(aimed)}; errors: {sum(len(f.errors) for f in found)}"

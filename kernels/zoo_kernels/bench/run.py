@@ -1,177 +1,167 @@
-"""The run: its pieces one after the other, each with its table and its file; on a GPU, each in a process of its own."""
+"""The run: its pieces one after the other; on a GPU each in a process of its own. One table and one file of all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from zoo_kernels.bench.bench import Bench, Options
-from zoo_kernels.bench.processes import WARM, Files, Job, Start, Watch, items, small_checks, start_process
-from zoo_kernels.bench.record import Record, busy, write
-from zoo_kernels.bench.registry import FIRST, names_of
-from zoo_kernels.bench.report import joined, table, verdict
+from zoo_kernels.bench.bench import Bench, Found, Options
+from zoo_kernels.bench.check import Checked
+from zoo_kernels.bench.clock import Clock, host_seconds
+from zoo_kernels.bench.processes import Watch
+from zoo_kernels.bench.record import Record
+from zoo_kernels.bench.registry import CHECKED, FIRST, Item, items_of, names_of
+from zoo_kernels.bench.report import table, verdict
+from zoo_kernels.bench.results import Results
 
-RESULTS = Path("runs") / "kernels"  # where the pieces on CUDA leave their files if nothing else is said
-CHECKING = 60.0  # seconds at most for what runs side by side
-SHARE = 0.3  # of all seconds, if those are few
+CHECK, WARM = "check-", "warm-"  # how the names of steps begin that check, or call what will be timed
+SMALL = 600  # tokens of a case that piece=first checks; longer ones belong to piece=correctness
+GROUP = 4  # cases of a step: what a process that dies can lose
+LOST = 3  # status of a process whose GPU no longer answers
+CHECKING, SHARE = 60.0, 0.3  # seconds at most, and part of all, for what runs side by side
+ROWS = 0.9  # share of a process in which rows begin, so that what has no time is named before the process is ended
 MARGIN = 4.0  # seconds for ending the processes and telling what was found
-PATIENCE, CALLING, TIMING = 40.0, 60.0, 90.0  # seconds after which a step of checks, of calls, of times hangs
+PATIENCE = 90.0  # seconds of silence after which a step of piece=first hangs
 Draw = Callable[[Iterable[Record], Path], bool]
 
 
-def run(options: Options, draw: Draw | None = None) -> list[Bench]:
-    """Run what the options ask for.
+def run(options: Options, draw: Draw | None = None, watch: Callable[..., Watch] = Watch) -> Results:
+    """Run what the options ask for; Ctrl-C ends the run, and what was measured until then is told and written.
 
     Args:
         options: checked.
         draw: makes the picture of the CPU tables, and says whether there was anything to draw.
+        watch: runs steps in processes.
 
     Raises:
-        SystemExit: with status 1 if a piece on CUDA could not be run to its end.
+        SystemExit: with status 1 if a piece in a process could not be run to its end.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.pieces == (FIRST,):
-        return [First(options).run()]
-    return run_apart(options) if options.device.type == "cuda" else run_here(options, draw)
-
-
-def run_here(options: Options, draw: Draw | None = None) -> list[Bench]:
-    """All pieces in this process; Ctrl-C ends the run, and what was measured until then is told and written."""
-    benches: list[Bench] = []
-    interrupted = False
+    results, interrupted, first = Results(options), False, options.pieces == (FIRST,)
+    names, begin = (steps_of_first(options) if first else options.pieces), time.monotonic()
+    if not first:
+        results.found = {name: found for name, found in results.found.items() if name not in names}
     try:
-        for name in options.pieces:
-            benches.append(bench := Bench(options, name))
-            if not bench.bounded and busy() > 0.5:
-                bench.note(f"the machine was busy at the start: load {busy():.1f}")
-            bench.after_row = lambda: _write(benches, False)
-            bench.run(items(bench))
-            _write(benches, False)
+        if first:
+            run_first(options, results, names, watch)
+        elif options.device.type == "cuda":
+            apart = watch(results, partial(work, options))
+            for name in names:
+                apart.run([[name]], 60 * options.minutes, 60 * options.minutes)
+        else:
+            if options.threads:
+                torch.set_num_threads(options.threads)
+            for name in names:
+                left = 60 * options.minutes - (time.monotonic() - begin if options.suite == "cpu" else 0.0)
+                step(options, name, left, partial(results.keep, name))
     except KeyboardInterrupt:
         interrupted = True
-    _write(benches, interrupted)
-    if options.plot and draw and draw((r for bench in benches for r in bench.records), options.plot):
+    results.write(interrupted)
+    tell(options, results, names)
+    if options.plot and draw and draw((r for f in results.found.values() for r in f.records), options.plot):
         print(f"plot: {options.plot}")
-    print()
-    for bench in benches:
-        print(table(bench, str(_file(bench) or "")))
-    print(f"{verdict(benches)}{f'; results: {options.out}' if options.out else ''}", flush=True)
     if interrupted:
         raise KeyboardInterrupt
-    return benches
-
-
-def run_apart(options: Options, watch: Callable[[Options, Files], Watch] = Watch) -> list[Bench]:
-    """A process for every piece, so that a kernel that breaks the GPU's context or hangs ends only its own."""
-    folder, seconds, interrupted = options.out or RESULTS, options.minutes * 60, False
-    files, benches, broken = Files(folder, options), [], []
-    for name in options.pieces:
-        files.file(name).unlink(missing_ok=True)
-        one = watch(options, files)
-        try:
-            one.run([Job((name,), seconds)], seconds)
-        except KeyboardInterrupt:
-            interrupted = True
-        broken += one.broken
-        benches.append(bench := files.merged(Bench(options, name), [name]))
-        print(f"\n{table(bench, str(files.file(name)))}\n{verdict([bench])}; results: {folder}", flush=True)
-        if interrupted:
-            content = files.read(name)
-            if content:
-                content["environment"]["interrupted"] = True
-                write(files.file(name), content)
-            raise KeyboardInterrupt
-    if broken:
-        print(f"ERROR not run to their end: {', '.join(broken)}", flush=True)
+    if not first and options.device.type == "cuda" and not all(map(results.done, names)):
         raise SystemExit(1)
-    return benches
+    return results
 
 
-def _file(bench: Bench) -> Path | None:
-    """On the CPU one file of all pieces, else one of each."""
-    out = bench.options.out
-    return out if out is None or not bench.bounded else out / f"{bench.piece}.json"
+def tell(options: Options, results: Results, names: Iterable[str]) -> None:
+    """Print the tables."""
+    known = {name: results.found[name] for name in names if name in results.found and not name.startswith(WARM)}
+    shown = {FIRST: list(known.values())} if options.pieces == (FIRST,) else {n: [f] for n, f in known.items()}
+    print()
+    for name, found in shown.items():
+        print(table(name, found, str(results.file or "")))
+    missing = [name for name in names if not results.done(name)]
+    if missing:
+        again = ": the same command goes on with them" if options.pieces == (FIRST,) else ""
+        print(f"{len(missing)} of {len(list(names))} steps are missing{again}: {', '.join(missing)[:600]}")
+    print(f"{verdict(known.values())}{f'; results: {results.file}' if results.file else ''}", flush=True)
 
 
-def _write(benches: list[Bench], interrupted: bool) -> None:
-    file = _file(benches[-1]) if benches else None
-    if file is not None:
-        last = benches[-1]
-        write(file, last.content(interrupted) if last.bounded else joined(benches, interrupted))
+def step(options: Options, name: str, seconds: float, keep: Callable[[Found], None]) -> Bench:
+    """Do a piece, or a step of piece=first, in this process, and give ``keep`` what was found after every row."""
+    bench = Bench(options, name, seconds, keep)
+    if name.startswith(WARM):
+        bench.clock = Clock(host_seconds)
+    bench.run(items(bench))
+    return bench
 
 
-class First:
-    """``piece=first``: what the first minutes on a GPU are for, as far as its seconds go.
+def items(bench: Bench) -> Iterator[Item]:
+    """What a piece, or a step of piece=first, runs; the same in every process."""
+    if bench.options.pieces != (FIRST,):
+        return items_of(bench, bench.options.suite, bench.piece)
+    if bench.piece.startswith(CHECK):
+        return iter(small_checks(bench)[bench.piece])
+    return items_of(bench, FIRST, bench.piece.removeprefix(WARM))
+
+
+def work(options: Options, names: tuple[str, ...], seconds: float, pipe: Connection) -> None:
+    """The body of a process: steps one after the other, until one has no more time or breaks the GPU's context."""
+    end = time.monotonic() + ROWS * seconds
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for name in names:
+        pipe.send((name, Found()))
+
+        def keep(found: Found, name: str = name) -> None:
+            pipe.send((name, found))
+
+        if step(options, name, end - time.monotonic(), keep).lost:
+            os._exit(LOST)
+
+
+def small_checks(bench: Bench) -> dict[str, list[Checked]]:
+    """Small checks of every kernel in both half precisions, in groups by the name of a step; the pieces take turns."""
+    pieces: list[list[tuple[str, list[Checked]]]] = []
+    for name in (name for name in names_of("cuda") if name.startswith(CHECKED)):
+        checks: list[Any] = [item for item in items_of(bench, "cuda", name) if isinstance(item, Checked)]
+        small = [check for check in checks if check.size.length <= SMALL and not check.repeats]
+        groups = [small[i : i + GROUP] for i in range(0, len(small), GROUP)]
+        pieces.append([(f"{CHECK}{name.removeprefix(CHECKED)}-{i}", group) for i, group in enumerate(groups)])
+    return dict(filter(None, (group for turn in zip_longest(*pieces) for group in turn)))
+
+
+def steps_of_first(options: Options) -> tuple[str, ...]:
+    """Names of the steps of ``piece=first``: checks, and headline speeds."""
+    return *small_checks(Bench(options, FIRST)), *names_of(FIRST)
+
+
+def run_first(options: Options, results: Results, names: Iterable[str], watch: Callable[..., Watch] = Watch) -> None:
+    """``piece=first``: what the first minutes on a GPU are for, as far as its time goes.
 
     Side by side every kernel is compiled and checked by several processes, while others call what will be timed, so
-    that its binaries lie in Triton's cache. Then one process alone times, the most telling first. Each step has a file
-    of its own, written as it goes; a second call runs what is missing. Kernels that have changed make all missing.
-
-    Args:
-        options: of the command line; ``seconds`` is what all of it may take. A dry run without ``out`` writes to a
-            temporary folder.
-        start, now, sleep: as in :class:`Watch`.
+    that its binaries lie in Triton's cache. Then one process alone times, the most telling first. What is done already
+    is not done again. Kernels that have changed make all missing.
     """
+    end = time.monotonic() + 60 * options.minutes - MARGIN
+    apart = watch(results, partial(work, replace(options, pieces=(FIRST,))))
 
-    def __init__(
-        self,
-        options: Options,
-        start: Start = start_process,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.options, self.now, self.begin = options, now, now()
-        self.files = Files((options.out or Path(tempfile.gettempdir()) / "bench_kernels_dry") / FIRST, options)
-        self.watch = Watch(options, self.files, start, now, sleep)
-        self.bench = Bench(options, FIRST)
-        self.checks, self.speeds = tuple(small_checks(self.bench)), names_of(FIRST)
+    def missing(checks: bool) -> list[str]:
+        left = [n for n in names if n.startswith(CHECK) == checks and not results.done(n)]
+        return sorted(left, key=lambda n: n in results.found and bool(results.found[n].errors))  # what failed last
 
-    def run(self) -> Bench:
-        """All that is missing, as far as the time goes; the results, earlier ones among them."""
-        count, interrupted = len(self.checks + self.speeds), False
-        print(f"first: {count - len(self._missing(self.checks + self.speeds))} of {count} steps are done already")
-        try:
-            speeds = self._missing(self.speeds)
-            self._side_by_side(speeds, min(CHECKING, SHARE * self.options.seconds, self._left()))
-            self.watch.run([Job(tuple(speeds), TIMING)] if speeds else [], self._left())
-            self._side_by_side([], self._left())  # checks that the first minute had no time for
-        except KeyboardInterrupt:
-            interrupted = True
-        return self._tell(interrupted)
+    def check(callers: list[str], seconds: float) -> None:
+        cores = 2 if options.scale == "dry" else os.cpu_count() or 1
+        callers = callers if cores > 2 * len(callers) else []  # few cores are for the checks alone
+        lanes, left = cores - len(callers), missing(checks=True)
+        apart.run([*(left[i::lanes] for i in range(lanes)), *([WARM + n] for n in callers)], PATIENCE, seconds)
+        for name in callers:
+            results.found.pop(WARM + name, None)
 
-    def _left(self) -> float:
-        return self.options.seconds - MARGIN - (self.now() - self.begin)
-
-    def _missing(self, names: tuple[str, ...]) -> list[str]:
-        """Those that are not done, what failed last."""
-        done = self.files.done()
-        return sorted((n for n in names if n not in done), key=lambda n: bool(self.files.read(n).get("errors")))
-
-    def _side_by_side(self, speeds: list[str], seconds: float) -> None:
-        """Check with as many processes as there are cores; beside them, call once what will be timed."""
-        missing = self._missing(self.checks)
-        cores = 2 if self.options.scale == "dry" else os.cpu_count() or 1
-        callers = speeds if cores > 2 * len(speeds) else []  # few cores are for the checks alone
-        sharing = min(cores - len(callers), len(missing))
-        jobs = [Job(tuple(missing[i::sharing]), PATIENCE) for i in range(sharing)]
-        self.watch.run(jobs + [Job((WARM + name,), CALLING) for name in callers], seconds)
-
-    def _tell(self, interrupted: bool) -> Bench:
-        """Merge the files of the steps into one, and print the tables."""
-        names = self.checks + self.speeds
-        bench = self.files.merged(self.bench, names)
-        bench.dropped = missing = self._missing(names)
-        if self.options.out is not None:
-            write(self.options.out / f"{FIRST}.json", bench.content(interrupted))
-        print(f"\n{table(bench, str(self.files.folder))}\n{verdict([bench])}; results: {self.files.folder}", flush=True)
-        if missing:
-            print(f"{len(missing)} of {len(names)} steps are missing: the same command goes on with them", flush=True)
-        if interrupted:
-            raise KeyboardInterrupt
-        return bench
+    print(f"{FIRST}: {sum(map(results.done, names))} of {len(list(names))} steps are done already", flush=True)
+    speeds = missing(checks=False)
+    check(speeds, min(CHECKING, SHARE * 60 * options.minutes))
+    apart.run([speeds], PATIENCE, end - time.monotonic())
+    check([], end - time.monotonic())  # checks that the first minute had no time for

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import Arrays, Case, Form, given, passes
-from zoo_kernels.bench.clock import Clock, Run, Timing
-from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape
+from zoo_kernels.bench.case import Case, Form, given, passes
+from zoo_kernels.bench.clock import Clock
+from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape, Timing
 from zoo_kernels.bench.registry import piece
 
 Goals = Mapping[str, str]  # a target by direction
@@ -21,13 +21,13 @@ UNITS = {FORWARD: 2.0, BACKWARD: 5.0, BOTH: 7.0}  # FLOPs per causal pair of a h
 
 
 def each_way(goal: str) -> Goals:
-    """The same target in every direction."""
+    """Goals with the same target in every direction."""
     return dict.fromkeys(UNITS, goal)
 
 
-def flops(shape: Shape, direction: str, queries: int = 0) -> float:
-    """Of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
-    return UNITS[direction] * shape.batch * shape.heads * float(shape.length) * (queries or shape.length) * shape.width
+def flops(shape: Shape, direction: str) -> float:
+    """FLOPs of exact causal attention: ``4 B H T^2 D / 2`` forward, 2.5 times as many backward."""
+    return UNITS[direction] * shape.numbers * float(shape.length)
 
 
 class Ceiling(NamedTuple):
@@ -44,7 +44,7 @@ class Ceiling(NamedTuple):
         size, copies = self.size, self.name == "copy"
         dtype, shape = (torch.float32, (size,)) if copies else (bench.dtype, (size, size))
         a, b = (torch.randn(shape, device=bench.device, dtype=dtype) for _ in range(2))
-        timing = bench.clock.measure({self.name: lambda i: b.copy_(a) if copies else a @ b})[self.name]
+        timing = bench.measure(str(self), {self.name: lambda i: b.copy_(a) if copies else a @ b})[self.name]
         rate = (8 * size if copies else 2 * size**3) / (timing.median / 1e3)
         row = Row(self.name, Shape(1, size, 1, 1 if copies else size), dtype, "torch", FORWARD, timing)
         bench.add(row, *(("bandwidth", rate / 1e12, "TB/s") if copies else ("rate", rate / 1e12, "TFLOP/s")))
@@ -141,10 +141,11 @@ class Timed:
     Attributes:
         case: what is called; with its shape, its name is what ``only=`` looks at.
         peers: makes other implementations of it, which take its arrays by name.
-        directions: that are timed one after the other.
-        metrics, ratios: computed from the times.
+        directions: directions that are timed, one after the other.
+        metrics: numbers computed from the times.
+        ratios: ratios computed from the times.
         ours: name of the case's own implementation; empty to leave it out.
-        clock: another one than the piece's; peak memory is then not asked for.
+        clock: another clock than the piece's; peak memory is then not asked for.
         same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
         always: it is measured whatever ``only=`` says, since others are compared with it.
     """
@@ -164,71 +165,43 @@ class Timed:
 
     def run(self, bench: Bench) -> None:
         """Time all implementations side by side and record what follows."""
-        Together(str(self), (self,)).run(bench)
+        forms = {self.ours: bench.ours(self.case.function)} | self.peers()
+        sets = self.case.draw(bench.device, bench.dtype)
+        for direction in self.directions:
+            if bench.device.type == "cpu" and direction != FORWARD and "flex" in forms:
+                del forms["flex"]
+                bench.note("FlexAttention has a forward pass only on a CPU")
+            runs = {who: passes(form, sets, direction) for who, form in forms.items()}
+            found = bench.measure(f"{self} {direction}", runs, self.clock)
+            row = Row(self.case.name, self.case.shape, bench.dtype, "", direction)
+            self.tell(bench, row, found)
+            if self.clock is None and bench.options.suite == "cuda":
+                add_peaks(bench, row, {who: forms[who] for who in found}, sets)
+            if self.same in found and direction == FORWARD:
+                with torch.no_grad():
+                    ours, theirs = (forms[who](**given(sets[0]))[:, :, 0].float() for who in (self.ours, self.same))
+                difference = float((ours - theirs).norm() / ours.norm())
+                bench.add(row._replace(implementation=self.same), "rms of the difference", difference)
 
-    def forms(self, bench: Bench) -> Forms:
-        """All implementations."""
-        return ({self.ours: bench.ours(self.case.function)} if self.ours else {}) | self.peers()
-
-    def work(self, direction: str) -> float:
-        """In FLOPs of exact attention for all: others' time grows with less, and never with more."""
-        queries = 0 if "to output" in self.case.sizes else 1
-        return 0.0 if self.clock else flops(self.case.shape, direction, queries)
-
-    def tell(self, bench: Bench, direction: str, found: Mapping[str, Timing]) -> None:
-        """Record the metrics of what was timed, and the ratios that one of them is part of."""
-        row = Row(self.case.name, self.case.shape, bench.dtype, "", direction)
-        known = bench.times.setdefault((row.name, row.shape, direction), {})
-        known |= found
+    def tell(self, bench: Bench, row: Row, found: Mapping[str, Timing]) -> None:
+        """Record the metrics of what was timed, and the ratios."""
+        direction = row.direction
+        bench.times[row.name, row.shape, direction] = dict(found)
         for who, timing in found.items():
-            for metric in self.metrics:
-                if who.startswith(metric.whose):
-                    goal = metric.goals.get(direction) if who.startswith("ours") else None
-                    value = metric.of(direction, timing.median / 1e3)
-                    bench.add(row._replace(implementation=who, timing=timing), metric.name, value, metric.unit, goal)
+            for metric in (m for m in self.metrics if who.startswith(m.whose)):
+                goal = metric.goals.get(direction) if who.startswith("ours") else None
+                value = metric.of(direction, timing.median / 1e3)
+                bench.add(row._replace(implementation=who, timing=timing), metric.name, value, metric.unit, goal)
         for ratio in self.ratios:
-            there = known if ratio.row is None else bench.times.get((*ratio.row, direction), {})
-            peers = [timing.median for who, timing in there.items() if who.startswith(ratio.peer)]
-            if peers and ratio.of in known:
-                ours, peer = known[ratio.of], min(peers)
+            there = found if ratio.row is None else bench.times.get((*ratio.row, direction), {})
+            rivals = {who: timing.median for who, timing in there.items() if who.startswith(ratio.peer)}
+            if ratio.row is None:
+                rivals.pop(ratio.of, None)
+            if rivals and ratio.of in found:
+                ours, peer = found[ratio.of], min(rivals.values())
                 value = peer / ours.median if ratio.share is None else ours.median / (ratio.share * peer)
                 told = row._replace(implementation=ratio.of, timing=ours)
                 bench.add(told, ratio.name, value, "x", ratio.goals.get(direction))
-
-
-@dataclass(frozen=True)
-class Together:
-    """Rows whose implementations are all timed side by side, so that what else the machine does meets them alike."""
-
-    name: str
-    rows: tuple[Timed, ...]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def run(self, bench: Bench) -> None:
-        """Time and record."""
-        made = [(row, row.forms(bench), row.case.copies(bench.device, bench.dtype)) for row in self.rows]
-        first = self.rows[0]
-        for direction in first.directions:
-            runs: dict[str, Run] = {}
-            owners: dict[str, tuple[int, str]] = {}
-            for number, (row, forms, sets) in enumerate(made):
-                for who, form in forms.items():
-                    if who == "flex" and bench.device.type == "cpu" and direction != FORWARD:
-                        bench.note("FlexAttention has a forward pass only on a CPU")
-                        continue
-                    label = who if len(made) == 1 else f"{who}, {row.case.shape}"
-                    runs[label], owners[label] = passes(form, sets, direction), (number, who)
-            work = first.work(direction) if len(made) == 1 else 0.0
-            found = bench.measure(f"{self.name} {direction}", runs, work, first.clock)
-            for number, (row, forms, sets) in enumerate(made):
-                mine = {who: found[label] for label, (i, who) in owners.items() if i == number and label in found}
-                row.tell(bench, direction, mine)
-                if row.clock is None and bench.bounded:
-                    add_peaks(bench, row.case, {who: forms[who] for who in mine}, sets, direction)
-                if row.same in mine and direction == FORWARD:
-                    _tell_difference(bench, row, forms, sets[0])
 
 
 def flatness(bench: Bench, name: str, shapes: Iterable[Shape], direction: str) -> float | None:
@@ -238,30 +211,21 @@ def flatness(bench: Bench, name: str, shapes: Iterable[Shape], direction: str) -
     return max(found) / min(found) if found else None
 
 
-def add_peaks(bench: Bench, case: Case, forms: Forms, sets: list[Arrays], direction: str) -> None:
+def add_peaks(bench: Bench, row: Row, forms: Forms, sets: list[dict[str, Any]]) -> None:
     """Record the memory in GB that a forward pass, or both, hold at their peak beside what was there before.
 
     On a CPU nothing is called, and 0 is recorded.
     """
-    direction = FORWARD if direction == FORWARD else BOTH
+    row = row._replace(direction=FORWARD if row.direction == FORWARD else BOTH)
     for who, form in forms.items():
-        with bench.guard(f"memory of {case.name} {case.shape}, {who}", who):
-            if bench.left() <= 0:
-                return
+        with bench.guard(f"memory of {row.name} {row.shape}, {who}", who):
             peak = 0
             if bench.device.type == "cuda":
-                run = passes(form, sets[:1], direction)
+                run = passes(form, sets[:1], row.direction)
                 bench.wait()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
                 run(0)
                 bench.wait()
                 peak = torch.cuda.max_memory_allocated() - before
-            bench.add(Row(case.name, case.shape, bench.dtype, who, direction), "peak", peak / 1e9, "GB")
-
-
-def _tell_difference(bench: Bench, row: Timed, forms: Forms, arrays: Arrays) -> None:
-    with torch.no_grad():
-        ours, theirs = (forms[who](**given(arrays))[:, :, 0].float() for who in (row.ours, row.same))
-    told = Row(row.case.name, row.case.shape, bench.dtype, row.same, FORWARD)
-    bench.add(told, "rms of the difference", float((ours - theirs).norm() / ours.norm()))
+            bench.add(row._replace(implementation=who), "peak", peak / 1e9, "GB")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo_kernels.chunks import Buffer, Plan, Segments, plan
+from zoo_kernels.chunks import Buffer, Chunking, Segments, plan
 from zoo_kernels.delta.arguments import DeltaArguments
 from zoo_kernels.delta.decays import ChannelDecays, Decays, HeadDecays, padded
 
@@ -28,7 +28,7 @@ CHUNK = 32  # tokens: a solve takes a chunk's square a token, a chunk a step of 
 KEPT = 64  # tokens at least for each state that is kept for the backward pass
 
 
-def cut_of(q: Sequence[int], v: Sequence[int]) -> Plan:
+def cut_of(q: Sequence[int], v: Sequence[int]) -> Chunking:
     """Cut of sequences with q and v of these shapes."""
     made = plan(v[0], v[1], v[2], max(q[3], v[3]), "chunk", CHUNK)
     return made._replace(segment=max(made.segment, KEPT // CHUNK))

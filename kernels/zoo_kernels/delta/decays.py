@@ -59,7 +59,9 @@ class Decays(ABC):
         """Adds what came through the products to ``to_x`` and ``to_y``; the gradient of the log decays if ``wanted``.
 
         Args:
+            pairs: the pairs of the segment.
             kept: ``(n, B, H, D)`` the state before each chunk times the gradient of that after it, summed over E.
+            wanted: whether the decays have a gradient.
         """
 
 

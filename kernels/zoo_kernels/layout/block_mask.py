@@ -69,10 +69,12 @@ def table(lists: Lists) -> Tensor:
 
 
 def write(block: int, by_query: Lists, bits: Tensor, length: int | None) -> Any:
-    """The BlockMask of a layout.
+    """Returns the BlockMask of a layout.
 
     Args:
-        block, by_query, bits: tokens of a block, entries and masks of the layout.
+        block: tokens of a block.
+        by_query: entries of the layout by block of queries.
+        bits: masks of the layout.
         length: tokens of the sequence; None for all blocks.
     """
     from torch.nn.attention.flex_attention import BlockMask

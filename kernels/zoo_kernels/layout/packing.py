@@ -20,10 +20,13 @@ WORD = 0xFFFFFFFF
 def pack(
     block: int, lists: Lists, bits: Tensor, longest: int | None, documents: Tensor
 ) -> tuple[Lists, Lists, Tensor, int]:
-    """The layout of packed documents.
+    """Returns the layout of packed documents.
 
     Args:
-        block, lists, bits, longest: tokens of a block, entries by query, masks and bound of the layout of one document.
+        block: tokens of a block.
+        lists: entries by block of queries of the layout of one document.
+        bits: masks of that layout.
+        longest: bound of the entries of a block of queries; None if only the number of blocks bounds it.
         documents: ``(B, T)`` integer ids, each contiguous.
 
     Returns:

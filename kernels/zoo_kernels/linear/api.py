@@ -57,7 +57,10 @@ def linear_attention(
     """Causal linear attention: ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
 
     Args:
-        q, k: ``(B, T, H, D)``. v: ``(B, T, H, E)``. Any strides, one floating dtype; sums are kept in fp32 or better.
+        q: queries ``(B, T, H, D)``, of any strides and one floating dtype with k and v; sums are accumulated in fp32 or
+            better.
+        k: keys ``(B, T, H, D)``.
+        v: values ``(B, T, H, E)``.
         log_decay: None (no decay), ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0. Positive ones are refused on
             the CPU; where that would wait for a device or cut a graph they count as 0, and have no gradient.
         scale: any finite number.
@@ -138,10 +141,16 @@ def linear_attention_step(
     It has no gradient and can be captured in a CUDA graph.
 
     Args:
-        q, k: ``(B, H, D)``. v: ``(B, H, E)``. log_decay: None, ``(H,)``, ``(B, H)`` or ``(B, H, D)``.
-        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``.
-        scale, normalize, eps, wide: as in :func:`linear_attention`.
-        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``: it is the definition).
+        q: query ``(B, H, D)``.
+        k: key ``(B, H, D)``.
+        v: value ``(B, H, E)``.
+        log_decay: None, ``(H,)``, ``(B, H)`` or ``(B, H, D)``, all <= 0.
+        state: ``(B, H, D, E)`` fp32, or a NormalizedState if ``normalize``; updated in place.
+        scale: any finite number.
+        normalize: divide by ``q . z``, as in :func:`linear_attention`.
+        eps: lower bound of the absolute value of ``q . z`` if ``normalize``.
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (the same as ``torch``, which follows the definition).
+        wide: return the output in the dtype of the state.
 
     Returns:
         Output ``(B, H, E)`` in the dtype of q, or of the state if ``wide``.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from zoo_kernels.linear.api import linear_attention, linear_attention_step
+from zoo_kernels.linear.api import NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.tools.calls import (
     SHORT,
     Call,
@@ -18,6 +18,7 @@ from zoo_kernels.tools.calls import (
     followed,
     normal,
     of_one_head,
+    strided,
     uniform,
 )
 
@@ -33,9 +34,24 @@ def _whole(
     state: bool = False,
     main: bool = False,
     length: int = SHORT,
+    strength: float = 0.0,
+    thin: bool = False,
     **options: Any,
 ) -> Call:
-    """``decay``: dimensions of log_decay, 0 for none, 1 per head, 3 per token; ``learned``: it has a gradient."""
+    """A call over whole sequences.
+
+    Args:
+        name: name of the call.
+        main: whether it launches the kernel that the table of tiles is about.
+        length: tokens of the sequence.
+        decay: dimensions of log_decay, 0 for none, 1 per head, 3 per token.
+        learned: log_decay has a gradient.
+        documents: whether the call has documents.
+        state: whether the call has a state before its first token.
+        strength: log_decay goes down to minus this, most of it near 0; 0: down to -1/16, evenly.
+        thin: the values are less wide than the keys.
+        options: of the function.
+    """
 
     def inputs(size: Size) -> Inputs:
         batch, tokens, heads, width = size.batch, size.length, size.heads, size.width
@@ -45,18 +61,32 @@ def _whole(
         }
         if options.get("normalize"):
             made |= {x: made[x].abs() for x in "qk"}
-        made["log_decay"] = -uniform(size, *shape) / 16 if decay else None
+        if thin:
+            made["v"] = made["v"][..., : width // 2 + 8]
+        made["log_decay"] = None
+        if decay:
+            drawn = uniform(size, *shape)
+            made["log_decay"] = -strength * drawn**4 if strength else -drawn / 16
         made["documents"] = documents_of(size) if documents else None
         made["initial_state"] = None
         if state:
-            made["initial_state"] = normal(size, batch, heads, width, width, seed=3).float()
+            columns = made["v"].shape[-1] + options.get("normalize", False)
+            made["initial_state"] = normal(size, batch, heads, width, columns, seed=3).float()
+            if options.get("normalize"):
+                made["initial_state"] = made["initial_state"].abs()
         return made
 
     def run(given: Inputs, backend: str) -> Outputs:
         names = ("q", "k", "v", "initial_state", *(["log_decay"] if learned else []))
         given = followed(given, names)
-        o, last = linear_attention(**given, return_state=state, backend=backend, **options)
-        return differentiated(given, names, {"output": o, "state": last} if isinstance(last, Tensor) else {"output": o})
+        start = given["initial_state"]
+        if state and options.get("normalize"):
+            start = NormalizedState(start[..., :-1], start[..., -1])
+        how = given | {"initial_state": start, "return_state": state, "backend": backend, **options}
+        o, last = linear_attention(**how)
+        if isinstance(last, NormalizedState):
+            last = torch.cat([last.s, last.z[..., None]], -1)
+        return differentiated(given, names, {"output": o} if last is None else {"output": o, "state": last})
 
     return Call(name, inputs, run, main, length)
 
@@ -94,4 +124,19 @@ CALLS = (
     _step("step, plain", 0),
     of_one_head(_whole("decay", decay=1, main=True)),
     of_one_head(_step("step", 1, main=True)),
+)
+
+HARDER = (
+    _whole("strong decay", decay=1, strength=20.0, state=True),
+    _whole("strong token decay", decay=3, strength=20.0, state=True, main=True),
+    _whole("strong decay, documents", decay=1, strength=20.0, state=True, documents=True),
+    _whole("strong token decay, documents", decay=3, strength=20.0, state=True, documents=True),
+    _whole("strong decay, learned", decay=3, strength=20.0, learned=True),
+    _whole("long", decay=1, length=4097),
+    _whole("plain, state", state=True),
+    *(_whole(f"{name}, state", decay=1, state=True, algorithm=name) for name in ("parallel", "chunk", "scan")),
+    _whole("normalize, state", decay=1, normalize=True, state=True),
+    _whole("normalize, documents", decay=1, normalize=True, documents=True, state=True),
+    _whole("thin values", decay=1, state=True, thin=True),
+    strided(_whole("decay", decay=1, state=True)),
 )

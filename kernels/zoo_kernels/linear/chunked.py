@@ -12,13 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo_kernels.chunks import Plan, Segments, Weights, decay_gradient, decay_weights, precise, within_documents
+from zoo_kernels.chunks import Chunking, Segments, Weights, decay_gradient, decay_weights, precise, within_documents
 
 
 class _Segments(Segments):
     """The segments of one call, with their weights."""
 
-    def __init__(self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Plan) -> None:
+    def __init__(
+        self, q: Tensor, log_decay: Tensor | None, documents: Tensor | None, scale: float, cut: Chunking
+    ) -> None:
         super().__init__("linear", q, (q.shape[0], q.shape[2]), q.shape[-1], cut)
         self.scale = scale
         self.constant: dict[int, Weights] = {}
@@ -74,7 +76,7 @@ def chunked_forward(
     state: Tensor,
     documents: Tensor | None,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes output ``(B, T, H, E)``, final state, and states before the segments ``(n, B, H, D, E)``."""
@@ -106,7 +108,7 @@ def chunked_backward(
     documents: Tensor | None,
     starts: Tensor,
     scale: float,
-    cut: Plan,
+    cut: Chunking,
     grad_output: Tensor,
     grad_state: Tensor,
     grad_decay: Tensor | None,

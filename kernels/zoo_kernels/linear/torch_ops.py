@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo_kernels.chunks import Plan, plan, precise
+from zoo_kernels.chunks import Chunking, plan, precise
 from zoo_kernels.delta.arguments import DeltaArguments, DeltaUpstream
 from zoo_kernels.delta.chunked import cut_of, delta_forward
 from zoo_kernels.delta.flops import backward_flops, forward_flops
@@ -45,7 +45,7 @@ def _of_channels(x: Any) -> DeltaArguments | None:
     return DeltaArguments(x.q, x.k, x.v, x.log_decay, None, None, None, x.state, x.documents, x.scale, x.backend)
 
 
-def _cut(q: Tensor, v: Tensor, algorithm: str) -> Plan:
+def _cut(q: Tensor, v: Tensor, algorithm: str) -> Chunking:
     return plan(q.shape[0], q.shape[1], q.shape[2], max(q.shape[-1], v.shape[-1]), algorithm)
 
 

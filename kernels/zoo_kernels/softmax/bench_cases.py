@@ -1,9 +1,8 @@
-"""What zoo_kernels.bench checks and times of softmax attention: whole sequences, layouts, and steps of decoding."""
+"""What zoo_kernels.bench times of softmax attention: whole sequences, layouts, and steps of decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from zoo_kernels.bench import timed
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import PACKED, Arrays, Case, documents_of, listed_blocks
-from zoo_kernels.bench.check import KEEP, LENGTHS, Check, in_halves, large, rows_of
-from zoo_kernels.bench.clock import HOST, GraphClock, WallClock
+from zoo_kernels.bench.case import Arrays, Case
+from zoo_kernels.bench.check import KEEP, Checked, in_halves, is_step, large
+from zoo_kernels.bench.clock import GRAPH, HOST
 from zoo_kernels.bench.peers import causal_mask, flex_peer, sdpa, sdpa_peers
 from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Shape
 from zoo_kernels.bench.registry import piece
 from zoo_kernels.bench.timed import NO_GOALS, Forms, Goals, Ratio, Timed, each_way
 from zoo_kernels.layout import BlockLayout
 from zoo_kernels.softmax.api import softmax_attention, softmax_attention_step
+from zoo_kernels.tools.calls import Size, every_call, listed_blocks
 
 GOALS = {FORWARD: ">= 480", BACKWARD: ">= 350"}  # TFLOP/s
 AIM = 8192  # tokens from which they hold, at a width of 128
@@ -30,148 +30,55 @@ CAUSAL += [Shape(2, AIM, 32, 64), Shape(2, AIM, 8, 256)]  # as many numbers, in 
 WINDOWS = ((1024, 0), (4096, 0), (256, 0), (1024, 4), (128, 0), (16384, 0))  # tokens, and first tokens kept visible
 
 
-def attention(
-    name: str,
-    shape: Shape,
-    *,
-    queries: int = 0,
-    value: int = 0,
-    documents: tuple[int, ...] = (),
-    strided: bool = False,
-    lse: bool = False,
-    layout: BlockLayout | None = None,
-    wide: dict[str, tuple[int, ...]] | None = None,
-    **options: Any,
-) -> Case:
-    """A call over whole sequences.
-
-    Args:
-        name, shape, strided, wide: of the case.
-        queries, value: number of the queries and width of the values, if other than the keys'.
-        documents: their lengths.
-        lse: with the log-sum-exp; else the output alone.
-        layout, options: of the function.
-    """
-    batch, length, heads, width = shape[:4]
-    queries, value, keys = queries or length, value or width, (batch, length, shape.key_heads)
-    sizes = {"q": (batch, queries, heads, width), "k": (*keys, width), "v": (*keys, value)}
-    sizes["to output"] = batch, queries, heads, value
+def attention(name: str, shape: Shape, layout: BlockLayout | None = None, **options: Any) -> Case:
+    """A call over whole sequences, with a layout or options of the function."""
 
     def other(device: torch.device) -> Arrays:
-        listed = layout.to(device) if layout else None
-        return {"documents": documents_of(documents, batch, length, device), "layout": listed}
+        return {"layout": layout.to(device) if layout else None}
 
-    call = partial(softmax_attention, return_lse=lse, **options)
-    wide = (wide or {}) | ({"to lse": (batch, queries, heads)} if lse else {})
-    return Case(name, shape, call, sizes, wide, other, ("output", "lse")[: 1 + lse], strided=strided)
-
-
-@piece("cuda", "correctness_softmax")
-def whole(bench: Bench) -> Iterator[Check]:
-    """Forward and backward, the plainest first, and that a repeat gives the same bits; dry: one of each kind."""
-    base, size, heads, side = bench.pick((129, 64, 4, 64), (35, 16, 2, 16))
-
-    def at(name: str, length: int = base, width: int = size, groups: int = heads, **rest: Any) -> Check:
-        shape = Shape(rows_of(bench, rest.get("queries", length)), length, heads, width, groups)
-        return Check(attention(f"softmax {name}", shape, lse=True, **rest))
-
-    def blocks(name: str, length: int, width: int = size, block: int = side, **rest: Any) -> Check:
-        count = -(-length // block)
-        visible = listed_blocks(count, 2, 1) if name.startswith("longformer") else listed_blocks(count, 1, 1, 1, heads)
-        return at(name, length, width, layout=BlockLayout.from_blocks(visible, block), **rest)
-
-    def cases() -> Iterator[Check]:
-        logits = {"sink_logits": (heads,)}
-        yield from (at("causal", length) for length in bench.pick(LENGTHS, (base,)))
-        tails = bench.pick(((1, 239), (64, 1000), (113, 203), (108, 256), (127, 513)), ((5, 35),))  # queries, and keys
-        yield from (at(f"tail of {queries}", keys, queries=queries) for queries, keys in tails)
-        yield from (at(f"gqa{groups}", groups=groups) for groups in bench.pick((1, 2), (1,)))
-        yield from (at(f"window{w}", window=w) for w in bench.pick((0, 1, 17, 64, 100), (0, 9)))
-        yield at("window,sinks", window=9, sink_tokens=4)
-        yield at("sink_logits", wide=logits)
-        yield at("documents", documents=PACKED)
-        yield at("documents,window,sinks", documents=PACKED, wide=logits, window=9, sink_tokens=2)
-        yield at("strided", strided=True)
-        yield at("D,E", width=size - 4, value=size // 2 + 8)
-        listed = bench.pick(300, 60)  # blocks enough for some to be left out
-        count = -(-listed // side)
-        yield from (blocks(name, listed) for name in ("longformer", "bigbird"))
-        yield blocks("bigbird,gqa", listed, groups=heads // 2)
-        yield blocks("bigbird,bias", listed, wide={"block_bias": (1, heads, count, count)})
-        if not bench.dry:
-            for wide in (128, 256):
-                yield from (at("causal", length, wide) for length in (base, 1000))
-                yield at("gqa,window", 513, wide, groups=1, window=100)
-            yield at("window,documents", 1000, documents=PACKED, window=100)
-            for block, name in product((64, 128), ("longformer", "bigbird")):
-                yield blocks(f"{name}{block}", 1000, 128, block)
-
-    yield from in_halves(bench, cases())
-    shape = bench.pick(Shape(2, 3000, 8, 128), Shape(1, 20, 2, 16))
-    shapes = [shape._replace(groups=groups) for groups in (shape.heads // 2, 1)]
-    repeats = [Check(attention(f"softmax repeats G{each.groups}", each, lse=True)) for each in shapes]
-    yield from in_halves(bench, repeats, repeats=20)
+    return Case.whole(name, shape, partial(softmax_attention, **options), other)
 
 
 @piece("cuda", "correctness_large")
-def many_numbers(bench: Bench) -> Iterator[Check]:
-    """More than 2^31, of a window and a layout too."""
-    shape, reach, block = bench.pick((Shape(1, 140_000, 128, 128), 192, 64), (Shape(1, 140, 2, 16), 32, 16))
+def many_numbers(bench: Bench) -> Iterator[Checked]:
+    """More than 2^31, of a window and a layout too, and of a cache."""
+    reach, block = bench.pick((192, 64), (32, 16))
 
-    def call(q: Tensor, k: Tensor, v: Tensor, backend: str, **_: Any) -> Tensor:
+    def listed(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
         visible = listed_blocks(-(-k.shape[1] // block), reach // block).to(k.device)
         return softmax_attention(q, k, v, layout=BlockLayout.from_blocks(visible, block), backend=backend)
 
-    plain, span = attention("large softmax", shape), KEEP + reach
-    near = attention("large softmax, window", shape, window=reach)
-    listed = Case("large softmax, layout", shape, call, plain.sizes)
-    spans = ((plain, shape.length), (near, span), (listed, span + shape.length % block))  # begins where a block does
-    yield from in_halves(bench, [large(case, k=keys, v=keys) for case, keys in spans])
+    length, window = bench.pick(140_000, 140), partial(softmax_attention, window=reach)
+    yield from large(bench, "softmax", "causal", softmax_attention, length)
+    yield from large(bench, "softmax", "window", window, KEEP + reach)
+    yield from large(bench, "softmax", "layout", listed, KEEP + reach + length % block)  # begins where a block does
+
+    def last(x: dict[str, Any]) -> dict[str, Any]:
+        return {name: array if array is None else array[-1:] for name, array in x.items()}
+
+    call, size = next(c for c in every_call() if c.family == "softmax" and is_step(c)), Size(128, 66_000, 33, 8)
+    cache = Checked(call, bench.pick(size, Size(16, 20, 3, 2)), cut=last, part=last)
+    yield from in_halves(bench, [cache])
 
 
-def step(name: str, shape: Shape, ragged: bool = False, logits: bool = False, **options: Any) -> Case:
-    """One step over a cache; the rows of a ragged one have different lengths, and those of a ring have gone round."""
+def step(name: str, shape: Shape) -> Case:
+    """One step over a full cache."""
     batch, capacity, heads, width = shape[:4]
-    cache, wide = (batch, capacity, shape.key_heads, width), {"sink_logits": (heads,)} if logits else {}
+    cache = batch, capacity, shape.key_heads, width
+
+    def call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, backend: str) -> Tensor:
+        return softmax_attention_step(q, k, v, lengths, backend=backend)[:, None]
 
     def other(device: torch.device) -> Arrays:
-        row = torch.arange(batch, device=device)
-        if not ragged:
-            return {"lengths": 0 * row + capacity}
-        lengths = capacity * row // (batch - 1)  # the first row has no key yet
-        return {"lengths": lengths + row * (capacity // 2) if options.get("ring") else lengths}
+        return {"lengths": torch.full((batch,), capacity, device=device)}
 
-    def call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, **how: Any) -> Tensor:
-        return softmax_attention_step(q, k, v, lengths, **how, **options)[:, None]
-
-    return Case(name, shape, call, {"q": (batch, heads, width), "k": cache, "v": cache}, wide, other)
-
-
-@piece("cuda", "correctness_decode")
-def decoding(bench: Bench) -> Iterator[Check]:
-    """A step over ragged batches, windows, sinks and rings."""
-    base = bench.pick(Shape(3, 300, 8, 128, 2), Shape(3, 40, 4, 16, 2))
-
-    def at(name: str, shape: Shape = base, **options: Any) -> Check:
-        return Check(step(f"step softmax {name}", shape, ragged=True, **options))
-
-    checks = [at(name, base._replace(groups=count)) for name, count in (("gqa", 2), ("mha", base.heads), ("mqa", 1))]
-    checks += [at("window", window=9), at("window,sinks", window=9, sink_tokens=4), at("sink_logits", logits=True)]
-    checks += [at("ring", ring=True, window=base.length), replace(at("gqa, CUDA graph"), graph=True)]
-    checks.append(at("ring,sinks", ring=True, window=base.length - 7, sink_tokens=4))
-    if not bench.dry:
-        shapes = [base._replace(length=n) for n in (1, 17, 64, 129, 1000, 4097, 65_537)]
-        checks += [at("gqa", shape) for shape in (*shapes, *(base._replace(width=n) for n in (64, 256)))]
-        checks.append(at("gqa 64:8", Shape(3, 20_000, 64, 128, 8)))
-        last = lambda x: {n: array[-1:] for n, array in x.items()}  # noqa: E731
-        checks.append(replace(at("large", Shape(33, 66_000, 8, 128, 8)), cut=last, part=last))  # more than 2^31 numbers
-    yield from in_halves(bench, checks)
+    return Case(name, shape, call, {"q": (batch, heads, width), "k": cache, "v": cache}, other)
 
 
 def flexible(bench: Bench, shape: Shape | None = None, window: int | None = None) -> Forms:
     """FlexAttention over the same pairs, or as a step over a cache if there is no shape."""
     mask = partial(causal_mask, shape.length, bench.device, window) if shape else lambda: None
-    return flex_peer(bench, f"attention {shape}" if shape else "softmax step", mask)
+    return flex_peer(bench, mask)
 
 
 def exact(bench: Bench, name: str, shape: Shape, goals: Goals = NO_GOALS, *ratios: Ratio, flex: bool = True) -> Timed:
@@ -247,9 +154,9 @@ def sparse(bench: Bench, only: tuple[str, int] | None = None) -> Iterator[Timed]
             BlockLayout.from_blocks(visible, block)
             bench.wait()
 
-        making, clock = Case(f"{name}, layout", shape, build, {}), WallClock(5, 1.0, 0.0)
-        yield Timed(making, directions=(FORWARD,), metrics=(timed.MILLISECONDS,), clock=clock)
-        peers = partial(flex_peer, bench, name, partial(layout.to_block_mask, shape.length))
+        making = Case(f"{name}, layout", shape, build, {})
+        yield Timed(making, directions=(FORWARD,), metrics=(timed.MILLISECONDS,), clock=HOST)
+        peers = partial(flex_peer, bench, partial(layout.to_block_mask, shape.length))
         case, density = attention(name, shape, layout=layout), float(layout.density(shape.length))
         yield _part(bench, case, density, peers, each_way("<= 1.15"))
 
@@ -266,7 +173,7 @@ def steps(bench: Bench, contexts: list[int], batches: tuple[int, ...]) -> Iterat
 
         yield Timed(step("softmax step", shape), lambda: sdpa_peers(bench) | flexible(bench), (FORWARD,), (moved,))
         case = step("softmax step, in a CUDA graph", shape)
-        yield Timed(case, directions=(FORWARD,), metrics=(told,), clock=GraphClock())
+        yield Timed(case, directions=(FORWARD,), metrics=(told,), clock=GRAPH)
 
 
 @piece("cuda", "overhead")
@@ -287,7 +194,7 @@ def on_a_cpu(bench: Bench) -> Iterator[Timed]:
     for name, listed in patterns.items():
         layout = BlockLayout.from_blocks(listed_blocks(shape.length // 64, *listed), 64)
         how: dict[str, Any] = {"layout": layout}
-        peers = partial(flex_peer, bench, name, layout.to_block_mask)
+        peers = partial(flex_peer, bench, layout.to_block_mask)
         if name == "window 256":
             peers, how = partial(flexible, bench, shape, 256), {"window": 256}
         density = float(layout.density(shape.length))

@@ -16,9 +16,11 @@ from zoo_kernels.tools.calls import (
     differentiated,
     documents_of,
     followed,
+    listed_blocks,
     normal,
     of_heads,
     of_one_head,
+    strided,
 )
 
 
@@ -28,21 +30,36 @@ def _whole(
     share: int = 1,
     keys_before: int = 0,
     documents: bool = False,
-    bias: bool = False,
+    logits: bool = False,
+    thin: bool = False,
     main: bool = False,
     **options: Any,
 ) -> Call:
-    """``share``: query heads per key head; ``keys_before``: keys before the first query."""
+    """A call over whole sequences.
+
+    Args:
+        name: name of the call.
+        main: whether it launches the kernel that the table of tiles is about.
+        share: query heads per key head.
+        keys_before: keys before the first query.
+        documents: whether the call has documents.
+        logits: whether the call has sink logits, with gradients.
+        thin: the values are less wide than the keys.
+        options: of the function.
+    """
 
     def inputs(size: Size) -> Inputs:
         batch, heads, width, keys = size.batch, size.heads, size.width, size.length + keys_before
         made: Inputs = {"q": normal(size, batch, size.length, heads, width, seed=0)}
         made |= {x: normal(size, batch, keys, heads // share, width, seed=seed) for seed, x in ((1, "k"), (2, "v"))}
+        if thin:
+            made["v"] = made["v"][..., : width // 2 + 8]
         made["documents"] = documents_of(size._replace(length=keys)) if documents else None
+        made["sink_logits"] = normal(size, heads, seed=6).float() if logits else None
         return made
 
     def run(given: Inputs, backend: str) -> Outputs:
-        names = ("q", "k", "v")
+        names = ("q", "k", "v", "sink_logits")
         given = followed(given, names)
         o, lse = softmax_attention(**given, return_lse=True, backend=backend, **options)
         return differentiated(given, names, {"output": o, "lse": lse})
@@ -63,7 +80,16 @@ def _layout(size: Size, block: int) -> BlockLayout:
     return BlockLayout.from_pairs(block, rows, none, none, query.repeat_interleave(3), pairs, masks, bits, longest=3)
 
 
-def _listed(name: str, block: int, *, biased: bool = False, share: int = 1, main: bool = False) -> Call:
+def _listed(
+    name: str,
+    block: int,
+    *,
+    biased: bool = False,
+    share: int = 1,
+    main: bool = False,
+    lists: tuple[int, int, int] | None = None,
+) -> Call:
+    """``lists``: arguments of :func:`listed_blocks`, by head, in place of three blocks and masks of bits for all."""
     plain = _whole(name, share=share)
 
     def inputs(size: Size) -> Inputs:
@@ -71,7 +97,10 @@ def _listed(name: str, block: int, *, biased: bool = False, share: int = 1, main
         bias = None
         if biased:
             bias = torch.randn(1, size.heads, rows, rows, generator=torch.Generator().manual_seed(5)).to(size.device)
-        return plain.inputs(size) | {"layout": _layout(size, block), "block_bias": bias}
+        layout = _layout(size, block)
+        if lists:
+            layout = BlockLayout.from_blocks(listed_blocks(rows, *lists, size.heads).to(size.device), block)
+        return plain.inputs(size) | {"layout": layout, "block_bias": bias}
 
     def run(given: Inputs, backend: str) -> Outputs:
         names = ("q", "k", "v", *(["block_bias"] if biased else []))
@@ -82,14 +111,20 @@ def _listed(name: str, block: int, *, biased: bool = False, share: int = 1, main
     return Call(name, inputs, run, main, 300)
 
 
-def _step(name: str, *, share: int = 1, ring: bool = False, main: bool = False, **options: Any) -> Call:
-    """``ring``: the cache is written as a ring; here it is not full, so the numbers are the same."""
+def _step(
+    name: str, *, share: int = 1, ring: bool = False, logits: bool = False, main: bool = False, **options: Any
+) -> Call:
+    """The first row has no key yet, the last one a full cache; ``ring``: later rows have gone round it."""
 
     def inputs(size: Size) -> Inputs:
         batch, heads, width, keys = size.batch, size.heads, size.width, size.length + 64
         made: Inputs = {"q": normal(size, batch, heads, width, seed=0)}
         made |= {x: normal(size, batch, keys, heads // share, width, seed=1) for x in ("k_cache", "v_cache")}
-        made["lengths"] = (torch.arange(batch) % size.length + 1).flip(0).to(size.device)
+        row = torch.arange(batch, device=size.device)
+        made["lengths"] = keys * row // (batch - 1) if batch > 1 else row + keys
+        if ring:
+            made["lengths"] += row * (keys // 2)
+        made["sink_logits"] = normal(size, heads, seed=6).float() if logits else None
         return made
 
     def run(given: Inputs, backend: str) -> Outputs:
@@ -117,4 +152,21 @@ CALLS = (
     of_one_head(_whole("causal", main=True)),
     of_one_head(_listed("layout of 64, bias", 64, biased=True, main=True)),
     of_one_head(_step("step", main=True)),
+)
+
+HARDER = (
+    *(_whole(f"window of {n}", window=n) for n in (0, 1, 17, 64)),
+    *(_whole(f"tail, {n} keys before", keys_before=n) for n in (7, 90, 400)),
+    *(_whole(f"{n} query heads per key head", share=n) for n in (2, 4)),
+    _whole("grouped, window", share=4, window=100),
+    _whole("sink logits", logits=True),
+    _whole("sink logits, documents, window, sinks", logits=True, documents=True, window=9, sink_tokens=2),
+    _whole("thin values", thin=True),
+    strided(_whole("causal")),
+    *(_listed(f"longformer {block}", block, lists=(2, 1, 0)) for block in (64, 128)),
+    *(_listed(f"bigbird {block}", block, lists=(1, 1, 1), share=block // 64) for block in (64, 128)),
+    _listed("bigbird, bias", 64, biased=True, lists=(1, 1, 1)),
+    _step("step, sink logits", logits=True),
+    _step("step, grouped, window", share=4, window=9),
+    _step("step, full ring", share=4, window=64, ring=True),
 )

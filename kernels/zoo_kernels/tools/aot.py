@@ -26,8 +26,8 @@ CRASHED = "the compiler crashed"
 _DOT16 = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+xb?f16[,>]")
 
 
-class Named(NamedTuple):
-    """Name of a kernel by module, which unlike the kernel itself can be pickled."""
+class KernelName(NamedTuple):
+    """A kernel by where it is defined: what can cross to another process."""
 
     module: str
     name: str
@@ -37,10 +37,10 @@ class Named(NamedTuple):
         return getattr(import_module(self.module), self.name)
 
 
-class Job(NamedTuple):
-    """One compilation: everything that Triton keys its binaries by."""
+class Compilation(NamedTuple):
+    """One compilation: what Triton keys its binaries by."""
 
-    kernel: Named
+    kernel: KernelName
     architecture: str
     signature: tuple[tuple[str, str], ...]  # parameter -> type, ``constexpr`` for what is compiled in
     constants: tuple[tuple[int, Any], ...]  # index of parameter -> value
@@ -59,8 +59,8 @@ class Job(NamedTuple):
         return {self.signature[i][0]: x for i, x in self.constants if x is not None}
 
 
-class Cost(NamedTuple):
-    """Resources and instructions of one compiled kernel; ``error`` says why compilation failed."""
+class Compiled(NamedTuple):
+    """What one compiled kernel takes and uses; ``error`` is why there is none."""
 
     registers: int = 0
     stack: int = 0
@@ -74,7 +74,7 @@ class Cost(NamedTuple):
     seconds: float = 0.0
     error: str | None = None
 
-    def faults(self, job: Job) -> list[str]:
+    def faults(self, job: Compilation) -> list[str]:
         """Lists why this kernel must not be released, as register spills."""
         if self.error is not None:
             return [self.error]
@@ -86,7 +86,7 @@ class Cost(NamedTuple):
             found.append(f"takes {self.shared} bytes of shared memory, and {job.architecture} has {limit}")
         return found + self.offsets.faults()
 
-    def warnings(self, job: Job) -> list[str]:
+    def warnings(self, job: Compilation) -> list[str]:
         """Lists what makes this kernel slow."""
         if job.architecture == "sm_90" and self.dots16 and not self.wgmma:
             return [f"none of its {self.dots16} 16-bit matrix products became a wgmma"]
@@ -121,7 +121,7 @@ def _binder(kernel: Any, architecture: str) -> tuple[Any, Any]:
     return function, binder
 
 
-def job(launch: Launch, architecture: str) -> Job:
+def job(launch: Launch, architecture: str) -> Compilation:
     """Returns what Triton's JIT would compile for ``launch`` on a GPU of ``architecture``."""
     config = launch.config
     kernel, binder = _binder(launch.kernel, architecture)
@@ -133,12 +133,12 @@ def job(launch: Launch, architecture: str) -> Job:
         signature.append((name, kind))
         if kind == "constexpr":
             value = bound[name]
-            constants.append((index, Named(value.__module__, value.__name__) if hasattr(value, "fn") else value))
+            constants.append((index, KernelName(value.__module__, value.__name__) if hasattr(value, "fn") else value))
         elif isinstance(known, str):
             attributes.append((index, tuple(map(tuple, _backend(architecture).parse_attr(known)))))
-    where = Named(kernel.__module__, kernel.__name__)
+    where = KernelName(kernel.__module__, kernel.__name__)
     parts = tuple(signature), tuple(constants), tuple(attributes)
-    return Job(where, architecture, *parts, config.warps, config.stages)
+    return Compilation(where, architecture, *parts, config.warps, config.stages)
 
 
 def compile_keys(launches: Iterable[Launch], architecture: str) -> dict[str, frozenset[str]]:
@@ -150,7 +150,7 @@ def compile_keys(launches: Iterable[Launch], architecture: str) -> dict[str, fro
     return {name: frozenset(found) for name, found in keys.items()}
 
 
-def compile_job(job: Job) -> Cost:
+def compile_job(job: Compilation) -> Compiled:
     """Compiles a job in this process, which must not have TRITON_INTERPRET set."""
     from triton.compiler import ASTSource, compile
 
@@ -159,7 +159,7 @@ def compile_job(job: Job) -> Cost:
         source = ASTSource(
             job.kernel.find(),
             signature=dict(job.signature),
-            constexprs={(i,): x.find() if isinstance(x, Named) else x for i, x in job.constants},
+            constexprs={(i,): x.find() if isinstance(x, KernelName) else x for i, x in job.constants},
             attrs={(i,): [list(pair) for pair in x] for i, x in job.attributes},
         )
         options = {"num_warps": job.warps, "num_stages": job.stages}
@@ -168,12 +168,12 @@ def compile_job(job: Job) -> Cost:
     except Exception as error:  # a failure of any kind is a result of this job, to be shown beside the others
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = lines[-1] if lines else ""
-        return Cost(error=f"does not compile: {type(error).__name__}: {text}", seconds=time.perf_counter() - begin)
+        return Compiled(error=f"does not compile: {type(error).__name__}: {text}", seconds=time.perf_counter() - begin)
 
 
-def _measure(compiled: Any) -> Cost:
+def _measure(compiled: Any) -> Compiled:
     ptx, usage = compiled.asm["ptx"], _resources(compiled.asm["cubin"])
-    return Cost(
+    return Compiled(
         registers=int(usage["REG"]),
         stack=int(usage["STACK"]),
         shared=compiled.metadata.shared,
@@ -216,13 +216,13 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
         self.process.start()
         other.close()
-        self.job: Job | None = None
+        self.job: Compilation | None = None
 
-    def give(self, job: Job) -> None:
+    def give(self, job: Compilation) -> None:
         self.job = job
         self.pipe.send(job)
 
-    def take(self) -> Job:
+    def take(self) -> Compilation:
         assert self.job is not None
         done, self.job = self.job, None
         return done
@@ -233,7 +233,7 @@ class _Worker:
         self.pipe.close()
 
 
-def compile_all(jobs: Iterable[Job], workers: int = 2) -> Iterator[tuple[Job, Cost]]:
+def compile_all(jobs: Iterable[Compilation], workers: int = 2) -> Iterator[tuple[Compilation, Compiled]]:
     """Compiles jobs in worker processes and yields each with its cost as it finishes.
 
     Workers end with the generator, also when it is closed early.
@@ -252,7 +252,7 @@ def compile_all(jobs: Iterable[Job], workers: int = 2) -> Iterator[tuple[Job, Co
                 try:
                     cost = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
-                    cost = Cost(error=CRASHED)
+                    cost = Compiled(error=CRASHED)
                     worker.end()
                     team[team.index(worker)] = worker = _Worker()
                 if waiting:

@@ -1,7 +1,8 @@
 """Calls of the public functions that between them launch every kernel with every flag.
 
-scripts/compile_kernels.py compiles what they launch, tests compare what two of them would compile, and the tuner runs
-them to check and time a candidate. Inputs are made from a seed, so that two backends get the same ones.
+scripts/compile_kernels.py compiles what they launch, tests compare what two of them would compile, the tuner runs them
+to check and time a candidate, and the benchmark checks them. Inputs are made from a seed, so that two backends can be
+given the same ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SHORT = 100  # tokens
 
 
 class Size(NamedTuple):
-    """Shape, dtype and device of the inputs of a call; with grouped heads, two query heads share a key head."""
+    """Shape, dtype and device of the inputs of a call; with grouped heads, key heads are fewer than ``heads``."""
 
     width: int
     length: int = SHORT
@@ -59,8 +60,8 @@ def raised(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
 
 def normal(size: Size, *shape: int, seed: int, scale: float = 1.0) -> Tensor:
     """Normal random numbers from a seed, in the dtype of the inputs."""
-    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
-    return made.to(size.device, size.dtype)
+    generator = torch.Generator(size.device).manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, device=size.device) * scale).to(size.dtype)
 
 
 def uniform(size: Size, *shape: int) -> Tensor:
@@ -105,7 +106,34 @@ def of_heads(call: Call, heads: int) -> Call:
     return call._replace(name=name, inputs=lambda size: call.inputs(size._replace(heads=heads)))
 
 
-def every_call() -> list[Call]:
-    """Returns the calls of all families."""
+def strided(call: Call) -> Call:
+    """Returns a call with arrays whose heads lie outside of tokens in memory."""
+
+    def inputs(size: Size) -> Inputs:
+        made = call.inputs(size)
+        for name in "qkv":
+            made[name] = made[name].transpose(1, 2).contiguous().transpose(1, 2)
+        return made
+
+    return call._replace(name=f"{call.name}, strided", inputs=inputs)
+
+
+def listed_blocks(blocks: int, near: int, first: int = 0, random: int = 0, heads: int = 1) -> Tensor:
+    """Blocks of keys that each block of queries lists: ``(1, heads, blocks, blocks)``.
+
+    The ``near`` latest (a window), the ``first`` ones (with a window: Longformer, arXiv:2004.05150), and ``random``
+    earlier ones by head (with both: BigBird, arXiv:2007.14062).
+    """
+    i = torch.arange(blocks)
+    distance = i[:, None] - i
+    base = ((distance >= 0) & ((distance < near) | (i < first))).expand(1, heads, -1, -1)
+    scores = torch.rand(base.shape, generator=torch.Generator().manual_seed(0))
+    best = scores.masked_fill(base | (distance < 0), -1.0).topk(min(random, blocks), dim=-1)
+    return base | torch.zeros_like(base).scatter(-1, best.indices, best.values >= 0)
+
+
+def every_call(harder: bool = False) -> list[Call]:
+    """Returns the calls of all families, each with the name of its family."""
+    name = "HARDER" if harder else "CALLS"
     rooms = [family for family in families().values() if family.calls]
-    return [call._replace(family=f.name) for f in rooms for call in import_module(str(f.calls)).CALLS]
+    return [c._replace(family=f.name) for f in rooms for c in getattr(import_module(str(f.calls)), name, ())]

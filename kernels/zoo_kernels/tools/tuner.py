@@ -17,22 +17,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from zoo_kernels.family import families
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, Config, Table, architecture, record
-from zoo_kernels.tools.calls import Call, Outputs, Size, every_call, raised
+from zoo_kernels.tools.calls import Call, Size, every_call
+from zoo_kernels.tools.check import FormCheck
 
 Timer = Callable[[Callable[[], Any]], float]
 GAIN = 1.02  # a winner must be this much faster than what ships, or noise would choose
 SMALLEST_TILE, LARGEST_TILE, WARPS, STAGES = 16, 256, (2, 4, 8), (1, 2, 3, 4)
 
 
-OF_TOKENS = ("output", "lse", *(f"gradient of {x}" for x in "qkv"))  # arrays (B, T, H, ..)
-BLOCK = 64  # tokens of a block, which must be right by itself
-
-
-class Row(NamedTuple):
+class TileRow(NamedTuple):
     """A row of the tables of tiles.
 
     Attributes:
@@ -68,7 +64,7 @@ class Trial(NamedTuple):
     reason: str = ""
 
 
-def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Row:
+def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> TileRow:
     """Finds the row that serves ``kernel`` (FAMILY.KERNEL) for heads of width ``width`` on ``device``.
 
     Raises:
@@ -78,7 +74,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
     names = [f"{f.name}.{k}" for f in families().values() for k in f.tiles]
     if kernel not in names:
         raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(names)}.")
-    row = Row(family, name, architecture(device), dtype.itemsize, width)
+    row = TileRow(family, name, architecture(device), dtype.itemsize, width)
     wider = [w for size, w in row.table[name][row.architecture] if size == row.size and w >= width]
     if not wider:
         raise ValueError(f"width={width}: {kernel} has no row that wide.")
@@ -86,7 +82,7 @@ def find_row(kernel: str, dtype: torch.dtype, width: int, device: torch.device) 
 
 
 @contextmanager
-def using(row: Row, config: Config) -> Iterator[None]:
+def using(row: TileRow, config: Config) -> Iterator[None]:
     """Context manager in which ``row`` holds ``config``; the file that ATTENTION_ZOO_CONFIGS names is not read."""
     before, file = row.table[row.kernel], os.environ.pop(CONFIGS_VARIABLE, None)
     rows = {**before[row.architecture], (row.size, row.width): config}
@@ -122,7 +118,7 @@ def candidates(config: Config, limit: int = 64) -> list[Config]:
     return [made for *_, made in sorted(found, key=lambda x: x[:4])][:limit]
 
 
-def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
+def calls_of(row: TileRow, calls: Iterable[Call], size: Size) -> list[Call]:
     """Selects the calls that launch the kernel of ``row``."""
     anywhere = row._replace(architecture=row.architecture if row.architecture in ARCHITECTURES else ARCHITECTURES[-1])
     keys = anywhere.table[row.kernel][anywhere.architecture]
@@ -140,50 +136,6 @@ def calls_of(row: Row, calls: Iterable[Call], size: Size) -> list[Call]:
     return found
 
 
-class Check:
-    """Compares the Triton form of a call with its reference, which is computed once."""
-
-    def __init__(self, call: Call, size: Size) -> None:
-        self.call, self.name = call, call.name
-        self.inputs = call.inputs(size)
-        self.expected = call.run(raised(self.inputs), "reference")
-        self.plain = call.run(self.inputs, "torch")
-        self.epsilon = torch.finfo(size.dtype).eps
-
-    def fault(self) -> str | None:
-        """Returns what is wrong with the present configuration; None if every output is within the contract.
-
-        The contract: error <= 2 * (error of plain PyTorch + eps * largest value) in each head and block, and finite.
-        """
-        found: Outputs = self.call.run(self.inputs, "triton")
-        for name, expected in self.expected.items():
-            error, plain = (_largest(name, _difference(x[name], expected)) for x in (found, self.plain))
-            finite = torch.where(expected.isfinite(), expected, 0.0)
-            allowed = 2 * (plain + self.epsilon * _largest(name, finite))
-            if not (error <= allowed).all():  # also when it is not a number
-                over = (error - allowed).nan_to_num(torch.inf).flatten()
-                worst = int(over.argmax()) if len(over) else 0
-                return (
-                    f"{self.name}, {name}: error {error.flatten()[worst]:.2g}, allowed {allowed.flatten()[worst]:.2g}"
-                )
-        return None
-
-
-def _difference(found: Tensor, expected: Tensor) -> Tensor:
-    found = found.to(expected.dtype)
-    return torch.where(found == expected, 0.0, found - expected)  # -inf agrees with -inf
-
-
-def _largest(name: str, x: Tensor) -> Tensor:
-    """Largest size of a number in each head and block of tokens, or in all of what has no tokens."""
-    if not x.numel():
-        return x.new_zeros(1)
-    if name not in OF_TOKENS or x.dim() < 3:
-        return x.abs().amax()[None]
-    of_heads = x.abs().flatten(3).amax(3) if x.dim() > 3 else x.abs()
-    return torch.stack([part.amax(1) for part in of_heads.split(BLOCK, 1)])
-
-
 def benchmark(run: Callable[[], Any]) -> float:
     """Times ``run`` on the GPU: the median of many runs, in milliseconds."""
     from triton.testing import do_bench
@@ -192,7 +144,7 @@ def benchmark(run: Callable[[], Any]) -> float:
 
 
 def tune(
-    row: Row,
+    row: TileRow,
     small: Size,
     large: Size,
     *,
@@ -218,7 +170,7 @@ def tune(
     chosen = calls_of(row, every_call() if calls is None else calls, small)
     if not chosen:
         raise ValueError(f"no call of kernels/zoo_kernels/{row.family}/calls.py launches {row.family}.{row.kernel}.")
-    checks = [Check(call, small) for call in chosen]
+    checks = [FormCheck(call, small) for call in chosen]
     inputs = [call.inputs(large) for call in chosen]
 
     def everything() -> None:
@@ -233,7 +185,7 @@ def tune(
     return trials
 
 
-def _try(config: Config, checks: list[Check], time: Callable[[], float]) -> Trial:
+def _try(config: Config, checks: list[FormCheck], time: Callable[[], float]) -> Trial:
     try:
         for check in checks:
             if (fault := check.fault()) is not None:
@@ -254,7 +206,7 @@ def winner(trials: list[Trial]) -> Trial | None:
     return best if gained and best is not trials[0] else None
 
 
-def as_record(row: Row, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
+def as_record(row: TileRow, trials: list[Trial], best: Trial, device: torch.device) -> dict[str, Any]:
     """Formats ``best`` as an entry of the file of tuned tiles, with where and when it was measured."""
     import triton
 

@@ -1,7 +1,6 @@
 """Adapters that turn rows of public data sets into records.
 
-Each adapter takes a row, its place for messages, and an id for rows without one. A row that is well-formed but has no
-question with an answer raises :class:`LeftOut`; one of another layout raises DataError.
+A row that is well-formed but asks nothing raises :class:`UnusableRow`; one of another layout raises DataError.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ Row = Mapping[str, Any]
 Adapter = Callable[[Row, str, str], QARecord]
 
 
-class LeftOut(Exception):
-    """Raised for a row without a question that its text answers; the message says what all such rows have in common."""
+class UnusableRow(Exception):
+    """A row without a question that its text answers; the message says what all such rows have in common."""
 
 
 def squad(row: Row, where: str, number: str) -> QARecord:
     """Reads a row of SQuAD: id, title, context, question, answers {text[], answer_start[]}."""
     record = squad_record(row, where, number)
     if record is None:
-        raise LeftOut("without an answer")
+        raise UnusableRow("without an answer")
     return record
 
 
@@ -48,7 +47,7 @@ def hotpotqa(row: Row, where: str, number: str) -> QARecord:
             (paragraphs if title in needed else distractors).append(f"{title}: {text}")
             found |= {title} & needed
     if found != needed:
-        raise LeftOut("without all titles of 'supporting_facts' in 'context'")
+        raise UnusableRow("without all titles of 'supporting_facts' in 'context'")
     return QARecord(
         id=str(row.get("id") or row.get("_id") or number),
         question=text_field(row, "question", where),
@@ -128,9 +127,9 @@ def completion(row: Row, where: str, number: str) -> QARecord:
     cut = _last_piece(text)
     value = text_field(row, "value", where)
     if cut == 0:
-        raise LeftOut("whose 'text' is a single sentence")
+        raise UnusableRow("whose 'text' is a single sentence")
     if fold(value) not in fold(text[:cut]):
-        raise LeftOut("whose 'value' is not in 'text'")
+        raise UnusableRow("whose 'value' is not in 'text'")
     return QARecord(
         id=number,
         question=text[cut:],

@@ -142,7 +142,7 @@ def _load(
     for number, row in enumerate(_rows(preset, path, config, split, revision or preset.revision, cache_dir)):
         try:
             record = preset.adapter(row, f"{path or preset.id} split {split} row {number}", f"{split}-{number}")
-        except adapters.LeftOut as reason:
+        except adapters.UnusableRow as reason:
             left_out[str(reason)] += 1
             continue
         records.append(replace(record, paragraphs=tuple(texts.setdefault(t, t) for t in record.paragraphs)))

@@ -18,15 +18,8 @@ from zoo.schema.messages import sentence, suggest
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One variant of a task in a mix.
-
-    Attributes:
-        name: name of the task in the mix.
-        variant: name of the variant.
-        weight: share of the samples, relative to all others.
-        task: the task.
-    """
+class MixEntry:
+    """One variant of a task of a mix; ``name`` is the task's in the mix, ``weight`` relative to all others'."""
 
     name: str
     variant: str
@@ -48,7 +41,7 @@ def _model(task: type[RecallTask]) -> type[EntryOptions]:
     return model_of_signature(task, f"{task.__name__}Options", base=EntryOptions)
 
 
-def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
+def read_entries(name: str, options: Mapping[str, Any] | None) -> list[MixEntry]:
     """Reads the options ``data.recall.tasks.NAME``: weight, variants, task, and options of the task.
 
     ``task`` is NAME by default, and ``variants`` the first one.
@@ -68,7 +61,7 @@ def read_entries(name: str, options: Mapping[str, Any] | None) -> list[Entry]:
     except RecallError as error:
         raise RecallError(f"{path}: {error}") from error
     first = next(iter(made[0].VARIANTS))
-    return [Entry(name, v or first, read.weight / len(variants), t) for v, t in zip(variants, made)]
+    return [MixEntry(name, v or first, read.weight / len(variants), t) for v, t in zip(variants, made)]
 
 
 class RecallOptions(Options):
@@ -105,6 +98,6 @@ class RecallOptions(Options):
             raise RecallError("data.recall.tasks has no task of a weight above 0: name at least one.")
         return tasks
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[MixEntry]:
         """Returns the tasks of the mix, variant by variant, without those of weight 0."""
         return [entry for name, node in self.tasks.items() for entry in read_entries(name, node) if entry.weight > 0]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from rich.table import Table
 
 from zoo.evaluation.display.recall_plots import RANK, RIGHT, plot_costs, plot_depths
-from zoo.evaluation.display.tables import cell_table
+from zoo.evaluation.display.terminal_tables import cell_table
 from zoo.evaluation.results.models import Record
 from zoo.evaluation.scoring.answer_records import GENERATED, line_values
 from zoo.evaluation.tasks.result_kind import History, Reported, ResultKind, Unit, Written

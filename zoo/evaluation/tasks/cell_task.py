@@ -55,7 +55,7 @@ class Questions(Protocol):
 
 
 @dataclass(frozen=True)
-class Cell:
+class SampleCell:
     """Samples that share a variant, a length (0: no filler) and a depth."""
 
     variant: str
@@ -161,28 +161,28 @@ class CellTask(Task):
             return [trained, 2 * trained, 4 * trained]
         return sorted({max(SHORTEST, length) for length in (trained // 2, trained, 2 * trained)})
 
-    def _cells(self, subject: Subject, variants: Mapping[str, Questions]) -> Iterator[Cell]:
+    def _cells(self, subject: Subject, variants: Mapping[str, Questions]) -> Iterator[SampleCell]:
         """Per variant: its baselines, then all lengths and depths."""
         for variant, questions in variants.items():
             count = min(self.samples, getattr(questions, "count", self.samples))
             if self.baselines:
-                yield Cell(variant, questions, 0, None, count, bare=True)
+                yield SampleCell(variant, questions, 0, None, count, bare=True)
                 if getattr(questions, "has_zero_length", True):
-                    yield Cell(variant, questions, 0, None, count)
+                    yield SampleCell(variant, questions, 0, None, count)
             for length in self.all_lengths(subject):
                 for depth in self.depths if self.depths and questions.has_depth else [None]:
-                    yield Cell(variant, questions, length, depth, count)
+                    yield SampleCell(variant, questions, length, depth, count)
 
     def _make(
         self, subject: Subject, encoder: Encoder, haystack: Haystack, seed: int
-    ) -> tuple[list[Cell], list[list[Sample]], list[str]]:
+    ) -> tuple[list[SampleCell], list[list[Sample]], list[str]]:
         """Cells with their samples, and notes on what does not fit a length.
 
         Raises:
             RecallError: if a variant and a length that were both asked for do not go together, if no variant fits a
                 length that was asked for, or if there is nothing to ask.
         """
-        cells: list[Cell] = []
+        cells: list[SampleCell] = []
         made: list[list[Sample]] = []
         notes = []
         strict = self._strict and self.lengths is not None
@@ -205,7 +205,7 @@ class CellTask(Task):
                 raise RecallError(notes[-1] if notes else f"{self.name} has no variant to ask: choose task.variants.")
         return cells, made, list(dict.fromkeys(notes))
 
-    def _score(self, subject: Subject, keep: Keep, cell: Cell, samples: list[Sample]) -> dict[str, Any]:
+    def _score(self, subject: Subject, keep: Keep, cell: SampleCell, samples: list[Sample]) -> dict[str, Any]:
         place = cell.place(self.name)
 
         def score() -> dict[str, Any]:
@@ -244,7 +244,7 @@ class CellTask(Task):
         """Returns the parts of the file name that identify the questions."""
         return []
 
-    def _warnings(self, subject: Subject, cells: list[Cell], made: list[list[Sample]]) -> list[str]:
+    def _warnings(self, subject: Subject, cells: list[SampleCell], made: list[list[Sample]]) -> list[str]:
         warnings = []
         trained = subject.train_length
         beyond = sorted({cell.length for cell in cells if cell.length > trained})

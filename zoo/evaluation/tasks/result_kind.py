@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from rich.table import Table
 
-from zoo.evaluation.display.tables import number_table
+from zoo.evaluation.display.terminal_tables import number_table
 from zoo.evaluation.results.metrics import metric_named
 from zoo.evaluation.results.models import Record, Results
 from zoo.evaluation.results.records import read_results, read_samples

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
-from zoo.evaluation.display.tables import number_table
+from zoo.evaluation.display.terminal_tables import number_table
 from zoo.evaluation.display.training_plots import plot_documents, plot_training
 from zoo.evaluation.results.metrics import metric_named
 from zoo.evaluation.results.models import Record

@@ -20,7 +20,8 @@ class View:
     """What the queries of a piece read; good until the cache gets the next piece.
 
     Attributes:
-        keys, values: ``(B, S, G, D)`` and ``(B, S, G, E)``.
+        keys: ``(B, S, G, D)``.
+        values: ``(B, S, G, E)``.
         documents: ``(B, S)`` ids that part the columns before the start of a row from its own; None if there are none.
         lengths: ``(B,)`` tokens seen in each row, those of the piece included.
         ring: whether slots may have been taken a second time, so that positions are those of a ring.
@@ -46,7 +47,9 @@ def with_slots(held: Tensor, slots: int) -> Tensor:
     """``held (B, n, ...)`` with at least so many slots; new ones hold zeros."""
     if held.shape[1] >= slots:
         return held
-    return torch.cat([held, held.new_zeros(held.shape[0], slots - held.shape[1], *held.shape[2:])], 1)
+    grown = held.new_zeros(held.shape[0], slots, *held.shape[2:])
+    grown[:, : held.shape[1]] = held
+    return grown
 
 
 class Cache(ABC):
@@ -75,7 +78,7 @@ class Cache(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the numbers that are held."""
+        """Type of the numbers that are held."""
 
     def in_use(self, name: str) -> int:
         """Slots of the tensor ``name`` that the longest row fills."""
@@ -121,7 +124,7 @@ class Cache(ABC):
             index: numbers of rows from 0 on, a sequence or a tensor ``(N,)`` of integers.
 
         Raises:
-            ValueError: on anything else.
+            ValueError: on numbers that are no rows of this cache.
         """
         at = self._checked(index)
         made = copy.copy(self)
@@ -195,7 +198,7 @@ class Cache(ABC):
         return x.to(self.dtype)
 
     def unpacked(self, held: Tensor, like: Tensor) -> Tensor:
-        """What is held, as columns beside those of a piece ``like``; the way back of :meth:`packed`."""
+        """Returns what is held as columns beside those of a piece ``like``, the way back of :meth:`packed`."""
         return held.to(like.dtype)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:

@@ -60,7 +60,6 @@ class BlockCache(KeyValueCache):
         return -(-self._longest // self.block) if name == "sums" else super().in_use(name)
 
     def append(self, k: Tensor, v: Tensor, lengths: Tensor | None = None) -> BlockView:
-        """See :meth:`KeyValueCache.append`."""
         finished, begun = divmod(self._longest, self.block)
         own = begun + 1 if self._even else min(self.block, self._longest + 1)
         view = super().append(k, v, lengths)
@@ -70,7 +69,6 @@ class BlockCache(KeyValueCache):
         )  # fmt: skip
 
     def reserve(self, needed: int) -> None:
-        """See :meth:`KeyValueCache.reserve`."""
         super().reserve(needed)
         self.sums = with_slots(self.sums, -(-self.keys.shape[1] // self.block))
 

@@ -30,21 +30,20 @@ class CacheList(Cache):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Of the parts."""
+        """Kinds of the caches of all parts."""
         return type(self).__name__, *(part.kind for part in self.parts)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first part."""
+        """Type of the numbers that the first part holds."""
         return self.parts[0].dtype
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         for part in self.parts:
             part.recount()
 
     def leaves(self) -> list[Cache]:
-        """Those of all parts."""
+        """Returns the leaves of all parts."""
         return [leaf for part in self.parts for leaf in part.leaves()]
 
     def nbytes(self) -> int:
@@ -52,21 +51,18 @@ class CacheList(Cache):
         return sum(part.nbytes() for part in self.parts)
 
     def rows(self: ListType, index: Sequence[int] | Tensor) -> ListType:
-        """See :meth:`Cache.rows`."""
         at = self._checked(index)
         return type(self)([part.rows(at) for part in self.parts])
 
     def join(self: ListType, other: ListType) -> ListType:
-        """See :meth:`Cache.join`."""
         self._check_other(other)
         return type(self)([mine.join(theirs) for mine, theirs in zip(self.parts, other.parts)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of the parts, by their number."""
+        """Returns the states of the parts, by their number."""
         return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`Cache.check_state`."""
         wanted = [str(number) for number in range(len(self.parts))]
         if list(state) != wanted:
             raise ValueError(f"the state has {list(state)}: expected {wanted}, from state_dict() of a cache.")
@@ -74,6 +70,5 @@ class CacheList(Cache):
             part.check_state(state[key])
 
     def take_state(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`Cache.take_state`."""
         for key, part in enumerate(self.parts):
             part.take_state(state[str(key)])

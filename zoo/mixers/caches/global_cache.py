@@ -32,8 +32,11 @@ class GlobalCache(Cache):
     slots.
 
     Attributes:
-        flags: ``(B, slots)``, True for global tokens. lengths: ``(B,)`` tokens seen. left: ``(B,)`` of the last kind.
-        counts: tokens seen of each row, on the host. marked: whether marks may have made tokens global.
+        flags: ``(B, slots)``, True for global tokens.
+        lengths: ``(B,)`` tokens seen.
+        left: ``(B,)`` tokens of the last kind.
+        counts: tokens seen of each row, on the host.
+        marked: whether separators may have made tokens global.
     """
 
     by_slot = ("keys", "values", "flags")
@@ -73,7 +76,7 @@ class GlobalCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     def in_use(self, name: str) -> int:
@@ -103,8 +106,11 @@ class GlobalCache(Cache):
         other piece reads columns in order, as of :class:`KeyValueCache`.
 
         Args:
-            k: ``(B, T, G, D)``. v: ``(B, T, G, E)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
-            flags: ``(1 or B, T)``, True for global tokens. marked: whether marks have made some of them so.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
+            flags: ``(1 or B, T)``, True for global tokens.
+            marked: whether separators have made some of them so.
 
         Raises:
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.
@@ -119,12 +125,11 @@ class GlobalCache(Cache):
         return GlobalView(keys, values, None, self.valid(), in_slots=True, flags=flags)
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         self.counts = self.lengths.tolist()
         self._measure()
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """See :meth:`Cache.advance`; ``left`` has to be that behind the piece."""
+        """Counts a piece as :meth:`Cache.advance` does; ``left`` has to be that behind the piece."""
         super().advance(length, lengths)
         added = [length] * len(self.counts) if lengths is None else lengths.tolist()
         self.counts = [a + b for a, b in zip(self.counts, added)]

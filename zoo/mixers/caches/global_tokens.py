@@ -1,7 +1,7 @@
 """Tokens that all later tokens of a document read.
 
-Which tokens are global follows from positions and marks of the tokens themselves, so it never depends on what comes
-later.
+Which tokens are global follows from the positions of tokens and from whether they are separators, so it never depends
+on what comes later.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class GlobalTokens:
         if self.every is not None and self.every < 1:
             raise ValueError(f"global_every={self.every}: expected a distance of at least 1 token, or null for none.")
 
-    def flags(self, positions: Tensor, marks: Tensor | None) -> Tensor:
-        """Returns ``(1 or B, T)`` bool, True for global tokens, from positions in documents and marks of that shape."""
+    def flags(self, positions: Tensor, separators: Tensor | None) -> Tensor:
+        """Returns ``(1 or B, T)`` bool, True for global tokens, from positions and separators of that shape."""
         flags = positions < self.first
         if self.every is not None:
             flags = flags | ((positions + 1) % self.every == 0)
-        return flags | marks if self.separators and marks is not None else flags
+        return flags | separators if self.separators and separators is not None else flags
 
     def fixed(self, position: int) -> bool:
         """Returns whether the position alone makes a token global."""
@@ -78,7 +78,7 @@ class GlobalTokens:
             start: first position in a document that may be flagged, if ``documents`` is None.
             stop: position behind the last that may be flagged.
             documents: ``(B, T)`` ids of packed documents, or None.
-            fixed: flags are those of a sequence from its start on, without marks.
+            fixed: flags are those of a sequence from its start on, without separators.
         """
         if fixed and documents is None:
             return self.count(start, stop)

@@ -41,7 +41,7 @@ class KeyValueCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """Dtype of keys and values."""
         return self.keys.dtype
 
     @property
@@ -74,7 +74,9 @@ class KeyValueCache(Cache):
         its own keys and values have their graph and those before it are constants.
 
         Args:
-            k: ``(B, T, G, D)``. v: ``(B, T, G, E)``. lengths: ``(B,)`` true lengths of the piece, None for all T.
+            k: keys ``(B, T, G, D)``.
+            v: values ``(B, T, G, E)``.
+            lengths: ``(B,)`` true lengths of the piece, None for all T.
 
         Raises:
             ValueError: if the piece has not as many rows as the cache; nothing has been written then.
@@ -101,13 +103,11 @@ class KeyValueCache(Cache):
         return View(keys, values, shown, self.lengths)
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         ends = set(self.lengths.tolist()) or {0}
         self._longest = max(ends)
         self._behind = sorted(self._longest - end for end in ends)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """See :meth:`Cache.advance`."""
         super().advance(length, lengths)
         if lengths is None:
             self._longest += length

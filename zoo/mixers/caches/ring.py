@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.mixers.caches.base import with_slots
 from zoo.mixers.caches.key_values import KeyValueCache
 from zoo_kernels.softmax import ring_slots
 
@@ -51,6 +52,8 @@ class RingCache(KeyValueCache):
 
         Before the ring is full, they are anything finite. ``count`` is at most the window.
         """
+        if not self.keys.shape[1]:
+            return with_slots(self.keys, count), with_slots(self.values, count)
         rows = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
         places = self.lengths[:, None] + torch.arange(count, device=rows.device)
         slots = ring_slots(places, self.limit, self.sink_tokens).clamp(max=self.keys.shape[1] - 1)

@@ -11,10 +11,12 @@ from zoo.mixers.caches.base import Cache
 
 
 class StateCache(Cache):
-    """A state that does not grow, in fp32 or better, and the tokens seen.
+    """State of constant size, in fp32 or better, and the number of tokens seen.
 
     Attributes:
-        state: ``(B, H, D, E)``. normalizer: ``(B, H, D)``, for normalized attention. lengths: ``(B,)``.
+        state: ``(B, H, D, E)``.
+        normalizer: ``(B, H, D)``, for normalized attention.
+        lengths: ``(B,)``.
     """
 
     by_row: ClassVar[tuple[str, ...]] = ("state", "normalizer", "lengths")
@@ -38,11 +40,11 @@ class StateCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the state."""
+        """Dtype of the state."""
         return self.state.dtype
 
     def recount(self) -> None:
-        """Nothing: no size depends on the lengths."""
+        """Does nothing, since no size depends on the lengths."""
 
     def replace(self, state: Tensor, normalizer: Tensor | None = None) -> None:
         """Hold the state behind a piece, ``(B, H, D, E)`` and ``(B, H, D)``, as a constant."""

@@ -12,7 +12,10 @@ class TrapezoidCache(StateCache):
     """A state without the last token's own write, and that token.
 
     Attributes:
-        key: ``(B, H, D)``. value: ``(B, H, E)``. weight: ``(B, H)`` of its own write. angle: ``(B, H, D / 4)``, fp64.
+        key: ``(B, H, D)``.
+        value: ``(B, H, E)``.
+        weight: ``(B, H)``, of the token's own write.
+        angle: ``(B, H, D / 4)``, in fp64.
     """
 
     by_row = (*StateCache.by_row, "key", "value", "weight", "angle")
@@ -32,7 +35,10 @@ class TrapezoidCache(StateCache):
         """Keys, values and weights of the tokens before those of a piece, whose last token is then remembered.
 
         Args:
-            key, value, weight, angle: ``(B, T, ...)``.
+            key: ``(B, T, H, D)``.
+            value: ``(B, T, H, E)``.
+            weight: ``(B, T, H)``.
+            angle: ``(B, T, H, D / 4)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T.
         """
         before = []

@@ -30,7 +30,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, whole: Whole, step: Step
     """Attention of the queries of a call, ``(B, T, H, E)``; its keys and values are added to its cache, if it has one.
 
     Args:
-        q: ``(B, T, H, D)``. k: ``(B, T, G, D)``. v: ``(B, T, G, E)``.
+        q: queries ``(B, T, H, D)``.
+        k: keys ``(B, T, G, D)``.
+        v: values ``(B, T, G, E)``.
+        call: the call of the mixer.
         whole: what the mixer computes over a sequence, or for a piece over what came before and itself.
         step: the same for one token over the slots of the cache.
     """
@@ -52,7 +55,7 @@ def attend_softmax(
     sink_tokens: int = 0,
     sink_logits: Tensor | None = None,
 ) -> Tensor:
-    """The same by one call of a kernel; the options are those of :func:`zoo_kernels.softmax_attention`."""
+    """Calls :func:`zoo_kernels.softmax_attention`, whose options are taken, or a step of it on the slots of a cache."""
 
     def step(q: Tensor, view: View) -> Tensor:
         output: Tensor = softmax_attention_step(

@@ -74,13 +74,12 @@ class WindowPart(Part):
         self.window = window
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return attend_softmax(q, k, v, call, window=self.window)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> RingCache:
-        """The latest keys and values."""
+        """Returns a cache of the latest keys and values."""
         return RingCache(batch_size, self.window, 0, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -101,13 +100,12 @@ class PatternPart(Part):
         self.pattern = pattern
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return self.pattern.attend(q, k, v, call)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> KeyValueCache:
-        """Keys and values of all tokens: a later list may name any block."""
+        """Returns a cache of keys and values of all tokens, since a later query may read any block."""
         return KeyValueCache(batch_size, capacity, self.heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:
@@ -136,13 +134,12 @@ class LinearPart(Part):
         self.map = HeadMap(feature_map, heads, head_dim, features)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """See :class:`Part`."""
         return attend_linear(self.map.query(q), self.map.key(k), v, None, call, normalize=True)
 
     def new_cache(
         self, batch_size: int, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> StateCache:
-        """The state and its normalizer, in fp32 or wider."""
+        """Returns a cache of the state and its normalizer, in fp32 or wider."""
         return StateCache((batch_size, self.heads, self.map.width, self.value_dim), device, dtype, normalize=True)
 
     def mixing_flops(self, context: int) -> float:
@@ -241,7 +238,6 @@ class BlendMixer(HeadMixer):
         return [cast(Part, part) for part in self.parts]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """The parts, blended."""
         return self.modes[self.mode](self, q, k, v, call)
 
     def new_cache(

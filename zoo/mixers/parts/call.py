@@ -18,7 +18,7 @@ class Call:
         x: input of the layer, ``(B, T, C)``.
         positions: position of each token in its document, ``(1 or B, T)``.
         documents: as in :meth:`zoo.mixers.Mixer.forward`.
-        marks: as in :meth:`zoo.mixers.Mixer.forward`.
+        separators: as in :meth:`zoo.mixers.Mixer.forward`.
         cache: as in :meth:`zoo.mixers.Mixer.forward`.
         lengths: as in :meth:`zoo.mixers.Mixer.forward`.
     """
@@ -26,7 +26,7 @@ class Call:
     x: Tensor
     positions: Tensor
     documents: Tensor | None
-    marks: Tensor | None
+    separators: Tensor | None
     cache: Any
     lengths: Tensor | None
 

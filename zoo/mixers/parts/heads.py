@@ -101,12 +101,12 @@ class HeadMixer(Mixer, HeadSizes):
         x: Tensor,
         *,
         documents: Tensor | None = None,
-        marks: Tensor | None = None,
+        separators: Tensor | None = None,
         cache: Any = None,
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        self.check_call(x, documents, cache, lengths, marks)
+        self.check_call(x, documents, cache, lengths, separators)
         if not x.shape[0] * x.shape[1]:
             none = x[..., :1].expand(*x.shape[:2], self.out_heads * self.value_dim)
             return self.out(none)  # no tokens: nothing is mixed, and a cache stays as it is
@@ -115,7 +115,7 @@ class HeadMixer(Mixer, HeadSizes):
         carry = {} if carry is None else carry
         self.prepare(carry, x, documents, cache)
         rotary: Rotary = carry["rotary"]
-        call = Call(x, rotary.positions, documents, marks, cache, lengths)
+        call = Call(x, rotary.positions, documents, separators, cache, lengths)
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.conv is not None:
             q, k, v = self.conv((q, k, v), call)

@@ -19,7 +19,10 @@ class Option:
 
     Attributes:
         meaning: what the option is, its unit included.
-        ge, gt, le, lt: limits of a number, called as those of ``annotated_types`` are; None for no limit.
+        ge: least number, called as the limits of ``annotated_types`` are; None for no limit.
+        gt: number below all that are allowed; None for no limit.
+        le: largest number; None for no limit.
+        lt: number above all that are allowed; None for no limit.
     """
 
     meaning: str

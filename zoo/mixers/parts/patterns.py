@@ -200,7 +200,6 @@ class BlockSparseMixer(HeadMixer):
         return True
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """One call of the kernel."""
         return self.pattern.attend(q, k, v, call)
 
     def new_cache(
@@ -210,7 +209,7 @@ class BlockSparseMixer(HeadMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> KeyValueCache:
-        """Keys and values; grows beyond ``capacity``."""
+        """Returns a cache of keys and values of all tokens, which grows beyond ``capacity``."""
         return KeyValueCache(batch_size, capacity or 0, self.kv_heads, self.head_dim, device, dtype, self.value_dim)
 
     def mixing_flops(self, context: int) -> float:

@@ -26,17 +26,22 @@ def attend_linear(
     eps: float = 1e-6,
     algorithm: str = "auto",
 ) -> Tensor:
-    """``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``: through the cache if there is one.
+    """Linear attention ``S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T``, ``o_t = scale * q_t S_t``.
 
-    Padding of a ragged piece is neither added nor decays the state, whatever the feature map makes of it.
+    It runs through the cache of the call, if there is one. Padding of a ragged piece is neither added nor decays the
+    state, whatever the feature map makes of it.
 
     Args:
-        q: ``(B, T, H, D)``.
-        k: ``(B, T, H, D)``.
-        v: ``(B, T, H, E)``.
+        q: queries ``(B, T, H, D)``.
+        k: keys ``(B, T, H, D)``.
+        v: values ``(B, T, H, E)``.
         log_decay: None, ``(H,)``, ``(B, T, H)`` or ``(B, T, H, D)``, all <= 0.
-        call: of the mixer; its cache is None or a :class:`StateCache`, with a normalizer exactly if ``normalize``.
-        scale, normalize, eps, algorithm: of :func:`zoo_kernels.linear_attention`.
+        call: arguments of the mixer; its cache is None or a :class:`StateCache`, with a normalizer exactly if
+            ``normalize``.
+        scale: as in :func:`zoo_kernels.linear_attention`.
+        normalize: as in :func:`zoo_kernels.linear_attention`.
+        eps: as in :func:`zoo_kernels.linear_attention`.
+        algorithm: as in :func:`zoo_kernels.linear_attention`.
 
     Returns:
         ``(B, T, H, E)`` in the dtype of q; sums that are not divided by their weights are in fp32 where that is fp16,
@@ -84,11 +89,12 @@ def blank_padding(k: Tensor, v: Tensor, log_decay: Tensor | None, call: Call) ->
 
 
 class StateMixer(HeadMixer):
-    """A mixer whose cache is one state per head; a subclass writes ``mix`` and may widen its keys.
+    """Base of mixers whose cache is one state per head; a subclass writes ``mix`` and may widen its keys.
 
     Attributes:
-        key_width: numbers D of a key after its feature map. normalize: whether the state has a normalizer.
-        algorithm: of the kernel, for mixers that leave the choice.
+        key_width: width D of a key after its feature map.
+        normalize: whether the state has a normalizer.
+        algorithm: algorithm of the kernel, for mixers that leave the choice.
 
     Raises:
         ValueError: on an algorithm that the kernel does not have.

@@ -42,7 +42,7 @@ class ArmOptions(Options):
     overrides: list[str] = option("what the arm changes", default=[])
 
 
-class TaskOptions(Options):
+class SweptTask(Options):
     """One task of eval.py after training."""
 
     name: str = option("a file of configs/task")
@@ -71,7 +71,7 @@ class SweepOptions(Options):
     overrides: list[str] = option("overrides of every arm; those of the command line come after them")
     reference: Text | None = option("arm that the others are compared with; null: the first")
     seeds: list[Count] = option("seeds of each arm; or seed=0,1,2", min_length=1)
-    tasks: list[str | TaskOptions] | None = option("tasks of eval.py, after training")
+    tasks: list[str | SweptTask] | None = option("tasks of eval.py, after training")
     match: Quantity | None = option("what all arms are made equal in; null: as they are")
     jobs: Annotated[Whole, Ge(1), Le(10_000)] = option("runs at the same time")
     devices_per_arm: Positive | None = option("GPUs of one run; null: those that there are, divided")

@@ -25,8 +25,8 @@ from zoo.sweeps.page.summary import (
     NOT_TESTED,
     SAMPLES,
     WORSE,
+    ArmDifference,
     Comparison,
-    Difference,
     Standing,
     Summary,
     compare,
@@ -178,7 +178,7 @@ def _comparisons(sweep: SweepData, measures: Measures) -> dict[tuple[str, Measur
         runs = sweep.finished(arm) if arm != sweep.reference else {}
         pairs = [differences(reference[seed], run, measures) for seed, run in runs.items() if seed in reference]
         for measure in measures.all:
-            mine: list[Difference] = [pair[measure] for pair in pairs if measure in pair]
+            mine: list[ArmDifference] = [pair[measure] for pair in pairs if measure in pair]
             comparison = compare(mine, measure.higher_is_better, measure.bounds)
             if comparison is not None:
                 found[arm, measure] = comparison

@@ -15,7 +15,7 @@ from zoo.evaluation.tasks.base import TaskSuite
 from zoo.evaluation.tasks.result_kind import Reported, Written
 from zoo.registry import TASKS
 from zoo.sweeps.page.read import RunData, SweepData
-from zoo.sweeps.page.summary import NOT_TESTED, Difference, Interval, compare
+from zoo.sweeps.page.summary import NOT_TESTED, ArmDifference, Interval, compare
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,13 @@ def _key(one: Measure | Record) -> tuple[str, str, int, str]:
     return one.task, one.variant, one.length, one.metric
 
 
-def differences(reference: RunData, other: RunData, measures: Measures) -> dict[Measure, Difference]:
+def differences(reference: RunData, other: RunData, measures: Measures) -> dict[Measure, ArmDifference]:
     """Returns other minus reference for two runs of the same seed, over the same samples.
 
     Measures without samples of their own (perplexity per token) differ by their values. Where the texts, questions or
     tokenizers of the two are not the same, there is no difference.
     """
-    found: dict[Measure, Difference] = {}
+    found: dict[Measure, ArmDifference] = {}
     for stem in (stem for stem in reference.evaluations if stem in other.evaluations):
         mine = [m for m in measures.all if m.stem == stem and not m.parts]
         first, second = (_only(run, stem, mine) for run in (reference, other))
@@ -202,15 +202,15 @@ def differences(reference: RunData, other: RunData, measures: Measures) -> dict[
             if values[0] is None or values[1] is None or (row := rows.get(_key(measure))) is None:
                 continue
             paired = row["differences"][0]
-            plain = Difference(values[1][0] - values[0][0])
+            plain = ArmDifference(values[1][0] - values[0][0])
             if paired["value"] is not None:
-                found[measure] = Difference(paired["value"], paired["ci95"], paired["n"])
+                found[measure] = ArmDifference(paired["value"], paired["ci95"], paired["n"])
             elif same:
                 found[measure] = plain
     for measure in sorted((m for m in measures.all if m.parts), key=_nesting):
         parts = [found[part] for part in measure.parts if part in found]
         if len(parts) == len(measure.parts):
-            mean = Difference(statistics.fmean(part.value for part in parts))
+            mean = ArmDifference(statistics.fmean(part.value for part in parts))
             found[measure] = parts[0] if len(parts) == 1 else mean
     return found
 
@@ -236,7 +236,7 @@ def pair_verdict(first: Mapping[int, RunData], second: Mapping[int, RunData], me
         if comparison_notes(asked):
             return NOT_TESTED
         values = [(value_of(measure, first[seed]), value_of(measure, second[seed])) for seed in shared]
-        found = [Difference(a[0] - b[0]) for a, b in values if a is not None and b is not None]
+        found = [ArmDifference(a[0] - b[0]) for a, b in values if a is not None and b is not None]
     compared = compare(found, measure.higher_is_better, measure.bounds)
     return NOT_TESTED if compared is None else compared.verdict
 

@@ -15,7 +15,7 @@ from zoo.evaluation.results.records import ResultError
 from zoo.evaluation.tasks.result_kind import Written, read_evaluation
 from zoo.files import read_metrics
 from zoo.runs.run_folder import RESULTS
-from zoo.sweeps.ledger import Entry, read_ledger
+from zoo.sweeps.ledger import LedgerEntry, read_ledger
 
 SCHEMA = "zoo-sweep/1"
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"  # the last is for runs without a line in the ledger
@@ -120,7 +120,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_run(sweep: Path, arm: str, seed: int, entry: Entry | None, overrides: tuple[str, ...]) -> RunData:
+def _read_run(sweep: Path, arm: str, seed: int, entry: LedgerEntry | None, overrides: tuple[str, ...]) -> RunData:
     if entry is None:
         return RunData(arm, seed, overrides=overrides)
     run = RunData(arm, seed, entry.status, entry.reason, entry.folder, tuple(map(str, entry.overrides)))

@@ -40,7 +40,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArmDifference:
     """Another arm minus the reference with one seed: ``value`` over the same samples, ``ci95`` over ``n`` of them."""
 
     value: float
@@ -85,7 +85,7 @@ def difference_bounds(bounds: Interval) -> Interval:
 
 
 def compare(
-    differences: Sequence[Difference], higher_is_better: bool, bounds: Interval = UNBOUNDED
+    differences: Sequence[ArmDifference], higher_is_better: bool, bounds: Interval = UNBOUNDED
 ) -> Comparison | None:
     """Judges paired differences, one per seed.
 

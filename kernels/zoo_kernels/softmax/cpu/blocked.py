@@ -63,7 +63,7 @@ class RangeTile:
         scores[:, :, : stop - start, skipped:].masked_fill_(~allowed, hidden(scores.dtype))
 
     def mask(self) -> Tensor | None:
-        """Returns None: each range needs a mask of its own."""
+        """Returns None: a tile of one block has no mask that several blocks share."""
         return None
 
     def bias_gradient(self, grad_scores: Tensor) -> None:

@@ -44,8 +44,8 @@ class Bias:
         return (lists * rows + query) * columns + key
 
 
-class Lists:
-    """Block lists of a call, one per unit: a block of queries of one head, or of the query heads of one key head."""
+class UnitLists:
+    """The lists of a call, one per unit: a block of queries of one head, or of the query heads of one key head."""
 
     def __init__(self, layout: BlockLayout, q: Tensor, k: Tensor, bias: Bias | None) -> None:
         batch, length, heads, _ = q.shape
@@ -114,7 +114,7 @@ class _Entries(NamedTuple):
 
     @classmethod
     def of(
-        cls, lists: Lists, units: Tensor, skipped: int, first: int, longest: Tensor, begin: Tensor, end: Tensor,
+        cls, lists: UnitLists, units: Tensor, skipped: int, first: int, longest: Tensor, begin: Tensor, end: Tensor,
         full: Tensor,
     ) -> _Entries:  # fmt: skip
         """``longest``: slots of the tile of each unit; entries are ``begin`` to ``end``, full ones to ``full``."""
@@ -141,7 +141,7 @@ class _Entries(NamedTuple):
 class Listed:
     """Tile of some units whose lists have about one length."""
 
-    def __init__(self, lists: Lists, entries: _Entries, whole: int, triangle: bool, bare: bool) -> None:
+    def __init__(self, lists: UnitLists, entries: _Entries, whole: int, triangle: bool, bare: bool) -> None:
         self.bare = bare and lists.bias is None
         self.lists, self.checked, self.triangle = lists, whole, triangle  # slots before ``checked`` are full in all
         self.units, self.row, self.query_block = entries.units, entries.row, entries.query_block
@@ -248,5 +248,5 @@ def plan(
     """
     positions = None if documents is None else document_positions(documents)
     bias = None if block_bias is None else Bias(block_bias, gradient, positions)
-    lists = Lists(layout, q, k, bias)
+    lists = UnitLists(layout, q, k, bias)
     return lists.grid, lists.tiles

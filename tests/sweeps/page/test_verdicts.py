@@ -12,7 +12,7 @@ from zoo.evaluation.results.statistics import student_interval
 from zoo.sweeps.page.analysis import analyze, findings
 from zoo.sweeps.page.arm_tables import front_table
 from zoo.sweeps.page.read import read_sweep
-from zoo.sweeps.page.summary import Difference, compare, pareto_standing, summarize, unpaired_verdict
+from zoo.sweeps.page.summary import ArmDifference, compare, pareto_standing, summarize, unpaired_verdict
 
 
 def test_differences_are_paired_by_seed(standard):
@@ -48,26 +48,26 @@ def test_pairing_resolves_what_overlapping_intervals_hide(tmp_path, monkeypatch)
 
 
 def test_verdict_follows_the_sign_and_what_is_good():
-    up = [Difference(value) for value in (1.0, 1.1, 1.2)]
+    up = [ArmDifference(value) for value in (1.0, 1.1, 1.2)]
     assert compare(up, True).verdict == "better"
     assert compare(up, False).verdict == "worse"
-    assert compare([Difference(-d.value) for d in up], False).verdict == "better"
-    assert compare([Difference(value) for value in (-1.0, 1.1, 1.2)], True).verdict == "not resolved"
-    assert compare([Difference(value) for value in (1.0, 1.4)], True).verdict == "not resolved"  # t of one is 12.7
+    assert compare([ArmDifference(-d.value) for d in up], False).verdict == "better"
+    assert compare([ArmDifference(value) for value in (-1.0, 1.1, 1.2)], True).verdict == "not resolved"
+    assert compare([ArmDifference(value) for value in (1.0, 1.4)], True).verdict == "not resolved"  # t of one is 12.7
     assert compare([], True) is None
 
 
 def test_one_seed_rests_on_samples_of_which_six_are_needed():
-    assert compare([Difference(1.0, (0.5, 1.5), 6)], True).verdict == "better"
-    assert compare([Difference(1.0, (0.5, 1.5), 5)], True).verdict == "not resolved"
-    assert compare([Difference(1.0, (-0.5, 1.5), 60)], True).verdict == "not resolved"
-    assert compare([Difference(1.0)], True).verdict == "not tested"
+    assert compare([ArmDifference(1.0, (0.5, 1.5), 6)], True).verdict == "better"
+    assert compare([ArmDifference(1.0, (0.5, 1.5), 5)], True).verdict == "not resolved"
+    assert compare([ArmDifference(1.0, (-0.5, 1.5), 60)], True).verdict == "not resolved"
+    assert compare([ArmDifference(1.0)], True).verdict == "not tested"
 
 
 def test_rounding_is_no_spread():
     values = [(2 / 3 - 1) / 32, (1 / 3 - 2 / 3) / 32, (2 / 3 - 1) / 32]
     assert len(set(values)) > 1
-    found = compare([Difference(value, (-0.03, 0.01), 32) for value in values], True)
+    found = compare([ArmDifference(value, (-0.03, 0.01), 32) for value in values], True)
     assert found.verdict == "not resolved" and found.difference.ci95 == (-0.03, 0.01)
 
 

@@ -30,7 +30,7 @@ from zoo.sweeps.page.write import write_report
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Page(HTMLParser):
@@ -269,6 +269,7 @@ def test_a_sweep_without_any_result_has_a_page(tmp_path):
     assert list((tmp_path / "out").glob("*.png")) == []
 
 
+@pytest.mark.slow
 def test_the_program_writes_where_it_is_told_and_refuses_other_folders(tmp_path, monkeypatch, capsys):
     folder = write_sweep(tmp_path / "sweep", {"exact": ARMS["exact"]}, seeds=(0,))
     script = str(ROOT / "scripts" / "report.py")

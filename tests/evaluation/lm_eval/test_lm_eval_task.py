@@ -171,6 +171,7 @@ def test_the_result_file_holds_all_that_the_harness_found(written_results, folde
     assert samples == {"colours": 5, "colours_again": 2, "stories": 3, "echo": 4}
 
 
+@pytest.mark.slow
 def test_a_part_of_a_task(run, folder, capsys):
     outcome = evaluate_run(run, task(folder, "colours", limit=2, num_fewshot=0, max_length=None))
     assert outcome.files[0].is_file()
@@ -181,6 +182,7 @@ def test_a_part_of_a_task(run, folder, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_generation_options_replace_those_of_the_task(run, folder):
     asked = task(folder, "echo", gen_kwargs={"max_gen_toks": 1})
     outcome = asked.evaluate(run.subject, 0)

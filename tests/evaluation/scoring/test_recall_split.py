@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.evaluation.test_perplexity import BOS, some_documents
+from tests.evaluation.scoring.test_perplexity import BOS, some_documents
 from tests.evaluation.tiny_run import small_decoder
 from zoo.evaluation.scoring.documents import cut_documents, score_windows
 from zoo.evaluation.scoring.perplexity_sums import evaluate_perplexity, part_records

@@ -134,6 +134,7 @@ def test_finished_cells_are_used_only_for_the_same_questions_and_model(run_folde
     assert cells() == 4
 
 
+@pytest.mark.slow
 def test_samples_come_from_the_cache_and_a_damaged_file_is_made_again(run_folder, monkeypatch):
     first = evaluate_run(open_run(run_folder), recall("passkey", fresh=True))
     files = list((run_folder.parent / "cache" / "recall").iterdir())
@@ -344,6 +345,7 @@ def test_the_suite_hands_common_options_to_its_tasks():
     assert tasks["PerplexityContextTask"].lengths is None
 
 
+@pytest.mark.slow
 def test_a_suite_is_evaluated_task_by_task(run_folder):
     members = {name: {"variants": None, **SMALL, "samples": 1} for name in ("passkey", "vt")} | {"kv": None}
     written = list(evaluate(open_run(run_folder), Suite(name="offline", members=members)))

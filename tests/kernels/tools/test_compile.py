@@ -19,7 +19,7 @@ from zoo_kernels.tools.aot import compile_keys
 from zoo_kernels.tools.calls import Size, every_call
 from zoo_kernels.tools.offsets import Offsets, count_offsets
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHAPES = ((1, 1), (3, 1), (1, 64), (3, 100), (1, 129), (3, 333), (1, 1003), (3, 1024), (1, 4096))  # batch, length
 
 

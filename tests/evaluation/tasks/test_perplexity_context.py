@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_perplexity import SCHEDULES
+from tests.evaluation.scoring.test_perplexity import SCHEDULES
 from tests.evaluation.tiny_run import make_run, small_decoder
 from zoo.config import ConfigError
 from zoo.data import DataError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_perplexity import BOS, SCHEDULES, some_documents
+from tests.evaluation.scoring.test_perplexity import BOS, SCHEDULES, some_documents
 from tests.evaluation.tiny_run import make_run, small_decoder
 from tests.tiers import in_ci
 from zoo.config import ConfigError

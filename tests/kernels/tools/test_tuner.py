@@ -15,12 +15,23 @@ pytest.importorskip("triton")
 
 from zoo_kernels.launch import ARCHITECTURES, CONFIGS_VARIABLE, INTERPRETER, Config, choose, record
 from zoo_kernels.tools.calls import Call, Size, every_call
-from zoo_kernels.tools.tuner import Check, Row, Trial, as_record, calls_of, candidates, find_row, save, using, winner
+from zoo_kernels.tools.tuner import (
+    FormCheck,
+    TileRow,
+    Trial,
+    as_record,
+    calls_of,
+    candidates,
+    find_row,
+    save,
+    using,
+    winner,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = Config({"CHUNK": 64, "TILE": 32}, 4, 2)
 TABLE = {"mix": {"sm_90": {(2, 64): SHIPPED, (2, 128): SHIPPED}}}
-ROW = Row("linear", "mix", "sm_90", 2, 64)
+ROW = TileRow("linear", "mix", "sm_90", 2, 64)
 
 
 def taken(width=64, dtype=torch.bfloat16):
@@ -54,7 +65,7 @@ def test_a_row_is_found_by_the_next_width(monkeypatch):
 
 
 def test_a_row_is_replaced_for_a_while_and_no_other():
-    row = Row("linear", "mix", ARCHITECTURES[-1], 2, 64)
+    row = TileRow("linear", "mix", ARCHITECTURES[-1], 2, 64)
     before, neighbor = row.config, row._replace(kernel="parallel").config
     with using(row, SHIPPED):
         assert row.config is SHIPPED
@@ -63,9 +74,9 @@ def test_a_row_is_replaced_for_a_while_and_no_other():
 
 
 def test_the_calls_of_a_kernel_are_those_that_launch_it():
-    found = {call.name for call in calls_of(Row("linear", "parallel", "sm_90", 2, 64), every_call(), Size(64))}
+    found = {call.name for call in calls_of(TileRow("linear", "parallel", "sm_90", 2, 64), every_call(), Size(64))}
     assert "parallel" in found and all("parallel" in name for name in found)
-    assert {call.name for call in calls_of(Row("linear", "step", "sm_90", 2, 64), every_call(), Size(64))} == {
+    assert {call.name for call in calls_of(TileRow("linear", "step", "sm_90", 2, 64), every_call(), Size(64))} == {
         call.name for call in every_call() if call.family == "linear" and "step" in call.name
     }
 
@@ -185,16 +196,17 @@ def test_an_error_in_a_block_of_small_numbers_is_seen():
         made[1, 100, 2, 0] += 0.5 if backend == "triton" else 0.01
         return {"output": made, "state": right[:, :4]}
 
-    check = Check(Call("made up", lambda size: {}, run), Size(4, 128, dtype=torch.bfloat16))
+    check = FormCheck(Call("made up", lambda size: {}, run), Size(4, 128, dtype=torch.bfloat16))
     assert check.fault().startswith("made up, output: error 0.49, allowed 0.01")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [64, 128])
 def test_a_candidate_with_wide_chunks_is_right_for_a_scan(wide):
     call = next(call for call in every_call() if (call.family, call.name) == ("linear", "scan"))
-    row = Row("linear", "mix", INTERPRETER, 4, 256)
+    row = TileRow("linear", "mix", INTERPRETER, 4, 256)
     with using(row, Config({"CHUNK": wide, "TILE": 32}, 4, 1)):
-        assert Check(call, Size(16, 200, 1, 2, torch.float32)).fault() is None
+        assert FormCheck(call, Size(16, 200, 1, 2, torch.float32)).fault() is None
 
 
 @pytest.mark.slow

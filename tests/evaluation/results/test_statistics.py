@@ -52,6 +52,7 @@ def test_bootstrap_sums_are_sums_of_whole_draws():
     assert np.abs(times.mean(axis=0) - 1).max() < 0.2
 
 
+@pytest.mark.slow
 def test_bootstrap_means_cover_the_truth_about_as_often_as_they_claim():
     random = np.random.default_rng(0)
     inside = 0

@@ -24,8 +24,8 @@ class WrongShape(Exception):
     """Raised for an output that cannot be compared."""
 
 
-class Subject:
-    """Module under test, in evaluation mode and in fp64 where it runs so, else in fp32.
+class Candidate:
+    """A module in evaluation mode and in fp64 where it runs so, else in fp32.
 
     Every call is made on a fresh copy with the same random numbers, so that calls are independent of state and chance.
     Parameters that are all zero are drawn, since they would hide what lies behind them.

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.evaluation.test_plots import is_drawn
+from tests.evaluation.display.test_plots import is_drawn
 from tests.evaluation.tiny_run import make_run
 from tests.tiers import in_ci
 from zoo.evaluation.display.perplexity_plots import plot_context, plot_position
