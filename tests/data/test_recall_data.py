@@ -151,6 +151,14 @@ def test_labels_of_a_row_are_targets_and_never_read(rows, tokenizer):
     assert len(counts) > 20 and min(counts) == 18
 
 
+def test_a_row_as_short_as_its_samples_is_one_of_them(rows):
+    made = rows(length=64, shortest=64, tasks={"state_tracking": {"asked": 1.0}})
+    for number in range(5):
+        row = made.row(number)
+        assert (row["answers"] > 0).tolist() == [False, *[True] * 63], "behind each of the 63 symbols that are read"
+        assert not row["documents"].any()
+
+
 def test_labels_reach_validation_and_mixed_batches(stores, rows):
     tasks = {"state_tracking": {"variants": ["s3"]}, "mqar": {}}
     made = rows(tasks=tasks, val_samples=4)

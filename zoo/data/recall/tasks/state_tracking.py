@@ -116,7 +116,7 @@ class StateTracking(RecallTask):
         choices = group.swaps if self.swaps else range(len(group))
         for attempt in range(ATTEMPTS):
             symbols = sample_rng(key, attempt).choices(choices, k=count)
-            content = [self.name, self.group, symbols]
+            content = [self.name, self.group, bytes(symbols).hex()]
             if belongs(content, place.split):
                 return symbols, f"{self.name}-{digest(content, key):032x}"
         raise RecallError(
