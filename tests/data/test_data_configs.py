@@ -19,7 +19,11 @@ def load(*overrides):
 
 def test_the_promised_names_exist():
     corpora = ["fineweb_edu", "openwebtext", "pg19", "stdlib", "text", "tinystories", "wikitext103", "wikitext2"]
-    assert sorted([*corpora, "mqar", "recall_mix"]) == DATA and TOKENIZERS == ["bpe", "bytes", "pretrained"]
+    assert sorted([*corpora, "mqar", "recall_mix", "state_tracking"]) == DATA and TOKENIZERS == [
+        "bpe",
+        "bytes",
+        "pretrained",
+    ]
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -30,7 +34,7 @@ def test_data_sets(name, monkeypatch):
     assert config.cache_dir == "~/.cache/attention-zoo" and config.num_workers == 0
     source = build_source(config.source)
     assert type(source) is getattr(zoo.data, type(source).__name__)
-    if name not in ("stdlib", "mqar", "recall_mix"):
+    if name not in ("stdlib", "mqar", "recall_mix", "state_tracking"):
         assert source.path == "/some/where"
     if isinstance(source, zoo.data.HubSource):
         assert source.cache_dir == Path("~/.cache/attention-zoo").expanduser()

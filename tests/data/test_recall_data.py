@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.data.recall.state_oracle import FIRST, track
 from tests.tiers import in_ci
 from zoo.data import BatchPlan, TokenStore, TrainBatches, build_tokenizer
 from zoo.data.datamodule import LanguageData
@@ -111,8 +112,9 @@ def test_weights_and_documents_of_a_row(rows, tokenizer):
         row = made.row(number)
         assert {name: value.shape for name, value in row.items()} == {
             "tokens": (LENGTH + 1,),
-            **dict.fromkeys(("weights", "answers", "documents"), (LENGTH,)),
+            **dict.fromkeys(("targets", "weights", "answers", "documents"), (LENGTH,)),
         }
+        assert np.array_equal(row["targets"], row["tokens"][1:])
         spans = pieces(row, tokenizer.eos_token_id)
         samples = [span for span in spans if span[1] - span[0] > 1]
         filled = samples[-1][1]
@@ -126,6 +128,46 @@ def test_weights_and_documents_of_a_row(rows, tokenizer):
         lengths += [end - begin for begin, end in samples]
         assert 0 <= LENGTH + 1 - filled < min(made.least)
     assert len(set(lengths)) > 20 and lengths.count(LENGTH + 1) > 5 and min(lengths) == min(made.least)
+
+
+def test_labels_of_a_row_are_targets_and_never_read(rows, tokenizer):
+    """Several samples a row; each symbol is followed by the state of its own sample, which the row has as target."""
+    options = {"task": "state_tracking", "variants": ["parity", "s5"], "asked": 1.0}
+    made = rows(tasks={"states": options}, answer_weight=1.0, shortest=20)
+    counts = []
+    for number in range(10):
+        row = made.row(number)
+        bounds = np.flatnonzero(np.diff(row["documents"], prepend=-1))
+        for begin, end in itertools.pairwise([*bounds.tolist(), LENGTH]):
+            asked = begin + np.flatnonzero(row["answers"][begin:end])
+            if not len(asked):
+                continue  # what is left of the row is nobody's
+            assert asked.tolist() == list(range(begin + 1, asked[-1] + 1)), "behind every symbol"
+            symbols, group = row["tokens"][asked].tolist(), "parity" if row["tokens"][asked].max() < 2 else "s5"
+            states = track(group, [symbol - FIRST[group] for symbol in symbols])
+            assert row["targets"][asked].tolist() == [FIRST[group] + state for state in states]
+            counts.append(len(asked))
+        assert np.array_equal(row["weights"], (row["answers"] > 0).astype(np.float32))
+        assert len(set(row["answers"].tolist()) - {0}) == (row["answers"] > 0).sum(), "each state is an answer"
+    assert len(counts) > 20 and min(counts) == 18
+
+
+def test_a_row_as_short_as_its_samples_is_one_of_them(rows):
+    made = rows(length=64, shortest=64, tasks={"state_tracking": {"asked": 1.0}})
+    for number in range(5):
+        row = made.row(number)
+        assert (row["answers"] > 0).tolist() == [False, *[True] * 63], "behind each of the 63 symbols that are read"
+        assert not row["documents"].any()
+
+
+def test_labels_reach_validation_and_mixed_batches(stores, rows):
+    tasks = {"state_tracking": {"variants": ["s3"]}, "mqar": {}}
+    made = rows(tasks=tasks, val_samples=4)
+    batch = RecallValidation(made, 0, 1, 4)[0]
+    expected = [made.validation(number)[0]["targets"] for number in range(4)]
+    assert np.array_equal(batch["targets"], expected)
+    labeled = (batch["targets"] != batch["tokens"][:, 1:]).any(1).tolist()
+    assert labeled == [True, False] * 2 and batch["tasks"].tolist() == [0, 1] * 2
 
 
 @pytest.mark.parametrize("tight", [*in_ci(0.0, 0.5), 1.0])
@@ -205,6 +247,7 @@ def test_a_batch_is_windows_and_recall_rows_by_their_numbers(stores, rows, share
         else:
             window = stores["train"].tokens[place : place + LENGTH + 1]
             assert batch["tokens"][row].tolist() == window.tolist()
+            assert torch.equal(batch["targets"][row], batch["tokens"][row, 1:])
             assert (batch["weights"][row] == 1).all() and not batch["answers"][row].any()
             expected = np.cumsum(window[:-1] == stores["train"].eos)
             assert (batch["documents"][row].numpy() == expected - expected[0]).all()

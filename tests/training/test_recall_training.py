@@ -23,6 +23,7 @@ from zoo.training.monitoring.monitor import describe
 from zoo.training.run import train
 from zoo.training.training_data import build_data
 
+STATES = ("data/recall=state_tracking", "data.recall.share=0.5", "data.recall.val_samples=12")
 MIXED = ("data/recall=mqar", "data.recall.share=0.5", "data.recall.tasks.mqar.variants=[pairs4]")
 KEYS = ("train/loss", "train/bits_per_byte", "train/recall_nll", "train/grad_norm", "val/loss", "val/recall_nll")
 
@@ -94,9 +95,10 @@ def test_what_is_not_there_is_not_reported():
     assert shown == "recall 1.23 nats  5,000 tokens/s  recall 50.0%"
 
 
-def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
+@pytest.mark.parametrize("mixed", [MIXED, STATES])
+def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path, mixed):
     """The first step's record against the batch of that step, scored by a model that has not been trained."""
-    config = small(*MIXED, "optimizer.lr=1e-30", "optimizer.embedding_lr=1e-30", "trainer.max_steps=1")
+    config = small(*mixed, "optimizer.lr=1e-30", "optimizer.embedding_lr=1e-30", "trainer.max_steps=1")
     train(config, tmp_path / "run")
     (row,) = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
     data = prepared(config)
@@ -104,7 +106,9 @@ def test_the_loss_of_text_is_that_of_the_text_alone(small, tmp_path):
     decoder = zoo.load(tmp_path / "run").eval()
     with torch.no_grad():
         scores = decoder(batch["tokens"][:, :-1]).log_softmax(-1)
-    losses = -scores.gather(2, batch["tokens"][:, 1:, None])[..., 0]
+    targets = torch.where(batch["answers"] > 0, batch["targets"], batch["tokens"][:, 1:])
+    assert torch.equal(targets, batch["tokens"][:, 1:]) == (mixed == MIXED)
+    losses = -scores.gather(2, targets[..., None])[..., 0]
     assert row["train/loss"] == pytest.approx(float(losses[batch["mask"]].mean()), rel=1e-5)
     found = of_answers(losses, torch.zeros_like(losses, dtype=torch.bool), batch["answers"])
     assert row["train/recall_nll"] == pytest.approx(sum(n for n, _ in found.values()) / len(found), rel=1e-5)
@@ -132,6 +136,31 @@ def test_validation_is_greedy_decoding_of_samples_kept_apart(small, tmp_path):
     assert row["val/bits_per_byte"] > 0
 
 
+def test_validation_of_states_compares_with_the_states(small, tmp_path):
+    """Each state told from the symbols before it, of a model that has learned a little, and of each group its share."""
+    config = small(*STATES, "data.recall.val_samples=24", "trainer.max_steps=10")
+    train(config, tmp_path / "run")
+    row = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/loss" in row][-1]
+    decoder = zoo.load(tmp_path / "run").eval()
+    data = prepared(config)
+    right, nats = {name: [] for name in data.recall_names}, []
+    for number in range(24):
+        sample, name = data.recall_rows.validation(number)
+        places = sample["answers"].nonzero()[0]
+        with torch.no_grad():
+            scores = decoder(torch.tensor(sample["tokens"][None, :-1])).log_softmax(-1)[0, places]
+        states = torch.tensor(sample["targets"][places])
+        nats += (-scores.gather(1, states[:, None])[:, 0]).tolist()
+        right[data.recall_names[name]] += (scores.argmax(-1) == states).tolist()
+    assert list(right) == ["parity", "mod5", "s3_swap", "s3", "s5_swap", "s5"] and len(nats) == 24 * 30
+    assert row["val/recall_nll"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert row["val/recall_accuracy"] == pytest.approx(sum(map(sum, right.values())) / len(nats)) and any(
+        right["parity"]
+    )
+    for name, found in right.items():
+        assert row[f"val/recall_accuracy/{name}"] == pytest.approx(sum(found) / len(found))
+
+
 def stop_at(monkeypatch, micro_step):
     inner = LanguageModule.training_step
 
@@ -151,6 +180,7 @@ def stop_at(monkeypatch, micro_step):
             ((*MIXED, "data.isolate_documents=true", "trainer.micro_batch_size=1", "trainer.log_every=4"), 27, 0),
         ),
         ((*MIXED, "data.recall.share=1"), 6, 1),
+        (STATES, 7, 2),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(small, tmp_path, monkeypatch, overrides, stop, workers):

@@ -113,8 +113,9 @@ class RecallRows:
     def row(self, number: int) -> dict[str, np.ndarray]:
         """Returns row ``number`` of the split train.
 
-        Its items are tokens (L+1,) int64; for its targets, weights (L,) float32 and answers (L,) int64, the running
-        number of the answer that each belongs to, from 1, and 0 elsewhere; for its inputs, documents (L,) int32.
+        tokens (L+1,) int64; of its targets: targets (L,) int64, the next token or a label in its place, weights (L,)
+        float32 and answers (L,) int64, the running number of the answer that each belongs to, from 1, and 0 elsewhere;
+        of its inputs: documents (L,) int32.
         """
         return self._lay_out(list(self._samples(number)))
 
@@ -178,12 +179,13 @@ class RecallRows:
 
     def _lay_out(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         tokens = np.full(self.length + 1, self._supply[0].document_token, dtype=np.int64)
+        wanted = tokens.copy()
         weights = np.zeros(self.length, dtype=np.float32)
         answers, documents = np.zeros(self.length, dtype=np.int64), np.zeros(self.length, dtype=np.int32)
         begin = count = 0
         for number, sample in enumerate(samples):
             end = begin + len(sample)
-            tokens[begin:end] = sample.tokens
+            tokens[begin:end], wanted[begin:end] = sample.tokens, sample.targets
             documents[begin:] = number
             weights[max(begin - 1, 0) : end - 1] = self.options.context_weight
             for answer in sample.answers:
@@ -192,14 +194,15 @@ class RecallRows:
                 weights[targets], answers[targets] = self.options.answer_weight, count
             begin = end
         documents[begin:] += 1  # padding is nobody's
-        return {"tokens": tokens, "weights": weights, "answers": answers, "documents": documents}
+        of_targets = {"targets": wanted[1:], "weights": weights, "answers": answers}
+        return {"tokens": tokens, **of_targets, "documents": documents}
 
 
 class RecallValidation(Dataset):
     """Samples of the split eval, one per row, the tasks in turn; every rank has as many batches as the others.
 
-    Each batch is a dict of tokens (b, L+1) and answers (b, L) as in :meth:`RecallRows.row`, and tasks (b,) int64, the
-    index of each row's task. Rows that pad the last batch have no answers.
+    Each batch is a dict of tokens (b, L+1), targets and answers (b, L) as of :meth:`RecallRows.row`, and tasks (b,)
+    int64, the index of each row's. Rows that fill the last batch have no answers.
     """
 
     def __init__(self, rows: RecallRows, rank: int, world: int, micro_batch: int) -> None:
@@ -220,7 +223,7 @@ class RecallValidation(Dataset):
 
     def _batch(self, numbers: range) -> dict[str, torch.Tensor]:
         made = [self.rows.validation(number % self.count) for number in numbers]
-        arrays = {name: np.stack([row[name] for row, _ in made]) for name in ("tokens", "answers")}
+        arrays = {name: np.stack([row[name] for row, _ in made]) for name in ("tokens", "targets", "answers")}
         arrays["answers"][[number >= self.count for number in numbers]] = 0
         arrays["tasks"] = np.array([task for _, task in made], dtype=np.int64)
         return {name: torch.from_numpy(values) for name, values in arrays.items()}

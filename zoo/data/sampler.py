@@ -106,9 +106,8 @@ class TrainBatches(IterableDataset):
 
     Each is a dict of tokens (b, L+1) int64, starts (windows,) int64, where the windows of the corpus begin, and, with
     isolate_documents, documents (b, L) int32. With recall rows, whose samples never see each other (a key has another
-    value in each), documents are always there, and for the targets also mask (b, L) bool: those of the corpus; weights
-    (b, L) float32: weights of the loss; answers (b, L) int64: as in RecallRows.
-
+    value in each), documents are always there; and, of the targets, mask (b, L) bool: those of the
+    corpus; targets (b, L) int64, weights (b, L) float32: of the loss, and answers (b, L) int64: as in RecallRows.
     To be loaded with DataLoader(batch_size=None): worker w of W makes items w, w + W, ..., which the loader puts back
     in order, so the stream does not depend on num_workers.
     """
@@ -161,9 +160,10 @@ class TrainBatches(IterableDataset):
         """Windows and recall rows in the order of their numbers."""
         shape = len(numbers), self.plan.length
         batch: dict[str, np.ndarray] = {"weights": np.ones(shape, np.float32), "answers": np.zeros(shape, np.int64)}
-        for name in windows.keys() - {"starts"}:
-            batch[name] = np.empty((len(numbers), windows[name].shape[1]), windows[name].dtype)
-            batch[name][~recall] = windows[name]
+        corpus = {**windows, "targets": windows["tokens"][:, 1:]}
+        for name in corpus.keys() - {"starts"}:
+            batch[name] = np.empty((len(numbers), corpus[name].shape[1]), corpus[name].dtype)
+            batch[name][~recall] = corpus[name]
         for index in np.flatnonzero(recall).tolist():
             row = rows.row(int(numbers[index]))
             for name in batch:

@@ -60,7 +60,9 @@ class LanguageModule(lightning.LightningModule):
         self.answer_meter = AnswerMeter(self.recall_tasks, self.token_bytes.device)
 
     def _hidden_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self._hidden(batch["tokens"][:, :-1], batch.get("documents")), batch["tokens"][:, 1:]
+        """Hidden states ``(B, T, C)`` and targets ``(B, T)``: the next tokens, if the batch has no labels for them."""
+        hidden = self._hidden(batch["tokens"][:, :-1], batch.get("documents"))
+        return hidden, batch.get("targets", batch["tokens"][:, 1:])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Calls :meth:`zoo.mixers.Mixer.start_step` of all mixers."""

@@ -66,38 +66,53 @@ def samples_digest(samples: list[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(json.dumps(_describe(sample), sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(sample.tokens, dtype="<i8").tobytes())
+        for ids in (sample.tokens, sample.targets):
+            digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
     return digest.hexdigest()
 
 
 def _describe(sample: Sample) -> dict[str, Any]:
     answers = [[a.start, a.stop, [list(o) for o in a.others], list(a.references)] for a in sample.answers]
     size = {"tokens": len(sample.tokens), "truncated": sample.truncated}
-    return {"id": sample.id, "answers": answers, "depth": sample.depth, **size}
+    asked = {"labels": 0 if sample.labels is None else len(sample.labels), "chance": sample.chance}
+    return {"id": sample.id, "answers": answers, "depth": sample.depth, **size, **asked}
 
 
 def _write(file: Path, samples: list[Sample]) -> None:
     about = json.dumps([_describe(sample) for sample in samples]).encode()
-    tokens = np.concatenate([np.zeros(0, np.int64), *(sample.tokens for sample in samples)])
+    none = np.zeros(0, np.int64)
+    tokens = np.concatenate([none, *(sample.tokens for sample in samples)])
+    labels = np.concatenate([none, *(sample.labels for sample in samples if sample.labels is not None)])
     with file.open("wb") as stream:
-        np.savez_compressed(stream, tokens=tokens, about=np.frombuffer(about, dtype=np.uint8))
+        np.savez_compressed(stream, tokens=tokens, labels=labels, about=np.frombuffer(about, dtype=np.uint8))
 
 
 def _read(file: Path) -> list[Sample] | None:
     """Samples of a file; None if it does not exist or is damaged."""
     try:
         with np.load(file, allow_pickle=False) as content:
-            about, tokens = json.loads(content["about"].tobytes()), content["tokens"]
-        ends = np.cumsum([entry["tokens"] for entry in about])
-        pieces = np.split(tokens, ends[:-1]) if about else []
-        return [_restore(entry, piece) for entry, piece in zip(about, pieces, strict=True)]
+            about = json.loads(content["about"].tobytes())
+            parts = [_split(content[name], [entry[name] for entry in about]) for name in ("tokens", "labels")]
+        return [_restore(*one) for one in zip(about, *parts, strict=True)]
     except DAMAGED:
         return None
 
 
-def _restore(entry: dict[str, Any], tokens: np.ndarray) -> Sample:
+def _split(joined: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    return np.split(joined.astype(np.int64), np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def _restore(entry: dict[str, Any], tokens: np.ndarray, labels: np.ndarray) -> Sample:
     answers = tuple(
         Answer(start, stop, tuple(tuple(other) for other in others), tuple(references))
         for start, stop, others, references in entry["answers"]
     )
-    return Sample(entry["id"], tokens.astype(np.int64), answers, entry["depth"], entry["truncated"])
+    return Sample(
+        entry["id"],
+        tokens,
+        answers,
+        entry["depth"],
+        entry["truncated"],
+        labels if entry["labels"] else None,
+        entry["chance"],
+    )

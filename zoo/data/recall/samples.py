@@ -64,6 +64,9 @@ class Sample:
         answers: in order; each can be inferred from the tokens before it.
         depth: depth of the fact that is asked for, 0..1.
         truncated: number of tokens of a given text that were left out to make it fit.
+        labels: ``(length,)`` int64, what is asked for at each place where that is not the token that stands there, so
+            that no answer is ever read; answers then have one token each. None: the tokens themselves.
+        chance: share of the answers that a blind guess gets right, None where that is not known.
     """
 
     id: str
@@ -71,6 +74,13 @@ class Sample:
     answers: tuple[Answer, ...]
     depth: float | None = None
     truncated: int = 0
+    labels: np.ndarray | None = None
+    chance: float | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """``(length,)`` int64: what is to be predicted at each place from the tokens before it."""
+        return self.tokens if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.tokens)

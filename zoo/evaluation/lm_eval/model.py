@@ -167,7 +167,7 @@ class ZooLM(TemplateLM):
             pieces = cut_documents([np.array(continuation)], before[-1], self.max_length, None)
             spans = [(piece.tokens, piece.scored) for piece in pieces]
         for tokens, scored in spans:
-            yield Row(number, tokens, [AnswerTotals(len(tokens) - scored, len(tokens), ())])
+            yield Row(number, tokens, [AnswerTotals(len(tokens) - scored, len(tokens), ())], tokens)
 
     def _fit(self, kind: str, text: list[int], room: int) -> list[int]:
         """The last ``room`` tokens of a text, with the document token in front if nothing is missing."""

@@ -61,17 +61,19 @@ class AnswerTotals:
 
 @dataclass(frozen=True)
 class Row:
-    """A sample in a batch.
+    """A sample in a batch; its length is what must be read.
 
     Attributes:
-        number: number of the sample.
-        tokens: ``(length,)`` tokens to read.
-        answers: its answers, in order.
+        number: of the sample.
+        tokens: ``(length,)`` that are read.
+        answers: in order.
+        targets: ``(length,)`` what is to be predicted at each place.
     """
 
     number: int
     tokens: np.ndarray
     answers: list[AnswerTotals]
+    targets: np.ndarray
 
     def __len__(self) -> int:
         return self.answers[-1].stop - 1
@@ -169,7 +171,7 @@ def _take_answers(decoder: Decoder, rows: list[Row], spans: list[tuple[int, int]
         for answer in row.answers:
             for place in range(max(answer.start, begin + 1), min(answer.stop, end + 1)):
                 firsts = [other[0] for other in answer.others] if place == answer.start else []
-                wishes.append(_Wish(number, place - 1 - begin, [int(row.tokens[place]), *firsts]))
+                wishes.append(_Wish(number, place - 1 - begin, [int(row.targets[place]), *firsts]))
                 owners.append(answer)
     if not wishes:
         return

@@ -33,6 +33,8 @@ def describe_sample(place: dict[str, Any], sample: Sample, scores: Sequence[Answ
         "tokens": [score.tokens for score in scores],
         "correct": [score.correct for score in scores],
     }
+    if sample.chance is not None:
+        line["chance"] = sample.chance
     if any(score.rank is not None for score in scores):
         line |= {"rank": [score.rank for score in scores], "choices": [score.choices for score in scores]}
     if any(score.rank_per_token is not None for score in scores):
@@ -85,7 +87,7 @@ def make_records(place: dict[str, Any], lines: list[dict[str, Any]], seed: int, 
                 ci95=estimate.ci95,
                 n=len(column),
                 unit="sample",
-                chance=_chance(lines, RANKS[name]) if name in RANKS else None,
+                chance=_chance(lines, name),
                 higher_is_better=name != "answer_nll",
                 wall_s=round(seconds, 3) if seconds else None,
                 tok_s=round(scored / seconds, 1) if seconds else None,
@@ -101,7 +103,16 @@ def _estimate(values: np.ndarray, seed: int) -> Estimate:
     return bootstrap_mean(values, seed)
 
 
-def _chance(lines: list[dict[str, Any]], key: str) -> float:
+def _chance(lines: list[dict[str, Any]], metric: str) -> float | None:
+    """What guessing gets: of ranks, among the values compared; of single answers, where the samples say it."""
+    if metric in RANKS:
+        return _chance_of_ranks(lines, RANKS[metric])
+    single = "accuracy" if any(len(line["correct"]) > 1 for line in lines) else "exact_match"
+    known = [line["chance"] for line in lines if "chance" in line]
+    return float(np.mean(known)) if metric == single and len(known) == len(lines) else None
+
+
+def _chance_of_ranks(lines: list[dict[str, Any]], key: str) -> float:
     """Mean accuracy of guessing among the values compared."""
     return float(
         np.mean(

@@ -98,14 +98,15 @@ def _row(number: int, sample: Sample, choices: int, vocab_size: int) -> Row:
             )
         before = answer.stop
         answers.append(AnswerTotals(answer.start, answer.stop, _others(sample, answer, choices)))
-    ids = [*sample.tokens.tolist(), *(token for answer in answers for other in answer.others for token in other)]
+    given = [*sample.tokens.tolist(), *sample.targets.tolist()]
+    ids = [*given, *(token for answer in answers for other in answer.others for token in other)]
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise ValueError(f"sample {sample.id} has a token outside the vocabulary of {vocab_size}: another tokenizer's?")
-    return Row(number, sample.tokens, answers)
+    return Row(number, sample.tokens, answers, sample.targets)
 
 
 def _others(sample: Sample, answer: Answer, choices: int) -> tuple[tuple[int, ...], ...]:
-    own = tuple(sample.tokens[answer.start : answer.stop].tolist())
+    own = tuple(sample.targets[answer.start : answer.stop].tolist())
     others = [other for other in dict.fromkeys(answer.others) if other != own]
     if not all(others):
         raise ValueError(f"sample {sample.id}: a value to compare with the answer has no tokens.")

@@ -165,7 +165,7 @@ class CellTask(Task):
         """Per variant: its baselines, then all lengths and depths."""
         for variant, questions in variants.items():
             count = min(self.samples, getattr(questions, "count", self.samples))
-            if self.baselines:
+            if self.baselines and getattr(questions, "has_baselines", True):
                 yield SampleCell(variant, questions, 0, None, count, bare=True)
                 if getattr(questions, "has_zero_length", True):
                     yield SampleCell(variant, questions, 0, None, count)
