@@ -46,6 +46,13 @@ def check_devices(**arrays: Tensor | None) -> None:
         raise ValueError(f"{', '.join(given)} are on different devices ({places}): move them to one.")
 
 
+def check_shape(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
+    """Refuses an array of none of these shapes; None is passed over."""
+    if x is not None and tuple(x.shape) not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {expected}.")
+
+
 def check_integers(name: str, x: Any, shape: tuple[int, ...]) -> None:
     """Checks that ``x`` is a tensor of integers of the given shape.
 

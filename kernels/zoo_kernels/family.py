@@ -7,7 +7,7 @@ each backend, and is imported by ``zoo_kernels/__init__.py``. Tools ask :func:`f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -45,14 +45,14 @@ class Family:
         widths: widest heads that its Triton form takes, by type; the PyTorch form takes any.
         tiles: the tables of its Triton kernels.
         calls: module whose ``CALLS`` between them launch every kernel with every flag; it is imported when asked for.
-            None: there is no Triton form, and no width that it takes.
+            None: there is no Triton form, hence no widths and no tiles.
         cases: module that hands its cases to the benchmark when it is imported; None: there are none.
     """
 
     name: str
     title: str
-    widths: Mapping[torch.dtype, int]
-    tiles: Table
+    widths: Mapping[torch.dtype, int] = field(default_factory=dict)
+    tiles: Table = field(default_factory=dict)
     calls: str | None = None
     cases: str | None = None
 

@@ -135,6 +135,29 @@ def make_case(
     return Case(inputs, draw(batch, length, values, value), draw(batch, values, width, value))
 
 
+def blocks(name: str, x: Tensor) -> list[Tensor]:
+    """Parts of an array for which the error must be small on its own: heads, and 64 tokens of them."""
+    if name.endswith(("final", "state")):
+        return list(x.unbind(1))
+    return [part for rows in x.split(64, 1) for part in rows.unbind(2)]
+
+
+def assert_contract(case: Case, dtype: torch.dtype, **options: Any) -> None:
+    """Every output and gradient is, in each head and block, at most twice as wrong as the recurrence in ``dtype``.
+
+    Inputs are rounded first, so that only the computation can be wrong.
+    """
+    case.inputs = {n: None if x is None else x.to(dtype).double() for n, x in case.inputs.items()}
+    case.grad_output, case.grad_state = (x.to(dtype).double() for x in (case.grad_output, case.grad_state))
+    exact, ours, leaves = case.expected(), case.measured(dtype, **options), case.leaves(dtype)
+    low = {name: None if x is None else x.to(dtype) for name, x in leaves.items()}
+    plain, eps = case.gradients(leaves, *recurrence(**low, **case.options)), torch.finfo(dtype).eps
+    for name in exact:
+        assert torch.isfinite(ours[name]).all(), name
+        for a, b, c in zip(*(blocks(name, x[name].double()) for x in (exact, plain, ours))):
+            assert (c - a).abs().max() <= 2 * ((b - a).abs().max() + eps * a.abs().max()), name
+
+
 def needed_flops(counted: int, calls: list[Any]) -> int:
     """FLOPs of calls of the op, without what is computed of the pairs above the diagonal of each chunk."""
     for x in (DeltaArguments(*call) for call in calls):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_devices, check_integers
+from zoo_kernels.checks import check_arrays, check_devices, check_integers, check_shape
 from zoo_kernels.convolution.arguments import ConvolutionArguments
 from zoo_kernels.convolution.torch_ops import convolution_forward
 
@@ -95,8 +95,7 @@ def _check(
         ("bias", bias, (channels,)),
         ("initial", initial, (batch, weight.shape[1] - 1, channels)),
     ):
-        if array is not None and tuple(array.shape) != wanted:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {wanted}.")
+        check_shape(name, array, wanted)
     for name, ids, shape in (("documents", documents, (batch, length)), ("lengths", lengths, (batch,))):
         if ids is not None:
             check_integers(name, ids, shape)

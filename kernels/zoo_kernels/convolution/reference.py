@@ -13,6 +13,8 @@ def reference_short_convolution(a: ConvolutionArguments) -> Tensor:
     """``y_t = bias + sum_j weight[:, K - 1 - j] x_{t - j}`` over the tokens of t's document, in fp32 or better."""
     taps, dtype = a.weight.shape[1], torch.promote_types(a.x.dtype, torch.float32)
     x, weight = a.x.to(dtype), a.weight.to(dtype)
+    if not x.shape[1]:
+        return a.x.clone()
     if a.lengths is not None:
         inside = torch.arange(x.shape[1], device=x.device) < a.lengths[:, None]
         x = torch.where(inside[..., None], x, torch.zeros_like(x))

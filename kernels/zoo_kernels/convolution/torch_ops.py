@@ -18,7 +18,7 @@ from zoo_kernels.family import Family, Op, register
 
 GRADIENTS = ("x", "weight", "bias", "initial")
 
-CONVOLUTION = register(Family("convolution", "short convolution", widths={}, tiles={}))
+CONVOLUTION = register(Family("convolution", "short convolution"))
 
 
 class _Blocks:
@@ -94,7 +94,7 @@ def _torch_backward(a: ConvolutionArguments, up: ConvolutionUpstream) -> tuple[T
             to_taps[reach - shift] += (later * rows).sum((0, 1))
         to_x[:, start:stop] = found
     _from_initial(blocks, up.grad, to_initial, to_taps)
-    grads = to_x, to_taps.mT.to(a.weight.dtype, memory_format=torch.contiguous_format), to_bias, to_initial
+    grads = to_x, to_taps.mT.contiguous(), to_bias, to_initial
     given = a.x, a.weight, a.bias, a.initial
     return tuple(a.x.new_empty(0) if x is None else g.to(x.dtype) for x, g in zip(given, grads))
 

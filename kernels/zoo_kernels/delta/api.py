@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number
+from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number, check_shape
 from zoo_kernels.delta.arguments import DeltaArguments, DeltaToken
 from zoo_kernels.delta.torch_ops import delta_forward_op, delta_step_op
 
@@ -118,7 +118,7 @@ def delta_attention_step(
     """
     _check(q, k, v, log_decay, beta, read, erase, 3)
     check_arrays(state=state)
-    _check_shape("state", state, (*v.shape[:2], q.shape[-1], v.shape[-1]))
+    check_shape("state", state, (*v.shape[:2], q.shape[-1], v.shape[-1]))
     check_devices(q=q, state=state)
     check_number("scale", scale)
     chosen = delta_step_op.enter(backend, q, k, v, others=(log_decay, beta, read, erase, state))
@@ -133,7 +133,7 @@ def _initial(given: Tensor | None, q: Tensor, v: Tensor) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=q.device)
     check_arrays(initial_state=given)
     check_devices(q=q, initial_state=given)
-    _check_shape("initial_state", given, shape)
+    check_shape("initial_state", given, shape)
     return given.to(dtype)
 
 
@@ -166,13 +166,7 @@ def _check(
         given, other = ("read", "erase") if erase is None else ("erase", "read")
         raise ValueError(f"{given} is given without {other}: give both, or beta for the delta rule.")
     of_heads, of_channels = tuple(v.shape[:-1]), (*v.shape[:-1], q.shape[-1])
-    _check_shape("log_decay", log_decay, (values,), of_heads, of_channels)
-    _check_shape("beta", beta, of_heads)
+    check_shape("log_decay", log_decay, (values,), of_heads, of_channels)
+    check_shape("beta", beta, of_heads)
     for name, array in (("read", read), ("erase", erase)):
-        _check_shape(name, array, tuple(q.shape), of_channels)
-
-
-def _check_shape(name: str, array: Tensor | None, *shapes: tuple[int, ...]) -> None:
-    if array is not None and tuple(array.shape) not in shapes:
-        expected = " or ".join(map(str, dict.fromkeys(shapes)))
-        raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {expected}.")
+        check_shape(name, array, tuple(q.shape), of_channels)

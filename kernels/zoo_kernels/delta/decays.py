@@ -55,13 +55,13 @@ class Decays(ABC):
         """Fills ``a``; readers other than queries do not meet the writers of their own token."""
 
     @abstractmethod
-    def gradients(self, pairs: Pairs, kept: Tensor, wanted: bool) -> Tensor | None:
-        """Adds what came through the products to ``to_x`` and ``to_y``; the gradient of the log decays if ``wanted``.
+    def gradients(self, pairs: Pairs, kept: Tensor | None) -> Tensor | None:
+        """Adds what came through the products to ``to_x`` and ``to_y``; gives the gradient of the log decays.
 
         Args:
             pairs: the pairs of the segment.
-            kept: ``(n, B, H, D)`` the state before each chunk times the gradient of that after it, summed over E.
-            wanted: whether the decays have a gradient.
+            kept: ``(n, B, H, D)`` the state before each chunk times the gradient of that after it, summed over E; None
+                if the log decays have no gradient.
         """
 
 
@@ -98,9 +98,9 @@ class HeadDecays(Decays):
         a.multiply(x.flat, y.turned)
         self._weigh(a)
 
-    def gradients(self, pairs: Pairs, kept: Tensor, wanted: bool) -> Tensor | None:
+    def gradients(self, pairs: Pairs, kept: Tensor | None) -> Tensor | None:
         """The decays' from products of whole rows: what a pair gives is one number."""
-        found = self._of_decays(pairs, kept) if wanted else None
+        found = None if kept is None else self._of_decays(pairs, kept)
         self._weigh(pairs.grad)
         pairs.to_x.multiply(pairs.grad.flat, pairs.y.flat, add=True)
         pairs.to_y.multiply(pairs.grad.turned, pairs.x.flat, add=True)
@@ -212,14 +212,16 @@ class ChannelDecays(Decays):
         n, readers, _, writers, _, pairs = shape
         return block.view(n, pairs, readers, half, writers, half).permute(0, 2, 3, 4, 5, 1)
 
-    def gradients(self, pairs: Pairs, kept: Tensor, wanted: bool) -> Tensor | None:
+    def gradients(self, pairs: Pairs, kept: Tensor | None) -> Tensor | None:
         """By the same levels; the decays' by sums of what readers and writers pass on."""
-        through = (pairs.y.flat * pairs.to_y.flat).unflatten(1, (-1, self.c)).sum(1) if wanted else None
+        through = None if kept is None else (pairs.y.flat * pairs.to_y.flat).unflatten(1, (-1, self.c)).sum(1)
         added = self.segments.buffer("added", self._chunks(pairs.y.flat), pairs.y.flat.shape[1], pairs.y.flat.shape[2])
         added.flat.zero_()
         for (half, weights), (right, left) in zip(self.levels, self.sides):
             self._level_gradients(half, weights, right, left, pairs, added.flat)
-        found = None if through is None else self._of_decays(pairs, added.flat, through, kept)
+        found = None
+        if kept is not None and through is not None:
+            found = self._of_decays(pairs, added.flat, through, kept)
         own = self._diagonals(pairs.grad.flat)[..., None]
         writers = added.flat.unflatten(1, (-1, self.c))
         writers.addcmul_(own, self._queries(pairs.x.flat)[:, None])

@@ -46,9 +46,11 @@ class Backward:
         to_x, to_y = product("to x", of_reads.flat, before.mT), product("to y", s.values.flat, after.mT)
         to_x.wide.unflatten(-2, (-1, c)).mul_(decays.query[..., None, :, :])
         to_y.wide.unflatten(-2, (-1, c)).mul_(decays.key[..., None, :, :])
-        kept = torch.mul(before, after, out=make("kept", n, call.width, call.value).flat).sum(-1)
-        pairs = Pairs(s.x, s.y, s.a, grad, to_x, to_y)
-        of_decay = decays.gradients(pairs, kept.unflatten(0, s.x.wide.shape[:3]), self.decay_gradient)
+        pairs, kept = Pairs(s.x, s.y, s.a, grad, to_x, to_y), None
+        if self.decay_gradient:
+            kept = torch.mul(before, after, out=make("kept", n, call.width, call.value).flat)
+            kept = kept.sum(-1).unflatten(0, s.x.wide.shape[:3])
+        of_decay = decays.gradients(pairs, kept)
         if of_decay is not None:
             self.views["log_decay"][i].copy_(of_decay)
         self._write(i, c, s, pairs, of_reads, of_values, of_system)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number
+from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number, check_shape
 from zoo_kernels.chunks import FORGOTTEN
 from zoo_kernels.launch import whole_vectors
 from zoo_kernels.linear.arguments import LinearArguments, LinearToken
@@ -200,9 +200,7 @@ def _check_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state
         )
     _check_widths(q, v)
     batch, heads, width = q.shape
-    if log_decay is not None and log_decay.shape not in ((heads,), (batch, heads), (batch, heads, width)):
-        wanted = f"({heads},), {(batch, heads)} or {(batch, heads, width)}"
-        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected {wanted}.")
+    check_shape("log_decay", log_decay, (heads,), (batch, heads), (batch, heads, width))
     _check_state("state", state, (batch, heads, width, v.shape[-1]))
 
 
@@ -280,9 +278,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, documents:
             f"expected q, k (B, T, H, D) and v (B, T, H, E), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
         )
     batch, length, heads, _ = q.shape
-    if log_decay is not None and log_decay.shape not in ((heads,), q.shape[:3], q.shape):
-        wanted = f"({heads},), {tuple(q.shape[:3])} or {tuple(q.shape)}"
-        raise ValueError(f"log_decay has shape {tuple(log_decay.shape)}, expected {wanted}.")
+    check_shape("log_decay", log_decay, (heads,), tuple(q.shape[:3]), tuple(q.shape))
     if documents is not None:
         check_integers("documents", documents, (batch, length))
         check_devices(q=q, documents=documents)
