@@ -66,7 +66,7 @@ def test_dtype_width_tiles_and_warps_are_part_of_the_key():
 
 GATE = """
 import json, sys
-from zoo_kernels.tools.aot import Named, compile_all, job
+from zoo_kernels.tools.aot import KernelName, compile_all, job
 from zoo_kernels.launch import record
 from tests.kernels import dummy_kernels as d
 
@@ -81,7 +81,7 @@ if __name__ == "__main__":
         d.call(d.broken)
     jobs = list(dict.fromkeys(job(launch, "sm_90") for launch in launches))
     names = ["good", "spilling", "large", "narrow", "half narrow", "broken"]
-    jobs += [job(launches[0], "sm_80"), jobs[0]._replace(kernel=Named(d.__name__, "crashing"))]
+    jobs += [job(launches[0], "sm_80"), jobs[0]._replace(kernel=KernelName(d.__name__, "crashing"))]
     names = dict(zip(jobs, [*names, "old", "crashing"]))
     assert len(names) == len(jobs)
     found = {names[made]: cost._asdict() | {"faults": cost.faults(made)} for made, cost in compile_all(jobs, 2)}
