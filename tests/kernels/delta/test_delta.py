@@ -82,7 +82,7 @@ def test_documents_of_any_length_equal_each_alone(rule, decay, backend):
         alone = Case(inputs, case.grad_output[:, span], case.grad_state * last).measured(backend=backend)
         for name in ("output", *(f"grad {x}" for x in of_tokens)):
             got, want = packed[name][:, span], alone[name]
-            if name == "grad log_decay" and i > 0:
+            if name == "grad log_decay" and i > 0 and decay == "channel":
                 assert not got[:, 0].any()  # what a document begins with has nothing to decay
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
         start += n
@@ -94,9 +94,8 @@ def test_other_documents_change_nothing_not_one_bit(rule, decay):
     case = make_case(70, rule, decay, batch=1)
     case.options = {"documents": make_documents([[20, 33, 17]])}
     changed = Case({n: x if x is None else x.clone() for n, x in case.inputs.items()}, None, None, case.options)
-    for name in ("q", "k", "v", "read", "erase"):
-        if name in changed.inputs:
-            changed.inputs[name][:, :20] *= 1e6
+    for name in ("q", "v"):  # such keys would erase more than there is, over and over, until it overflows
+        changed.inputs[name][:, :20] *= 1e6
     for dtype in (torch.float64, torch.float32):
         outputs = [run(x.leaves(dtype), **case.options) for x in (case, changed)]
         assert torch.equal(outputs[0][0][:, 20:], outputs[1][0][:, 20:])
@@ -112,7 +111,9 @@ def test_what_comes_later_changes_nothing_not_one_bit(rule, decay):
         later = Case({n: x if x is None else x.clone() for n, x in case.inputs.items()}, None, None)
         for name, x in later.inputs.items():
             if name != "state" and x is not None and x.dim() >= 3:
-                x[:, at:] = -300.0 if name == "log_decay" else 100 * torch.randn(x[:, at:].shape)
+                drawn = torch.randn(x[:, at:].shape, dtype=x.dtype)
+                drawn = F.normalize(drawn, dim=-1) if name in ("k", "read", "erase") else 100 * drawn
+                x[:, at:] = {"log_decay": torch.full_like(drawn, -300), "beta": drawn.sigmoid()}.get(name, drawn)
         outputs = [run(x.leaves(torch.float32))[0] for x in (case, later)]
         assert torch.equal(outputs[0][:, :at], outputs[1][:, :at]), at
 
