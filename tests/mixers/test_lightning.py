@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from tests.mixers.golden import assert_golden, golden_mixer
+from tests.mixers.published import assert_same, drawn_layer, from_minimax, rebuilt
 from zoo.mixers.lightning import alibi_slopes, lightning_slopes
 from zoo.mixers.parts.costs import CHUNK
 from zoo.mixers.parts.positions import LinearizedRelativeEncoding
@@ -212,31 +213,15 @@ def test_equals_the_formula_of_transnormerllm_token_by_token(layer, decay):
 @pytest.mark.parametrize("heads", [2, 4, 8])
 @pytest.mark.parametrize("length", [5, 64, 100])
 def test_equals_the_layer_of_minimax_in_transformers(heads, length):
-    """Its gate is a sigmoid, its norm has a weight, and it has SiLU on the values too, which is put in for the test."""
+    """Its gate is a sigmoid, its norm has a weight, and it has SiLU on the values too."""
     from transformers import MiniMaxConfig
     from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
     config = MiniMaxConfig(hidden_size=32, num_attention_heads=heads, num_hidden_layers=3, head_dim=32 // heads,
                            block_size=32, layer_types=["linear_attention"] * 3)  # fmt: skip
-    torch.manual_seed(0)
-    theirs = MiniMaxLightningAttention(config, 0)
-    ours = build(torch.float32, heads=heads, lrpe="none", norm="rms", gate="sigmoid")
-    q, k, v = theirs.qkv_proj.weight.data.view(heads, 3, 32 // heads, 32).transpose(0, 1).flatten(1, 2)
-    theirs.norm.weight.data.uniform_(0.5, 1.5)
-    pairs = (
-        (ours.query.weight, q),
-        (ours.key.weight, k),
-        (ours.value.weight, v),
-        (ours.norm.weight, theirs.norm.weight),
-        (ours.gate.weight.weight, theirs.output_gate.weight),
-        (ours.out.weight, theirs.out_proj.weight),
-    )
-    for parameter, weight in pairs:
-        parameter.data.copy_(weight)
-    ours.value = torch.nn.Sequential(ours.value, torch.nn.SiLU())
-    x = torch.randn(2, length, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x, None, None)[0], rtol=1e-4, atol=1e-5)
+    for layer in (0, 1):
+        theirs = drawn_layer(MiniMaxLightningAttention(config, layer))
+        assert_same(theirs, rebuilt(from_minimax(theirs)), length, position_embeddings=None, attention_mask=None)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 8, 64])

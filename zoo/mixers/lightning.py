@@ -3,6 +3,8 @@
     S_t = lambda_h S_{t-1} + k_t v_t^T,   o_t = q_t S_t,   y_t = W_o (W_u x_t * norm(o_t)),
     q, k = SiLU(W x), v = W x; no normalizer: the norm over all heads takes its place.
 
+MiniMax-01 (2025, arXiv:2501.08313) has SiLU on v too, a sigmoid gate, a norm with a weight and no LRPE.
+
 lambda_h = exp(-slope) is fixed per head and layer; two conventions exist and are not interchangeable, and a third
 option starts at the first of them:
     transnormer   slope = ALiBi slope of the head * (1 - l / (L - 1) + 1e-5)        head 0 forgets fastest
@@ -55,6 +57,7 @@ class LightningAttention(StateMixer):
         value_dim: width E of the values of a head; None for ``head_dim``.
         norm: norm over all heads of the output: ``srms`` (no weight) or ``rms``.
         gate: output gate: ``linear`` (TransNormerLLM), ``sigmoid`` (MiniMax-01), ``silu`` or ``none``.
+        activate_values: SiLU on the values too, as MiniMax-01 has it.
 
     Raises:
         ValueError: on values outside these.
@@ -73,6 +76,7 @@ class LightningAttention(StateMixer):
         value_dim: ValueDim = None,
         norm: OutputNorm = "srms",
         gate: Gate = "linear",
+        activate_values: bool = False,
     ) -> None:
         super().__init__(
             width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate
@@ -81,7 +85,7 @@ class LightningAttention(StateMixer):
             raise ValueError(f"decay={decay!r}: expected one of {', '.join(DECAYS)}.")
         if lrpe not in LRPE:
             raise ValueError(f"lrpe={lrpe!r}: expected one of {', '.join(LRPE)}.")
-        self.decay, self.algorithm = decay, algorithm
+        self.decay, self.algorithm, self.activate_values = decay, algorithm, activate_values
         encoded = lrpe == "all" or (lrpe == "first" and layer == 0)
         self.lrpe = LinearizedRelativeEncoding(heads, self.head_dim) if encoded else None
         self.log_factor = nn.Parameter(torch.zeros(heads)) if decay == "learned" else None
@@ -99,7 +103,7 @@ class LightningAttention(StateMixer):
         return -slopes * self.log_factor.to(torch.promote_types(self.log_factor.dtype, slopes.dtype)).exp()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        q, k = F.silu(q), F.silu(k)
+        q, k, v = F.silu(q), F.silu(k), F.silu(v) if self.activate_values else v
         if self.lrpe is not None:
             table = self.lrpe(call.positions)
             q, k = self.lrpe.encode(q, table), self.lrpe.encode(k, table)

@@ -24,12 +24,14 @@ from zoo.mixers.caches import TrapezoidCache
 from zoo.mixers.parts.call import Call
 from zoo.mixers.parts.decays import inverse_softplus, spread, wide
 from zoo.mixers.parts.heads import share_of_width
+from zoo.mixers.parts.norms import RMSNorm
 from zoo.mixers.parts.options import HeadDim, KvHeads, ValueDim
 from zoo.mixers.parts.recurrent import StateMixer, attend_linear
 from zoo.mixers.registry import register
 from zoo_kernels.documents import document_starts
 
 FLOOR = 1e-4  # of the rate of decay
+NORM_EPS = 1e-5  # in the norms of queries and keys, as published
 
 
 @register("mamba3")
@@ -62,6 +64,7 @@ class Mamba3(StateMixer):
         )  # fmt: skip
         if self.head_dim % 4:
             raise ValueError(f"head_dim={self.head_dim}: expected a multiple of 4, half of which turns in pairs.")
+        self.query_norm, self.key_norm = (RMSNorm(self.head_dim, NORM_EPS) for _ in range(2))
         self.choices = nn.Linear(width, 3 * heads, bias=False)  # of d, a and l
         self.angles = nn.Linear(width, self.head_dim // 4, bias=False)
         self.step_bias = nn.Parameter(inverse_softplus(1e-3 * 100 ** spread(heads)).float())

@@ -20,9 +20,9 @@ class ChannelDecay(nn.Module):
         softplus    -exp(a_h) softplus(W x + b)
         bounded     -5 sigmoid(exp(a_h) (W x + b))
 
-    a is one number per head, b one per channel. A checkpoint belongs to one of the two. With ``softplus`` exp(a) starts
-    between 1 and 16 and softplus(b) between 0.001 and 0.1, as published, but evenly spread and not drawn; with
-    ``bounded`` a and b start at 0.
+    a is one number per head, b one per channel. A checkpoint belongs to one of the two. As published, softplus(b)
+    starts between 0.001 and 0.1, and exp(a) between 1 and 16 with ``softplus`` and at 1 with ``bounded``; evenly spread
+    and not drawn.
 
     Args:
         width: numbers of an input.
@@ -38,13 +38,10 @@ class ChannelDecay(nn.Module):
             raise ValueError(f"decay={kind!r}: expected one of {', '.join(KINDS)}.")
         self.heads, self.kind = heads, kind
         self.projection = LowRank(width, rank, heads * channels)
-        if kind == "softplus":
-            self.log_rate = nn.Parameter((1 + 15 * spread(heads)).log().float())
-            steps = 1e-3 * 100 ** spread(channels).expand(heads, -1)
-            self.bias = nn.Parameter(inverse_softplus(steps).flatten().float())
-        else:
-            self.log_rate = nn.Parameter(torch.zeros(heads))
-            self.bias = nn.Parameter(torch.zeros(heads * channels))
+        rates = (1 + 15 * spread(heads)).log() if kind == "softplus" else torch.zeros(heads)
+        steps = 1e-3 * 100 ** spread(channels).expand(heads, -1)
+        self.log_rate = nn.Parameter(rates.float())
+        self.bias = nn.Parameter(inverse_softplus(steps).flatten().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, C)`` -> ``(B, T, H, D)``, <= 0."""
