@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.kernels import delta_oracle
 from zoo.mixers.parts.costs import CHUNK
 from zoo_kernels import NormalizedState, linear_attention
 from zoo_kernels.linear.arguments import LinearArguments
@@ -218,6 +219,10 @@ def assert_contract(
 def needed_flops(counted: int, calls: list[Any]) -> int:
     """FLOPs of calls of the op, without the pairs above the diagonal of each chunk, one for all if ``parallel``."""
     for x in (LinearArguments(*call) for call in calls):
+        if x.log_decay is not None and x.log_decay.dim() == 4:  # what delta attention is without erase
+            arrays = x.q, x.k, x.v, x.log_decay, None, None, None, x.state, x.documents
+            counted = delta_oracle.needed_flops(counted, [(*arrays, x.scale, x.backend)])
+            continue
         batch, length, heads, width = x.q.shape
         chunks = [length] if x.algorithm == "parallel" else [CHUNK] * (length // CHUNK) + [length % CHUNK]
         masked = batch * heads * sum(c**2 - c * (c + 1) // 2 for c in chunks)

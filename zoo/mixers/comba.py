@@ -22,7 +22,7 @@ from zoo.mixers.parts.decays import StepDecay
 from zoo.mixers.parts.delta import DeltaMixer, Rule, unit
 from zoo.mixers.parts.delta_gates import WriteStrength
 from zoo.mixers.parts.heads import share_of_width
-from zoo.mixers.parts.options import Conv, Gate, HeadDim, NormEps, ValueDim
+from zoo.mixers.parts.options import Conv, Correction, Gate, HeadDim, NormEps, ValueDim
 from zoo.mixers.registry import register
 
 SLOWEST = 0.01  # of A, whose logarithm is trained
@@ -50,7 +50,7 @@ class Comba(DeltaMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        correction: float = 1.0,
+        correction: Correction = 1.0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
         conv: Conv = 4,

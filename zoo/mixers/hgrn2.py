@@ -40,6 +40,8 @@ class HGRN2(StateMixer):
         ValueError: on values outside these.
     """
 
+    by_channel = True
+
     def __init__(
         self,
         width: int,

@@ -17,7 +17,7 @@ from zoo.mixers.parts.channel_decays import ChannelDecay
 from zoo.mixers.parts.delta import DeltaMixer, Rule, checked_value_heads, unit
 from zoo.mixers.parts.delta_gates import WriteStrength
 from zoo.mixers.parts.heads import share_of_width
-from zoo.mixers.parts.options import BetaMax, Conv, Gate, HeadDim, NormEps, ValueDim, ValueHeads
+from zoo.mixers.parts.options import BetaMax, ChannelDecays, Conv, Gate, HeadDim, NormEps, ValueDim, ValueHeads
 from zoo.mixers.registry import register
 
 
@@ -44,7 +44,7 @@ class KimiDeltaAttention(DeltaMixer):
         depth: int = 1,
         layer: int = 0,
         value_heads: ValueHeads = None,
-        decay: str = "softplus",
+        decay: ChannelDecays = "softplus",
         beta_max: BetaMax = 1.0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,

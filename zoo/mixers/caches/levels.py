@@ -65,8 +65,7 @@ class LevelCache(Tail, Cache):
         Where the digit is set that half is complete; else it is what the lower digits hold.
         """
         self.states = with_slots(self.states, (self._longest + length).bit_length())
-        lower = self.states.cumsum(1) - self.states
-        return torch.where(self.digits(), self.states, lower).unbind(1)
+        return torch.where(self.digits(), self.states, _below(self.states)).unbind(1)
 
     def replace(self, states: list[Tensor], length: int, lengths: Tensor | None) -> None:
         """Hold the states of left halves behind a piece of ``length`` tokens, or of ``lengths (B,)``, as constants."""
@@ -93,5 +92,10 @@ class LevelCache(Tail, Cache):
         self._longest += 1
         digits = self.digits()
         lowest = digits & (digits.cumsum(1) == 1)
-        merged = own[:, None] + states.cumsum(1) - states
+        merged = own[:, None] + _below(states)
         self.states = torch.where(digits, torch.where(lowest, merged, states), 0)
+
+
+def _below(states: Tensor) -> Tensor:
+    """Sum of the states of all lower levels, for each: ``(B, levels, H, D, E)``."""
+    return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1).cumsum(1)
