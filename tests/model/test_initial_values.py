@@ -27,14 +27,14 @@ def build(name, style):
 
 @torch.no_grad()
 def draw(decoder, style):
-    """Every matrix in the order of the modules, each with the deviation of its inputs."""
+    """Every matrix in the order of the modules, each with the deviation of a model's width, the last of its inputs."""
     last = {id(module) for block in decoder.layers for module in (block.mixer.out, block.mlp.down)}
     for module in decoder.modules():
         if isinstance(module, nn.Embedding) or module is decoder.head or (isinstance(module, nn.Linear) and style):
             nn.init.normal_(module.weight, std=STD)
         elif isinstance(module, nn.Linear):
-            residual = (2 * DEPTH) ** -0.5 if id(module) in last else 1.0
-            nn.init.normal_(module.weight, std=module.in_features**-0.5 * residual)
+            scale = (2 * DEPTH * module.in_features) ** -0.5 if id(module) in last else WIDTH**-0.5
+            nn.init.normal_(module.weight, std=scale)
 
 
 WALKED = [name for name in zoo.mixers.names() if zoo.mixers.get(name).reset_parameters is Mixer.reset_parameters]

@@ -36,7 +36,9 @@ class Comba(DeltaMixer):
         correction: initial value of d.
         head_dim: numbers D of each query and key; None for 0.75 width / heads.
         value_dim: numbers E of each value; None for 2 D.
-        conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.

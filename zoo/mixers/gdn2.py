@@ -28,7 +28,11 @@ class GatedDeltaNet2(DeltaMixer):
     Args:
         decay: ``softplus`` or ``bounded``, as of ``kda``.
         beta_max: largest part of what a channel reads that is erased: 1, or 2 for negative eigenvalues.
-        head_dim, value_dim, conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.

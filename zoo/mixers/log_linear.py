@@ -37,7 +37,10 @@ class LogLinearAttention(HeadMixer):
 
     Args:
         levels: levels with a weight of their own; the last is also that of all above it.
-        head_dim, value_dim, conv, gate: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
 
     Raises:
@@ -123,7 +126,7 @@ class LogLinearAttention(HeadMixer):
         return matrices, self.level_scale.numel() + 2 * self.heads
 
     def mixing_flops(self, context: int) -> float:
-        """As many times linear attention as there are levels above the token itself."""
+        """Linear attention, once for each level above the token itself."""
         return _levels(context) * linear_flops(self.heads, self.head_dim, self.value_dim, context)
 
     def step_flops(self, context: int) -> float:

@@ -46,7 +46,10 @@ class RWKV7(Mixer):
     """The time mixing of RWKV-7.
 
     Args:
-        decay_rank, rate_rank, value_rank, gate_rank: ranks of w, a, v and g; None for the published ones.
+        decay_rank: rank of the projection to the decay w; None for the published one.
+        rate_rank: rank of the projection to the rate a; None for the published one.
+        value_rank: rank of the projection to v's move; None for the published one.
+        gate_rank: rank of the projection to the gate g; None for the published one.
 
     Raises:
         ValueError: on values outside these.
@@ -113,7 +116,6 @@ class RWKV7(Mixer):
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, separators)
         if not x.shape[0] * x.shape[1]:
             return self.out(x)

@@ -43,7 +43,7 @@ class LevelCache(Tail, Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the states."""
+        """Type of the numbers of the states."""
         return self.states.dtype
 
     def in_use(self, name: str) -> int:
@@ -51,7 +51,6 @@ class LevelCache(Tail, Cache):
         return self._longest.bit_length()
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         self._longest = int(self.lengths.max()) if len(self.lengths) else 0
 
     def digits(self) -> Tensor:

@@ -109,7 +109,7 @@ class DeltaMixer(HeadMixer):
 
     @abstractmethod
     def rule(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Rule:
-        """What is read, erased and written of queries and keys ``(B, T, H, D)`` and values ``(B, T, Hv, E)``."""
+        """Makes the rule of queries and keys ``(B, T, H, D)`` and values ``(B, T, Hv, E)``."""
 
     def new_cache(
         self,
