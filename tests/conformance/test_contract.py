@@ -22,7 +22,6 @@ from tests.conformance.cases import (
     with_slow_shapes,
 )
 from tests.tiers import named
-from zoo.mixers.parts.heads import HeadMixer
 
 
 @every_mixer
@@ -231,7 +230,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
             zoo.mixers.build(name, **({"width": WIDTH, "heads": HEADS, "depth": 2} | change))
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.mixers.names() if isinstance(make(name), HeadMixer)])
+@every_name
 def test_heads_that_do_not_divide_the_width_are_refused(name):
     with pytest.raises(ValueError, match="width=32 is not divisible by heads=5"):
         zoo.mixers.build(name, width=WIDTH, heads=5)
