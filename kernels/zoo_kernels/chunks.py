@@ -133,7 +133,8 @@ class Segments:
     Args:
         family: whose call it is, so that the buffers of one do not take the place of another's.
         like: array of the type and on the device of the call.
-        rows: batch and heads of the buffers. width: numbers of the widest head.
+        rows: batch and heads of the buffers.
+        width: numbers of the widest head.
     """
 
     def __init__(self, family: str, like: Tensor, rows: tuple[int, int], width: int, cut: Chunking) -> None:

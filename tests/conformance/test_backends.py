@@ -19,7 +19,8 @@ from zoo_kernels import BackendError, use_backend
 
 TOO_WIDE = "wide, and the kernels take up to"
 BIAS = "block_bias over packed documents"
-LIMITS = f"{TOO_WIDE}|{BIAS}|are of different types"
+NO_FORM = "it has no Triton form|log_decay is one per channel"
+LIMITS = f"{TOO_WIDE}|{BIAS}|are of different types|{NO_FORM}"
 OF_HALF = 2**-6  # of the norm: the whole mixer rounds to fp16 then
 SCALE = 64.0  # of the loss, so that gradients are numbers that fp16 has
 SHORT, LONG = 34, 70  # several blocks and windows of the variants, and of their caches

@@ -22,7 +22,6 @@ from tests.conformance.cases import (
     with_slow_shapes,
 )
 from tests.tiers import named
-from zoo.mixers.parts.heads import HeadMixer
 
 
 @every_mixer
@@ -123,17 +122,24 @@ def test_a_state_stays_fp32_under_autocast(name, options):
 
 @with_slow_shapes
 def test_autocast_costs_no_more_than_bf16(name, options):
-    """Forward and backward under autocast stay within the rounding of bf16 of the exact result."""
+    """Forward and backward under autocast stay within the rounding of bf16 of the exact result.
+
+    Or, where the result depends so much on the given numbers, within four times what rounding these alone does.
+    """
     x = draw(2, 70)
     results = []
-    for dtype in (torch.float64, torch.float32):
-        mixer, inputs = make(name, options).to(dtype), x.to(dtype).requires_grad_()
+    for dtype, rounded in ((torch.float64, False), (torch.float64, True), (torch.float32, False)):
+        mixer, inputs = make(name, options).to(dtype), x.to(dtype, copy=True)
+        with torch.no_grad():
+            for given in [inputs, *mixer.parameters()] if rounded else []:
+                given.copy_(given.bfloat16())
+        inputs.requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             y = mixer(inputs)
         (grad,) = torch.autograd.grad(y.double().square().mean(), inputs)
         results.append((y.double(), grad.double()))
-    for want, got in zip(*results):
-        assert (got - want).norm() < 2**-5 * want.norm()
+    for want, of_rounded, got in zip(*results):
+        assert (got - want).norm() < max(2**-5 * want.norm(), 4 * (of_rounded - want).norm())
 
 
 @with_slow_shapes
@@ -174,7 +180,9 @@ def test_another_device_is_neither_left_nor_waited_for(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["softmax", "lightning", "performer", "window", "bigbird", "topk", "window_linear"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "lightning", "performer", "window", "bigbird", "topk", "window_linear", "kda"]
+)
 def test_compiled_by_inductor_equals_eager(name):
     """One of each family, forward and backward, through generated code."""
     torch._dynamo.reset()
@@ -222,7 +230,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
             zoo.mixers.build(name, **({"width": WIDTH, "heads": HEADS, "depth": 2} | change))
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.mixers.names() if isinstance(make(name), HeadMixer)])
+@every_name
 def test_heads_that_do_not_divide_the_width_are_refused(name):
     with pytest.raises(ValueError, match="width=32 is not divisible by heads=5"):
         zoo.mixers.build(name, width=WIDTH, heads=5)

@@ -37,14 +37,28 @@ from tests.conformance.cases import (
 )
 from zoo.mixers import longformer, topk
 from zoo.mixers.base import Mixer
+from zoo.mixers.caches import Cache, LevelCache
 from zoo.mixers.parts import selection
+from zoo_kernels.delta.arguments import DeltaToken
 from zoo_kernels.family import families
 
 CONTEXTS = (7, 150)  # less than a block or a chunk, and more than two of 64 tokens with a tail
 LEARNED = [options for name, options in CASES if name == "learned_sparse"]
 
 
-class Needed(TorchDispatchMode):
+class Calls(TorchDispatchMode):
+    """Notes every op that is called, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+class Needed(Calls):
     """FLOPs of a forward pass of ``mixer`` without those that nothing needs; entered by itself, and read afterwards.
 
     Beside what the ops mask, four functions of mixers ask for more than is needed:
@@ -56,7 +70,7 @@ class Needed(TorchDispatchMode):
 
     def __init__(self, mixer: Mixer, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self.mixer, self.extra, self.calls, self.counter = mixer, 0, [], FlopCounterMode(display=False)
+        self.mixer, self.extra, self.counter = mixer, 0, FlopCounterMode(display=False)
         watches = [(selection, "pick", self.pick), (selection, "_group", self.group)]
         watches += [(topk, "attend_tokens", self.attend_tokens), (longformer, "replace_rows", self.replace_rows)]
         for module, name, watch in watches:
@@ -69,10 +83,6 @@ class Needed(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.counter.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
     @property
     def pair(self) -> int:
@@ -184,16 +194,29 @@ def test_training_of_a_pattern_costs_as_much_as_is_said_of_its_estimator(options
 
 @every_mixer
 def test_decode_flops(name, options):
-    """Counted products, and two FLOPs for each number of a state: its update is no product."""
+    """Counted products, and two FLOPs for each number of a state and each time it is written, which is no product."""
     mixer = make(name, options)
     for context in CONTEXTS:
         x, cache = draw(1, context + 1), mixer.new_cache(1, dtype=torch.float64)
         with torch.no_grad():
             mixer(x[:, :-1], cache=cache)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, Calls() as step:
                 mixer(x[:, -1:], cache=cache)
-        update = 2 * sum(t.numel() for state in states(cache) for t in tensors(state) if t.is_floating_point())
+        update = 2 * writes(step.calls) * one_state(cache)
         assert mixer.cost(context).decode_flops_per_token == counter.get_total_flops() + update
+
+
+def writes(calls: list[Any]) -> int:
+    """How often a state is written for a token: of the delta rule for each product, twice where it also erases."""
+    steps = [DeltaToken(*args) for func, args in calls if func is torch.ops.attention_zoo.delta_attention_step.default]
+    return sum(1 if step.erase is None else 2 for step in steps) or 1
+
+
+def one_state(cache: Cache) -> int:
+    """Numbers of the states that a token is written to: of those of levels to one."""
+    levels = sum(leaf.states[:, 0].numel() for leaf in cache.leaves() if isinstance(leaf, LevelCache))
+    parts = (getattr(state, name, None) for state in states(cache) for name in ("state", "normalizer", "maximum"))
+    return levels + sum(part.numel() for part in parts if part is not None)
 
 
 @every_name

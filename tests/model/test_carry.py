@@ -84,6 +84,62 @@ def test_ragged_rows_continue_at_their_own_positions():
         torch.testing.assert_close(got[row : row + 1], want, rtol=1e-9, atol=1e-9)
 
 
+def handing(layers):
+    """A decoder in fp64 whose layers of rwkv7 are as if trained: at first they give 0."""
+    decoder = build(layers).double().train()
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if "mixer" in name and not parameter.any():
+                parameter.normal_(std=0.3)
+    return decoder
+
+
+@torch.no_grad()
+def of_last(layers, moved, changed=None):
+    """What the last layer gives that takes ``moved`` of the first one's values, with those of a layer doubled."""
+    decoder, seen = handing(layers), []
+    decoder.layers[-1].mixer.move.bias.fill_(moved)
+    if changed is not None:
+        decoder.layers[changed].mixer.value.weight.mul_(2)
+    decoder.layers[-1].mixer.register_forward_hook(lambda _, __, y: seen.append(y))
+    torch.manual_seed(1)
+    decoder(draw(), DOCUMENTS)
+    return seen[0]
+
+
+@pytest.mark.parametrize("layers", [["rwkv7"] * 3, ["softmax", "rwkv7", "rwkv7"]], ids="+".join)
+def test_values_of_the_first_layer_of_its_kind_reach_those_above(layers):
+    all_of_first, all_of_own = of_last(layers, 100.0), of_last(layers, -100.0)
+    torch.testing.assert_close(of_last(layers, 100.0, -1), all_of_first, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(of_last(layers, -100.0, -1), all_of_own, 1e-3, 1e-3)
+    assert not torch.allclose(of_last(layers, 100.0, layers.index("rwkv7")), all_of_first, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("layers", [["rwkv7"] * 3, ["softmax", "rwkv7", "rwkv7"]], ids="+".join)
+def test_values_of_the_first_layer_have_the_same_gradients_when_the_others_are_checkpointed(layers):
+    decoder, ids, found = handing(layers), draw(), []
+    for checkpointed in (False, True):
+        decoder.checkpoint_activations = checkpointed
+        loss = decoder(ids, DOCUMENTS).square().mean()
+        found.append(torch.autograd.grad(loss, [*decoder.parameters()], allow_unused=True))
+    for (name, _), kept, anew in zip(decoder.named_parameters(), *found):
+        torch.testing.assert_close(anew, kept, rtol=1e-12, atol=1e-12, msg=name)
+    assert found[0][[*dict(decoder.named_parameters())].index(f"blocks.{len(layers) - 1}.mixer.move.bias")].any()
+
+
+@pytest.mark.slow
+def test_a_layer_that_hands_on_compiles_in_one_graph_with_checkpoints():
+    decoder, ids = handing(["rwkv7"] * 3), draw()
+    decoder.checkpoint_activations = True
+    torch.compiler.reset()
+    compiled = torch.compile(decoder, backend="aot_eager", fullgraph=True, dynamic=False)
+    results = [
+        torch.autograd.grad(run(ids, DOCUMENTS).square().mean(), [*decoder.parameters()]) for run in (decoder, compiled)
+    ]
+    for want, got in zip(*results):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
 def test_documents_of_another_shape_are_refused_before_positions_are_counted():
     with pytest.raises(ValueError, match=r"documents has shape \(2, 29\), expected \(2, 30\)"):
         build()(draw(), DOCUMENTS[:, :29])

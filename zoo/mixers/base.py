@@ -176,6 +176,13 @@ class Mixer(nn.Module, ABC):
             cache: as in :meth:`forward`.
         """
 
+    def hands_on(self, carry: dict[str, Any]) -> bool:
+        """Whether :meth:`forward` puts values into ``carry`` for layers above, by what :meth:`prepare` has put there.
+
+        Such a layer is not checkpointed: what it hands on is then kept.
+        """
+        return False
+
     def positions(self, x: Tensor, documents: Tensor | None, cache: Any) -> Tensor:
         """Position of each token in its document, ``(1 or B, T)``."""
         if documents is not None:

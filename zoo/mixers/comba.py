@@ -22,7 +22,7 @@ from zoo.mixers.parts.decays import StepDecay
 from zoo.mixers.parts.delta import DeltaMixer, Rule, unit
 from zoo.mixers.parts.delta_gates import WriteStrength
 from zoo.mixers.parts.heads import share_of_width
-from zoo.mixers.parts.options import Conv, Gate, HeadDim, NormEps, ValueDim
+from zoo.mixers.parts.options import Conv, Correction, Gate, HeadDim, NormEps, ValueDim
 from zoo.mixers.registry import register
 
 SLOWEST = 0.01  # of A, whose logarithm is trained
@@ -36,7 +36,9 @@ class Comba(DeltaMixer):
         correction: initial value of d.
         head_dim: numbers D of each query and key; None for 0.75 width / heads.
         value_dim: numbers E of each value; None for 2 D.
-        conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.
@@ -50,7 +52,7 @@ class Comba(DeltaMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        correction: float = 1.0,
+        correction: Correction = 1.0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,
         conv: Conv = 4,

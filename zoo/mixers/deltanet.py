@@ -24,7 +24,11 @@ class DeltaNet(DeltaMixer):
 
     Args:
         beta_max: largest part of a key's value that is replaced: 1, or 2 for negative eigenvalues.
-        head_dim, value_dim, conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.

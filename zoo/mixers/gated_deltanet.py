@@ -39,7 +39,9 @@ class GatedDeltaNet(DeltaMixer):
         value_dim: numbers E of each value; None for 2 D.
         beta_max: largest part of a key's value that is replaced: 1, or 2 for negative eigenvalues.
         products: steps of the delta rule that each token takes.
-        conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.

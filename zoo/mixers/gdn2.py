@@ -1,11 +1,11 @@
-"""Gated DeltaNet-2: what is erased and what is written are gated by themselves, channel by channel.
+"""Gated DeltaNet-2: erasing and writing gated apart, channel by channel (Hatamizadeh et al. 2026, arXiv:2605.22791).
 
     S_t = (I - k_t (b_t * k_t)^T) Diag(exp g_t) S_{t-1} + k_t (w_t * v_t)^T,   o_t = q_t S_t / sqrt(D),
     y_t = W_o (norm(o_t) * sigmoid(W_g x_t)),   q, k = unit(SiLU(conv(W x))),   v = SiLU(conv(W x)),
     b_t = beta_max sigmoid(W_b x_t),   w_t = sigmoid(W_w x_t)
 
-The recurrence and its gates are those of NVIDIA's Gated DeltaNet-2 (2026); with b and w the same number of a head it is
-Kimi Delta Attention, whose decay and whose gate of low rank it has. Published: heads of 128, a convolution of 4.
+With b and w the same number of a head it is Kimi Delta Attention, whose decay and whose gate of low rank it has.
+Published: heads of 128, a convolution of 4.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zoo.mixers.parts.channel_decays import ChannelDecay
 from zoo.mixers.parts.delta import DeltaMixer, Rule, unit
 from zoo.mixers.parts.delta_gates import WriteStrength
 from zoo.mixers.parts.heads import share_of_width
-from zoo.mixers.parts.options import BetaMax, Conv, Gate, HeadDim, NormEps, ValueDim
+from zoo.mixers.parts.options import BetaMax, ChannelDecays, Conv, Gate, HeadDim, NormEps, ValueDim
 from zoo.mixers.registry import register
 
 
@@ -28,7 +28,11 @@ class GatedDeltaNet2(DeltaMixer):
     Args:
         decay: ``softplus`` or ``bounded``, as of ``kda``.
         beta_max: largest part of what a channel reads that is erased: 1, or 2 for negative eigenvalues.
-        head_dim, value_dim, conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.
@@ -42,7 +46,7 @@ class GatedDeltaNet2(DeltaMixer):
         heads: int,
         depth: int = 1,
         layer: int = 0,
-        decay: str = "softplus",
+        decay: ChannelDecays = "softplus",
         beta_max: BetaMax = 1.0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,

@@ -34,11 +34,14 @@ class GatedLinearAttention(StateMixer):
         head_dim: numbers D of each query and key; None for half of width / heads.
         value_dim: numbers E of each value; None for width / heads.
         norm: of each head's output: ``rms`` or ``srms`` (no weight).
-        gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.
     """
+
+    by_channel = True
 
     def __init__(
         self,

@@ -29,9 +29,11 @@ class HGRN2(StateMixer):
     """Linear attention with a decay per channel and keys of 1 less it.
 
     Args:
-        head_dim, value_dim: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
-        gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Attributes:
         lower_bound: logit of gamma of each channel, or None in the first layer.
@@ -39,6 +41,8 @@ class HGRN2(StateMixer):
     Raises:
         ValueError: on values outside these.
     """
+
+    by_channel = True
 
     def __init__(
         self,

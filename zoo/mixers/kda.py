@@ -17,7 +17,7 @@ from zoo.mixers.parts.channel_decays import ChannelDecay
 from zoo.mixers.parts.delta import DeltaMixer, Rule, checked_value_heads, unit
 from zoo.mixers.parts.delta_gates import WriteStrength
 from zoo.mixers.parts.heads import share_of_width
-from zoo.mixers.parts.options import BetaMax, Conv, Gate, HeadDim, NormEps, ValueDim, ValueHeads
+from zoo.mixers.parts.options import BetaMax, ChannelDecays, Conv, Gate, HeadDim, NormEps, ValueDim, ValueHeads
 from zoo.mixers.registry import register
 
 
@@ -29,7 +29,11 @@ class KimiDeltaAttention(DeltaMixer):
         value_heads: heads of values and of the output, a multiple of ``heads``; None for as many.
         decay: ``softplus`` (Kimi Linear) or ``bounded`` (above -5, as later checkpoints have it).
         beta_max: largest part of a key's value that is replaced: 1, or 2 for negative eigenvalues.
-        head_dim, value_dim, conv, gate, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.
@@ -44,7 +48,7 @@ class KimiDeltaAttention(DeltaMixer):
         depth: int = 1,
         layer: int = 0,
         value_heads: ValueHeads = None,
-        decay: str = "softplus",
+        decay: ChannelDecays = "softplus",
         beta_max: BetaMax = 1.0,
         head_dim: HeadDim = None,
         value_dim: ValueDim = None,

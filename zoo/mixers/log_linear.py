@@ -37,7 +37,10 @@ class LogLinearAttention(HeadMixer):
 
     Args:
         levels: levels with a weight of their own; the last is also that of all above it.
-        head_dim, value_dim, conv, gate: see :mod:`zoo.mixers.parts.options`.
+        head_dim: numbers D of each query and key; None for width / heads.
+        value_dim: numbers E of each value; None for ``head_dim``.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
 
     Raises:
@@ -79,7 +82,7 @@ class LogLinearAttention(HeadMixer):
         k, v, log_decay = blank_padding(k, v, log_decay, call)
         time, place = _places(call)
         initial = None if cache is None else cache.before(q.shape[1])
-        count = q.shape[1].bit_length() if initial is None else len(initial)
+        count = _levels(q.shape[1]) if initial is None else len(initial)
         after: list[Any] = []
         y = own
         for level in range(1, count + 1):
@@ -98,9 +101,11 @@ class LogLinearAttention(HeadMixer):
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, cache: LevelCache) -> Tensor:
         """What one token ``(B, H, D or E)`` reads of the states, ``(B, H, E)``; then it is added to them."""
+        held = cache.in_use("states")
         states = cache.decayed(log_decay)
-        chosen = torch.arange(1, states.shape[1] + 1, device=q.device).clamp(max=self.levels - 1)
-        y = torch.einsum("bhl,bhd,blhde->bhe", weights[..., chosen].to(states.dtype), q.to(states.dtype), states)
+        chosen = torch.arange(1, held + 1, device=q.device).clamp(max=self.levels - 1)
+        asked = (weights[..., chosen].mT[..., None] * q[:, None]).to(states.dtype)  # (B, levels, H, D)
+        y = (asked[..., None, :] @ states[:, :held])[..., 0, :].sum(1)
         cache.add(states, k.to(states.dtype)[..., None] * v.to(states.dtype)[..., None, :])
         return y.to(q.dtype)
 
@@ -121,18 +126,27 @@ class LogLinearAttention(HeadMixer):
         return matrices, self.level_scale.numel() + 2 * self.heads
 
     def mixing_flops(self, context: int) -> float:
-        """As many times linear attention as there are levels above the token itself."""
-        return context.bit_length() * linear_flops(self.heads, self.head_dim, self.value_dim, context)
+        """Linear attention, once for each level above the token itself."""
+        return _levels(context) * linear_flops(self.heads, self.head_dim, self.value_dim, context)
 
     def step_flops(self, context: int) -> float:
-        """Every state read, and the token's own written."""
+        """Every state that is held read, and the token's own written."""
         return 2 * self.heads * self.head_dim * self.value_dim * (context.bit_length() + 1)
+
+    def step_bytes(self, context: int, dtype: torch.dtype) -> float:
+        """All that is held."""
+        return self.cache_bytes(context, dtype)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """A state for each digit of the context, and the convolution's inputs."""
         tokens, numbers = tail_of(self.conv)
         one = state_bytes(self.heads, self.head_dim, self.value_dim, dtype)
         return context.bit_length() * one + tokens * numbers * dtype.itemsize
+
+
+def _levels(tokens: int) -> int:
+    """Levels above the token itself that a sequence of so many has, at least one."""
+    return max((tokens - 1).bit_length(), 1)
 
 
 def _places(call: Call) -> tuple[Tensor, Tensor]:

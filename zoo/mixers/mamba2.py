@@ -35,7 +35,8 @@ class Mamba2(StateMixer):
         kv_heads: groups of heads that share keys and queries.
         head_dim: numbers D of each query and key, the size of the state; None for width / heads.
         value_dim: numbers E of each value; None for 2 width / heads.
-        conv, norm_eps: see :mod:`zoo.mixers.parts.options`.
+        conv: tokens of the short convolution of queries, keys and values; 0 for none.
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.

@@ -135,9 +135,8 @@ class Mamba3(StateMixer):
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state, and what is known of the last token, whatever the context."""
-        numbers = self.heads * (self.head_dim + self.value_dim + 1)
-        high = torch.promote_types(dtype, torch.float32).itemsize
-        return super().cache_bytes(context, dtype) + numbers * high + 8 * self.heads * self.head_dim // 4
+        numbers = self.heads * (self.head_dim + self.value_dim + 1 + self.head_dim // 4)
+        return super().cache_bytes(context, dtype) + numbers * torch.promote_types(dtype, torch.float32).itemsize
 
 
 def _turned(x: Tensor, angle: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from zoo.mixers.registry import register
 from zoo_kernels import short_convolution
 
 SHIFTED = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}  # powers of the initial m
+FIRST, VALUES = "rwkv7.first", "rwkv7.values"  # of what the layers of a pass share
 FASTEST = -0.6065306597126334  # -exp(-1/2), of the log decay
 
 
@@ -45,7 +46,10 @@ class RWKV7(Mixer):
     """The time mixing of RWKV-7.
 
     Args:
-        decay_rank, rate_rank, value_rank, gate_rank: ranks of w, a, v and g; None for the published ones.
+        decay_rank: rank of the projection to the decay w; None for the published one.
+        rate_rank: rank of the projection to the rate a; None for the published one.
+        value_rank: rank of the projection to v's move; None for the published one.
+        gate_rank: rank of the projection to the gate g; None for the published one.
 
     Raises:
         ValueError: on values outside these.
@@ -112,7 +116,6 @@ class RWKV7(Mixer):
         lengths: Tensor | None = None,
         carry: dict[str, Any] | None = None,
     ) -> Tensor:
-        """See :class:`zoo.mixers.base.Mixer`."""
         self.check_call(x, documents, cache, lengths, separators)
         if not x.shape[0] * x.shape[1]:
             return self.out(x)
@@ -139,6 +142,14 @@ class RWKV7(Mixer):
         out: Tensor = self.out(y.flatten(-2).to(v.dtype) * self.gate(parts["g"]))
         return out
 
+    def prepare(self, carry: dict[str, Any], x: Tensor, documents: Tensor | None = None, cache: Any = None) -> None:
+        """Puts the number of the first layer of this kind into ``carry``."""
+        carry.setdefault(FIRST, self.layer)
+
+    def hands_on(self, carry: dict[str, Any]) -> bool:
+        """Whether it is the first layer of this kind, whose values the others read."""
+        return bool(carry[FIRST] == self.layer)
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
 
@@ -156,7 +167,7 @@ class RWKV7(Mixer):
     def _values(self, x: Tensor, carry: dict[str, Any]) -> Tensor:
         """Values, moved to those of the first layer of this kind, which are left in ``carry``."""
         v: Tensor = self.value(x)
-        _, first = carry.setdefault("rwkv7", (self.layer, v))
+        first: Tensor = carry.setdefault(VALUES, v)
         if self.move is None:
             return v
         return torch.lerp(v, first.to(v.dtype), self.move(x).sigmoid())
@@ -177,12 +188,12 @@ class RWKV7(Mixer):
         return 20 * self.width
 
     def cost(self, context: int, dtype: torch.dtype = torch.bfloat16) -> Cost:
-        """The projections and the delta rule."""
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        """The projections, the token before as a convolution of two, and the delta rule."""
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)) + 2 * self.width
         sizes = self.heads, self.head_dim, self.head_dim
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
             flops_per_token=2 * matrices + delta_flops(*sizes, max(context, 1), general=True, by_channel=True),
-            decode_flops_per_token=2 * matrices + delta_step_flops(*sizes),
+            decode_flops_per_token=2 * matrices + delta_step_flops(*sizes, general=True),
             cache_bytes=state_bytes(*sizes, dtype) + self.width * dtype.itemsize,
         )

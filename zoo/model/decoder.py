@@ -189,8 +189,8 @@ class Decoder(nn.Module):
         self.layers[0].mixer.check_call(x, documents, caches[0], lengths, separators)
         for layer, layer_cache in zip(self.layers, caches):
             layer.mixer.prepare(carry, x, documents, layer_cache)
-        for block, layer_cache in zip(self.blocks, caches):
-            if self.checkpoint_activations and self.training and cache is None:
+        for layer, block, layer_cache in zip(self.layers, self.blocks, caches):
+            if self.checkpoint_activations and self.training and cache is None and not layer.mixer.hands_on(carry):
                 x = checkpoint(block, x, documents, separators, None, None, carry, use_reentrant=False)
             else:
                 x = block(x, documents, separators, layer_cache, lengths, carry)

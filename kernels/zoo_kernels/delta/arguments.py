@@ -12,7 +12,9 @@ class DeltaArguments(NamedTuple):
 
     Attributes:
         log_decay: None, ``(Hv,)``, ``(B, T, Hv)`` or ``(B, T, Hv, D)``, of any sign: what is above 0 counts as 0.
-        beta, read, erase: ``beta`` alone, ``read`` and ``erase`` alone, or none of them: nothing is erased.
+        beta: given alone; without it, ``read`` and ``erase`` nothing is erased.
+        read: given with ``erase`` alone.
+        erase: given with ``read`` alone.
         state: the state before token 0.
         backend: ``torch``, ``triton`` or ``reference``; the others as in :func:`zoo_kernels.delta_attention`.
     """

@@ -38,11 +38,15 @@ class Solved(NamedTuple):
     """What the forward pass of a segment leaves in buffers.
 
     Attributes:
-        x, y, a: readers, writers and their products, as in :class:`zoo_kernels.delta.decays.Pairs`.
-        reads, writes: readers times what the state before the chunk keeps, writers times what they keep in that after.
+        x: readers, as in :class:`zoo_kernels.delta.decays.Pairs`.
+        y: writers, as there.
+        a: products of readers and writers, as there.
+        reads: readers times what the state before the chunk keeps.
+        writes: writers times what they keep in the state after the chunk.
         values: what is written at each writer ``(N, z c, E)``.
         states: ``(n + 1, B, H, D, E)``.
-        target, inverse: t ``(N, c, E)`` and ``(I + beta A)^-1`` ``(N, c, c)``; None without erase.
+        target: t ``(N, c, E)``; None without erase.
+        inverse: ``(I + beta A)^-1`` ``(N, c, c)``; None without erase.
         beta: ``(n, B, H, c, 1)``.
     """
 

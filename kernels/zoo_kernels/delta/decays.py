@@ -23,9 +23,12 @@ class Pairs(NamedTuple):
     """The two sides of the pairs of a segment, and the two parts of the gradients of each.
 
     Attributes:
-        x, y: readers ``(N, s c, D)``, queries first, and writers ``(N, z c, D)``.
-        a, grad: their products ``(N, s c, z c)``, and the gradients of these, which are overwritten.
-        to_x, to_y: gradients that came through the states; those of the products are added.
+        x: readers ``(N, s c, D)``, queries first.
+        y: writers ``(N, z c, D)``.
+        a: products of readers and writers ``(N, s c, z c)``.
+        grad: gradients of the products, which are overwritten.
+        to_x: gradients of readers that came through the states; those of the products are added.
+        to_y: gradients of writers, likewise.
     """
 
     x: Buffer

@@ -82,7 +82,7 @@ def _head_weights(mixer: HeadMixer, x: Tensor) -> Tensor:
 
     def record(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         seen.append((q, k, v, call))
-        return x.new_zeros(*x.shape[:2], mixer.heads, mixer.value_dim)
+        return x.new_zeros(*x.shape[:2], mixer.out_heads, mixer.value_dim)
 
     mix = mixer.mix
     vars(mixer)["mix"] = record  # hides the method of the class

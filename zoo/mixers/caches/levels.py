@@ -43,7 +43,7 @@ class LevelCache(Tail, Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the states."""
+        """Type of the numbers of the states."""
         return self.states.dtype
 
     def in_use(self, name: str) -> int:
@@ -51,7 +51,6 @@ class LevelCache(Tail, Cache):
         return self._longest.bit_length()
 
     def recount(self) -> None:
-        """See :meth:`Cache.recount`."""
         self._longest = int(self.lengths.max()) if len(self.lengths) else 0
 
     def digits(self) -> Tensor:
@@ -65,8 +64,7 @@ class LevelCache(Tail, Cache):
         Where the digit is set that half is complete; else it is what the lower digits hold.
         """
         self.states = with_slots(self.states, (self._longest + length).bit_length())
-        lower = self.states.cumsum(1) - self.states
-        return torch.where(self.digits(), self.states, lower).unbind(1)
+        return torch.where(self.digits(), self.states, _below(self.states)).unbind(1)
 
     def replace(self, states: list[Tensor], length: int, lengths: Tensor | None) -> None:
         """Hold the states of left halves behind a piece of ``length`` tokens, or of ``lengths (B,)``, as constants."""
@@ -93,5 +91,10 @@ class LevelCache(Tail, Cache):
         self._longest += 1
         digits = self.digits()
         lowest = digits & (digits.cumsum(1) == 1)
-        merged = own[:, None] + states.cumsum(1) - states
+        merged = own[:, None] + _below(states)
         self.states = torch.where(digits, torch.where(lowest, merged, states), 0)
+
+
+def _below(states: Tensor) -> Tensor:
+    """Sum of the states of all lower levels, for each: ``(B, levels, H, D, E)``."""
+    return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1).cumsum(1)

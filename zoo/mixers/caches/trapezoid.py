@@ -15,7 +15,7 @@ class TrapezoidCache(StateCache):
         key: ``(B, H, D)``.
         value: ``(B, H, E)``.
         weight: ``(B, H)``, of the token's own write.
-        angle: ``(B, H, D / 4)``, in fp64.
+        angle: ``(B, H, D / 4)``.
     """
 
     by_row = (*StateCache.by_row, "key", "value", "weight", "angle")
@@ -27,7 +27,7 @@ class TrapezoidCache(StateCache):
         batch, heads, width, values = shape
         self.key, self.value = self.state.new_zeros(batch, heads, width), self.state.new_zeros(batch, heads, values)
         self.weight = self.state.new_zeros(batch, heads)
-        self.angle = torch.zeros(batch, heads, width // 4, dtype=torch.float64, device=device)
+        self.angle = self.state.new_zeros(batch, heads, width // 4)
 
     def shifted(
         self, key: Tensor, value: Tensor, weight: Tensor, angle: Tensor, lengths: Tensor | None
@@ -41,11 +41,11 @@ class TrapezoidCache(StateCache):
             angle: ``(B, T, H, D / 4)``.
             lengths: ``(B,)`` true lengths of the piece, None for all T.
         """
-        before = []
+        before, rows = [], torch.arange(len(self.lengths), device=key.device)
         for name, new in (("key", key), ("value", value), ("weight", weight), ("angle", angle)):
             held = getattr(self, name)
             joined = torch.cat([held[:, None].to(new.dtype), new], 1)
             before.append(joined[:, :-1])
-            last = joined[:, -1] if lengths is None else joined[torch.arange(len(held)), lengths.to(joined.device)]
+            last = joined[:, -1] if lengths is None else joined[rows, lengths.to(self.lengths)]
             setattr(self, name, last.detach().to(held.dtype))
         return before[0], before[1], before[2]

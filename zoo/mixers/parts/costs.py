@@ -77,7 +77,14 @@ def _strip(start: int, context: int, window: int, first: int, block: int) -> int
 
 
 def delta_flops(
-    heads: int, key_width: int, value_width: int, context: int, *, general: bool = False, by_channel: bool = False
+    heads: int,
+    key_width: int,
+    value_width: int,
+    context: int,
+    *,
+    erases: bool = True,
+    general: bool = False,
+    by_channel: bool = False,
 ) -> float:
     """FLOPs per token of delta attention, of each chunk the lower half of its products, its system and its states.
 
@@ -86,24 +93,29 @@ def delta_flops(
         key_width: numbers D of a key.
         value_width: numbers E of a value.
         context: tokens of the sequence.
+        erases: whether anything is erased, which takes a second reader of a token and a system.
         general: whether reads and erases are given by themselves, which makes two writers of a token.
         by_channel: whether each channel decays by itself: a chunk then has as many tokens as halves need.
     """
     full, rest = divmod(context, DELTA_CHUNK)
-    of_chunk = _delta_chunk(DELTA_CHUNK, key_width, value_width, 1 + general, by_channel)
-    last = _delta_chunk(rest, key_width, value_width, 1 + general, by_channel) if rest else 0
+    sizes = key_width, value_width, 1 + erases, 1 + general, by_channel
+    of_chunk, last = _delta_chunk(DELTA_CHUNK, *sizes), _delta_chunk(rest, *sizes) if rest else 0
     return 2 * heads * (full * of_chunk + last) / context
 
 
-def _delta_chunk(tokens: int, key_width: int, value_width: int, writers: int, by_channel: bool) -> int:
+def _delta_chunk(tokens: int, key_width: int, value_width: int, readers: int, writers: int, by_channel: bool) -> int:
     """Products of a chunk of delta attention: of pairs, of the system and the outputs, and with the states."""
     rows = 1 << (tokens - 1).bit_length() if by_channel else tokens
     lower = rows * (rows + 1) // 2
-    pairs = 2 * writers * key_width * (lower - rows) if by_channel else writers * key_width * (2 * lower - rows)
-    states = (2 + writers) * rows * key_width * value_width
-    return pairs + rows**3 // 3 + 2 * writers * value_width * lower + states
+    of_pairs = readers * (lower - rows) if by_channel else readers * lower - (readers - 1) * rows
+    products = writers * (key_width * of_pairs + readers * value_width * lower)
+    system = rows**3 // 3 if readers > 1 else 0
+    return products + system + (readers + writers) * rows * key_width * value_width
 
 
-def delta_step_flops(heads: int, key_width: int, value_width: int) -> float:
-    """FLOPs of one token of decoding: the state read by the key and by the query; to write it is elementwise."""
-    return 4 * heads * key_width * value_width
+def delta_step_flops(heads: int, key_width: int, value_width: int, general: bool = False) -> float:
+    """FLOPs of one token of decoding: the state read by the key and by the query, and written.
+
+    The delta rule writes it once, its general form, which erases at one place and writes at another, twice.
+    """
+    return (8 if general else 6) * heads * key_width * value_width

@@ -64,10 +64,12 @@ def attend_delta(rule: Rule, call: Call, products: int = 1) -> Tensor:
         y, _ = delta_attention(**vars(rule), documents=_repeated(call.documents, products))
         return y[:, products - 1 :: products]
     cache, steps = call.cache, rule.q.shape[1]
-    if steps == 1 and call.lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
-        token: dict[str, Any] = {name: x[:, 0] if isinstance(x, Tensor) else x for name, x in vars(rule).items()}
+    if steps == products and call.lengths is None and not torch.is_grad_enabled():  # in place, and without a gradient
         cache.advance(1, None)
-        return delta_attention_step(state=cache.state, **token)[:, None]
+        for i in range(products):
+            step: dict[str, Any] = {name: x[:, i] if isinstance(x, Tensor) else x for name, x in vars(rule).items()}
+            y = delta_attention_step(state=cache.state, **step)
+        return y[:, None]
     rule = rule.without_padding(_repeated(call.real(), products))
     y, state = delta_attention(**vars(rule), initial_state=cache.state, return_state=True)
     cache.replace(state)
@@ -107,7 +109,7 @@ class DeltaMixer(HeadMixer):
 
     @abstractmethod
     def rule(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Rule:
-        """What is read, erased and written of queries and keys ``(B, T, H, D)`` and values ``(B, T, Hv, E)``."""
+        """Makes the rule of queries and keys ``(B, T, H, D)`` and values ``(B, T, Hv, E)``."""
 
     def new_cache(
         self,
@@ -135,8 +137,8 @@ class DeltaMixer(HeadMixer):
         return self.products * delta_flops(*sizes, steps, general=self.general, by_channel=self.by_channel)
 
     def step_flops(self, context: int) -> float:
-        """The state read twice and written once."""
-        return self.products * delta_step_flops(self.out_heads, self.head_dim, self.value_dim)
+        """The state read twice and written, for each product."""
+        return self.products * delta_step_flops(self.out_heads, self.head_dim, self.value_dim, self.general)
 
     def cache_bytes(self, context: int, dtype: torch.dtype) -> int:
         """The state and the convolution's inputs, whatever the context."""

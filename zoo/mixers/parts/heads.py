@@ -165,10 +165,9 @@ class HeadMixer(Mixer, HeadSizes):
         return self.mixing_flops(context) * context / self.pair_flops
 
     def kept_numbers(self) -> int:
-        """Queries, keys, values and outputs, each for all heads; what a convolution makes of them besides."""
-        projected = sum(matrix.out_features for matrix in (self.query, self.key, self.value))
-        shared = 2 * self.heads * (self.head_dim + self.value_dim)
-        return shared if self.conv is None else 2 * projected + self.out.in_features
+        """Queries, keys, values and outputs, each for all heads, and what a convolution takes."""
+        shared = 2 * (self.heads * self.head_dim + self.out_heads * self.value_dim)
+        return shared if self.conv is None else shared + self.conv.channels
 
     @abstractmethod
     def step_flops(self, context: int) -> float:
@@ -203,10 +202,11 @@ class HeadMixer(Mixer, HeadSizes):
         vectors += sum(p.numel() for p in self.conv.parameters()) if self.conv is not None else 0
         vectors += 2 * self.head_dim if self.query_norm is not None else 0
         vectors += sum(p.numel() for p in self.norm.parameters()) if self.norm is not None else 0
+        multiplied = matrices + (self.conv.weight.numel() if self.conv is not None else 0)
         return Cost(
             parameters=matrices + vectors,
-            flops_per_token=2 * matrices + self.mixing_flops(max(context, 1)),
-            decode_flops_per_token=2 * matrices + self.step_flops(context),
+            flops_per_token=2 * multiplied + self.mixing_flops(max(context, 1)),
+            decode_flops_per_token=2 * multiplied + self.step_flops(context),
             cache_bytes=self.cache_bytes(context, dtype),
         )
 
@@ -217,6 +217,8 @@ def share_of_width(width: int, heads: int, share: Fraction = Fraction(1)) -> int
     Raises:
         ValueError: if that is no whole number.
     """
+    if heads < 1:
+        raise ValueError(f"heads={heads}: expected at least 1.")
     if width % heads:
         raise ValueError(
             f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."

@@ -62,6 +62,8 @@ Conv = Annotated[int, Option("tokens of the short convolution of queries, keys a
 BetaMax = Annotated[float, Option("largest part of a key's value that is replaced, 1 or 2", gt=0, le=2)]
 Products = Annotated[int, Option("steps of the delta rule that each token takes", ge=1)]
 NormEps = Annotated[float, Option("added to the mean square in the norm of the output", gt=0)]
+ChannelDecays = Annotated[str, Option("decay of each channel: softplus, or bounded, which is above -5")]
+Correction = Annotated[float, Option("part of what the key reads that is taken from the output, at first", ge=0)]
 DecayRank = Annotated[int, Option("rank of the projection to the decay", ge=1)]
 Rank = Annotated[int | None, Option("rank of a projection; None for the published one", ge=1)]
 Levels = Annotated[int, Option("levels with a weight of their own, the last also for all above", ge=1)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zoo.mixers.caches import Cache, StateCache
 from zoo.mixers.parts.call import Call
-from zoo.mixers.parts.costs import linear_flops, linear_step_flops, state_bytes
+from zoo.mixers.parts.costs import delta_flops, linear_flops, linear_step_flops, state_bytes
 from zoo.mixers.parts.heads import HeadMixer
 from zoo_kernels import linear_attention, linear_attention_step
 from zoo_kernels.linear import NormalizedState
@@ -94,6 +94,7 @@ class StateMixer(HeadMixer):
     Attributes:
         key_width: width D of a key after its feature map.
         normalize: whether the state has a normalizer.
+        by_channel: whether each channel of a key decays by itself.
         algorithm: algorithm of the kernel, for mixers that leave the choice.
 
     Raises:
@@ -101,6 +102,7 @@ class StateMixer(HeadMixer):
     """
 
     normalize: bool = False
+    by_channel: bool = False
     _algorithm: str = "auto"
 
     @property
@@ -137,6 +139,9 @@ class StateMixer(HeadMixer):
 
     def mixing_flops(self, context: int) -> float:
         """The lower half of each chunk's products, and the state written and read once per token."""
+        if self.by_channel:
+            sizes = self.heads, self.key_width, self.value_dim
+            return delta_flops(*sizes, context, erases=False, by_channel=True)
         return linear_flops(self.heads, self.key_width, self.value_dim + self.normalize, context, self.algorithm)
 
     def step_flops(self, context: int) -> float:
