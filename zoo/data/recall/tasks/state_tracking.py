@@ -77,15 +77,15 @@ class StateTracking(RecallTask):
         return False
 
     def draw(self, rng: random.Random, length: int | None, encoder: Encoder) -> Facts:
-        """Not of this task: its samples are token ids, without text."""
+        """Refuses to draw facts, since samples of this task are token ids without text."""
         raise NotImplementedError("state_tracking has no text: call sample")
 
     def without_context(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """Not of this task: see :attr:`has_baselines`."""
+        """Refuses a sample without context, which this task has not (:attr:`has_baselines`)."""
         raise NotImplementedError("state_tracking has no question without its symbols")
 
     def sample(self, place: Place, encoder: Encoder, haystack: Haystack | None = None) -> Sample:
-        """See :class:`RecallTask`; the haystack is not used.
+        """Makes a sample as :class:`RecallTask` says, without the haystack.
 
         A document token, ``length - 2`` symbols, and a document token that ends the sample: the place at which the last
         state is asked for. ``length=None`` is the shortest sample, of one symbol.
