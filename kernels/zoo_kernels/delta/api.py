@@ -49,7 +49,8 @@ def delta_attention(
         initial_state: state before token 0, ``(B, Hv, D, E)``. It belongs to the document of token 0.
         return_state: also give the state after the last token.
         documents: ``(B, T)`` integer ids of packed documents, each contiguous; nothing crosses a boundary but NaN and
-            inf, which may reach other documents of their row and never another row.
+            inf (given, or by overflow), which may reach tokens before them and other documents of their row, and never
+            another row.
         backend: ``auto``, ``triton``, ``torch`` or ``reference``.
 
     Returns:

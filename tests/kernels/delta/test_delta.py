@@ -252,7 +252,8 @@ def test_keys_of_any_kind_equal_the_recurrence(decay, beta, keys):
     expected = case.expected()
     assert_all_close(case.measured(), expected)
     single = {n: x.double() for n, x in case.measured(torch.float32).items()}
-    assert_all_close(single, expected, 1e-5)
+    # entries of a chunk's inverse grow to beta, and meet as large ones of the system, each of them rounded once
+    assert_all_close(single, expected, 1e-5 * max(1, beta**2))
 
 
 @every_rule
