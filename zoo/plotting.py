@@ -12,10 +12,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import scipy
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.optimize import isotonic_regression
 
 from zoo.files import replace_file
 
@@ -186,7 +186,7 @@ def spread(centers: Sequence[float], heights: Sequence[float], low: float = 0.0,
     """Returns the positions nearest to ``centers`` (descending) at which labels of these heights do not overlap."""
     tall = np.asarray(heights, dtype=np.float64)
     below = np.concatenate([[0.0], np.cumsum((tall[:-1] + tall[1:]) / 2)])  # of each label under the first, touching
-    raised = isotonic_regression(np.asarray(centers) + below, increasing=False).x
+    raised = scipy.optimize.isotonic_regression(np.asarray(centers) + below, increasing=False).x
     bottom, top = low + tall[-1] / 2 + below[-1], high - tall[0] / 2
     return (np.clip(raised, min(bottom, top), top) - below).tolist()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from zoo.evaluation.results.models import Record
 from zoo.evaluation.results.statistics import bootstrap_sums, interval, wilson
@@ -16,7 +16,7 @@ from zoo.registry import METRICS
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 # The first is of single continuations, the others of whole documents.
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
-NORMAL = float(stats.norm.ppf(0.975))  # standard errors in half a 95 % interval
+NORMAL = NormalDist().inv_cdf(0.975)  # standard errors in half a 95 % interval
 # How the harness makes one number of what the samples have: a mean, or a ratio of two sums.
 FORMULAS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda rate: rate,

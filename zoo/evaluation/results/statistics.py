@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 RESAMPLES = 2000
 CELLS = 2**20  # counts drawn at a time
@@ -73,7 +73,7 @@ def interval(values: np.ndarray, level: float = 0.95, units: int | None = None) 
     """
     tail = (1 - level) / 2
     if units is not None and units > 1:
-        tail = float(stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(tail, units - 1)))
+        tail = float(scipy.special.ndtr(math.sqrt(units / (units - 1)) * scipy.special.stdtrit(units - 1, tail)))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -103,7 +103,7 @@ def student_interval(
     low, high = bounds
     if not low < mean < high:
         raise ValueError(f"mean={mean}: expected a number inside {low} to {high}.")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
     if low == -math.inf:
         return mean - half, mean + half
     if high == math.inf:
@@ -111,7 +111,7 @@ def student_interval(
         return low + (mean - low) / factor, low + (mean - low) * factor
     width = high - low
     center, slope = math.log((mean - low) / (high - mean)), width / ((mean - low) * (high - mean))
-    first, last = (low + width * float(special.expit(center + sign * slope * half)) for sign in (-1, 1))
+    first, last = (low + width * float(scipy.special.expit(center + sign * slope * half)) for sign in (-1, 1))
     return first, last
 
 
@@ -124,7 +124,7 @@ def unpaired_share(first: tuple[float, float, int], second: tuple[float, float, 
     """
     if min(first[2], second[2]) < 2 or first[1] == second[1] == 0:
         return None
-    return float(stats.ttest_ind_from_stats(*first, *second, equal_var=False).pvalue)
+    return float(scipy.stats.ttest_ind_from_stats(*first, *second, equal_var=False).pvalue)
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -139,7 +139,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"successes={successes}, n={n}: expected n >= 1 and successes in 0..n.")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: expected a number between 0 and 1.")
-    found = stats.binomtest(successes, n).proportion_ci(level, "wilson")
+    found = scipy.stats.binomtest(successes, n).proportion_ci(level, "wilson")
     return float(found.low), float(found.high)
 
 
