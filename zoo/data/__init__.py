@@ -8,15 +8,14 @@ from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches, permute
 from zoo.data.sources.hub import HubSource
 from zoo.data.sources.local import StdlibSource, TextSource
 from zoo.data.store.token_store import TokenStore
+from zoo.data.token_bytes import token_byte_lengths, vocabulary_size
 from zoo.data.tokenizers import (
     build_tokenizer,
     encode_batch,
     load_tokenizer,
     save_tokenizer,
-    token_byte_lengths,
     tokenizer_fingerprint,
     tokens_with,
-    vocabulary_size,
 )
 
 __all__ = [

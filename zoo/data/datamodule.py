@@ -15,7 +15,8 @@ from zoo.data.recall.options import RecallOptions
 from zoo.data.recall_data import RecallRows, RecallValidation
 from zoo.data.sampler import BatchPlan, TrainBatches, ValidationBatches
 from zoo.data.store.token_store import TokenStore
-from zoo.data.tokenizers import build_tokenizer, token_byte_lengths, vocabulary_size
+from zoo.data.token_bytes import token_byte_lengths, vocabulary_size
+from zoo.data.tokenizers import build_tokenizer
 from zoo.data.workers import SteadyLoader
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import numpy as np
 from zoo.data.atomic import build_once
 from zoo.data.documents import DataError, Source, expand
 from zoo.data.fingerprints import known_fingerprint
+from zoo.data.token_bytes import vocabulary_size
 from zoo.paths import plain_name
 
 if TYPE_CHECKING:
@@ -91,39 +92,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
         fields.pop(name, None)
     text = json.dumps([fields, tokenizer.eos_token_id], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Returns one more than the largest id, added tokens included."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Returns the number of UTF-8 bytes of each id, (vocabulary_size,) int64; 0 for special tokens and unused ids.
-
-    It is exact for byte-level tokenizers and for SentencePiece-style ones with byte fallback (where a space that the
-    tokenizer puts before a text counts as one byte).
-
-    Raises:
-        DataError: for any other kind, whose tokens do not stand for fixed bytes.
-    """
-    backend = tokenizer.backend_tokenizer
-    measure: Callable[[str], int]
-    if _is_byte_level(backend.decoder):
-        measure = len  # every byte is written as one character of the byte-level alphabet
-    elif getattr(backend.model, "byte_fallback", False) and "▁" in repr(backend.decoder):
-        measure = _fallback_length
-    else:
-        raise DataError(
-            f"the tokens of this {type(backend.model).__name__} tokenizer do not stand for fixed bytes, so losses per "
-            "byte would be wrong: use a byte-level tokenizer, or one with byte fallback"
-        )
-    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
-    for token, index in tokenizer.get_vocab().items():
-        lengths[index] = measure(token)
-    for index, added in tokenizer.added_tokens_decoder.items():
-        lengths[index] = 0 if added.special else len(added.content.encode())
-    return lengths
 
 
 def tokens_with(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[int]:
@@ -278,19 +246,9 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(hidden)) for byte in range(256)]
 
 
-def _is_byte_level(part: Any) -> bool:
-    return "ByteLevel(" in repr(part)
-
-
 def _may_be_cut(backend: Any) -> bool:
     shown = repr(backend.pre_tokenizer)
     return backend.normalizer is None and "ByteLevel(" in shown and "add_prefix_space=True" not in shown
-
-
-def _fallback_length(token: str) -> int:
-    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
-        return 1
-    return len(token.replace("▁", " ").encode())
 
 
 def _pieces(text: str) -> Iterator[str]:

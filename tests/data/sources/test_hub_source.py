@@ -8,7 +8,7 @@ import pytest
 
 from zoo.data import DataError, HubSource
 from zoo.data.documents import SPLITS
-from zoo.data.sources.hub import join_articles
+from zoo.data.sources.wikitext import join_articles
 
 ROWS = [
     "",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.data.tokenizers import encode_batch, tokenizer_fingerprint, vocabulary_size
+from zoo.data.token_bytes import vocabulary_size
+from zoo.data.tokenizers import encode_batch, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

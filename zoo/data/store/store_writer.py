@@ -14,7 +14,8 @@ import numpy as np
 
 from zoo.data.documents import DataError, Document, Source
 from zoo.data.store.store_files import FILES, write_meta
-from zoo.data.tokenizers import encode_batch, vocabulary_size
+from zoo.data.token_bytes import vocabulary_size
+from zoo.data.tokenizers import encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

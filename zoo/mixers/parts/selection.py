@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.mixers.parts.gathers import Mix, Take
 from zoo_kernels import softmax_attention, softmax_attention_step
 from zoo_kernels.backend import without_autocast
 from zoo_kernels.documents import document_positions
@@ -118,7 +119,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, how: Selection, documents: Te
     most = picked_blocks(offset, k.shape[1], how.block, how.count)
     others, lse_of_picks, groups = _attend_picked(q, finished, picks, k.shape[1], most)
     weights = torch.cat([lse[..., None], lse_of_picks], -1).softmax(-1)
-    mixed = _Mix.apply(others, weights[..., 1:].flatten(0, 2), groups.places, groups.pairs).view(output.shape)
+    mixed = Mix.apply(others, weights[..., 1:].flatten(0, 2), groups.places, groups.pairs).view(output.shape)
     mixed = mixed + weights[..., :1] * output
     return mixed.to(q.dtype)
 
@@ -207,44 +208,6 @@ def _pick_all(q: Tensor, means: Tensor, finished: Finished, how: Selection, offs
     return torch.cat(parts, 1)
 
 
-class _Take(torch.autograd.Function):
-    """``y[i] = x[index[i]]``; ``inverse (rows of x, n)`` lists the rows of y that took a row, -1 first for none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        none, columns = inverse[:, :1] < 0, inverse.clamp(min=0).unbind(1)
-        total = grad.index_select(0, columns[0])
-        total = sum((grad.index_select(0, column) for column in columns[1:]), total)
-        return total.masked_fill(none, 0), None, None
-
-
-class _Mix(torch.autograd.Function):
-    """``y[i] = sum_s weights[i, s] x[places[i, s]]``; ``pairs (rows of x,)`` counts (i, s), -1 for none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, places: Tensor, pairs: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weights, places, pairs)
-        total = weights[:, :1] * x.index_select(0, places[:, 0])
-        for slot in range(1, places.shape[1]):
-            total = total + weights[:, slot, None] * x.index_select(0, places[:, slot])
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, weights, places, pairs = ctx.saved_tensors
-        at = pairs.clamp(min=0)
-        of_pairs = weights.reshape(-1).index_select(0, at).masked_fill(pairs < 0, 0)
-        grad_x = grad.index_select(0, at // places.shape[1]) * of_pairs[:, None]
-        products = [(grad * x.index_select(0, place)).sum(-1) for place in places.unbind(1)]
-        return grad_x.to(x.dtype), torch.stack(products, -1), None, None
-
-
 class _Groups(NamedTuple):
     """Pairs of a query and a picked block in groups of one head and one block; row 0 of each head is nobody's.
 
@@ -312,10 +275,10 @@ def _attend_picked(
     batch, _, heads, count = picks.shape
     block = finished.keys.shape[2]
     groups = _group(picks, tokens, block, most)
-    grouped = _Take.apply(q.flatten(0, 2), groups.queries, groups.places)
+    grouped = Take.apply(q.flatten(0, 2), groups.queries, groups.places)
     grouped = grouped.view(batch, -1, heads * (count + 1), q.shape[-1])
     missing = -(-tokens // block) - finished.keys.shape[1]
     keys, values = (F.pad(x.flatten(1, 2), (0, 0, 0, 0, 0, missing * block)) for x in finished[:2])
     output, lse = softmax_attention(grouped, keys, values, layout=groups.layout, return_lse=True)
-    lse = _Take.apply(lse.reshape(-1, 1), groups.places.flatten(), groups.pairs[:, None])
+    lse = Take.apply(lse.reshape(-1, 1), groups.places.flatten(), groups.pairs[:, None])
     return output.flatten(0, 2), lse.view(picks.shape), groups
