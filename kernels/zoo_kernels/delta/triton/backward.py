@@ -1,0 +1,102 @@
+"""Host side of the backward pass of delta attention in Triton: it computes the chunks again, from the first state."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo_kernels.delta.arguments import DeltaArguments, DeltaUpstream
+from zoo_kernels.delta.triton.gradients import gradients_kernel
+from zoo_kernels.delta.triton.host import HostCall, Prepared, Writer
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+class Passed(NamedTuple):
+    """What both walks leave.
+
+    Attributes:
+        before: state before each chunk.
+        behind: gradient of the state behind each chunk.
+        grad_output: of the outputs.
+        of_reads: gradients of what is read; the gradient of the outputs if nothing is.
+    """
+
+    before: Tensor
+    behind: Tensor
+    grad_output: Tensor
+    of_reads: Tensor
+
+
+def triton_backward(x: DeltaArguments, up: DeltaUpstream) -> dict[str, Tensor]:
+    """Gradients by the name of what they are of; that of the log decay is of each token, ``(B, T, Hv, 1 or D)``."""
+    call = HostCall(x)
+    made = Prepared(call)
+    u, before, _ = made.forward()
+    grad_output = up.grad_output.to(x.v.dtype).contiguous()
+    of_reads, behind, grad_state = made.backward(grad_output, up.grad_final.contiguous())
+    passed = Passed(before, behind, grad_output, grad_output if call.read is None else of_reads)
+    found = {"state": grad_state} | _of_values(x, made, u, passed)
+    writers = [
+        _gradients(made, writer, values, passed, i == 0, up.decay_gradient)
+        for i, (writer, values) in enumerate(made.written(u))
+    ]
+    found["q"], of_read = (_total([of_writer[i] for of_writer in writers]) for i in (0, 1))
+    found["k"] = writers[-1][2] + of_read if x.beta is not None else writers[-1][2]
+    if x.read is not None:
+        found["read"], found["erase"] = of_read, writers[0][2]
+    for name in found.keys() & {"q", "k", "read", "erase"}:
+        found[name] = _of_heads(found[name], getattr(x, name))
+    if up.decay_gradient:
+        found["log_decay"] = _total([of_writer[3] for of_writer in writers if of_writer[3] is not None])
+    return found
+
+
+def _of_values(x: DeltaArguments, made: Prepared, u: Tensor, passed: Passed) -> dict[str, Tensor]:
+    """Gradients of the values, and of beta."""
+    call, writer = made.call, made.erases if made.writes is None else made.writes
+    assert writer is not None
+    products = [(writer.of_q, passed.grad_output)]
+    if call.read is not None:
+        products.append((writer.of_p, passed.of_reads))
+    if x.beta is None:
+        dtype = x.v.dtype
+        return {"v": made.read_out(writer.kept, passed.behind, *products, dtype=dtype, transposed=True)}
+    dtype = torch.float32
+    of_written = made.read_out(writer.kept, passed.behind, *products, dtype=dtype, transposed=True)
+    missed = x.v - made.read_out(made.reads, passed.before, (writer.of_p, u), dtype=dtype)
+    found = {"v": (x.beta[..., None] * of_written).to(x.v.dtype)}
+    return found | {"beta": (of_written * missed).sum(-1).to(x.beta.dtype)}
+
+
+def _gradients(
+    made: Prepared, writer: Writer, values: Tensor, passed: Passed, first: bool, of_decay: bool
+) -> Gradients:
+    """Gradients of queries, reads, the writer and the log decays through one writer, in fp32."""
+    call, config = made.call, made.call.config("gradients", by_kind=True)
+    dq, dy = (call.tokens(call.width, torch.float32) for _ in range(2))
+    dp = dq if call.read is None else call.tokens(call.width, torch.float32)
+    of_decays = call.tokens(call.width if call.kind == 3 else 1, torch.float32) if of_decay else None
+    read = call.q if call.read is None else call.read
+    decay, documents, out = (dq if a is None else a for a in (call.decay, call.documents, of_decays))
+    call.launch(
+        gradients_kernel, config, 1, call.q, read, writer.y, values, passed.grad_output, passed.of_reads, decay,
+        documents, writer.of_q, writer.of_p, passed.before, passed.behind, dq, dp, dy, out, *call.sizes,
+        call.q.shape[2], read.shape[2], writer.y.shape[2], call.scale, D=call.width,
+        PARTS=-(-call.width // config.tiles["TILE_D"]), E=call.value, TILES=-(-call.value // config.tiles["TILE"]),
+        FIRST=first, GRADIENT=of_decay, **call.flags(),
+    )  # fmt: skip
+    return dq, dp, dy, of_decays
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _of_heads(found: Tensor, like: Tensor) -> Tensor:
+    """A gradient of value heads, summed over those that share a head, in the type of the array."""
+    if found.shape[2] != like.shape[2]:
+        found = found.unflatten(2, (like.shape[2], -1)).sum(3)
+    return found.to(like.dtype)
