@@ -11,8 +11,6 @@ from zoo_kernels.delta.arguments import DeltaArguments, DeltaUpstream
 from zoo_kernels.delta.triton.gradients import gradients_kernel
 from zoo_kernels.delta.triton.host import HostCall, Prepared, Writer
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
-
 
 class Passed(NamedTuple):
     """What both walks leave.
@@ -43,14 +41,14 @@ def triton_backward(x: DeltaArguments, up: DeltaUpstream) -> dict[str, Tensor]:
         _gradients(made, writer, values, passed, i == 0, up.decay_gradient)
         for i, (writer, values) in enumerate(made.written(u))
     ]
-    found["q"], of_read = (_total([of_writer[i] for of_writer in writers]) for i in (0, 1))
+    found["q"], of_read = (_total(*(of_writer[i] for of_writer in writers)) for i in (0, 1))
     found["k"] = writers[-1][2] + of_read if x.beta is not None else writers[-1][2]
     if x.read is not None:
         found["read"], found["erase"] = of_read, writers[0][2]
     for name in found.keys() & {"q", "k", "read", "erase"}:
         found[name] = _of_heads(found[name], getattr(x, name))
     if up.decay_gradient:
-        found["log_decay"] = _total([of_writer[3] for of_writer in writers if of_writer[3] is not None])
+        found["log_decay"] = _total(*(of_writer[3] for of_writer in writers))
     return found
 
 
@@ -73,17 +71,17 @@ def _of_values(x: DeltaArguments, made: Prepared, u: Tensor, passed: Passed) -> 
 
 def _gradients(
     made: Prepared, writer: Writer, values: Tensor, passed: Passed, first: bool, of_decay: bool
-) -> Gradients:
-    """Gradients of queries, reads, the writer and the log decays through one writer, in fp32."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, reads, the writer and, if ``of_decay``, the log decays through one writer, in fp32."""
     call, config = made.call, made.call.config("gradients", by_kind=True)
     dq, dy = (call.tokens(call.width, torch.float32) for _ in range(2))
     dp = dq if call.read is None else call.tokens(call.width, torch.float32)
-    of_decays = call.tokens(call.width if call.kind == 3 else 1, torch.float32) if of_decay else None
+    of_decays = call.tokens(call.width if call.kind == 3 else 1, torch.float32) if of_decay else dq
     read = call.q if call.read is None else call.read
-    decay, documents, out = (dq if a is None else a for a in (call.decay, call.documents, of_decays))
+    decay, documents = (dq if a is None else a for a in (call.decay, call.documents))
     call.launch(
         gradients_kernel, config, 1, call.q, read, writer.y, values, passed.grad_output, passed.of_reads, decay,
-        documents, writer.of_q, writer.of_p, passed.before, passed.behind, dq, dp, dy, out, *call.sizes,
+        documents, writer.of_q, writer.of_p, passed.before, passed.behind, dq, dp, dy, of_decays, *call.sizes,
         call.q.shape[2], read.shape[2], writer.y.shape[2], call.scale, D=call.width,
         PARTS=-(-call.width // config.tiles["TILE_D"]), E=call.value, TILES=-(-call.value // config.tiles["TILE"]),
         FIRST=first, GRADIENT=of_decay, **call.flags(),
@@ -91,8 +89,8 @@ def _gradients(
     return dq, dp, dy, of_decays
 
 
-def _total(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+def _total(first: Tensor, *second: Tensor) -> Tensor:
+    return first + second[0] if second else first
 
 
 def _of_heads(found: Tensor, like: Tensor) -> Tensor:

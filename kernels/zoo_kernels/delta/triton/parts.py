@@ -8,7 +8,7 @@ mantissa and the range of fp32, and fp32 exactly.
 import triton
 import triton.language as tl
 
-from zoo_kernels.triton_chunks import LOG2E, load
+from zoo_kernels.triton_chunks import LOG2E
 
 UNSPECIALIZED = ("T", "H", "chunks", "QH", "PH", "YH", "scale")  # none of these may cause a new compilation
 SMALLEST = tl.constexpr(-160.0)  # a log decay (base 2) that is 0 as a factor
@@ -35,7 +35,10 @@ def exact(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def rows_of(x, b, t, h, H, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Loads tokens ``t`` of head ``h``; zeros beyond T and beyond WIDTH."""
-    return load(x + (b * T * H + h) * WIDTH, t, H * WIDTH, columns, T, WIDTH, PADDED)
+    inside = (t < T)[:, None]
+    if PADDED != WIDTH:
+        inside = inside & (columns < WIDTH)[None, :]
+    return tl.load(x + ((b * T + t) * H + h)[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
