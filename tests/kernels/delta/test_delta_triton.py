@@ -229,5 +229,5 @@ def launches(batch, length, architecture, rule, decay):
 def test_batch_and_length_compile_nothing_new(rule, decay, architecture):
     sizes = [(2, 512), (3, 1001), (1, 4097), (16, 300)]
     keys = [compile_keys(launches(b, t, architecture, rule, decay), architecture) for b, t in sizes]
-    assert len(keys[0]) == 6
+    assert len(keys[0]) == 7
     assert all(k == keys[0] for k in keys[1:])

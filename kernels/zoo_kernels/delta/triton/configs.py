@@ -9,6 +9,7 @@ from __future__ import annotations
 from zoo_kernels.launch import INTERPRETER, Config, Table
 
 CHUNK = 32  # tokens
+LEVELS = CHUNK.bit_length() - 1  # of halves
 
 
 def _tile(tile: int, warps: int = 4, stages: int = 1) -> Config:
@@ -25,11 +26,12 @@ def _everywhere(half: Config, single: Config) -> dict[str, dict[tuple[int, int],
 
 TABLE: Table = {
     "pairs": _everywhere(_tile(32), _tile(32)),
-    "pairs_channels": _everywhere(_tile(16, 8), _tile(16, 8)),
+    "pairs_channels": _everywhere(_tile(16), _tile(16)),
     "solve": _everywhere(Config({}, 4, 1), Config({}, 4, 1)),
     "apply": _everywhere(_tile(64), _tile(32)),
     "walk": _everywhere(_tile(32), _tile(16)),
     "outputs": _everywhere(_tiles(32, 64), _tiles(32, 32)),
+    "through": _everywhere(_tiles(32, 32), _tiles(32, 32)),
     "gradients": _everywhere(_tiles(32, 32), _tiles(32, 32)),
     "gradients_channels": _everywhere(_tiles(16, 32, 8), _tiles(16, 32, 8)),
     "delta_step": _everywhere(_tile(32), _tile(32)),

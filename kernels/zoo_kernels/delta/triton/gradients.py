@@ -9,7 +9,6 @@ from zoo_kernels.delta.triton.parts import (
     UNSPECIALIZED,
     channel_decay,
     chunk_weights,
-    exact,
     level_weights,
     pairs_of_level,
     product,
@@ -20,33 +19,65 @@ from zoo_kernels.delta.triton.parts import (
 from zoo_kernels.triton_chunks import head_decay, pair_weights, place, state_weights, totals
 
 
-@triton.jit
-def through_states(
-    do, r, v, before, behind, b, t, h, H, wide, T, D, E: tl.constexpr, TILES: tl.constexpr,
-    READS: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, TILE_D: tl.constexpr,
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def through_kernel(
+    do,
+    r,
+    v,
+    before,
+    behind,
+    dq,
+    dp,
+    dy,
+    passed,
+    T: tl.int64,
+    chunks: tl.int64,
+    H: tl.int64,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    E: tl.constexpr,
+    TILES: tl.constexpr,
+    READS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE_D: tl.constexpr,
     TILE: tl.constexpr,
-):  # fmt: skip
-    """Gradients of a tile of columns of readers and writer as they meet the states, and the product of these."""
+):
+    """Computes gradients of what meets the states: of the writer and, if FIRST, of readers, each (B, T, H, D).
+
+    before, behind (B, chunks, H, D, E): states before chunks, and gradients of the states behind them; passed, if
+    FIRST: the sums of their products, (B, chunks, H, D). Other arguments are those of gradients_kernel.
+    """
+    part, n, b, h = place(PARTS, chunks, H)
+    t = n * CHUNK + tl.arange(0, CHUNK)
+    wide = part * TILE_D + tl.arange(0, TILE_D)
+    slot = (b * chunks + n) * H + h
     to_q = tl.zeros((CHUNK, TILE_D), tl.float32)
     to_p = tl.zeros((CHUNK, TILE_D), tl.float32)
     to_y = tl.zeros((CHUNK, TILE_D), tl.float32)
-    passed = tl.zeros((TILE_D,), tl.float32)
-    for part in range(TILES):
-        columns = part * TILE + tl.arange(0, TILE)
+    over = tl.zeros((TILE_D,), tl.float32)
+    for tile in range(TILES):
+        columns = tile * TILE + tl.arange(0, TILE)
         held = (wide < D)[None, :] & (columns < E)[:, None]
-        element = wide[None, :] * E + columns[:, None]
+        element = slot * (D * E) + wide[None, :] * E + columns[:, None]
         after = tl.load(behind + element, mask=held, other=0.0)
         v_tile = rows_of(v, b, t, h, H, columns, T, E, TILE * TILES)
         to_y += product(v_tile, after, PRECISION)
         if FIRST:
             state = tl.load(before + element, mask=held, other=0.0)
-            passed += tl.sum(state.to(tl.float32) * after.to(tl.float32), 0)
+            over += tl.sum(state.to(tl.float32) * after.to(tl.float32), 0)
             do_tile = rows_of(do, b, t, h, H, columns, T, E, TILE * TILES)
             to_q += product(do_tile, state, PRECISION)
             if READS:
                 r_tile = rows_of(r, b, t, h, H, columns, T, E, TILE * TILES)
                 to_p += product(r_tile, state, PRECISION)
-    return to_q, to_p, to_y, passed
+    store_rows(dy, to_y, b, t, h, H, wide, T, D)
+    if FIRST:
+        tl.store(passed + slot * D + wide, over, mask=wide < D)
+        store_rows(dq, to_q, b, t, h, H, wide, T, D)
+        if READS:
+            store_rows(dp, to_p, b, t, h, H, wide, T, D)
 
 
 @triton.jit
@@ -107,8 +138,7 @@ def gradients_kernel(
     documents,
     a_q,
     a_p,
-    before,
-    behind,
+    passed,
     dq,
     dp,
     dy,
@@ -119,12 +149,12 @@ def gradients_kernel(
     QH: tl.int64,
     PH: tl.int64,
     YH: tl.int64,
+    levels: tl.int32,
     scale: tl.float32,
     D: tl.constexpr,
     PARTS: tl.constexpr,
     E: tl.constexpr,
     TILES: tl.constexpr,
-    LEVELS: tl.constexpr,
     KIND: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     READS: tl.constexpr,
@@ -137,15 +167,15 @@ def gradients_kernel(
 ):
     """Computes gradients of q, of p if READS, and of writer y, each (B, T, H, D), through the values v of the writer.
 
-    do, r (B, T, H, E): gradients of what q and p read. before, behind (B, chunks, H, D, E): states before chunks, and
-    gradients of the states behind them. If FIRST, what readers read of the states is among it. of_decay, if GRADIENT:
-    (B, T, H), or (B, T, H, D) if KIND is 3. Other arguments are those of pairs_kernel.
+    do, r (B, T, H, E): gradients of what q and p read. What through_kernel found lies where the gradients go, those of
+    readers if FIRST. of_decay, if GRADIENT: (B, T, H), or (B, T, H, D) if KIND is 3. Other arguments are those of
+    pairs_kernel.
     """
     _, n, b, h = place(1, chunks, H)
     t0 = n * CHUNK
     i = tl.arange(0, CHUNK)
     t = t0 + i
-    slot = ((b * chunks + n) * H + h) * (D * E)
+    slot = (b * chunks + n) * H + h
     of_q, of_p = of_pairs(do, r, v, b, t, h, H, T, E, TILES, READS, PRECISION, CHUNK, TILE)
     if KIND < 3:
         decay = head_decay(log_decay, h, KIND)
@@ -163,24 +193,31 @@ def gradients_kernel(
             products = tl.where(i[:, None] > i[None, :], products, 0.0)
             readers = tl.zeros((CHUNK,), tl.float32)
             writers = tl.zeros((CHUNK,), tl.float32)
-            over = 0.0
+            kept = 0.0
         of_q = of_q * pair
         of_p = of_p * pair
     else:
         own = tl.sum(tl.where(i[:, None] == i[None, :], of_q, 0.0), 1)[:, None]
     for part in range(PARTS):
         wide = part * TILE_D + tl.arange(0, TILE_D)
-        to_q, to_p, to_y, passed = through_states(
-            do, r, v, before + slot, behind + slot, b, t, h, H, wide, T, D, E, TILES, READS, FIRST, PRECISION, CHUNK,
-            TILE_D, TILE,
-        )  # fmt: skip
+        to_y = rows_of(dy, b, t, h, H, wide, T, D, TILE_D * PARTS)
+        to_q = tl.zeros((CHUNK, TILE_D), tl.float32)
+        to_p = tl.zeros((CHUNK, TILE_D), tl.float32)
+        over = tl.zeros((TILE_D,), tl.float32)
+        if FIRST:
+            to_q = rows_of(dq, b, t, h, H, wide, T, D, TILE_D * PARTS)
+            over = tl.load(passed + slot * D + wide, mask=wide < D, other=0.0)
+            if READS:
+                to_p = rows_of(dp, b, t, h, H, wide, T, D, TILE_D * PARTS)
         q_tile = rows_of(q, b, t, h // (H // QH), QH, wide, T, D, TILE_D * PARTS).to(tl.float32) * scale
         y_tile = rows_of(y, b, t, h // (H // YH), YH, wide, T, D, TILE_D * PARTS).to(tl.float32)
         if READS:
             p_tile = rows_of(p, b, t, h // (H // PH), PH, wide, T, D, TILE_D * PARTS).to(tl.float32)
         if KIND == 3:
             decay = channel_decay(log_decay, documents, b, t, h, H, wide, T, D, TILE_D * PARTS, DOCUMENTS)
-            query, key, keep = chunk_weights(decay, PRECISION, CHUNK)
+            after = channel_decay(log_decay, documents, b, t + 1, h, H, wide, T, D, TILE_D * PARTS, DOCUMENTS)
+            after = tl.where(i[:, None] == CHUNK - 1, 0.0, after)
+            query, key, keep = chunk_weights(decay, after)
         to_q = to_q * query
         to_p = to_p * query
         to_y = to_y * key
@@ -190,7 +227,7 @@ def gradients_kernel(
                 if READS:
                     readers += tl.sum(p_tile * to_p, 1)
                 writers += tl.sum(y_tile * to_y, 1)
-                over += tl.sum(passed, 0) * keep
+                kept += tl.sum(over, 0) * keep
             to_q += product(of_q, y_tile, PRECISION)
             to_y += product(tl.trans(of_q), q_tile, PRECISION)
             if READS:
@@ -198,7 +235,7 @@ def gradients_kernel(
                 to_y += product(tl.trans(of_p), p_tile, PRECISION)
         else:
             inside = tl.zeros((CHUNK, TILE_D), tl.float32)
-            for level in range(LEVELS):
+            for level in range(levels):
                 weights, right = level_weights(decay, level, PRECISION, CHUNK)
                 to_q, inside = level_gradients(
                     of_q, q_tile, y_tile, to_q, inside, level, weights, right, PRECISION, CHUNK
@@ -211,9 +248,9 @@ def gradients_kernel(
                 change = q_tile * to_q - y_tile * inside
                 if READS:
                     change += p_tile * to_p
-                until = (i[None, :] < i[:, None]).to(tl.float32)
-                found = exact(1.0 - until, change, PRECISION) + exact(until, y_tile * to_y, PRECISION)
-                found += (passed * keep)[None, :]
+                through = y_tile * to_y
+                found = tl.cumsum(change, 0, reverse=True) + (tl.cumsum(through, 0) - through)
+                found += (over * keep)[None, :]
                 given = rows_of(log_decay, b, t, h, H, wide, T, D, TILE_D * PARTS)
                 found = tl.where(given.to(tl.float32) > 0.0, 0.0, found)
                 if DOCUMENTS:
@@ -226,5 +263,5 @@ def gradients_kernel(
         if READS:
             store_rows(dp, to_p, b, t, h, H, wide, T, D)
     if KIND < 3 and GRADIENT:
-        found = of_head_decay(readers, writers, products, over, CHUNK)
+        found = of_head_decay(readers, writers, products, kept, CHUNK)
         tl.store(of_decay + (b * T + t) * H + h, found, mask=t < T)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo_kernels.chunks import FORGOTTEN
 from zoo_kernels.delta.arguments import DeltaArguments, DeltaToken
-from zoo_kernels.delta.triton.configs import CHUNK, TABLE
+from zoo_kernels.delta.triton.configs import CHUNK, LEVELS, TABLE
 from zoo_kernels.delta.triton.pairs import pairs_kernel
 from zoo_kernels.delta.triton.solve import apply_kernel, solve_kernel
 from zoo_kernels.delta.triton.step import delta_step_kernel
@@ -71,7 +71,6 @@ class HostCall:
     def flags(self) -> dict[str, Any]:
         """Constants of the kernels that meet the decay."""
         return {
-            "LEVELS": CHUNK.bit_length() - 1,
             "KIND": self.kind,
             "DOCUMENTS": self.documents is not None,
             "READS": self.read is not None,
@@ -121,8 +120,8 @@ class Prepared:
         heads = call.q.shape[2], read.shape[2], y.shape[2]
         call.launch(
             pairs_kernel, config, 1, call.q, read, y, decay, documents, of_q, of_p, self.queries, self.reads, kept,
-            self.kept, *call.sizes, *heads, call.scale, D=call.width, TILES=-(-call.width // config.tiles["TILE"]),
-            FIRST=first, **call.flags(),
+            self.kept, *call.sizes, *heads, LEVELS, call.scale, D=call.width,
+            TILES=-(-call.width // config.tiles["TILE"]), FIRST=first, **call.flags(),
         )  # fmt: skip
         return Writer(y, kept, of_q, of_p)
 

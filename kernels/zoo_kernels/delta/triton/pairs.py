@@ -25,16 +25,16 @@ def same_document(documents, b, t, T):
 
 
 @triton.jit
-def by_halves(left_side, right_side, decay, PRECISION: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr):
-    """Products of readers and earlier writers, each channel with its decay."""
-    found = tl.zeros((CHUNK, CHUNK), tl.float32)
-    for level in range(LEVELS):
+def by_halves(of_q, of_p, q, p, y, decay, levels, READS: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr):
+    """Adds the products of readers and earlier writers, each channel with its decay, level by level of halves."""
+    for level in range(levels):
         weights, right = level_weights(decay, level, PRECISION, CHUNK)
-        reader = tl.where(right[:, None], left_side * weights, 0.0)
-        writer = tl.where(right[:, None], 0.0, right_side * weights)
-        block = product(reader, tl.trans(writer), PRECISION)
-        found += tl.where(pairs_of_level(level, CHUNK), block, 0.0)
-    return found
+        pairs = pairs_of_level(level, CHUNK)
+        writer = tl.trans(tl.where(right[:, None], 0.0, y * weights))
+        of_q += tl.where(pairs, product(tl.where(right[:, None], q * weights, 0.0), writer, PRECISION), 0.0)
+        if READS:
+            of_p += tl.where(pairs, product(tl.where(right[:, None], p * weights, 0.0), writer, PRECISION), 0.0)
+    return of_q, of_p
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -56,10 +56,10 @@ def pairs_kernel(
     QH: tl.int64,
     PH: tl.int64,
     YH: tl.int64,
+    levels: tl.int32,
     scale: tl.float32,
     D: tl.constexpr,
     TILES: tl.constexpr,
-    LEVELS: tl.constexpr,
     KIND: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     READS: tl.constexpr,
@@ -90,15 +90,16 @@ def pairs_kernel(
         columns = part * TILE + tl.arange(0, TILE)
         q_tile = rows_of(q, b, t, h // (H // QH), QH, columns, T, D, TILE * TILES).to(tl.float32) * scale
         y_tile = rows_of(y, b, t, h // (H // YH), YH, columns, T, D, TILE * TILES).to(tl.float32)
+        p_tile = q_tile
         if READS:
             p_tile = rows_of(p, b, t, h // (H // PH), PH, columns, T, D, TILE * TILES).to(tl.float32)
         if KIND == 3:
             decay = channel_decay(log_decay, documents, b, t, h, H, columns, T, D, TILE * TILES, DOCUMENTS)
-            query, key, keep = chunk_weights(decay, PRECISION, CHUNK)
-            of_q += by_halves(q_tile, y_tile, decay, PRECISION, CHUNK, LEVELS)
+            after = channel_decay(log_decay, documents, b, t + 1, h, H, columns, T, D, TILE * TILES, DOCUMENTS)
+            after = tl.where(i[:, None] == CHUNK - 1, 0.0, after)
+            query, key, keep = chunk_weights(decay, after)
+            of_q, of_p = by_halves(of_q, of_p, q_tile, p_tile, y_tile, decay, levels, READS, PRECISION, CHUNK)
             of_q += tl.where(i[:, None] == i[None, :], tl.sum(q_tile * y_tile, 1)[:, None], 0.0)
-            if READS:
-                of_p += by_halves(p_tile, y_tile, decay, PRECISION, CHUNK, LEVELS)
         else:
             of_q += product(q_tile, tl.trans(y_tile), PRECISION)
             if READS:

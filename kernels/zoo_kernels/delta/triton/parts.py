@@ -10,7 +10,7 @@ import triton.language as tl
 
 from zoo_kernels.triton_chunks import LOG2E
 
-UNSPECIALIZED = ("T", "H", "chunks", "QH", "PH", "YH", "scale")  # none of these may cause a new compilation
+UNSPECIALIZED = ("T", "H", "chunks", "QH", "PH", "YH", "levels", "scale")  # none of these may cause a new compilation
 SMALLEST = tl.constexpr(-160.0)  # a log decay (base 2) that is 0 as a factor
 
 
@@ -33,6 +33,16 @@ def exact(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def summed(which, x, PRECISION: tl.constexpr):
+    """Sums rows of x where ``which`` is 1 and not 0, to the precision of fp32."""
+    if PRECISION == "ieee":
+        return tl.dot(which, x, input_precision="ieee")
+    else:  # in two parts, each of which TF32 has
+        high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        return tl.dot(which, x - high, acc=tl.dot(which, high, input_precision="tf32"), input_precision="tf32")
+
+
+@triton.jit
 def rows_of(x, b, t, h, H, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Loads tokens ``t`` of head ``h``; zeros beyond T and beyond WIDTH."""
     inside = (t < T)[:, None]
@@ -49,8 +59,10 @@ def store_rows(x, tile, b, t, h, H, columns, T, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def channel_decay(log_decay, documents, b, t, h, H, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr, DOCUMENTS):
-    """Loads log decays (base 2) per channel; the first token of a document forgets all."""
+def channel_decay(
+    log_decay, documents, b, t, h, H, columns, T, WIDTH: tl.constexpr, PADDED: tl.constexpr, DOCUMENTS: tl.constexpr
+):
+    """Loads log decays (base 2) per channel, 0 beyond T; the first token of a document forgets all."""
     decay = rows_of(log_decay, b, t, h, H, columns, T, WIDTH, PADDED).to(tl.float32) * LOG2E
     decay = tl.minimum(tl.maximum(decay, SMALLEST), 0.0)
     if DOCUMENTS:
@@ -77,7 +89,7 @@ def level_weights(decay, level, PRECISION: tl.constexpr, CHUNK: tl.constexpr):
     right = ((i >> level) & 1) == 1
     same = (i[:, None] >> level) == (i[None, :] >> level)
     passed = tl.where(right[:, None], i[None, :] <= i[:, None], i[None, :] > i[:, None])
-    weights = tl.exp2(tl.minimum(exact((same & passed).to(tl.float32), decay, PRECISION), 0.0))
+    weights = tl.exp2(tl.minimum(summed((same & passed).to(tl.float32), decay, PRECISION), 0.0))
     return weights, right
 
 
@@ -90,10 +102,9 @@ def pairs_of_level(level, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def chunk_weights(decay, PRECISION: tl.constexpr, CHUNK: tl.constexpr):
-    """Weights per channel with which tokens read the state before and write the one after a chunk, and its own."""
-    i = tl.arange(0, CHUNK)
-    until = (i[None, :] <= i[:, None]).to(tl.float32)
-    query = tl.exp2(tl.minimum(exact(until, decay, PRECISION), 0.0))
-    key = tl.exp2(tl.minimum(exact(1.0 - until, decay, PRECISION), 0.0))
-    return query, key, tl.exp2(tl.sum(decay, 0))
+def chunk_weights(decay, after):
+    """Weights per channel with which tokens read the state before and write the one after a chunk, and its own.
+
+    after: the decays of the next tokens of the chunk, 0 for its last one.
+    """
+    return tl.exp2(tl.cumsum(decay, 0)), tl.exp2(tl.cumsum(after, 0, reverse=True)), tl.exp2(tl.sum(decay, 0))
