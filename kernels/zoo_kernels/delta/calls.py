@@ -34,8 +34,10 @@ def _arrays(size: Size, rule: str, decay: int, fold: int, strength: float, *befo
     made |= {x: F.normalize(made[x].float(), dim=-1).to(size.dtype) for x in ("k", "read", "erase")}
     made["beta"] = 2 * uniform(size, *before, heads)
     shape = {NONE: (), HEAD: (heads,), TOKEN: (*before, heads), CHANNEL: (*before, heads, width)}[decay]
-    drawn = uniform(size, *shape)
-    made["log_decay"] = None if decay == NONE else -strength * drawn**4 if strength else -drawn / 16
+    made["log_decay"] = None
+    if decay:
+        drawn = uniform(size, *shape)
+        made["log_decay"] = -strength * drawn**4 if strength else -drawn / 16
     return {name: x for name, x in made.items() if name in ("q", "k", "v", "log_decay", *ERASED[rule])}
 
 

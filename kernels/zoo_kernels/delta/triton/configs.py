@@ -20,19 +20,26 @@ def _tiles(tall: int, tile: int, warps: int = 4, stages: int = 1) -> Config:
     return Config({"TILE_D": tall, "TILE": tile}, warps, stages)
 
 
-def _everywhere(half: Config, single: Config) -> dict[str, dict[tuple[int, int], Config]]:
-    return {key: {(2, 256): half, (4, 64): single} for key in ("sm_90", "sm_80", INTERPRETER)}
+def _rows(half: Config, single: Config) -> dict[tuple[int, int], Config]:
+    return {(2, 256): half, (4, 64): single}
 
 
-TABLE: Table = {
-    "pairs": _everywhere(_tile(32), _tile(32)),
-    "pairs_channels": _everywhere(_tile(16), _tile(16)),
-    "solve": _everywhere(Config({}, 4, 1), Config({}, 4, 1)),
-    "apply": _everywhere(_tile(64), _tile(32)),
-    "walk": _everywhere(_tile(32), _tile(16)),
-    "outputs": _everywhere(_tiles(32, 64), _tiles(32, 32)),
-    "through": _everywhere(_tiles(32, 32), _tiles(32, 32)),
-    "gradients": _everywhere(_tiles(32, 32), _tiles(32, 32)),
-    "gradients_channels": _everywhere(_tiles(16, 32, 8), _tiles(16, 32, 8)),
-    "delta_step": _everywhere(_tile(32), _tile(32)),
-}
+def _kernels(old: bool) -> dict[str, dict[tuple[int, int], Config]]:
+    """Rows by kernel, of sm_80 if ``old``."""
+    solve = Config({}, 4 if old else 8, 1)
+    return {
+        "pairs": _rows(_tile(32), _tile(32)),
+        "pairs_channels": _rows(_tile(16, 4 if old else 8), _tile(16, 8)),
+        "solve": _rows(solve, solve),
+        "apply": _rows(_tile(64), _tile(32)),
+        "walk": _rows(_tile(32), _tile(16)),
+        "outputs": _rows(_tiles(32, 32), _tiles(32, 32)),
+        "through": _rows(_tiles(32, 32), _tiles(32, 32)),
+        "gradients": _rows(_tiles(16, 32), _tiles(16, 32)),
+        "gradients_channels": _rows(_tiles(16, 16 if old else 32, 8), _tiles(16, 32, 8)),
+        "delta_step": _rows(_tile(32), _tile(32)),
+    }
+
+
+_OF = {"sm_90": _kernels(old=False), "sm_80": _kernels(old=True), INTERPRETER: _kernels(old=False)}
+TABLE: Table = {kernel: {name: rows[kernel] for name, rows in _OF.items()} for kernel in _OF[INTERPRETER]}
