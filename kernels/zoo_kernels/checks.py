@@ -127,3 +127,10 @@ def check_decay(log_decay: Tensor | None) -> None:
     """Refuses log decays above 0, where asking waits for no device and cuts no graph."""
     if log_decay is not None and host_knows(log_decay) and (log_decay > 0).any():
         raise ValueError(f"log_decay goes up to {log_decay.max():g}, expected numbers <= 0: a state only decays.")
+
+
+def unfit_state(state: Tensor) -> str | None:
+    """Says why a Triton step cannot write to ``state`` in place; None if it can."""
+    if state.dtype == torch.float32 and state.is_contiguous():
+        return None
+    return f"the state is {state.dtype} with strides {state.stride()}, and the kernel takes contiguous float32"

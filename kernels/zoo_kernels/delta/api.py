@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number, check_shape
+from zoo_kernels.checks import (
+    check_arrays,
+    check_decay,
+    check_devices,
+    check_integers,
+    check_number,
+    check_shape,
+    unfit_state,
+)
 from zoo_kernels.delta.arguments import DeltaArguments, DeltaToken
 from zoo_kernels.delta.torch_ops import delta_forward_op, delta_step_op
 
@@ -122,7 +130,8 @@ def delta_attention_step(
     check_shape("state", state, (*v.shape[:2], q.shape[-1], v.shape[-1]))
     check_devices(q=q, state=state)
     check_number("scale", scale)
-    chosen = delta_step_op.enter(backend, q, k, v, others=(log_decay, beta, read, erase, state))
+    others = log_decay, beta, read, erase, state
+    chosen = delta_step_op.enter(backend, q, k, v, others=others, missing=unfit_state(state))
     check_decay(log_decay)
     return delta_step_op(DeltaToken(q, k, v, log_decay, beta, read, erase, state, scale, chosen))
 

@@ -14,23 +14,53 @@ from zoo_kernels.delta.chunked import cut_of, delta_forward
 from zoo_kernels.delta.flops import backward_flops, forward_flops
 from zoo_kernels.delta.gradients import delta_backward
 from zoo_kernels.delta.reference import of_value_heads, reference_delta_attention
+from zoo_kernels.delta.triton.configs import TABLE
 from zoo_kernels.family import Family, Op, register
 
 GRADIENTS = ("q", "k", "v", "log_decay", "beta", "read", "erase", "state")
 
-DELTA = register(Family("delta", "delta attention"))
+DELTA = register(
+    Family(
+        "delta",
+        "delta attention",
+        widths={torch.float32: 64, torch.float16: 256, torch.bfloat16: 256},
+        tiles=TABLE,
+        calls="zoo_kernels.delta.calls",
+    )
+)
 
 
 def _fake(x: DeltaArguments) -> tuple[Tensor, Tensor, Tensor]:
-    kept = cut_of(x.q.shape, x.v.shape).segments(x.q.shape[1])
+    kept = 0 if x.backend == "triton" else cut_of(x.q.shape, x.v.shape).segments(x.q.shape[1])
     return x.v.new_empty(x.v.shape), torch.empty_like(x.state), x.state.new_empty(kept, *x.state.shape)
 
 
 def _torch_backward(x: DeltaArguments, up: DeltaUpstream) -> tuple[Tensor, ...]:
-    found = delta_backward(x, up)
+    return _in_order(x, delta_backward(x, up))
+
+
+def _in_order(x: DeltaArguments, found: dict[str, Tensor]) -> tuple[Tensor, ...]:
     if "log_decay" in found and x.log_decay is not None:
         found["log_decay"] = of_decays(x.log_decay, found["log_decay"])
     return tuple(found.get(name, x.q.new_empty(0)) for name in GRADIENTS)
+
+
+def _triton_forward(x: DeltaArguments) -> tuple[Tensor, Tensor, Tensor]:
+    from zoo_kernels.delta.triton.host import triton_forward
+
+    return *triton_forward(x), x.state.new_empty(0, *x.state.shape)  # the backward pass starts from the first state
+
+
+def _triton_backward(x: DeltaArguments, up: DeltaUpstream) -> tuple[Tensor, ...]:
+    from zoo_kernels.delta.triton.backward import triton_backward
+
+    return _in_order(x, triton_backward(x, up))
+
+
+def _triton_step(x: DeltaToken) -> Tensor:
+    from zoo_kernels.delta.triton.host import triton_step
+
+    return triton_step(x)
 
 
 def of_decays(log_decay: Tensor, of_tokens: Tensor) -> Tensor:
@@ -56,7 +86,11 @@ delta_forward_op = Op(
     "forward",
     DeltaArguments,
     outputs=3,  # output, final state, states before each segment, which the backward pass starts from
-    forms={"torch": lambda x: delta_forward(x, x.q.dtype), "reference": reference_delta_attention},
+    forms={
+        "torch": lambda x: delta_forward(x, x.q.dtype),
+        "triton": _triton_forward,
+        "reference": reference_delta_attention,
+    },
     fake=_fake,
     empty=lambda x: (_fake(x)[0], x.state.clone(), _fake(x)[2].zero_()),
     flops=forward_flops,
@@ -67,7 +101,7 @@ delta_backward_op = Op(
     DeltaArguments,
     DeltaUpstream,
     outputs=len(GRADIENTS),  # empty ones of what was not given, and of the log decay unless ``decay_gradient``
-    forms={"torch": _torch_backward},
+    forms={"torch": _torch_backward, "triton": _triton_backward},
     fake=_fake_backward,
     empty=_empty_backward,
     flops=backward_flops,
@@ -112,7 +146,7 @@ delta_step_op = Op(
     DELTA,
     "step",
     DeltaToken,
-    forms={"torch": _torch_step},
+    forms={"torch": _torch_step, "triton": _triton_step},
     fake=lambda x: x.q.new_empty(x.v.shape),
     flops=_step_flops,
     mutates=["state"],

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.backend import without_autocast
-from zoo_kernels.checks import check_arrays, check_decay, check_devices, check_integers, check_number, check_shape
+from zoo_kernels.checks import (
+    check_arrays,
+    check_decay,
+    check_devices,
+    check_integers,
+    check_number,
+    check_shape,
+    unfit_state,
+)
 from zoo_kernels.chunks import FORGOTTEN
 from zoo_kernels.launch import whole_vectors
 from zoo_kernels.linear.arguments import LinearArguments, LinearToken
@@ -166,7 +174,7 @@ def linear_attention_step(
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     others = log_decay, *_tensors(state)
-    missing = _unfit_state(s) or _unfit_decay(log_decay, 3)
+    missing = unfit_state(s) or _unfit_decay(log_decay, 3)
     chosen = linear_step.enter(backend, q, k, v, others=others, missing=missing)
     log_decay = _bounded_decay(log_decay)
     output = linear_step(LinearToken(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen))
@@ -212,12 +220,6 @@ def _check_state(name: str, state: State, shape: tuple[int, ...]) -> None:
         check_arrays(**{part_name: part})
         if part.shape != wanted:
             raise ValueError(f"{part_name} has shape {tuple(part.shape)}, expected {wanted}.")
-
-
-def _unfit_state(s: Tensor) -> str | None:
-    if s.dtype == torch.float32 and s.is_contiguous():
-        return None
-    return f"the state is {s.dtype} with strides {s.stride()}, and the kernel takes contiguous float32"
 
 
 def _unfit_decay(log_decay: Tensor | None, dimensions: int) -> str | None:

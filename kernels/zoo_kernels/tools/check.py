@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo_kernels.tools.calls import Call, Inputs, Outputs, Size, raised
 
 GRADIENT = "gradient of "
-OF_TOKENS = ("output", "lse", *(GRADIENT + name for name in ("q", "k", "v", "log_decay")))  # arrays (B, T, H, ..)
+_OF_INPUTS = (GRADIENT + name for name in ("q", "k", "v", "log_decay", "beta", "read", "erase"))
+OF_TOKENS = ("output", "lse", *_OF_INPUTS)  # arrays (B, T, H, ..)
 BLOCK = 64  # tokens of a block, which must be right by itself
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
 

@@ -4,7 +4,8 @@
 import triton
 import triton.language as tl
 
-from zoo_kernels.linear.triton.chunk import LOG2E, UNSPECIALIZED, load, place, read_state, weigh
+from zoo_kernels.linear.triton.chunk import UNSPECIALIZED, read_state, weigh
+from zoo_kernels.triton_chunks import LOG2E, load, place
 
 
 @triton.jit

@@ -4,7 +4,8 @@
 import triton
 import triton.language as tl
 
-from zoo_kernels.linear.triton.chunk import UNSPECIALIZED, advance, head_decay, load, place, state_weights, totals
+from zoo_kernels.linear.triton.chunk import UNSPECIALIZED, advance
+from zoo_kernels.triton_chunks import head_decay, load, place, state_weights, totals
 
 _NEGLIGIBLE = tl.constexpr(64.0)  # halvings after which a contribution is lost beside any newer one
 
