@@ -2,10 +2,10 @@
 """Pairs of readers and writers under a decay per channel in Triton, for the families that have one.
 
 Between reader i and writer j <= i of a chunk channel d keeps ``exp(g_{j+1} + .. + g_i)_d``, which does not factor into
-one number of i and one of j that are both at most 1. Hence a chunk is cut into blocks of tokens. Two different blocks
-meet at the beginning of the reader's: it has kept ``exp2(since(g))`` from there, the writer ``exp2(until(following) +
-between)`` to there, where ``between`` sums the blocks that lie between them. Inside a block the right half meets the
-left half of itself in the same way, then the halves of each half, down to neighbors.
+one number of i and one of j that are both at most 1. Hence a chunk is cut into blocks of tokens. A reader meets the
+writers of earlier blocks at the beginning of its own: it has kept ``exp2(since(..))`` from there, they ``exp2(until(..,
+begin, ..))`` to there. Inside a block the right half meets the left half in the same way, then the halves of each half,
+down to neighbors.
 
 All sums are of numbers <= 0 of the pair's own tokens: nothing cancels, nothing overflows, no output depends on a later
 decay, and a decay of -1000 at the first token of a document hides all that is before it. Exponents are in base 2.
@@ -38,15 +38,10 @@ def since(decays):
 
 
 @triton.jit
-def until(following, ROWS: tl.constexpr):
-    """Sums of the rows behind each row: what a writer keeps until the last row.
-
-    Args:
-        following: decays ``(ROWS, D)`` of the token after each row's.
-        ROWS: rows.
-    """
-    i = tl.arange(0, ROWS)
-    return tl.cumsum(tl.where((i < ROWS - 1)[:, None], following, 0.0), 0, reverse=True)
+def until(log_decay, documents, t, end, columns, b, h, T, H, WIDTH: tl.constexpr, DOCUMENTS: tl.constexpr):
+    """Sums behind each token ``t`` up to token ``end``, without it: what a writer keeps until there."""
+    following = load_decays(log_decay, documents, t + 1, columns, b, h, T, H, WIDTH, DOCUMENTS)
+    return tl.cumsum(tl.where((t + 1 < end)[:, None], following, 0.0), 0, reverse=True)
 
 
 @triton.jit
@@ -78,7 +73,7 @@ def diagonal_pairs(x, y, decays, following, OWN: tl.constexpr, PRECISION: tl.con
         x: readers ``(ROWS, D)``, fp32, of a block of 16 tokens or another power of 2.
         y: writers ``(ROWS, D)`` of the same tokens, fp32.
         decays: their log decays ``(ROWS, D)``.
-        following: the log decays of the next tokens ``(ROWS, D)``; the last row is not read.
+        following: the log decays of the next tokens ``(ROWS, D)``, of which the last is not used.
         OWN: a reader meets the writer of its own token.
         PRECISION: ``ieee`` or ``tf32``.
     """

@@ -91,7 +91,7 @@ def linear_attention(
     check_number("eps", eps, above=0)
     given = _initial(initial_state, q, k, v, normalize)
     others = log_decay, *_tensors(given)
-    chosen = linear_forward.enter(backend, q, k, v, others=others, missing=_unfit_decay(log_decay, 4))
+    chosen = linear_forward.enter(backend, q, k, v, others=others)
     dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
     log_decay = _bounded_decay(log_decay)
 
@@ -116,8 +116,10 @@ def _of_whole_vectors(x: LinearArguments) -> tuple[Tensor, Tensor]:
     further = q.shape[-1] - width, v.shape[-1] - value
     if not any(further):
         return linear_forward(x)[:2]
-    state = F.pad(x.state, (0, further[1], 0, further[0]))
-    output, last, _ = linear_forward(x._replace(q=q, k=k, v=v, state=state))
+    state, log_decay = F.pad(x.state, (0, further[1], 0, further[0])), x.log_decay
+    if log_decay is not None and log_decay.dim() == 4:
+        log_decay = F.pad(log_decay, (0, further[0]))
+    output, last, _ = linear_forward(x._replace(q=q, k=k, v=v, log_decay=log_decay, state=state))
     return output[..., :value], last[..., :width, :value].contiguous()
 
 
@@ -166,8 +168,7 @@ def linear_attention_step(
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     others = log_decay, *_tensors(state)
-    missing = _unfit_state(s) or _unfit_decay(log_decay, 3)
-    chosen = linear_step.enter(backend, q, k, v, others=others, missing=missing)
+    chosen = linear_step.enter(backend, q, k, v, others=others, missing=_unfit_state(s))
     log_decay = _bounded_decay(log_decay)
     output = linear_step(LinearToken(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen))
     if isinstance(state, NormalizedState):
@@ -218,12 +219,6 @@ def _unfit_state(s: Tensor) -> str | None:
     if s.dtype == torch.float32 and s.is_contiguous():
         return None
     return f"the state is {s.dtype} with strides {s.stride()}, and the kernel takes contiguous float32"
-
-
-def _unfit_decay(log_decay: Tensor | None, dimensions: int) -> str | None:
-    if log_decay is None or log_decay.dim() < dimensions:
-        return None
-    return "log_decay is one per channel, and the kernels take one per head"
 
 
 def _bounded(value: Tensor, eps: float) -> Tensor:
