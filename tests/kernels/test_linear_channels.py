@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels.delta_oracle import Case, make_case, recurrence
 from tests.kernels.linear_oracle import assert_all_close, make_documents
-from zoo_kernels import BackendError, NormalizedState, linear_attention, linear_attention_step
+from zoo_kernels import NormalizedState, linear_attention, linear_attention_step
 from zoo_kernels.linear import torch_ops as custom
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -105,21 +105,6 @@ def test_opcheck_compilation_and_flops():
     torch._dynamo.reset()
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), run(x))
-
-
-def test_triton_says_that_it_takes_one_decay_per_head():
-    pytest.importorskip("triton")
-    x = make_case(5, "plain", "channel").leaves(torch.float32)
-    for call in (
-        lambda: run(x, backend="triton"),
-        lambda: linear_attention_step(
-            *(x[n][:, 0] for n in ("q", "k", "v", "log_decay")), x["state"].detach(), backend="triton"
-        ),
-    ):
-        with pytest.raises(
-            BackendError, match=r"log_decay is one per channel, and the kernels take one per head\. Use"
-        ):
-            call()
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

@@ -14,11 +14,20 @@ from torch import Tensor
 from zoo_kernels.chunks import CACHE_ELEMENTS
 from zoo_kernels.convolution.arguments import ConvolutionArguments, ConvolutionUpstream
 from zoo_kernels.convolution.reference import reference_short_convolution
+from zoo_kernels.convolution.triton.configs import ANY, TABLE
 from zoo_kernels.family import Family, Op, register
 
 GRADIENTS = ("x", "weight", "bias", "initial")
 
-CONVOLUTION = register(Family("convolution", "short convolution"))
+CONVOLUTION = register(
+    Family(
+        "convolution",
+        "short convolution",
+        widths=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), ANY),
+        tiles=TABLE,
+        calls="zoo_kernels.convolution.calls",
+    )
+)
 
 
 class _Blocks:
@@ -113,6 +122,18 @@ def _from_initial(blocks: _Blocks, grad: Tensor, to_initial: Tensor, to_taps: Te
         to_taps[reach - shift] += (now * before[:, reach - shift : reach - shift + n]).sum((0, 1))
 
 
+def _triton_forward(a: ConvolutionArguments) -> Tensor:
+    from zoo_kernels.convolution.triton.host import triton_forward
+
+    return triton_forward(a)
+
+
+def _triton_backward(a: ConvolutionArguments, up: ConvolutionUpstream) -> tuple[Tensor, ...]:
+    from zoo_kernels.convolution.triton.host import triton_backward
+
+    return triton_backward(a, up)
+
+
 def _fake_backward(a: ConvolutionArguments, up: ConvolutionUpstream) -> tuple[Tensor, ...]:
     given = a.x, a.weight, a.bias, a.initial
     return tuple(a.x.new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
@@ -122,7 +143,7 @@ convolution_forward = Op(
     CONVOLUTION,
     "forward",
     ConvolutionArguments,
-    forms={"torch": _torch_forward, "reference": reference_short_convolution},
+    forms={"torch": _torch_forward, "triton": _triton_forward, "reference": reference_short_convolution},
     fake=lambda a: a.x.new_empty(a.x.shape),
     flops=lambda a: 2 * math.prod(a.x) * a.weight[1],
 )
@@ -132,7 +153,7 @@ convolution_backward = Op(
     ConvolutionArguments,
     ConvolutionUpstream,
     outputs=len(GRADIENTS),  # empty ones of what was not given
-    forms={"torch": _torch_backward},
+    forms={"torch": _torch_backward, "triton": _triton_backward},
     fake=_fake_backward,
     flops=lambda a, up: 4 * math.prod(a.x) * a.weight[1],
 )

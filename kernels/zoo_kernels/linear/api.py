@@ -99,7 +99,7 @@ def linear_attention(
     check_number("eps", eps, above=0)
     given = _initial(initial_state, q, k, v, normalize)
     others = log_decay, *_tensors(given)
-    chosen = linear_forward.enter(backend, q, k, v, others=others, missing=_unfit_decay(log_decay, 4))
+    chosen = linear_forward.enter(backend, q, k, v, others=others)
     dtype = torch.promote_types(q.dtype, torch.float32) if wide else q.dtype
     log_decay = _bounded_decay(log_decay)
 
@@ -124,8 +124,10 @@ def _of_whole_vectors(x: LinearArguments) -> tuple[Tensor, Tensor]:
     further = q.shape[-1] - width, v.shape[-1] - value
     if not any(further):
         return linear_forward(x)[:2]
-    state = F.pad(x.state, (0, further[1], 0, further[0]))
-    output, last, _ = linear_forward(x._replace(q=q, k=k, v=v, state=state))
+    state, log_decay = F.pad(x.state, (0, further[1], 0, further[0])), x.log_decay
+    if log_decay is not None and log_decay.dim() == 4:
+        log_decay = F.pad(log_decay, (0, further[0]))
+    output, last, _ = linear_forward(x._replace(q=q, k=k, v=v, log_decay=log_decay, state=state))
     return output[..., :value], last[..., :width, :value].contiguous()
 
 
@@ -174,8 +176,7 @@ def linear_attention_step(
     if normalize != isinstance(state, NormalizedState):
         raise ValueError(f"normalize={normalize} does not go with a state of type {type(state).__name__}.")
     others = log_decay, *_tensors(state)
-    missing = unfit_state(s) or _unfit_decay(log_decay, 3)
-    chosen = linear_step.enter(backend, q, k, v, others=others, missing=missing)
+    chosen = linear_step.enter(backend, q, k, v, others=others, missing=unfit_state(s))
     log_decay = _bounded_decay(log_decay)
     output = linear_step(LinearToken(q, k, v, log_decay, s, 1.0 if normalize else scale, normalize or wide, chosen))
     if isinstance(state, NormalizedState):
@@ -220,12 +221,6 @@ def _check_state(name: str, state: State, shape: tuple[int, ...]) -> None:
         check_arrays(**{part_name: part})
         if part.shape != wanted:
             raise ValueError(f"{part_name} has shape {tuple(part.shape)}, expected {wanted}.")
-
-
-def _unfit_decay(log_decay: Tensor | None, dimensions: int) -> str | None:
-    if log_decay is None or log_decay.dim() < dimensions:
-        return None
-    return "log_decay is one per channel, and the kernels take one per head"
 
 
 def _bounded(value: Tensor, eps: float) -> Tensor:

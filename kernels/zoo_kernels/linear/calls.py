@@ -44,7 +44,7 @@ def _whole(
         name: name of the call.
         main: whether it launches the kernel that the table of tiles is about.
         length: tokens of the sequence.
-        decay: dimensions of log_decay, 0 for none, 1 per head, 3 per token.
+        decay: dimensions of log_decay, 0 for none, 1 per head, 3 per token, 4 per channel.
         learned: log_decay has a gradient.
         documents: whether the call has documents.
         state: whether the call has a state before its first token.
@@ -55,7 +55,7 @@ def _whole(
 
     def inputs(size: Size) -> Inputs:
         batch, tokens, heads, width = size.batch, size.length, size.heads, size.width
-        shape = {0: (), 1: (heads,), 3: (batch, tokens, heads)}[decay]
+        shape = {0: (), 1: (heads,), 3: (batch, tokens, heads), 4: (batch, tokens, heads, width)}[decay]
         made: Inputs = {
             x: normal(size, batch, tokens, heads, width, seed=seed, scale=width**-0.25) for seed, x in enumerate("qkv")
         }
@@ -92,11 +92,11 @@ def _whole(
 
 
 def _step(name: str, decay: int, main: bool = False) -> Call:
-    """As :func:`_whole`, for one token; a decay per token has 2 dimensions."""
+    """As :func:`_whole`, for one token; a decay per token has 2 dimensions, one per channel 3."""
 
     def inputs(size: Size) -> Inputs:
         batch, heads, width = size.batch, size.heads, size.width
-        shape = {0: (), 1: (heads,), 2: (batch, heads)}[decay]
+        shape = {0: (), 1: (heads,), 2: (batch, heads), 3: (batch, heads, width)}[decay]
         made: Inputs = {x: normal(size, batch, heads, width, seed=seed) for seed, x in enumerate("qkv")}
         made["log_decay"] = -uniform(size, *shape) if decay else None
         made["state"] = normal(size, batch, heads, width, width, seed=3).float()
@@ -115,6 +115,8 @@ CALLS = (
     _whole("parallel", decay=1, algorithm="parallel", main=True),
     _whole("parallel everything", decay=3, documents=True, state=True, algorithm="parallel", main=True),
     _step("step", 1, main=True),
+    _whole("channels", decay=4, learned=True, main=True),
+    _whole("channels, everything", decay=4, learned=True, documents=True, state=True, main=True, length=LONG),
     _whole("plain"),
     _whole("token decay", decay=3, learned=True),
     _whole("documents", decay=1, documents=True, length=LONG),
@@ -122,6 +124,9 @@ CALLS = (
     _whole("scan", decay=1, algorithm="scan"),
     _step("step, token decay", 2),
     _step("step, plain", 0),
+    _whole("channels, documents", decay=4, documents=True),
+    _whole("channels, fixed", decay=4),
+    _step("step, channels", 3),
     of_one_head(_whole("decay", decay=1, main=True)),
     of_one_head(_step("step", 1, main=True)),
 )
@@ -132,6 +137,11 @@ HARDER = (
     _whole("strong decay, documents", decay=1, strength=20.0, state=True, documents=True),
     _whole("strong token decay, documents", decay=3, strength=20.0, state=True, documents=True),
     _whole("strong decay, learned", decay=3, strength=20.0, learned=True),
+    _whole("strong channels", decay=4, strength=20.0, state=True, learned=True, main=True),
+    _whole("strong channels, documents", decay=4, strength=20.0, state=True, learned=True, documents=True),
+    _whole("channels, thin values", decay=4, learned=True, state=True, thin=True),
+    _whole("channels, normalize", decay=4, learned=True, normalize=True, state=True, documents=True),
+    strided(_whole("channels", decay=4, learned=True, state=True)),
     _whole("long", decay=1, length=4097),
     _whole("plain, state", state=True),
     *(_whole(f"{name}, state", decay=1, state=True, algorithm=name) for name in ("parallel", "chunk", "scan")),

@@ -60,7 +60,7 @@ def _slots(q: Tensor, v: Tensor, algorithm: str) -> int:
 def _kept(x: LinearArguments) -> int:
     """States that the forward pass hands to the backward pass."""
     if x.backend == "triton":
-        return _slots(x.q, x.v, x.algorithm)
+        return _slots(x.q, x.v, x.algorithm) if _of_channels(x) is None else 0
     cut = _cut(x.q, x.v, x.algorithm) if _of_channels(x) is None else cut_of(x.q.shape, x.v.shape)
     return cut.segments(x.q.shape[1])
 
@@ -95,8 +95,12 @@ def _torch_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _triton_forward(x: LinearArguments) -> tuple[Tensor, Tensor, Tensor]:
+    from zoo_kernels.linear.triton.channel_host import channel_forward
     from zoo_kernels.linear.triton.host import triton_forward
 
+    if _of_channels(x) is not None:
+        output, final = channel_forward(x, _segment(x.q, x.v, "auto"))
+        return output, final, x.state.new_empty(0, *x.state.shape)
     q, k, v, log_decay, state, documents, scale, algorithm, *_ = x
     cutting = _segment(q, v, algorithm), _slots(q, v, algorithm)
     return triton_forward(q, k, v, log_decay, state, documents, scale, algorithm, *cutting, x.dtype)
@@ -147,8 +151,12 @@ def _torch_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...
 
 
 def _triton_backward(x: LinearArguments, up: LinearUpstream) -> tuple[Tensor, ...]:
+    from zoo_kernels.linear.triton.channel_host import channel_backward
     from zoo_kernels.linear.triton.host import triton_backward
 
+    if _of_channels(x) is not None:
+        *grads, grad_decay = channel_backward(x, up, _segment(x.q, x.v, "auto"))
+        return *grads, _of_decays(x, grad_decay)
     arrays = x.q, x.k, x.v, x.log_decay, x.state, x.documents, up.starts, up.grad_output, up.grad_final
     how = x.scale, x.algorithm, _segment(x.q, x.v, x.algorithm), up.decay_gradient
     *grads, grad_decay = triton_backward(*arrays, *how)

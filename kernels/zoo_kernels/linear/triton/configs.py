@@ -23,6 +23,18 @@ _SMALL = {(size, 256): _mix(32, 32, 4, 1) for size in (2, 4)}
 _COMBINE = {(2, 256): Config({"TILE": 1024}, 4, 1), (4, 64): Config({"TILE": 1024}, 4, 1)}
 _STEP = {(2, 256): Config({"TILE": 32}, 4, 1), (4, 64): Config({"TILE": 32}, 4, 1)}
 
+
+def _channels(warps: int, **tiles: int) -> Config:
+    return Config(tiles, warps, 1)
+
+
+_ALL = ("sm_90", "sm_80", INTERPRETER)
+_READ = {(2, 256): _channels(4, TILE_X=32, TILE=64), (4, 64): _channels(8, TILE_X=32, TILE=32)}
+_CARRY = {(2, 256): _channels(4, TILE_Y=64, TILE=64), (4, 64): _channels(8, TILE_Y=32, TILE=32)}
+_PAIRS = {(2, 256): _channels(4, BLOCK=16, TILE=64), (4, 64): _channels(4, BLOCK=16, TILE=32)}
+_OF_PAIRS = {(2, 256): _channels(4, BLOCK=16, TILE=64), (4, 64): _channels(4, BLOCK=16, TILE=16)}
+_OF_CHANNELS = {(2, 256): _channels(8, TILE=32, TILE_Z=64), (4, 64): _channels(8, TILE=16, TILE_Z=32)}
+
 TABLE: Table = {
     "mix": {
         "sm_90": {
@@ -124,6 +136,11 @@ TABLE: Table = {
         },
         INTERPRETER: _SMALL,
     },
-    "combine": dict.fromkeys(("sm_90", "sm_80", INTERPRETER), _COMBINE),
-    "step": dict.fromkeys(("sm_90", "sm_80", INTERPRETER), _STEP),
+    "combine": dict.fromkeys(_ALL, _COMBINE),
+    "step": dict.fromkeys(_ALL, _STEP),
+    "pairs": dict.fromkeys(_ALL, _PAIRS),
+    "channel_states": dict.fromkeys(_ALL, _CARRY),
+    "read": dict.fromkeys(_ALL, _READ),
+    "pair_gradients": dict.fromkeys(_ALL, _OF_PAIRS),
+    "channel_gradients": dict.fromkeys(_ALL, _OF_CHANNELS),
 }

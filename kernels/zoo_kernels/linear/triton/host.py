@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo_kernels.launch import Config, choose, launch
+from zoo_kernels.launch import Config, launch
 from zoo_kernels.linear.chunked import prefix_scan
+from zoo_kernels.linear.triton.arrays import alignment, config_of, dense_rows, padded, steps_of
 from zoo_kernels.linear.triton.chunk import mix_kernel
-from zoo_kernels.linear.triton.configs import TABLE
 from zoo_kernels.linear.triton.gradients import decay_gradient, fitting
 from zoo_kernels.linear.triton.parallel import parallel_kernel
 from zoo_kernels.linear.triton.states import combine_kernel, states_kernel
@@ -61,28 +61,9 @@ def _call(
     )  # fmt: skip
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _alignment(*arrays: Tensor) -> int:
-    """How many numbers all strides are multiples of: 16 bytes of them, or 1."""
-    unit = 16 // arrays[0].element_size()
-    steps = [step for x in arrays for step in x.stride()[:3]]
-    return unit if all(step % unit == 0 for step in steps) else 1
-
-
-def _padded(width: int) -> int:
-    return max(16, 1 << (width - 1).bit_length())
-
-
 def _flags(call: HostCall, dtype: torch.dtype) -> dict[str, Any]:
     precision = "ieee" if dtype == torch.float32 else "tf32"
     return {"KIND": call.kind, "DOCUMENTS": call.documents is not None, "PRECISION": precision}
-
-
-def _config(name: str, like: Tensor, *widths: int) -> Config:
-    return choose(TABLE, name, like.device, like.dtype, max(widths))
 
 
 def _within(call: HostCall, config: Config) -> Config:
@@ -109,16 +90,16 @@ def mix(
     like = z if own is None else own
     heavy = call.documents is not None or call.kind == 2 or own is not None or dtype != x.dtype
     name = ("parallel" if call.parallel else "mix") + ("_heavy" if heavy else "")
-    config = _within(call, _config(name, x, x.shape[-1], z.shape[-1]))
+    config = _within(call, config_of(name, x, x.shape[-1], z.shape[-1]))
     tiles = -(-z.shape[-1] // config.tiles["TILE"])
     rows, partial = call.batch * call.heads, out
     if own is not None:
         partial = torch.empty(tiles, *x.shape[:3], dtype=torch.float32, device=x.device)
-    align = _alignment(x, y, z, like)
-    steps = [step // align for array in (x, y, z, like) for step in array.stride()[:3]]
+    align = alignment(x, y, z, like)
+    steps = steps_of(align, x, y, z, like)
     constants = _flags(call, x.dtype) | {
         "X": x.shape[-1],
-        "X_PADDED": _padded(x.shape[-1]),
+        "X_PADDED": padded(x.shape[-1]),
         "Z": z.shape[-1],
         "TILES": tiles,
         "ALIGN": align,
@@ -158,14 +139,14 @@ def starts(
     factors = _add_up(call, y, z, added, reverse=reverse)
     if call.scan:
         return states.copy_(_scan(added, factors, initial, reverse))
-    _combine(y, added, factors, initial, beyond, reverse)
+    combine(y, added, factors, initial, beyond, reverse)
     return states
 
 
 def final_state(call: HostCall, y: Tensor, z: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
     """Computes the state beyond a single segment ``(B, H, Y, Z)`` where no :func:`mix` computes it."""
     added, final = torch.empty_like(initial)[None], torch.empty_like(initial)
-    _combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
+    combine(y, added, _add_up(call, y, z, added, reverse=reverse), initial, final, reverse)
     return final
 
 
@@ -174,10 +155,10 @@ def _add_up(call: HostCall, y: Tensor, z: Tensor, states: Tensor, *, reverse: bo
     rows, width, value = call.batch * call.heads, y.shape[-1], z.shape[-1]
     segments, skip = states.shape[0], call.segments - states.shape[0] if reverse else 0
     factors = states.new_empty(segments, call.batch, call.heads)
-    config = _within(call, _config("states", y, width, value))
+    config = _within(call, config_of("states", y, width, value))
     tiles, tall = -(-value // config.tiles["TILE"]), -(-width // config.tiles["TILE_Y"])
-    align = _alignment(y, z)
-    steps = [step // align for array in (y, z) for step in array.stride()[:3]]
+    align = alignment(y, z)
+    steps = steps_of(align, y, z)
     decay, documents = (states if a is None else a for a in (call.log_decay, call.documents))
     launch(
         states_kernel, (tall * tiles * segments * rows,), y, z, decay, documents, states, factors, call.length,
@@ -187,14 +168,24 @@ def _add_up(call: HostCall, y: Tensor, z: Tensor, states: Tensor, *, reverse: bo
     return factors
 
 
-def _combine(y: Tensor, added: Tensor, factors: Tensor, initial: Tensor, final: Tensor, reverse: bool) -> None:
-    """Replaces what segments add by the states they start from; ``final`` becomes the state beyond them."""
+def combine(y: Tensor, added: Tensor, factors: Tensor, initial: Tensor, final: Tensor, reverse: bool) -> None:
+    """Replaces what segments add by the states they start from; ``final`` becomes the state beyond them.
+
+    Args:
+        y: an array whose dtype and width choose the tiles.
+        added: what segments add ``(segments, B, H, D, E)``.
+        factors: what is kept over a segment, ``(segments, B, H)`` or by channel ``(segments, B, H, D)``.
+        initial: the state before the first segment, behind the last if ``reverse``.
+        final: where the state beyond them goes.
+        reverse: from the last segment to the first.
+    """
     segments, batch, heads, width, value = added.shape
-    config = _config("combine", y, width, value)
+    config = config_of("combine", y, width, value)
     tiles = -(-width * value // config.tiles["TILE"])
     launch(
         combine_kernel, (tiles * batch * heads,), added, factors, initial, final, batch * heads, segments,
-        config=config, SIZE=width * value, TILES=tiles, REVERSE=reverse,
+        config=config, SIZE=width * value, PER=width * value if factors.dim() == 3 else value, TILES=tiles,
+        REVERSE=reverse,
     )  # fmt: skip
 
 
@@ -221,7 +212,7 @@ def triton_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes output in ``dtype``, final state, and the states before segments in ``slots``, zeros where unused."""
     call = _call(q, log_decay, documents, scale, algorithm, segment)
-    q, k, v, state = _rows(q), _rows(k), _rows(v), state.contiguous()
+    q, k, v, state = dense_rows(q), dense_rows(k), dense_rows(v), state.contiguous()
     if call.parallel:
         output, _ = mix(call, q, k, v, state, dtype)
         return output, final_state(call, k, v, state), state.new_zeros(slots, *state.shape)
@@ -251,7 +242,7 @@ def triton_backward(
         segment = min(segment, EXACT)
     call = _call(q, log_decay, documents, scale, algorithm, segment)
     size, grad_output, behind = fitting(q.dtype, grad_output, grad_final)
-    q, k, v, do = _rows(q), _rows(k), _rows(v), _rows(grad_output.to(q.dtype))
+    q, k, v, do = dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(grad_output.to(q.dtype))
     behind, state = behind.contiguous(), state.contiguous()
     dtype = q.dtype if size is None else state.dtype
     if call.parallel:
@@ -283,10 +274,10 @@ def triton_step(
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = torch.empty_like(v, dtype=dtype)
     decay = out if log_decay is None else log_decay.float().contiguous()
-    config = _config("step", q, width, v.shape[-1])
+    config = config_of("step", q, width, v.shape[-1])
     tiles = -(-v.shape[-1] // config.tiles["TILE"])
     launch(
         step_kernel, (batch * heads * tiles,), q, k, v, out, decay, state, heads, scale, config=config, D=width,
-        D_PADDED=_padded(width), E=v.shape[-1], TILES=tiles, KIND=0 if log_decay is None else log_decay.dim(),
+        D_PADDED=padded(width), E=v.shape[-1], TILES=tiles, KIND=0 if log_decay is None else log_decay.dim(),
     )  # fmt: skip
     return out

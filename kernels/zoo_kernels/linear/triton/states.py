@@ -99,11 +99,15 @@ def combine_kernel(
     rows: tl.int64,
     segments: tl.int64,
     SIZE: tl.constexpr,
+    PER: tl.constexpr,
     TILES: tl.constexpr,
     REVERSE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Replaces what each segment adds by the state it starts from; `final` is the state beyond all of them."""
+    """Replaces what each segment adds by the state it starts from; `final` is the state beyond all of them.
+
+    PER numbers of a state share a factor: all SIZE, or those of a channel.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = program // TILES
     element = program % TILES * TILE + tl.arange(0, TILE)
@@ -116,5 +120,9 @@ def combine_kernel(
         slot = part * rows + row
         added = tl.load(states + slot * SIZE + element, mask=inside, other=0.0)
         tl.store(states + slot * SIZE + element, state, mask=inside)
-        state = state * tl.load(factors + slot) + added
+        if PER == SIZE:
+            factor = tl.load(factors + slot)
+        else:
+            factor = tl.load(factors + slot * (SIZE // PER) + element // PER, mask=inside, other=0.0)
+        state = state * factor + added
     tl.store(final + row * SIZE + element, state, mask=inside)

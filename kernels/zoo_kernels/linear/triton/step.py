@@ -24,7 +24,7 @@ def step_kernel(
 ):
     """Computes one token: q, k (B*H, D), v, out (B*H, E), state (B*H, D, E) fp32.
 
-    log_decay is (H,) if KIND is 1 and (B*H,) if it is 2.
+    log_decay is (H,) if KIND is 1, (B*H,) if it is 2 and (B*H, D) if it is 3.
     """
     program = tl.program_id(0).to(tl.int64)
     row = program // TILES
@@ -40,6 +40,9 @@ def step_kernel(
         value *= tl.exp(tl.load(log_decay + row % H))
     elif KIND == 2:
         value *= tl.exp(tl.load(log_decay + row))
+    elif KIND == 3:
+        kept = tl.load(log_decay + row * D + wide, mask=wide < D, other=0.0)
+        value *= tl.exp(tl.minimum(kept, 0.0))[:, None]
     value += k_row[:, None] * v_row[None, :]
     tl.store(element, value, mask=held)
     tl.store(out + row * E + columns, tl.sum(q_row[:, None] * value, 0) * scale, mask=columns < E)
