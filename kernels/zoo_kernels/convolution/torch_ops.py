@@ -18,7 +18,7 @@ from zoo_kernels.family import Family, Op, register
 
 GRADIENTS = ("x", "weight", "bias", "initial")
 
-CONVOLUTION = register(Family("convolution", "short convolution"))
+CONVOLUTION = register(Family("convolution", "short convolution", cases="zoo_kernels.convolution.bench_cases"))
 
 
 class _Blocks:

@@ -18,7 +18,7 @@ from zoo_kernels.family import Family, Op, register
 
 GRADIENTS = ("q", "k", "v", "log_decay", "beta", "read", "erase", "state")
 
-DELTA = register(Family("delta", "delta attention"))
+DELTA = register(Family("delta", "delta attention", cases="zoo_kernels.delta.bench_cases"))
 
 
 def _fake(x: DeltaArguments) -> tuple[Tensor, Tensor, Tensor]:
