@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -124,6 +124,8 @@ def parts_of(file: Path) -> tuple[str, str]:
 
 def tables(records: Iterable[Record]) -> list[Table]:
     """A table for each kind of row over contexts: what was measured of each implementation, with its target."""
+    from zoo.plotting import tokens
+
     found: dict[str, dict[str, dict[int, Record]]] = {name: defaultdict(dict) for name in ROWS}
     for r in (r for r in records if r.name in found):
         found[r.name][f"{r.implementation}: {r.metric} ({r.unit})"][r.shape["T"]] = r
@@ -131,7 +133,7 @@ def tables(records: Iterable[Record]) -> list[Table]:
     for name, rows in ((name, rows) for name, rows in found.items() if rows):
         contexts = sorted({length for row in rows.values() for length in row})
         cells = [[Cell(label), *(cell_of(row.get(length)) for length in contexts)] for label, row in rows.items()]
-        made.append(Table(ROWS[name], ["", *map(short_context, contexts)], cells))
+        made.append(Table(ROWS[name], ["", *map(tokens, contexts)], cells))
     return made
 
 
@@ -143,31 +145,26 @@ def cell_of(record: Record | None) -> Cell:
     return Cell(short(record.value) + goal)
 
 
-def short_context(length: int) -> str:
-    """A number of tokens as people write it."""
-    return f"{length / 1024:g}k" if length >= 1024 else str(length)
-
-
 def draw(records: Iterable[Record], file: Path) -> bool:
-    """Time per token over the context, training and decoding; False, and no file, if there is nothing to draw."""
-    from zoo.plotting import panels, save_figure
+    """Time per token over the context; False, and no file, if there is nothing to draw."""
+    from zoo.plotting import legend_below, palette, panels, save_figure, token_axis
 
-    found = [r for r in records if r.metric == "per token"]
-    names = [name for name in ROWS if any(r.name == name for r in found)]
-    if not names:
+    curves: dict[str, dict[str, dict[int, float]]] = {name: defaultdict(dict) for name in ROWS}
+    for r in (r for r in records if r.metric == "per token" and r.name in curves):
+        curves[r.name][r.implementation][r.shape["T"]] = r.value
+    drawn = [name for name in ROWS if curves[name]]
+    if not drawn:
         return False
-    figure, axes = panels(len(names), size=(5.6 * len(names), 4.2))
-    for name, axis in zip(names, axes[0]):
-        points: dict[str, dict[int, float]] = defaultdict(dict)
-        for r in (r for r in found if r.name == name):
-            points[r.implementation][r.shape["T"]] = r.value
-        for who, times in points.items():
-            axis.plot(*zip(*sorted(times.items())), marker="o", label=who)
-        lengths = sorted({length for times in points.values() for length in times})
-        axis.set(xscale="log", yscale="log", title=ROWS[name], xlabel="context (tokens)", ylabel="time per token (µs)")
-        axis.set_xticks(lengths, list(map(short_context, lengths)))
-        axis.minorticks_off()
-        axis.legend()
+    colors = palette(list(dict.fromkeys(who for name in drawn for who in curves[name])))
+    figure, axes = panels(len(drawn), size=(4.8 * len(drawn), 4.8))
+    keys: dict[str, Any] = {}
+    for name, axis in zip(drawn, axes[0]):
+        for who, times in curves[name].items():
+            (keys[who],) = axis.plot(*zip(*sorted(times.items())), marker="o", label=who, color=colors[who])
+        axis.set(yscale="log", title=ROWS[name], xlabel="context (tokens)", ylabel="time per token (µs)")
+        token_axis(axis, sorted({length for times in curves[name].values() for length in times}))
+        axis.yaxis.set_major_formatter("{x:g}")
+    legend_below(figure, [(line, who) for who, line in keys.items()], columns=3, width=120)
     save_figure(file, figure)
     return True
 

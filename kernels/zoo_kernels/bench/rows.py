@@ -41,9 +41,16 @@ def of_state(bench: Bench, shape: Shape) -> Metric:
 
 
 def beside_fla(
-    bench: Bench, case: Case, rule: str, arrays: Mapping[str, int], goals: Goals, *ratios: Ratio, always: bool = False
+    bench: Bench,
+    case: Case,
+    rule: str,
+    arrays: Mapping[str, int],
+    goals: Goals = NO_GOALS,
+    lead: Goals = NO_GOALS,
+    ratios: tuple[Ratio, ...] = (),
+    always: bool = False,
 ) -> Timed:
-    """A recurrence beside that of flash-linear-attention: its share of the bandwidth.
+    """A recurrence beside that of flash-linear-attention: its share of the bandwidth, and its lead.
 
     Args:
         bench: the benchmark that runs.
@@ -51,12 +58,14 @@ def beside_fla(
         rule: its name there.
         arrays: how many arrays as large as the queries it has to move, by direction.
         goals: per cent of the bandwidth, by direction.
-        ratios: computed from the times.
+        lead: their time over ours, by direction.
+        ratios: further ones.
         always: as in :class:`Timed`.
     """
     nbytes = case.shape.numbers * bench.dtype.itemsize
     moved = of_memory(bench, {way: count * nbytes for way, count in arrays.items()}, goals)
-    return Timed(case, partial(fla_peer, bench, rule), (BOTH, FORWARD), (moved,), ratios, same=FLA, always=always)
+    over, peers = Ratio(f"over {FLA}", FLA, lead), partial(fla_peer, bench, rule)
+    return Timed(case, peers, (BOTH, FORWARD), (moved,), (over, *ratios), same=FLA, always=always)
 
 
 def of_step(case: Case, peers: Callable[[], Forms], *metrics: Metric, goals: Goals = NO_GOALS) -> Iterator[Timed]:

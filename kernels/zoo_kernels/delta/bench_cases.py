@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.bench import rows
-from zoo_kernels.bench.bench import FLA, Bench
+from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Arrays, Case
 from zoo_kernels.bench.check import KEEP, Checked, large
 from zoo_kernels.bench.peers import fla_peer
 from zoo_kernels.bench.record import Shape
 from zoo_kernels.bench.registry import Item, piece
-from zoo_kernels.bench.timed import NO_GOALS, Flat, Ratio, Timed
+from zoo_kernels.bench.timed import Flat, Timed
 from zoo_kernels.delta.api import delta_attention, delta_attention_step
 
 GATED, KDA = "gated delta rule", "KDA"  # a decay per head, and per channel
@@ -57,8 +57,7 @@ def many_numbers(bench: Bench) -> Iterator[Checked]:
 
 def beside_fla(bench: Bench, rule: str, shape: Shape) -> Timed:
     """A rule and its peer."""
-    over = Ratio(f"over {FLA}", FLA)
-    return rows.beside_fla(bench, attention(rule, shape), RULES[rule], MOVED[rule], NO_GOALS, over)
+    return rows.beside_fla(bench, attention(rule, shape), RULES[rule], MOVED[rule])
 
 
 @piece("cuda", "delta")

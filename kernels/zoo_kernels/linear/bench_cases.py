@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.bench import rows
-from zoo_kernels.bench.bench import FLA, Bench
+from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Arrays, Case
 from zoo_kernels.bench.check import KEEP, Checked, large
 from zoo_kernels.bench.peers import fla_peer
@@ -61,14 +61,13 @@ def lightning(
     bench: Bench, name: str, shape: Shape, goals: Goals = NO_GOALS, *ratios: Ratio, always: bool = False
 ) -> Timed:
     """Lightning attention and its peer."""
-    over, case = Ratio(f"over {FLA}", FLA, each_way(">= 1.3")), attention(name, shape)
-    return rows.beside_fla(bench, case, RULE, rows.ARRAYS, goals, over, *ratios, always=always)
+    case, lead = attention(name, shape), each_way(">= 1.3")
+    return rows.beside_fla(bench, case, RULE, rows.ARRAYS, goals, lead, ratios, always)
 
 
 def channels(bench: Bench, shape: Shape) -> Timed:
     """A decay per channel and its peer."""
-    case = attention("decay per channel", shape, by_channel=True)
-    return rows.beside_fla(bench, case, "gla", rows.WITH_DECAYS, NO_GOALS, Ratio(f"over {FLA}", FLA))
+    return rows.beside_fla(bench, attention("decay per channel", shape, by_channel=True), "gla", rows.WITH_DECAYS)
 
 
 @piece("cuda", "linear")
