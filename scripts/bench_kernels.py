@@ -1,6 +1,7 @@
 """Speed and correctness of the kernels, in turn beside PyTorch and other libraries, in one process.
 
-    python scripts/bench_kernels.py device=cpu [piece=linear,sparse,decode] [out=FILE.json] [plot=FILE.png] [quick=true]
+    python scripts/bench_kernels.py device=cpu [piece=linear,decode] [out=FILE.json] [plot=FILE.png]
+        [table=FILE.md] [quick=true]
     python scripts/bench_kernels.py device=cuda piece=correctness [out=FILE.json] [minutes=8] [only=TEXT]
     python scripts/bench_kernels.py device=cuda piece=first [minutes=4.6] [out=FILE.json]
     TRITON_INTERPRET=1 python scripts/bench_kernels.py device=cpu dry=true piece=all   # the GPU's pieces without one
@@ -15,9 +16,10 @@ side by side, then times the headline cases, the most telling first; a second ca
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -29,21 +31,25 @@ if __name__ == "__main__":
 
 from annotated_types import Ge, Lt
 
+from zoo.files import replace_text
 from zoo.schema.arguments import Arguments, read_arguments
 from zoo.schema.base import Count, Flag, option
+from zoo.tables import Cell, Table, titled_markdown
 from zoo_kernels.bench.bench import Options
-from zoo_kernels.bench.record import BOTH, Record
+from zoo_kernels.bench.record import Record
 from zoo_kernels.bench.registry import FIRST, chosen_pieces, names_of
+from zoo_kernels.bench.report import short
 from zoo_kernels.bench.run import run
 
 RESULTS = ROOT / "runs" / "kernels.json"  # where a GPU's results are if nothing else is said
 MINUTES, FIRST_MINUTES = 8.0, 4.6
 Amount = Annotated[float, Ge(0), Lt(1e6)]
-PANELS = {
-    "lightning": ("forward + backward", {"ours": "lightning", "sdpa": "softmax (PyTorch SDPA)"}),
-    "decode": ("decoding", {"lightning": "lightning", "softmax": "softmax", "sdpa": "softmax (PyTorch SDPA)"}),
+ROWS = {  # titles by the names of rows over contexts
+    "training": "Forward and backward",
+    "decode": "A step of decoding after a context",
+    "convolution": "Short convolution, forward and backward",
 }
-COLORS = {"lightning": "#d95f02", "softmax": "#1b6ca8", "softmax (PyTorch SDPA)": "#7a7a7a"}
+MARKS = "<!-- measured -->", "<!-- /measured -->"  # around the tables in a file of Markdown
 
 
 class Given(Arguments):
@@ -57,6 +63,9 @@ class Given(Arguments):
     )
     out: str = option("file of the results; if empty none on a CPU, runs/kernels.json on a GPU", default="")
     plot: str = option("file of the PNG of the CPU tables; empty: none", default="")
+    table: str = option(
+        "file of Markdown that gets the CPU tables between its marks of what was measured; empty: none", default=""
+    )
     quick: Flag = option("fewer shapes of the CPU tables", default=False)
     dry: Flag = option("the GPU's pieces on the CPU with tiny shapes, to try the path", default=False)
     threads: Count = option("of PyTorch; 0: as many as it takes", default=0)
@@ -68,8 +77,8 @@ class Given(Arguments):
     only: str = option("keep rows whose name holds this text; empty: all", default="")
 
 
-def parse(arguments: list[str], usage: str = "") -> Options:
-    """Options from KEY=VALUE arguments; ``--help`` prints ``usage`` and all options.
+def parse(arguments: list[str], usage: str = "") -> tuple[Options, Given]:
+    """Options from KEY=VALUE arguments, and as they were typed; ``--help`` prints ``usage`` and all options.
 
     Raises:
         ValueError: on an unknown key, piece or device, or a value that is not of its type.
@@ -81,45 +90,97 @@ def parse(arguments: list[str], usage: str = "") -> Options:
     if given.dry and device.type != "cpu":
         raise ValueError("dry=true goes with device=cpu.")
     suite = "cuda" if given.dry else device.type
-    if suite == "cuda" and (given.quick or given.plot):
-        raise ValueError("quick and plot belong to the CPU tables; on CUDA choose by piece=, only= and minutes=.")
+    if suite == "cuda" and (given.quick or given.plot or given.table):
+        raise ValueError("quick, plot and table belong to the CPU; on CUDA choose by piece=, only= and minutes=.")
+    if given.table:
+        parts_of(Path(given.table))
     pieces = chosen_pieces(given.piece, suite)
-    return Options(
+    options = Options(
         device=device,
         suite=suite,
         scale="dry" if given.dry else "quick" if given.quick else "full",
         pieces=pieces,
         out=Path(given.out) if given.out else RESULTS if device.type == "cuda" else None,
-        plot=Path(given.plot) if given.plot else None,
         threads=given.threads,
         minutes=given.minutes or (FIRST_MINUTES if pieces == (FIRST,) else MINUTES),
         only=given.only,
     )
+    return options, given
+
+
+def parts_of(file: Path) -> tuple[str, str]:
+    """What stands before and behind the tables in a file of Markdown.
+
+    Raises:
+        ValueError: if it cannot be read or has no marks.
+    """
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, behind = rest.partition(MARKS[1])
+    if not end:
+        raise ValueError(f"table={file}: expected a file of Markdown with {' and '.join(MARKS)} in it.")
+    return before + begin, end + behind
+
+
+def tables(records: Iterable[Record]) -> list[Table]:
+    """A table for each kind of row over contexts: what was measured of each implementation, with its target."""
+    from zoo.plotting import tokens
+
+    found: dict[str, dict[str, dict[int, Record]]] = {name: defaultdict(dict) for name in ROWS}
+    for r in (r for r in records if r.name in found):
+        found[r.name][f"{r.implementation}: {r.metric} ({r.unit})"][r.shape["T"]] = r
+    made = []
+    for name, rows in ((name, rows) for name, rows in found.items() if rows):
+        contexts = sorted({length for row in rows.values() for length in row})
+        cells = [[Cell(label), *(cell_of(row.get(length)) for length in contexts)] for label, row in rows.items()]
+        made.append(Table(ROWS[name], ["", *map(tokens, contexts)], cells))
+    return made
+
+
+def cell_of(record: Record | None) -> Cell:
+    """A number with its target, and whether it falls short."""
+    if record is None:
+        return Cell("")
+    goal = f" ({'' if record.reached else 'short of '}{record.target})" if record.target else ""
+    return Cell(short(record.value) + goal)
 
 
 def draw(records: Iterable[Record], file: Path) -> bool:
-    """Time per token over the context, training and decoding; False, and no file, if there is nothing to draw."""
-    from zoo.plotting import panels, save_figure
+    """Time per token over the context; False, and no file, if there is nothing to draw."""
+    from zoo.plotting import legend_below, palette, panels, save_figure, token_axis
 
-    found = [r for r in records if r.metric == "per token" and (r.name != "lightning" or r.direction == BOTH)]
-    names = [name for name in PANELS if any(r.name == name for r in found)]
-    if not names:
+    curves: dict[str, dict[str, dict[int, float]]] = {name: defaultdict(dict) for name in ROWS}
+    for r in (r for r in records if r.metric == "per token" and r.name in curves):
+        curves[r.name][r.implementation][r.shape["T"]] = r.value
+    drawn = [name for name in ROWS if curves[name]]
+    if not drawn:
         return False
-    figure, axes = panels(len(names), size=(5.6 * len(names), 4.2))
-    for name, axis in zip(names, axes[0]):
-        title, labels = PANELS[name]
-        for who, label in labels.items():
-            points = sorted((r.shape["T"], r.value) for r in found if r.name == name and r.implementation == who)
-            axis.plot(*zip(*points or [((), ())]), marker="o", label=label, color=COLORS[label])
-        lengths = sorted({r.shape["T"] for r in found if r.name == name})
-        axis.set(xscale="log", yscale="log", title=title, xlabel="context (tokens)", ylabel="time per token (µs)")
-        axis.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
-        axis.minorticks_off()
-        axis.legend()
+    colors = palette(list(dict.fromkeys(who for name in drawn for who in curves[name])))
+    figure, axes = panels(len(drawn), size=(4.8 * len(drawn), 4.8))
+    keys: dict[str, Any] = {}
+    for name, axis in zip(drawn, axes[0]):
+        for who, times in curves[name].items():
+            (keys[who],) = axis.plot(*zip(*sorted(times.items())), marker="o", label=who, color=colors[who])
+        axis.set(yscale="log", title=ROWS[name], xlabel="context (tokens)", ylabel="time per token (µs)")
+        token_axis(axis, sorted({length for times in curves[name].values() for length in times}))
+        axis.yaxis.set_major_formatter("{x:g}")
+    legend_below(figure, [(line, who) for who, line in keys.items()], columns=3, width=120)
     save_figure(file, figure)
     return True
 
 
+def main(arguments: list[str]) -> None:
+    """Measure, and write what was asked for."""
+    options, given = parse(arguments, __doc__ or "")
+    records = [r for found in run(options).found.values() for r in found.records]
+    if given.plot and draw(records, Path(given.plot)):
+        print(f"plot: {given.plot}")
+    if given.table:
+        before, behind = parts_of(Path(given.table))
+        replace_text(Path(given.table), f"{before}\n\n{titled_markdown(tables(records))}\n{behind}")
+        print(f"tables: {given.table}")
+
+
 if __name__ == "__main__":
     with friendly_errors():
-        run(parse(sys.argv[1:], __doc__ or ""), draw)
+        main(sys.argv[1:])

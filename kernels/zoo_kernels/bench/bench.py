@@ -20,7 +20,7 @@ from zoo_kernels.bench.registry import Item
 
 Value = TypeVar("Value")
 FLA = "flash-linear-attention"
-PEERS = ("sdpa", "flex", FLA)  # how the names of other implementations begin
+PEERS = ("sdpa", "flex", "transformers", "conv1d", FLA)  # how the names of other implementations begin
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Options:
     scale: str
     pieces: tuple[str, ...]
     out: Path | None = None
-    plot: Path | None = None
     threads: int = 0
     minutes: float = 8.0
     only: str = ""

@@ -1,4 +1,4 @@
-"""What the kernels are measured beside: PyTorch's fused attention, FlexAttention, flash-linear-attention.
+"""What the kernels are measured beside: PyTorch's fused attention, FlexAttention, and the recurrences of libraries.
 
 Each takes the arrays of a case by name: q ``(B, T, H, D)``, or ``(B, H, D)`` of a step, and k and v ``(B, T, G, D)``.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.bench.bench import FLA, Bench
-from zoo_kernels.bench.case import Form
+from zoo_kernels.bench.case import Form, Forms
 from zoo_kernels.layout import BlockLayout
 
 
@@ -38,14 +38,14 @@ def _heads_first(function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tenso
     return function(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **how).transpose(1, 2)
 
 
-def sdpa_peers(bench: Bench) -> dict[str, Form]:
+def sdpa_peers(bench: Bench) -> Forms:
     """PyTorch's fused kernels that exist on the device."""
     if bench.device.type == "cpu":
         return {"sdpa": sdpa()}
     return {"sdpa flash": sdpa("FLASH_ATTENTION"), "sdpa cudnn": sdpa("CUDNN_ATTENTION")}
 
 
-def flex_peer(bench: Bench, mask: Callable[[], Any]) -> dict[str, Form]:
+def flex_peer(bench: Bench, mask: Callable[[], Any]) -> Forms:
     """FlexAttention, if its BlockMask can be made here, compiled for fixed shapes; a dry run does not compile it."""
     import torch._functorch.config
     from torch.nn.attention.flex_attention import flex_attention
@@ -79,20 +79,38 @@ def causal_mask(length: int, device: torch.device, window: int | None = None, bl
     return create_block_mask(visible_keys, None, None, length, length, device=device, BLOCK_SIZE=block)
 
 
-def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
-    """Linear attention of flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
+def from_library(bench: Bench, library: str, path: str) -> Callable[..., Any] | None:
+    """A function of another library by its path; None, which is noted, where it cannot be imported."""
+    module, _, name = path.rpartition(".")
+    with bench.guard(path, library):  # some look at the GPU as they are imported, and can fail in many ways
+        return getattr(importlib.import_module(module), name)
+    return None
+
+
+def fla_peer(bench: Bench, rule: str, step: bool = False) -> Forms:
+    """A recurrence of flash-linear-attention with scale 1, by its name there, where that is installed."""
     if bench.dry or bench.options.suite == "cpu":
         return {}
-    try:
-        ops = importlib.import_module("fla.ops.simple_gla")
-        function = ops.fused_recurrent_simple_gla if step else ops.chunk_simple_gla
-    except Exception as error:  # it looks at the GPU as it is imported, and can fail in many ways
-        bench.note(f"{FLA} is left out: {type(error).__name__}: {error}"[:200])
-        return {}
+    function = from_library(bench, FLA, f"fla.ops.{rule}.{'fused_recurrent' if step else 'chunk'}_{rule}")
+    decays = "g_gamma" if rule == "simple_gla" else "gk" if step and rule == "gla" else "g"
 
-    def run(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None) -> Any:
-        q, k, v = (x if x.dim() == 4 else x[:, None] for x in (q, k, v))
+    def run(log_decay: Tensor, state: Tensor | None = None, **x: Tensor) -> Any:
+        assert function is not None
+        x[decays] = log_decay
+        if step:  # a single token; a fixed decay has none
+            x = {name: array if array.dim() == 1 else array[:, None] for name, array in x.items()}
         how = {} if state is None else {"initial_state": state, "output_final_state": True}
-        return function(q, k, v, g_gamma=log_decay, scale=1.0, **how)[0]
+        return function(**x, scale=1.0, **how)[0]
 
-    return {FLA: run}
+    return {FLA: run} if function else {}
+
+
+def transformers_peer(bench: Bench, who: str, path: str, decays: str) -> Forms:
+    """A delta rule of transformers in chunks, where that is installed, which takes the log decays named ``decays``."""
+    function = from_library(bench, who, f"transformers.models.{path}")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, **x: Tensor) -> Any:
+        assert function is not None
+        return function(q, k, v, g=x[decays], beta=beta)[0]
+
+    return {who: run} if function else {}

@@ -12,10 +12,10 @@ from zoo_kernels.family import families
 FIRST = "first"  # the piece for the first minutes on a GPU, which no other name includes; and its suite
 CHECKED = "correctness_"  # how the names of pieces of checks begin
 SUITES = {  # the pieces of a suite in the order in which they run, behind checks; what is new comes last
-    "cpu": "linear sparse decode",
-    "cuda": "ceilings linear contexts_forward contexts_training few_heads few_heads_exact widths softmax gqa windows "
-    "sparse decode overhead",
-    FIRST: "lightning-8k lightning-64k flash-8k window-32k bigbird-32k decode",
+    "cpu": "linear sparse decode convolution",
+    "cuda": "ceilings linear delta convolution contexts_forward contexts_training few_heads few_heads_exact widths "
+    "softmax gqa windows sparse decode overhead",
+    FIRST: "lightning-8k lightning-64k flash-8k delta-8k kda-8k window-32k bigbird-32k decode",
 }
 
 
@@ -46,12 +46,12 @@ def piece(suite: str, name: str, **given: Any) -> Callable[[Own], Own]:
 
 
 def names_of(suite: str) -> tuple[str, ...]:
-    """Names of the pieces of a suite, in the order in which they run; the calls of every family have one."""
+    """Names of the pieces of a suite, in the order in which they run; the calls of each family have one."""
     check = import_module("zoo_kernels.bench.check")
     for module in (*(family.cases for family in families().values() if family.cases), "zoo_kernels.bench.across"):
         import_module(module)
-    for name in families():
-        if CHECKED + name not in _pieces["cuda"]:
+    for name, family in families().items():
+        if family.calls and CHECKED + name not in _pieces["cuda"]:
             piece("cuda", CHECKED + name, family=name)(check.whole)
     return tuple(sorted(_pieces[suite], key=lambda name: not name.startswith(CHECKED)))
 

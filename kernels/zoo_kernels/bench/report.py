@@ -46,12 +46,12 @@ def _rows(records: Iterable[Record]) -> list[str]:
 def _numbers(records: list[Record]) -> str:
     """The time of an implementation, and behind it what was computed, the peak last."""
     timed = [r for r in records if r.milliseconds is not None]
-    time = f" {_short(timed[0].milliseconds)} ms ({_short(timed[0].low)}-{_short(timed[0].high)})" if timed else ""
+    time = f" {short(timed[0].milliseconds)} ms ({short(timed[0].low)}-{short(timed[0].high)})" if timed else ""
     values = []
     for r in sorted(records, key=lambda r: r.metric == "peak"):
         goal = "" if r.target is None else f" [{r.target} {'PASS' if r.reached else 'short'}]"
         if r.metric != "time":
-            values.append(f" {r.metric} {_short(r.value)} {r.unit}".rstrip() + goal)
+            values.append(f" {r.metric} {short(r.value)} {r.unit}".rstrip() + goal)
     return time + ",".join(values)
 
 
@@ -59,7 +59,8 @@ def _shape(record: Record) -> str:
     return str(Shape(*(record.shape[letter] for letter in "BTHDG")))
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
+    """A number with three digits."""
     return "0" if not value else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -71,9 +72,9 @@ def _checks(records: Iterable[Record]) -> list[str]:
     lines = []
     for name, found in families.items():
         found.sort(key=lambda r: -r.value)
-        bad, worst = [r for r in found if not r.reached], f"largest {_short(found[0].value)} of it ({found[0].name})"
+        bad, worst = [r for r in found if not r.reached], f"largest {short(found[0].value)} of it ({found[0].name})"
         lines.append(f"{name}: {len(found) - len(bad)} of {len(found)} within the allowance, {worst}")
-        lines += [f"   short: {r.name} {_shape(r)}: {_short(r.value)}" for r in bad[:WORST]]
+        lines += [f"   short: {r.name} {_shape(r)}: {short(r.value)}" for r in bad[:WORST]]
     return lines
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import zoo_kernels
 from zoo_kernels.bench.bench import Found, Options
-from zoo_kernels.bench.record import Record, environment, write
+from zoo_kernels.bench.record import Record
+from zoo_kernels.launch import interpreting
 
 
 class Results:
@@ -57,7 +65,11 @@ class Results:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         steps = {n: asdict(f) | {"records": [r._asdict() for r in f.records]} for n, f in self.found.items()}
         if self.file is not None:
-            write(self.file, self.content | {"date": date, "interrupted": interrupted, "steps": steps})
+            content = self.content | {"date": date, "interrupted": interrupted, "steps": steps}
+            unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(unfinished, self.file)
 
 
 def code_hash() -> str:
@@ -66,3 +78,22 @@ def code_hash() -> str:
     for file in sorted(Path(zoo_kernels.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine and versions, by which results of one machine are told from another's."""
+    found: dict[str, Any] = {"device": device.type, "cpu": _cpu(), "cores": os.cpu_count()}
+    found |= {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found |= {"interpreted": interpreting(), "triton": version("triton") if find_spec("triton") else None}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found
+
+
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from zoo_kernels.bench.bench import Bench, Found, Options
 from zoo_kernels.bench.check import Checked
 from zoo_kernels.bench.clock import Clock, host_seconds
 from zoo_kernels.bench.processes import Watch
-from zoo_kernels.bench.record import Record
 from zoo_kernels.bench.registry import CHECKED, FIRST, Item, items_of, names_of
 from zoo_kernels.bench.report import table, verdict
 from zoo_kernels.bench.results import Results
@@ -31,15 +29,13 @@ CHECKING, SHARE = 60.0, 0.3  # seconds at most, and part of all, for what runs s
 ROWS = 0.9  # share of a process in which rows begin, so that what has no time is named before the process is ended
 MARGIN = 4.0  # seconds for ending the processes and telling what was found
 PATIENCE = 90.0  # seconds of silence after which a step of piece=first hangs
-Draw = Callable[[Iterable[Record], Path], bool]
 
 
-def run(options: Options, draw: Draw | None = None, watch: Callable[..., Watch] = Watch) -> Results:
+def run(options: Options, watch: Callable[..., Watch] = Watch) -> Results:
     """Run what the options ask for; Ctrl-C ends the run, and what was measured until then is told and written.
 
     Args:
         options: checked.
-        draw: makes the picture of the CPU tables, and says whether there was anything to draw.
         watch: runs steps in processes.
 
     Raises:
@@ -66,8 +62,6 @@ def run(options: Options, draw: Draw | None = None, watch: Callable[..., Watch] 
         interrupted = True
     results.write(interrupted)
     tell(options, results, names)
-    if options.plot and draw and draw((r for f in results.found.values() for r in f.records), options.plot):
-        print(f"plot: {options.plot}")
     if interrupted:
         raise KeyboardInterrupt
     if not first and options.device.type == "cuda" and not all(map(results.done, names)):
@@ -154,7 +148,7 @@ def run_first(options: Options, results: Results, names: Iterable[str], watch: C
 
     def check(callers: list[str], seconds: float) -> None:
         cores = 2 if options.scale == "dry" else os.cpu_count() or 1
-        callers = callers if cores > 2 * len(callers) else []  # few cores are for the checks alone
+        callers = callers if cores >= 2 * len(callers) else []  # few cores are for the checks alone
         lanes, left = cores - len(callers), missing(checks=True)
         apart.run([*(left[i::lanes] for i in range(lanes)), *([WARM + n] for n in callers)], PATIENCE, seconds)
         for name in callers:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import Case, Form, given, passes
+from zoo_kernels.bench.case import Case, Forms, given
 from zoo_kernels.bench.clock import Clock
 from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape, Timing
 from zoo_kernels.bench.registry import piece
 
-Goals = Mapping[str, str]  # a target by direction
+Goals = Mapping[str, str | None]  # a target by direction
 NO_GOALS: Goals = {}
-Forms = dict[str, Form]  # by implementation
 UNITS = {FORWARD: 2.0, BACKWARD: 5.0, BOTH: 7.0}  # FLOPs per causal pair of a head, in units of twice the head width
 
 
@@ -171,12 +170,12 @@ class Timed:
             if bench.device.type == "cpu" and direction != FORWARD and "flex" in forms:
                 del forms["flex"]
                 bench.note("FlexAttention has a forward pass only on a CPU")
-            runs = {who: passes(form, sets, direction) for who, form in forms.items()}
+            runs = {who: self.case.passes(form, sets, direction) for who, form in forms.items()}
             found = bench.measure(f"{self} {direction}", runs, self.clock)
             row = Row(self.case.name, self.case.shape, bench.dtype, "", direction)
             self.tell(bench, row, found)
             if self.clock is None and bench.options.suite == "cuda":
-                add_peaks(bench, row, {who: forms[who] for who in found}, sets)
+                self.add_peaks(bench, row, {who: forms[who] for who in found}, sets)
             if self.same in found and direction == FORWARD:
                 with torch.no_grad():
                     ours, theirs = (forms[who](**given(sets[0]))[:, :, 0].float() for who in (self.ours, self.same))
@@ -189,7 +188,7 @@ class Timed:
         bench.times[row.name, row.shape, direction] = dict(found)
         for who, timing in found.items():
             for metric in (m for m in self.metrics if who.startswith(m.whose)):
-                goal = metric.goals.get(direction) if who.startswith("ours") else None
+                goal = metric.goals.get(direction) if who == self.ours else None
                 value = metric.of(direction, timing.median / 1e3)
                 bench.add(row._replace(implementation=who, timing=timing), metric.name, value, metric.unit, goal)
         for ratio in self.ratios:
@@ -203,29 +202,49 @@ class Timed:
                 told = row._replace(implementation=ratio.of, timing=ours)
                 bench.add(told, ratio.name, value, "x", ratio.goals.get(direction))
 
+    def add_peaks(self, bench: Bench, row: Row, forms: Forms, sets: list[dict[str, Any]]) -> None:
+        """Record the memory in GB that a forward pass, or both, hold at their peak beside what was there before.
 
-def flatness(bench: Bench, name: str, shapes: Iterable[Shape], direction: str) -> float | None:
-    """Slowest over fastest time per token of ours, of those rows that were timed; None of none."""
-    known = {shape: bench.times.get((name, shape, direction), {}).get("ours") for shape in shapes}
-    found = [timing.median / (shape.batch * shape.length) for shape, timing in known.items() if timing]
-    return max(found) / min(found) if found else None
+        On a CPU nothing is called, and 0 is recorded.
+        """
+        row = row._replace(direction=FORWARD if row.direction == FORWARD else BOTH)
+        for who, form in forms.items():
+            with bench.guard(f"memory of {self}, {who}", who):
+                peak = 0
+                if bench.device.type == "cuda":
+                    run = self.case.passes(form, sets[:1], row.direction)
+                    bench.wait()
+                    torch.cuda.reset_peak_memory_stats()
+                    before = torch.cuda.memory_allocated()
+                    run(0)
+                    bench.wait()
+                    peak = torch.cuda.max_memory_allocated() - before
+                bench.add(row._replace(implementation=who), "peak", peak / 1e9, "GB")
 
 
-def add_peaks(bench: Bench, row: Row, forms: Forms, sets: list[dict[str, Any]]) -> None:
-    """Record the memory in GB that a forward pass, or both, hold at their peak beside what was there before.
+class Flat(NamedTuple):
+    """How the time per token depends on the context: the slowest over the fastest of those rows that were timed.
 
-    On a CPU nothing is called, and 0 is recorded.
+    Attributes:
+        name: of the rows.
+        shapes: of the rows; the last one is that of the record.
+        goals: by direction, which tell what is looked at.
+        whose: implementation.
     """
-    row = row._replace(direction=FORWARD if row.direction == FORWARD else BOTH)
-    for who, form in forms.items():
-        with bench.guard(f"memory of {row.name} {row.shape}, {who}", who):
-            peak = 0
-            if bench.device.type == "cuda":
-                run = passes(form, sets[:1], row.direction)
-                bench.wait()
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                run(0)
-                bench.wait()
-                peak = torch.cuda.max_memory_allocated() - before
-            bench.add(row._replace(implementation=who), "peak", peak / 1e9, "GB")
+
+    name: str
+    shapes: Sequence[Shape]
+    goals: Goals
+    whose: str = "ours"
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.whose} over contexts"
+
+    def run(self, bench: Bench) -> None:
+        """Record it of every direction, if two rows were timed."""
+        for direction, goal in self.goals.items():
+            known = {s: bench.times.get((self.name, s, direction), {}).get(self.whose) for s in self.shapes}
+            found = [timing.median / (shape.batch * shape.length) for shape, timing in known.items() if timing]
+            if len(found) > 1:
+                row = Row(self.name, self.shapes[-1], bench.dtype, self.whose, direction)
+                bench.add(row, "slowest over fastest time per token", max(found) / min(found), "x", goal)

@@ -26,6 +26,7 @@ CONVOLUTION = register(
         widths=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), ANY),
         tiles=TABLE,
         calls="zoo_kernels.convolution.calls",
+        cases="zoo_kernels.convolution.bench_cases",
     )
 )
 

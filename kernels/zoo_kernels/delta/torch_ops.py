@@ -26,6 +26,7 @@ DELTA = register(
         widths={torch.float32: 64, torch.float16: 256, torch.bfloat16: 256},
         tiles=TABLE,
         calls="zoo_kernels.delta.calls",
+        cases="zoo_kernels.delta.bench_cases",
     )
 )
 

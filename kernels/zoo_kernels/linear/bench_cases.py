@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo_kernels.bench import timed
-from zoo_kernels.bench.bench import FLA, Bench
+from zoo_kernels.bench import rows
+from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Arrays, Case
 from zoo_kernels.bench.check import KEEP, Checked, large
-from zoo_kernels.bench.clock import GRAPH, HOST
-from zoo_kernels.bench.peers import fla_peer, sdpa
-from zoo_kernels.bench.record import BOTH, FORWARD, Row, Shape
-from zoo_kernels.bench.registry import piece
-from zoo_kernels.bench.timed import NO_GOALS, Goals, Ratio, Timed, each_way, microseconds
+from zoo_kernels.bench.peers import fla_peer
+from zoo_kernels.bench.record import BOTH, FORWARD, Shape
+from zoo_kernels.bench.registry import Item, piece
+from zoo_kernels.bench.timed import NO_GOALS, Flat, Goals, Ratio, Timed, each_way
 from zoo_kernels.linear.api import linear_attention, linear_attention_step
 
-ARRAYS = {FORWARD: 4, BOTH: 11}  # q k v o; and once more q k v with do dq dk dv: the fewest rows moved per token
 ROOFLINE = {FORWARD: ">= 50", BOTH: ">= 35"}  # per cent
 FLAT = 128 * 1024  # tokens up to which the speed must not depend on the context
-CPU_LENGTHS = {"full": [512 << i for i in range(8)], "quick": [512, 1024, 2048, 4096]}
-CPU_RATIOS = {512: ">= 2", 8192: ">= 16"}
+RULE = "simple_gla"  # lightning attention by its name in flash-linear-attention
 
 
 def slopes(heads: int, device: torch.device) -> Tensor:
@@ -31,13 +29,21 @@ def slopes(heads: int, device: torch.device) -> Tensor:
     return -torch.exp2(-8 * torch.arange(1, heads + 1, device=device) / heads)
 
 
-def attention(name: str, shape: Shape) -> Case:
-    """A call over whole sequences, which gives the output alone."""
+def of_channels(shape: Shape, device: torch.device) -> Tensor:
+    """Log decays of every token and channel, fp32."""
+    return -0.1 * torch.rand(shape.batch, shape.length, shape.heads, shape.width, device=device)
+
+
+def attention(name: str, shape: Shape, by_channel: bool = False) -> Case:
+    """A call over whole sequences, which gives the output alone: lightning, or with a decay per channel."""
 
     def call(**x: Any) -> Tensor:
         return linear_attention(**x)[0]
 
-    return Case.whole(name, shape, call, lambda device: {"log_decay": slopes(shape.heads, device)})
+    def other(device: torch.device) -> Arrays:
+        return {"log_decay": of_channels(shape, device) if by_channel else slopes(shape.heads, device)}
+
+    return Case.whole(name, shape, call, other, *(["log_decay"] if by_channel else []))
 
 
 @piece("cuda", "correctness_large")
@@ -54,33 +60,30 @@ def many_numbers(bench: Bench) -> Iterator[Checked]:
 def lightning(
     bench: Bench, name: str, shape: Shape, goals: Goals = NO_GOALS, *ratios: Ratio, always: bool = False
 ) -> Timed:
-    """Lightning attention and its peer: the share of the bandwidth."""
-    nbytes = shape.numbers * bench.dtype.itemsize
-    moved = timed.of_memory(bench, {way: count * nbytes for way, count in ARRAYS.items()}, goals)
-    over, case = Ratio(f"over {FLA}", FLA, each_way(">= 1.3")), attention(name, shape)
-    peers = lambda: fla_peer(bench)  # noqa: E731
-    return Timed(case, peers, (BOTH, FORWARD), (moved,), (over, *ratios), same=FLA, always=always)
+    """Lightning attention and its peer."""
+    case, lead = attention(name, shape), each_way(">= 1.3")
+    return rows.beside_fla(bench, case, RULE, rows.ARRAYS, goals, lead, ratios, always)
+
+
+def channels(bench: Bench, shape: Shape) -> Timed:
+    """A decay per channel and its peer."""
+    return rows.beside_fla(bench, attention("decay per channel", shape, by_channel=True), "gla", rows.WITH_DECAYS)
 
 
 @piece("cuda", "linear")
-def contexts(bench: Bench) -> Iterator[Timed]:
-    """All contexts with the same number of tokens: share of the bandwidth, memory, flatness. Exact ones: contexts."""
-    tokens, heads, width = bench.pick((512 * 1024, 16, 128), (32, 2, 16))
-    shapes = [Shape(tokens // n, n, heads, width) for n in bench.pick([1024 << i for i in range(10)], [16, 32])]
+def contexts(bench: Bench) -> Iterator[Item]:
+    """Lightning at all contexts, and how flat it is; a decay per channel at some. Exact ones: contexts."""
+    shapes = rows.all_contexts(bench)
     yield from (lightning(bench, "lightning", shape, ROOFLINE) for shape in shapes)
-    for direction in ARRAYS:
-        ratio = timed.flatness(bench, "lightning", [shape for shape in shapes if shape.length <= FLAT], direction)
-        if ratio:
-            row = Row("all contexts up to 128k", Shape(1, tokens, heads, width), bench.dtype, "ours", direction)
-            bench.add(row, "slowest over fastest tokens/s", 1 / ratio, "", ">= 0.95")
+    yield Flat("lightning", [shape for shape in shapes if shape.length <= FLAT], dict.fromkeys(rows.ARRAYS, "<= 1.05"))
+    yield from (channels(bench, shape) for shape in shapes[::3])
 
 
 @piece("first", "lightning-8k", length=8192)
 @piece("first", "lightning-64k", length=65_536)
 def headline(bench: Bench, length: int) -> Iterator[Timed]:
     """One context."""
-    tokens, context, heads, width = bench.pick((256 * 1024, length, 16, 128), (32, 16, 2, 16))
-    yield lightning(bench, "lightning", Shape(tokens // context, context, heads, width), ROOFLINE)
+    yield lightning(bench, "lightning", rows.one_context(bench, length), ROOFLINE)
 
 
 @piece("cuda", "few_heads")
@@ -114,41 +117,22 @@ def of_step(shape: Shape, device: torch.device) -> Arrays:
 def step(name: str, shape: Shape) -> Case:
     """One step, which updates its state."""
     sizes = dict.fromkeys("qkv", (shape.batch, shape.heads, shape.width))
-    return Case(name, shape, linear_attention_step, sizes, lambda device: of_step(shape, device))
+    return Case(name, shape, linear_attention_step, sizes, partial(of_step, shape))
 
 
 @piece("cuda", "decode", batches=(1, 4, 32, 256))
 @piece("first", "decode", batches=(1,))
 def steps(bench: Bench, batches: tuple[int, ...]) -> Iterator[Timed]:
-    """Steps over batch sizes: by the GPU's time, by the host's, and inside a CUDA graph."""
-    heads, width = bench.pick((64, 128), (2, 16))
-    for shape in (Shape(batch, 1, heads, width) for batch in bench.pick(batches, (1,))):
-        on_gpu = microseconds("GPU time", goals={FORWARD: "<= 15"} if shape.batch <= 4 else NO_GOALS)
-        moved = timed.of_memory(bench, {FORWARD: 8 * shape.batch * heads * width**2})
-        yield Timed(step("linear step", shape), lambda: fla_peer(bench, step=True), (FORWARD,), (on_gpu, moved))
-        for how, clock, told in (("eager", HOST, microseconds("host time")), ("in a CUDA graph", GRAPH, on_gpu)):
-            yield Timed(step(f"linear step, {how}", shape), directions=(FORWARD,), metrics=(told,), clock=clock)
+    """Steps over batch sizes."""
+    peers = partial(fla_peer, bench, RULE, step=True)
+    for shape in rows.one_token(bench, batches):
+        goals = {FORWARD: "<= 15"} if shape.batch <= 4 else NO_GOALS
+        yield from rows.of_step(step("linear step", shape), peers, rows.of_state(bench, shape), goals=goals)
 
 
 @piece("cuda", "overhead")
 def overhead(bench: Bench) -> Iterator[Timed]:
-    """Host time of eager calls on arrays so small that the GPU does not matter."""
-    shape, told = bench.pick(Shape(1, 64, 1, 64), Shape(1, 16, 2, 16)), microseconds("per call")
-    aimed, peers = told._replace(goals={FORWARD: "<= 60"}), lambda: fla_peer(bench)
-    yield Timed(attention("linear", shape), peers, (FORWARD, BOTH), (aimed,), clock=HOST)
-    yield Timed(step("linear step", shape), directions=(FORWARD,), metrics=(told,), clock=HOST)
-
-
-@piece("cpu", "linear")
-def on_a_cpu(bench: Bench) -> Iterator[Timed]:
-    """Lightning against exact attention over contexts, forward and backward, and its time per token."""
-    shapes = [Shape(1, length, 8, 64) for length in CPU_LENGTHS[bench.options.scale]]
-    for shape in shapes:
-        over = Ratio("over sdpa", "sdpa", {BOTH: CPU_RATIOS[shape.length]} if shape.length in CPU_RATIOS else NO_GOALS)
-        case, time = attention("lightning", shape), microseconds("per token", shape.length)
-        yield Timed(case, lambda: {"sdpa": sdpa()}, (BOTH,), (time,), (over,))
-    long = [shape for shape in shapes if shape.length >= 2048]
-    ratio = timed.flatness(bench, "lightning", long, BOTH)
-    if ratio:
-        row = Row("lightning, 2k and more", long[-1], bench.dtype, "ours", BOTH)
-        bench.add(row, "slowest over fastest time per token", ratio, "x", "<= 1.3")
+    """Eager calls on small arrays."""
+    yield from rows.of_host(
+        bench, partial(fla_peer, bench, RULE), partial(attention, "linear"), partial(step, "linear step")
+    )

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo_kernels.bench import timed
+from zoo_kernels.bench import rows, timed
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.case import Arrays, Case
+from zoo_kernels.bench.case import Arrays, Case, Forms
 from zoo_kernels.bench.check import KEEP, Checked, in_halves, is_step, large
-from zoo_kernels.bench.clock import GRAPH, HOST
+from zoo_kernels.bench.clock import HOST
 from zoo_kernels.bench.peers import causal_mask, flex_peer, sdpa, sdpa_peers
 from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Shape
 from zoo_kernels.bench.registry import piece
-from zoo_kernels.bench.timed import NO_GOALS, Forms, Goals, Ratio, Timed, each_way
+from zoo_kernels.bench.timed import NO_GOALS, Goals, Ratio, Timed, each_way
 from zoo_kernels.layout import BlockLayout
 from zoo_kernels.softmax.api import softmax_attention, softmax_attention_step
 from zoo_kernels.tools.calls import Size, every_call, listed_blocks
@@ -164,25 +164,20 @@ def sparse(bench: Bench, only: tuple[str, int] | None = None) -> Iterator[Timed]
 @piece("cuda", "decode", contexts=[1024 << i for i in range(10)], batches=(8, 32))
 @piece("first", "decode", contexts=[32_768, 131_072], batches=())
 def steps(bench: Bench, contexts: list[int], batches: tuple[int, ...]) -> Iterator[Timed]:
-    """Steps over contexts, then batches, with eight key heads: the share of the bandwidth, and inside a CUDA graph."""
+    """Steps over contexts, then batches, with eight key heads."""
     shapes = [Shape(1, t, 32, 128, 8) for t in contexts] + [Shape(b, 8192, 32, 128, 8) for b in batches]
     for shape in bench.pick(shapes, [Shape(1, 40, 4, 16, 2)]):
         nbytes = 2.0 * shape.batch * shape.length * shape.key_heads * shape.width * bench.dtype.itemsize
         goals = {FORWARD: ">= 80"} if shape.length >= 32768 else NO_GOALS
-        moved, told = timed.of_memory(bench, {FORWARD: nbytes}, goals), timed.microseconds("GPU time")
-
-        yield Timed(step("softmax step", shape), lambda: sdpa_peers(bench) | flexible(bench), (FORWARD,), (moved,))
-        case = step("softmax step, in a CUDA graph", shape)
-        yield Timed(case, directions=(FORWARD,), metrics=(told,), clock=GRAPH)
+        moved = timed.of_memory(bench, {FORWARD: nbytes}, goals)
+        yield from rows.of_step(step("softmax step", shape), lambda: sdpa_peers(bench) | flexible(bench), moved)
 
 
 @piece("cuda", "overhead")
 def overhead(bench: Bench) -> Iterator[Timed]:
-    """Host time of eager calls on arrays so small that the GPU does not matter."""
-    shape, told = bench.pick(Shape(1, 64, 1, 64), Shape(1, 16, 2, 16)), timed.microseconds("per call")
-    aimed = told._replace(goals={FORWARD: "<= 60"})
-    yield Timed(attention("softmax", shape), lambda: {"sdpa": sdpa()}, (FORWARD, BOTH), (aimed,), clock=HOST)
-    yield Timed(step("softmax step", shape), directions=(FORWARD,), metrics=(told,), clock=HOST)
+    """Eager calls on small arrays."""
+    whole, one = partial(attention, "softmax"), partial(step, "softmax step")
+    yield from rows.of_host(bench, lambda: {"sdpa": sdpa()}, whole, one)
 
 
 @piece("cpu", "sparse")

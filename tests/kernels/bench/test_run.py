@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.test_bench import SHAPE, check_records, parse, read
+from tests.kernels.bench.test_script import SHAPE, check_records, parse, read
 from zoo.cli import friendly_errors
 from zoo_kernels.bench import registry, report, run
 from zoo_kernels.bench.bench import Bench, Found

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.test_bench import parse
+from tests.kernels.bench.test_script import parse
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.check import Checked
 from zoo_kernels.bench.record import REPEATS

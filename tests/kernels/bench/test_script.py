@@ -14,22 +14,24 @@ import pytest
 from tests.kernels.toy_family import TOY
 from zoo.cli import friendly_errors
 from zoo_kernels import family
-from zoo_kernels.bench import clock, registry, run
+from zoo_kernels.bench import across, clock, registry, run
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.record import CHECK, REPEATS, Record, Shape
-from zoo_kernels.linear import bench_cases as linear_cases
 from zoo_kernels.softmax import bench_cases as softmax_cases
 from zoo_kernels.tools.calls import every_call
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "bench_kernels.py"
 sys.path.insert(0, str(SCRIPT.parent))
 script = import_module("bench_kernels")
-parse = script.parse
 
 CPU_PIECES, CUDA_PIECES = registry.names_of("cpu"), registry.names_of("cuda")
 KEYS = set(Record._fields)
 SHAPE = Shape(1, 128, 2, 16)
+
+
+def parse(arguments):
+    return script.parse(arguments)[0]
 
 
 def run_script(*arguments, interpret=True):
@@ -93,10 +95,10 @@ def test_exact_attention_has_its_memory_and_its_share_of_the_matrix_rate(dry, pi
 def test_lightning_is_compared_with_exact_attention_at_every_context(dry):
     records = dry[0]["steps"]["contexts_forward"]["records"]
     found = {r["implementation"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
-    assert found == {"ours, lightning", "ours, softmax", "sdpa", "flex"}
+    assert found == {"lightning", "softmax", "sdpa", "flex"}
     times = {r["implementation"]: r["milliseconds"] for r in records if r["shape"]["T"] == 16 and r["milliseconds"]}
     (over,) = (r["value"] for r in records if r["metric"] == "over all exact" and r["shape"]["T"] == 16)
-    lightning = times.pop("ours, lightning")
+    lightning = times.pop("lightning")
     assert over == pytest.approx(min(times.values()) / lightning)
 
 
@@ -105,33 +107,43 @@ def brief(monkeypatch):
     """Single short measurements; FlexAttention would be compiled for ten seconds."""
     monkeypatch.setitem(clock.CLOCKS, "quick", clock.CLOCKS["dry"])
     monkeypatch.setattr(softmax_cases, "flex_peer", lambda *_: {})
-    monkeypatch.setitem(linear_cases.CPU_LENGTHS, "quick", [256, 2048, 3072])
+    monkeypatch.setitem(across.LENGTHS, "quick", [512, 2048, 3072])
 
 
 def test_the_cpu_tables(brief, tmp_path, capsys):
-    file, picture = tmp_path / "a" / "result.json", tmp_path / "plots" / "time.png"
-    run.run(parse(["device=cpu", "quick=true", f"out={file}", f"plot={picture}"]), script.draw)
+    file, picture, page = tmp_path / "a" / "result.json", tmp_path / "plots" / "time.png", tmp_path / "page.md"
+    page.write_text("before\n<!-- measured -->\nold\n<!-- /measured -->\nbehind\n", encoding="utf-8")
+    script.main(["device=cpu", "quick=true", f"out={file}", f"plot={picture}", f"table={page}"])
     steps = read(file)["steps"]
     assert set(steps) == set(CPU_PIECES) and not any(step["errors"] for step in steps.values())
     records = [record for step in steps.values() for record in step["records"]]
     check_records(records)
-    targets = {(r["piece"], r["metric"]) for r in records if r["target"]}
+    targets = {(r["implementation"], r["metric"]) for r in records if r["target"] and r["piece"] == "linear"}
+    rules = "gated delta rule", "KDA"
     assert targets == {
-        ("linear", "slowest over fastest time per token"),
+        ("lightning", "over sdpa"),
+        *((rule, metric) for rule in rules for metric in ("time over lightning", "over sdpa", "over transformers")),
+        *((who, "slowest over fastest time per token") for who in ("lightning", *rules, across.GLA)),
+    }
+    assert {(r["piece"], r["metric"]) for r in records if r["target"] and r["piece"] != "linear"} == {
         ("sparse", "over dense"),
         ("decode", "longest over shortest"),
     }
-    assert {r["metric"] for r in records} >= {"over sdpa", "per token", "pairs in listed blocks", "kept"}
+    assert {r["metric"] for r in records} >= {"over conv1d", "pairs in listed blocks", "kept"}
     assert picture.stat().st_size > 10_000
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert all(f"== {piece} ==" in printed for piece in CPU_PIECES)
     assert "targets reached" in printed
+    assert told.startswith("before\n<!-- measured -->\n\n### Forward and backward\n\n|  | 512 | 2k | 3k |\n")
+    assert told.endswith("|\n\n<!-- /measured -->\nbehind\n") and "old" not in told
+    rows = [line for line in told.splitlines() if line.startswith("| gated delta rule: over transformers (x) |")]
+    assert len(rows) == 1 and ">= 2.5" in rows[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["piece=nothing"], "piece='nothing' does not exist here: expected all, linear, sparse, decode."),
+        (["piece=nothing"], "piece='nothing' does not exist here: expected all, linear, sparse, decode, convolution."),
         (["piece=linear,widths"], "piece='widths'"),
         (["dry=true", "piece=widths,x"], "piece='x'"),
         (["device=potato"], "device=potato cannot be used here"),
@@ -139,7 +151,8 @@ def test_the_cpu_tables(brief, tmp_path, capsys):
         (["pieces=all"], "pieces: unknown option; did you mean piece?"),
         (["quick=yes"], "quick=yes: expected true or false"),
         (["minutes=-1"], "minutes=-1: expected a number"),
-        (["dry=true", "quick=true"], "quick and plot belong to the CPU tables"),
+        (["dry=true", "quick=true"], "quick, plot and table belong to the CPU"),
+        (["table=nothing.md"], "table=nothing.md: expected a file of Markdown with <!-- measured --> and"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(arguments, message, capsys):
@@ -162,7 +175,8 @@ def test_pieces_by_the_first_word_of_their_name():
     assert len(group) > 2
     assert parse(["device=cpu", "dry=true", "piece=correctness"]).pieces == group == CUDA_PIECES[: len(group)]
     assert parse(["device=cpu", "dry=true", "piece=sparse,ceilings"]).pieces == ("sparse", "ceilings")
-    assert len(CUDA_PIECES) == 17 and CPU_PIECES == ("linear", "sparse", "decode")
+    assert len(set(CUDA_PIECES)) == len(CUDA_PIECES) and {"delta", "convolution"} <= set(CUDA_PIECES)
+    assert CPU_PIECES == ("linear", "sparse", "decode", "convolution")
 
 
 def test_every_call_of_every_family_is_checked_and_a_third_needs_only_to_register():
@@ -172,7 +186,7 @@ def test_every_call_of_every_family_is_checked_and_a_third_needs_only_to_registe
         found |= {(item.call.family, item.call.name) for item in registry.items_of(bench, "cuda", name)}
     assert found >= {(call.family, call.name) for harder in (False, True) for call in every_call(harder)}
     large = {item.call.family for item in registry.items_of(bench, "cuda", "correctness_large")}
-    assert large == {"linear", "softmax"}
+    assert large == {"linear", "delta", "softmax"}
     family.register(TOY)
     try:
         assert registry.names_of("cuda")[: len(CUDA_PIECES) + 1].count("correctness_toy") == 1

@@ -1,4 +1,4 @@
-"""zoo_kernels.bench: clocks, notes, memory and masks, with a stand-in for a GPU's clock."""
+"""zoo_kernels.bench: clocks, notes and memory, with a stand-in for a GPU's clock."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,14 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.linear_oracle import recurrence
-from tests.kernels.softmax_oracle import dense
-from tests.kernels.test_bench import parse
-from zoo_kernels.bench import clock, peers, report, timed
-from zoo_kernels.bench.bench import FLA, Bench
+from tests.kernels.bench.test_script import parse
+from zoo_kernels.bench import clock, report, timed
+from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Case
 from zoo_kernels.bench.record import FORWARD, Row, Shape, Timing
-from zoo_kernels.linear import bench_cases as linear
 
 SHAPE = Shape(1, 128, 2, 16)
 
@@ -96,10 +93,10 @@ def test_slow_calls_are_made_once_and_others_a_few_times(gpu):
 def test_peak_memory_of_every_peer(gpu, monkeypatch):
     gpu.hold(1000)
     bench, case = bench_on(gpu), Case("row", SHAPE, None, {})
-    monkeypatch.setattr(timed, "passes", lambda form, sets, direction: form)
+    monkeypatch.setattr(Case, "passes", lambda case, form, sets, direction: form)
     forms = {"ours": lasting(gpu, 1, nbytes=3 * 10**9), "sdpa flash": lasting(gpu, 1, nbytes=10**9)}
     row = Row(case.name, SHAPE, torch.float32, "", FORWARD)
-    timed.add_peaks(bench, row, forms, [])
+    timed.Timed(case).add_peaks(bench, row, forms, [])
     assert [(r.implementation, r.metric, r.value) for r in bench.found.records] == [
         ("ours", "peak", 3.0),
         ("sdpa flash", "peak", 1.0),
@@ -124,42 +121,6 @@ def test_what_a_peer_cannot_do_is_noted_and_what_ours_cannot_is_an_error(gpu):
     assert len(bench.found.errors) == 1 and bench.found.notes == [
         "row, sdpa cudnn is left out: RuntimeError: the 0 one"
     ]
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("length", [20, 256, 300])
-@pytest.mark.parametrize("window", [None, 1, 16, 17, 100])
-def test_the_masks_of_flex_attention(length, window):
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def rule(b, h, i, j):
-        return (i >= j) & (i - j < (window or length))
-
-    made = peers.causal_mask(length, torch.device("cpu"), window, block=16)
-    wanted = create_block_mask(rule, None, None, length, length, device="cpu", BLOCK_SIZE=16)
-    assert torch.equal(made.to_dense(), wanted.to_dense()) and made.seq_lengths == wanted.seq_lengths
-    q, k, v = (torch.randn(1, length, 2, 16) for _ in range(3))
-    o, _ = dense(q, k, v, window=window)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    torch.testing.assert_close(flex_attention(*heads_first, block_mask=made).transpose(1, 2), o)
-
-
-def test_flash_linear_attention_where_it_is_installed(monkeypatch):
-    def chunk(q, k, v, g_gamma, scale, initial_state=None, output_final_state=False):
-        state = torch.zeros(q.shape[0], 2, 16, 16) if initial_state is None else initial_state
-        o, last, _ = recurrence(q, k, v, g_gamma, state)
-        return o * scale, last
-
-    both = SimpleNamespace(chunk_simple_gla=chunk, fused_recurrent_simple_gla=chunk)
-    monkeypatch.setattr(peers, "importlib", SimpleNamespace(import_module=lambda name: both))
-    bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "linear")
-    bench.ceilings["copy"], bench.clock = 1e9, clock.CLOCKS["dry"]
-    linear.lightning(bench, "lightning", SHAPE).run(bench)
-    found = {(r.implementation, r.metric): r.value for r in bench.found.records}
-    assert found[FLA, "rms of the difference"] < 1e-5 and ("ours", f"over {FLA}") in found
-    q, k, v = (torch.randn(3, 2, 16) for _ in range(3))
-    found = peers.fla_peer(bench, step=True)[FLA](q, k, v, torch.zeros(2), torch.zeros(3, 2, 16, 16))
-    torch.testing.assert_close(found[:, 0], (q * k).sum(-1, keepdim=True) * v)
 
 
 def test_the_wall_clock_takes_turns():

@@ -6,17 +6,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.kernels.test_bench import SCRIPT, SHAPE, check_records, parse, run_script
-from tests.kernels.test_bench_run import context_of, read
+from tests.kernels.bench.test_run import context_of, read
+from tests.kernels.bench.test_script import SCRIPT, SHAPE, check_records, parse, run_script
 from zoo_kernels.bench import results, run
-from zoo_kernels.bench.bench import Bench
+from zoo_kernels.bench.bench import Bench, Found
 from zoo_kernels.bench.processes import Watch
 from zoo_kernels.bench.record import Row
 from zoo_kernels.bench.registry import names_of
+from zoo_kernels.family import families
 
 CHECKS, SPEEDS, WARM = run.CHECK, "speed", run.WARM
 SPEED = list(names_of("first"))
@@ -103,6 +105,34 @@ def test_little_time_leaves_most_for_the_speeds_and_keeps_what_was_found(first):
     assert "its time was over" in cut["notes"][0] and len(cut["records"]) == 1
 
 
+def test_checks_that_the_first_minute_had_no_time_for_come_after_the_speeds(tmp_path, monkeypatch):
+    now, started = [0.0], []
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Planned(Watch):
+        """Steps of a second each on a clock that is made up, of which two take longer."""
+
+        def run(self, jobs, patience, seconds):
+            took = [self.done(names, seconds) for names in jobs]
+            started.append(([name for names in jobs for name in names], seconds))
+            now[0] += min(max(took), seconds)
+
+        def done(self, names, seconds):
+            passed = 0.0
+            for name in names:
+                passed += 35.0 if name in ("check-linear-0", "check-decode-0") else 1.0
+                if passed <= seconds:
+                    self.results.keep(name, Found(complete=True))
+            return passed
+
+    asked = parse(["device=cpu", "dry=true", "piece=first", "minutes=4.6", f"out={tmp_path / 'first.json'}"])
+    found = run.run(asked, watch=Planned)
+    (checks, first_minute), (speeds, _), (late, left) = started
+    assert all(name.startswith(CHECKS) for name in checks) and first_minute == run.CHECKING and speeds == SPEED
+    assert late and set(late) < set(checks) and left == 60 * 4.6 - run.MARGIN - 60 - len(SPEED)
+    assert all(map(found.done, (*checks, *speeds)))
+
+
 def test_results_of_other_kernels_do_not_count_nor_does_a_damaged_file(first, monkeypatch):
     file = first()[2]
     assert first()[1] == []
@@ -115,12 +145,13 @@ def test_results_of_other_kernels_do_not_count_nor_does_a_damaged_file(first, mo
 def test_every_family_is_checked_forward_and_backward_in_both_half_precisions():
     bench = Bench(replace(parse(["device=cpu", "dry=true"]), scale="full"), "first")
     groups = run.small_checks(bench)
-    assert {name.split("-")[1] for name in list(groups)[:3]} == {"linear", "softmax", "decode"}
+    known = {family.name for family in families().values() if family.calls}
+    assert {name.split("-")[1] for name in list(groups)[: len(known) + 1]} == {*known, "decode"}
     checks = [check for group in groups.values() for check in group]
     assert len({str(check) for check in checks}) == len(checks) > 80
     assert {check.size.dtype for check in checks} == {torch.bfloat16, torch.float16}
     steps = {check.call.family for check in checks if check.call.name.startswith("step")}
-    assert steps == {check.call.family for check in checks} == {"linear", "softmax"}
+    assert {check.call.family for check in checks} == known and steps == known & {"linear", "softmax", "delta"}
 
 
 @pytest.mark.parametrize("piece", ["first,linear", "first"])
