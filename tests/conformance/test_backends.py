@@ -23,7 +23,7 @@ NO_FORM = "it has no Triton form|log_decay is one per channel"
 LIMITS = f"{TOO_WIDE}|{BIAS}|are of different types|{NO_FORM}"
 OF_HALF = 2**-6  # of the norm: the whole mixer rounds to fp16 then
 SCALE = 64.0  # of the loss, so that gradients are numbers that fp16 has
-SHORT, LONG = 18, 70  # two tiles of the kernels; several blocks and windows of the variants, and of their caches
+SHORT, LONG = 18, 50  # two tiles of the kernels; several blocks and windows of the variants, and of their caches
 
 
 def length_of(options):
