@@ -24,9 +24,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw a seed where none is given; pytest-xdist hands it to its workers with the other options."""
+    """Draw a seed where none is given, of pytest-xdist once for all of its workers."""
+    of_worker = getattr(config, "workerinput", {})
     if config.option.draw is None:
-        config.option.draw = random.randrange(10**6)
+        config.option.draw = of_worker.get("draw", random.randrange(10**6))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["draw"] = node.config.option.draw
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
