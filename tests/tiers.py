@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+
+ONE_IN = 10  # of the cases that are slow in two parameters, as many are run at random
+
+
+def drawn(item: pytest.Item, seed: int) -> bool:
+    """Whether everything runs it: all but most of the cases that are slow in two parameters or more.
+
+    Each further value of a parameter always meets the usual values of the others, which holds all that one of them
+    changes alone. What only two of them do together is searched for by a seed, which every run prints.
+    """
+    marks = item.callspec.marks if hasattr(item, "callspec") else []
+    twice = sum(mark.name == "slow" for mark in marks) > 1
+    return not twice or zlib.crc32(f"{seed} {item.nodeid}".encode()) % ONE_IN == 0
 
 
 def in_ci(*values: Any) -> list[Any]:

@@ -18,13 +18,13 @@ def decoder_of(name, options):
 
 
 def samples():
-    """Seven of unequal lengths, whose answers are compared with others of one token and of several."""
+    """Five of unequal lengths, whose answers are compared with others of one token and of several."""
     random = np.random.default_rng(0)
     several = [
         make_sample(random, length, [(length - 9, length - 7), (length - 3, length)], [3, 2], shared=1)
-        for length in (11, 30, 44, 70)
+        for length in (11, 44, 70)
     ]
-    return [*several, *(make_sample(random, length, [(length - 2, length)], [1] * 3) for length in (6, 37, 68))]
+    return [*several, *(make_sample(random, length, [(length - 2, length)], [1] * 3) for length in (6, 37))]
 
 
 def longer():
@@ -42,12 +42,12 @@ def assert_same(got, want):
 @with_slow_shapes
 def test_an_answer_scores_the_same_alone_and_in_any_batch(name, options):
     decoder = decoder_of(name, options)
-    seven = with_known_answers(decoder, samples())
-    alone = score_samples(decoder, seven, batch_tokens=1)
-    assert [scores[-1].correct for scores in alone] == [True, False] * 3 + [True]
-    assert_same(score_samples(decoder, seven, batch_tokens=7 * 70), alone)
-    assert_same(score_samples(decoder, longer() + seven[::-1], batch_tokens=10_000)[:1:-1], alone)
-    without_cache = score_samples(decoder, seven, choices=1)
+    five = with_known_answers(decoder, samples())
+    alone = score_samples(decoder, five, batch_tokens=1)
+    assert [scores[-1].correct for scores in alone] == [True, False, True, False, True]
+    assert_same(score_samples(decoder, five, batch_tokens=5 * 70), alone)
+    assert_same(score_samples(decoder, longer() + five[::-1], batch_tokens=10_000)[:1:-1], alone)
+    without_cache = score_samples(decoder, five, choices=1)
     for a, b in zip(alone, without_cache, strict=True):
         assert [score.nats for score in a] == pytest.approx([score.nats for score in b], rel=1e-4)
 
@@ -55,10 +55,10 @@ def test_an_answer_scores_the_same_alone_and_in_any_batch(name, options):
 @with_slow_shapes
 def test_a_document_scores_the_same_alone_and_in_any_batch(name, options):
     decoder, random = decoder_of(name, options), np.random.default_rng(0)
-    documents = [random.integers(0, 256, size=size) for size in (1, 5, 20, 47, 70, 33, 64)]
+    documents = [random.integers(0, 256, size=size) for size in (1, 20, 47, 70, 64)]
     more = [random.integers(0, 256, size=size) for size in (79, 75)]
     nats = []
-    for batch_tokens, texts in ((1, documents), (7 * 70, documents), (10_000, documents + more)):
+    for batch_tokens, texts in ((1, documents), (5 * 70, documents), (10_000, documents + more)):
         totals = np.zeros(len(texts))
         for document, part in score_documents(decoder, texts, DOCUMENT, 48, 20, batch_tokens):
             totals[document] += part.sum(dtype=np.float64)

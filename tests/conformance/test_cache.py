@@ -30,7 +30,7 @@ def without_gradients():
 
 
 SPLITS = {"whole": [LENGTH], "tokens": [1] * LENGTH, "prefill": [100] + [1] * 31, "chunks": [64, 64, 3]}
-SPLITS |= {f"random {seed}": random_split(seed, LENGTH) for seed in range(5)}
+SPLITS |= {f"random {seed}": random_split(seed, LENGTH) for seed in range(2)}
 SPLITS["mixed"] = [20, 1, 1, 41, 1, 1, 3, 55, 1, 1, 1, 5]  # one token at each border of 64, and behind a long piece
 
 
@@ -39,7 +39,7 @@ SPLITS["mixed"] = [20, 1, 1, 41, 1, 1, 3, 55, 1, 1, 1, 5]  # one token at each b
 def test_any_split_equals_the_whole(name, options, pieces):
     mixer, x = make(name, options), draw(2, LENGTH)
     want = mixer(x)
-    for capacity in (None, LENGTH, 10):
+    for capacity in (LENGTH, 10):  # allocated at once, and growing
         cache = new_cache(mixer, 2, capacity)
         got = torch.cat([mixer(piece, cache=cache) for piece in x.split(pieces, 1)], 1)
         assert_equal(got, want)
@@ -60,15 +60,10 @@ RAGGED = {
 def test_ragged_pieces_equal_each_row_alone(name, options, steps):
     """Padding is filled with outliers; pieces whose rows all have their full length come without lengths too."""
     mixer = make(name, options)
-    for capacity in (None, 200):
-        check_ragged(mixer, steps, capacity)
-
-
-def check_ragged(mixer, steps, capacity):
     totals = torch.tensor(steps).sum(0).tolist()
     rows = [draw(1, n) for n in totals]
     want = [mixer(row) if row.shape[1] else row for row in rows]
-    cache = new_cache(mixer, 3, capacity)
+    cache = new_cache(mixer, 3)
     done = [0, 0, 0]
     for step in steps:
         longest = max(max(step), 1)
@@ -86,10 +81,9 @@ def check_ragged(mixer, steps, capacity):
 @with_slow_shapes
 def test_lengths_of_the_whole_piece_equal_none(name, options):
     mixer, x = make(name, options), draw(2, 40)
-    for pieces in ([40], [1] * 40, [20, 20]):
-        cache = new_cache(mixer, 2)
-        parts = [mixer(p, cache=cache, lengths=torch.full((2,), p.shape[1])) for p in x.split(pieces, 1)]
-        assert_equal(torch.cat(parts, 1), mixer(x))
+    cache = new_cache(mixer, 2)
+    parts = [mixer(p, cache=cache, lengths=torch.full((2,), p.shape[1])) for p in x.split([20, 1, 1, 17, 1], 1)]
+    assert_equal(torch.cat(parts, 1), mixer(x))
 
 
 @with_slow_shapes

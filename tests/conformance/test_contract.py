@@ -157,12 +157,17 @@ def test_a_mixer_in_bf16_stays_close_to_fp64_over_a_long_sequence(name, options)
     assert error[:, -100:].mean() < 3 * error[:, 100:200].mean() + 2**-7
 
 
+COMPILED = {"traced": ("eager", False), "compiled": ("aot_eager", False), "packed": ("aot_eager", True)}
+
+
 @with_slow_shapes
-@pytest.mark.parametrize("packed", named({"plain": False, "packed": True}, "plain"))
-def test_compiled_in_one_graph_equals_eager(name, options, packed):
+@pytest.mark.parametrize("how", named(COMPILED, "traced"))
+def test_compiled_in_one_graph_equals_eager(name, options, how):
+    """Traced without a break; in CI with the backward pass in graphs too, which takes twice as long."""
+    backend, packed = how
     torch._dynamo.reset()  # mixers share code: one after the other they would use up its budget of recompilations
     mixer, x = make(name, options), draw(1, 70).requires_grad_()
-    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True, dynamic=False)
+    compiled = torch.compile(mixer, backend=backend, fullgraph=True, dynamic=False)
     documents = torch.arange(70)[None] // 40 if packed else None
     want, got = mixer(x, documents=documents), compiled(x, documents=documents)
     assert_equal(got, want, 1e-12)

@@ -18,7 +18,7 @@ from zoo.model import Decoder, DecoderConfig
 
 VOCABULARY = 50
 MIXED = ["lightning", "softmax", "gqa", "lightning"]
-SCHEDULES = {name: [name] * 2 for name in zoo.mixers.names()} | {"mixed": MIXED}
+SCHEDULES = {name: [name] for name in zoo.mixers.names()} | {"mixed": MIXED}
 every_schedule = pytest.mark.parametrize("layers", SCHEDULES.values(), ids=SCHEDULES.keys())
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], list(range(40)) * 2, [2, 7]]
 
@@ -42,17 +42,17 @@ def build(layers=MIXED):
 )
 def test_a_ragged_batch_gives_what_each_prompt_gives_alone(layers, options):
     decoder = build(layers)
-    together = decoder.generate(PROMPTS, 12, **options)
-    assert together == [decoder.generate([prompt], 12, **options)[0] for prompt in PROMPTS]
-    assert together == decoder.generate(PROMPTS[::-1], 12, **options)[::-1]
+    together = decoder.generate(PROMPTS, 8, **options)
+    assert together == [decoder.generate([prompt], 8, **options)[0] for prompt in PROMPTS]
+    assert together == decoder.generate(PROMPTS[::-1], 8, **options)[::-1]
     if "stop_token" not in options:
-        assert list(map(len, together)) == [12] * 4
+        assert list(map(len, together)) == [8] * 4
 
 
 @every_schedule
 def test_greedy_generation_takes_the_most_likely_token_of_the_whole_sequence(layers):
     decoder = build(layers).eval()
-    for prompt, made in zip(PROMPTS, decoder.generate(PROMPTS, 10, temperature=0)):
+    for prompt, made in zip(PROMPTS, decoder.generate(PROMPTS, 8, temperature=0)):
         with torch.no_grad():
             logits = decoder(torch.tensor([prompt + made]))[0]
         assert made == logits[len(prompt) - 1 : -1].argmax(-1).tolist()

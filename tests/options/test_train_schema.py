@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
 from tests.options.composing import composed
-from tests.tiers import in_ci
-from zoo.config import CONFIGS, ConfigError, to_dict
+from zoo.config import CONFIGS, ConfigError
 from zoo.options.train import TrainConfig, normalize, read_config
 
 GROUPS = (
@@ -146,13 +144,3 @@ def test_every_option_stands_in_a_file():
     text = " ".join(p.read_text() for p in CONFIGS.rglob("*.yaml"))
     missing = [path for path, _ in _fields(TrainConfig) if f"{path.rpartition('.')[2]}:" not in text]
     assert missing == ["data.recall.tasks"] or not missing
-
-
-@pytest.mark.parametrize("group", ["attention", *in_ci(*(group for group in GROUPS if group != "attention"))])
-def test_every_file_of_a_group_is_taken(group):
-    names = [p.stem for p in sorted((CONFIGS / group).glob("*.yaml")) if p.stem != "base"]
-    for name in names:
-        text = f"{group}={name}" + (" optimizer=adamw" if name == "fsdp" else "")
-        config = composed(text, groups=GROUPS)
-        assert to_dict(normalize(config, read_config(config))) == to_dict(config)
-        assert yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))

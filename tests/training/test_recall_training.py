@@ -178,8 +178,8 @@ def stop_at(monkeypatch, micro_step):
         *in_ci(
             (MIXED, 7, 2),
             ((*MIXED, "data.isolate_documents=true", "trainer.micro_batch_size=1", "trainer.log_every=4"), 27, 0),
+            ((*MIXED, "data.recall.share=1"), 6, 1),
         ),
-        ((*MIXED, "data.recall.share=1"), 6, 1),
         (STATES, 7, 2),
     ],
 )

@@ -101,6 +101,7 @@ def test_on_a_gpu_each_piece_is_a_process_of_its_own(monkeypatch, tmp_path, capf
     assert steps["decode"]["complete"] and len(steps["decode"]["records"]) == 1
 
 
+@pytest.mark.slow
 def test_a_piece_in_a_real_process(monkeypatch, tmp_path, capfd):
     asked = replace(on_a_gpu(monkeypatch, tmp_path, "ceilings"), minutes=1.0)
     monkeypatch.setattr(run, "work", work)

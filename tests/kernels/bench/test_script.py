@@ -163,6 +163,7 @@ def test_a_wrong_argument_is_one_line_and_status_2(arguments, message, capsys):
     assert told.count("\n") == 1 and message in told
 
 
+@pytest.mark.slow
 def test_the_script_itself_refuses_a_wrong_piece():
     done = run_script("device=cpu", "piece=nothing")
     assert done.returncode == 2
@@ -196,6 +197,7 @@ def test_every_call_of_every_family_is_checked_and_a_third_needs_only_to_registe
         del family._families["toy"], registry._pieces["cuda"]["correctness_toy"]
 
 
+@pytest.mark.slow
 def test_help_names_every_option():
     done = run_script("--help")
     assert done.returncode == 0 and all(f"\n    {key}=" in done.stdout for key in script.Given.model_fields)
