@@ -52,3 +52,9 @@ def test_initial_values_are_those_of_the_authors():
     assert mixer.read_part.eq(1).all()
     assert mixer.correction.eq(0.02).all()
     assert zoo.mixers.build("comba", width=64, heads=4).correction.eq(1).all()
+
+
+def test_the_correction_may_be_a_whole_number():
+    mixer = zoo.mixers.build("comba", width=64, heads=4, correction=1)
+    assert mixer.correction.dtype == torch.float32
+    assert mixer.correction.eq(1).all()

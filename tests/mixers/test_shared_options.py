@@ -51,3 +51,19 @@ def test_a_shared_option_is_annotated_with_what_is_written_once(name):
 )
 def test_a_range_allows_what_lies_in_it(option, value, allowed):
     assert allows(option, value) == allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "advice"),
+    [
+        ("rwkv7", {}, "choose heads that divide it"),
+        ("gla", {}, "or set head_dim"),
+        ("gla", {"head_dim": 8}, "or set value_dim"),
+        ("mamba2", {"head_dim": 8}, "or set value_dim"),
+        ("mamba3", {"head_dim": 8}, "or set value_dim"),
+        ("linear", {"head_dim": 8, "feature_map": "taylor"}, "or set value_dim"),
+    ],
+)
+def test_heads_that_do_not_divide_the_width_are_told_an_option_that_helps(name, given, advice):
+    with pytest.raises(ValueError, match=rf"^width=24 is not divisible by heads=5: .* {advice}\.$"):
+        zoo.mixers.build(name, width=24, heads=5, **given)

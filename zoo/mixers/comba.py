@@ -66,7 +66,7 @@ class Comba(DeltaMixer):
         )  # fmt: skip
         self.decay, self.beta = StepDecay(width, heads, SLOWEST), WriteStrength(width, heads, 1.0)
         self.read_part = nn.Parameter(torch.ones(heads))
-        self.correction = nn.Parameter(torch.full((heads,), correction))
+        self.correction = nn.Parameter(torch.full((heads,), float(correction)))
 
     def rule(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Rule:
         """Reads at p, erases and writes beta times at the key."""

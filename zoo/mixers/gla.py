@@ -59,7 +59,7 @@ class GatedLinearAttention(StateMixer):
         super().__init__(
             width, heads, depth, layer,
             head_dim=share_of_width(width, heads, Fraction(1, 2)) if head_dim is None else head_dim,
-            value_dim=share_of_width(width, heads) if value_dim is None else value_dim,
+            value_dim=share_of_width(width, heads, option="value_dim") if value_dim is None else value_dim,
             norm=checked_norm(norm), norm_heads=True, norm_eps=norm_eps, gate=gate,
         )  # fmt: skip
         self.decay = LowRank(width, decay_rank, heads * self.head_dim, bias=True)

@@ -65,7 +65,7 @@ class LinearAttention(StateMixer):
         if normalizer not in NORMALIZERS:
             raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}.")
         if feature_map == "taylor":
-            value_dim = share_of_width(width, heads) if value_dim is None else value_dim
+            value_dim = share_of_width(width, heads, option="value_dim") if value_dim is None else value_dim
             head_dim = NARROW if head_dim is None else head_dim
         norm = "srms" if normalizer == "l2" else "none"
         super().__init__(

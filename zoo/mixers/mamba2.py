@@ -55,9 +55,11 @@ class Mamba2(StateMixer):
         norm_eps: NormEps = 1e-5,
     ) -> None:
         groups = heads if kv_heads is None else kv_heads
+        if value_dim is None:
+            value_dim = 2 * share_of_width(width, heads, option="value_dim")
         super().__init__(
             width, heads, depth, layer, kv_heads=groups, query_heads=groups, value_heads=heads, head_dim=head_dim,
-            value_dim=2 * share_of_width(width, heads) if value_dim is None else value_dim, conv=conv, conv_bias=True,
+            value_dim=value_dim, conv=conv, conv_bias=True,
         )  # fmt: skip
         self.modulation = nn.Linear(width, heads * self.value_dim, bias=False)
         self.norm_weight, self.norm_eps = nn.Parameter(torch.ones(heads * self.value_dim)), norm_eps

@@ -58,12 +58,17 @@ class Mamba3(StateMixer):
         value_dim: ValueDim = None,
     ) -> None:
         groups = heads if kv_heads is None else kv_heads
+        if value_dim is None:
+            value_dim = 2 * share_of_width(width, heads, option="value_dim")
         super().__init__(
             width, heads, depth, layer, kv_heads=groups, query_heads=groups, value_heads=heads, head_dim=head_dim,
-            value_dim=2 * share_of_width(width, heads) if value_dim is None else value_dim, qk_norm=True, gate="silu",
+            value_dim=value_dim, qk_norm=True, gate="silu",
         )  # fmt: skip
         if self.head_dim % 4:
-            raise ValueError(f"head_dim={self.head_dim}: expected a multiple of 4, half of which turns in pairs.")
+            whose = "width / heads" if head_dim is None else "head_dim"
+            raise ValueError(
+                f"{whose}={self.head_dim}: expected a multiple of 4, half of which turns in pairs; set head_dim to one."
+            )
         self.query_norm, self.key_norm = (RMSNorm(self.head_dim, NORM_EPS) for _ in range(2))
         self.choices = nn.Linear(width, 3 * heads, bias=False)  # of d, a and l
         self.angles = nn.Linear(width, self.head_dim // 4, bias=False)

@@ -67,7 +67,7 @@ class RWKV7(Mixer):
         gate_rank: Rank = None,
     ) -> None:
         super().__init__(width, heads, depth, layer)
-        self.head_dim = share_of_width(width, heads)
+        self.head_dim = share_of_width(width, heads, option=None)
         ratio = layer / max(depth - 1, 1)
         place = torch.arange(width) / width
         self.shifts = nn.ParameterDict(

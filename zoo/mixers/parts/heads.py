@@ -211,8 +211,14 @@ class HeadMixer(Mixer, HeadSizes):
         )
 
 
-def share_of_width(width: int, heads: int, share: Fraction = Fraction(1)) -> int:
+def share_of_width(width: int, heads: int, share: Fraction = Fraction(1), option: str | None = "head_dim") -> int:
     """Numbers of each head where none are asked for: width / heads, or a share of that.
+
+    Args:
+        width: of the model.
+        heads: that divide it.
+        share: of width / heads.
+        option: that asks for other numbers; None if none does.
 
     Raises:
         ValueError: if that is no whole number.
@@ -220,13 +226,14 @@ def share_of_width(width: int, heads: int, share: Fraction = Fraction(1)) -> int
     if heads < 1:
         raise ValueError(f"heads={heads}: expected at least 1.")
     if width % heads:
+        instead = "and cannot have others; choose heads that divide it." if option is None else f"or set {option}."
         raise ValueError(
-            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, or set head_dim."
+            f"width={width} is not divisible by heads={heads}: each head takes width / heads numbers, {instead}"
         )
     numbers = share * (width // heads)
     if numbers.denominator != 1:
         raise ValueError(
-            f"width / heads = {width // heads}: each head takes {share} of it, which is no whole number; set head_dim."
+            f"width / heads = {width // heads}: each head takes {share} of it, which is no whole number; set {option}."
         )
     return int(numbers)
 
