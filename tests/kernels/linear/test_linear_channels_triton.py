@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "short_segments")
 
 FP32, HALF = torch.float32, torch.float16
 TILES = {
-    "pairs": {"BLOCK": 16, "TILE": 16},
+    "channel_pairs": {"BLOCK": 16, "TILE": 16},
     "channel_states": {"TILE_Y": 16, "TILE": 16},
     "read": {"TILE_X": 16, "TILE": 16},
     "pair_gradients": {"BLOCK": 16, "TILE": 16},

@@ -51,7 +51,7 @@ class _Call:
     def pairs(self, x: Tensor, y: Tensor, *, decays: bool) -> Tensor:
         """Pairs ``(B, T, H, CHUNK)``, fp32; those above the diagonal are whatever was in memory."""
         out, align, width = self._of_tokens(CHUNK, torch.float32), alignment(x, y), x.shape[-1]
-        config = config_of("pairs", self.like, width)
+        config = config_of("channel_pairs", self.like, width)
         launch(
             pairs_kernel, (CHUNK // config.tiles["BLOCK"] * self.chunks * self.rows,), x, y, *self._decays, out,
             self.length, self.heads, self.chunks, self.scale, *steps_of(align, x, y), config=config, X=width,

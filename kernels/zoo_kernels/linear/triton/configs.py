@@ -138,7 +138,7 @@ TABLE: Table = {
     },
     "combine": dict.fromkeys(_ALL, _COMBINE),
     "step": dict.fromkeys(_ALL, _STEP),
-    "pairs": dict.fromkeys(_ALL, _PAIRS),
+    "channel_pairs": dict.fromkeys(_ALL, _PAIRS),
     "channel_states": dict.fromkeys(_ALL, _CARRY),
     "read": dict.fromkeys(_ALL, _READ),
     "pair_gradients": dict.fromkeys(_ALL, _OF_PAIRS),
