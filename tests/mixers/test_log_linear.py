@@ -53,7 +53,7 @@ def test_equals_the_sum_over_all_pairs(levels):
 
 
 def test_levels_that_all_weigh_1_are_ssd():
-    mixer, ssd, x = drawn("log_linear", conv=0), drawn("ssd"), draw(2, 70, 16)
+    mixer, ssd, x = drawn("log_linear", conv=0, norm_eps=1e-6), drawn("ssd"), draw(2, 70, 16)
     weights = mixer.state_dict()
     ssd.load_state_dict({name: x for name, x in weights.items() if not name.startswith("level")})
     assert (mixer(x) - ssd(x)).abs().max() > 0.01
@@ -82,3 +82,4 @@ def test_initial_values_are_those_of_the_authors():
     assert mixer.level_scale.eq(1).all()
     assert mixer.level_scale.shape == (4, 15)
     assert F.softplus(mixer.decay.bias).max() <= 0.1
+    assert mixer.norm.eps == 1e-5

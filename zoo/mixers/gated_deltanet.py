@@ -6,7 +6,7 @@
 
 g and beta are one number per value head. With grouped values, several value heads share a query and a key. With n
 products a token takes n such steps, each with a key, a value and a beta of its own, decays in the first and is read
-after the last (DeltaProduct, Siems et al. 2025, arXiv:2502.10297).
+after the last (DeltaProduct, Siems et al. 2025, arXiv:2502.10297, who have a beta_max of 2).
 
 Published: keys of 0.75 C in all and values twice as wide, 6 C^2 parameters; a convolution of 4; A between 0 and 16 and
 softplus(b) between 0.001 and 0.1. Olmo Hybrid has beta_max 2; Qwen3-Next twice as many value heads as key heads.

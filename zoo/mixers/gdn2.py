@@ -4,8 +4,8 @@
     y_t = W_o (norm(o_t) * sigmoid(W_g x_t)),   q, k = unit(SiLU(conv(W x))),   v = SiLU(conv(W x)),
     b_t = beta_max sigmoid(W_b x_t),   w_t = sigmoid(W_w x_t)
 
-With b and w the same number of a head it is Kimi Delta Attention, whose decay and whose gate of low rank it has.
-Published: heads of 128, a convolution of 4.
+With b and w the same number of a head it is Kimi Delta Attention, whose decay and whose gate of low rank it has; the
+public layer adds a bias to that gate. Published: heads of 128, a convolution of 4.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ The past of token t is cut as the binary digits of t say: level 0 is t itself, a
 block of 2^(l-1) tokens. g and d are those of Mamba-2, see ``ssd``, which this is with all lambda at 1. A level is one
 call of the kernel over blocks of 2^l tokens, in which the right half reads the left. A state for each digit is kept
 while decoding: log T of them. Levels count from the start of a document. Of 15 levels, as published, the last also
-weighs all that are above it, where a sequence is longer.
+weighs all that are above it, where a sequence is longer. L starts at 1, the decays as those of ``mamba2``. The authors'
+layer is ``mamba2`` otherwise too: it shares keys and queries, has values of 2 C and a skip, and gates before the norm.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from zoo.mixers.parts.costs import linear_flops, state_bytes
 from zoo.mixers.parts.decays import StepDecay, wide
 from zoo.mixers.parts.heads import HeadMixer
 from zoo.mixers.parts.norms import checked_norm
-from zoo.mixers.parts.options import Conv, Gate, HeadDim, Levels, OutputNorm, ValueDim
+from zoo.mixers.parts.options import Conv, Gate, HeadDim, Levels, NormEps, OutputNorm, ValueDim
 from zoo.mixers.parts.recurrent import blank_padding
 from zoo.mixers.parts.short_conv import tail_of
 from zoo.mixers.registry import register
@@ -42,6 +43,7 @@ class LogLinearAttention(HeadMixer):
         conv: tokens of the short convolution of queries, keys and values; 0 for none.
         gate: output gate: ``none``, ``linear``, ``sigmoid`` or ``silu``.
         norm: over all heads of the output: ``rms`` or ``srms`` (no weight).
+        norm_eps: number that is added to the mean square in the norm of the output.
 
     Raises:
         ValueError: on values outside these.
@@ -59,10 +61,11 @@ class LogLinearAttention(HeadMixer):
         conv: Conv = 4,
         norm: OutputNorm = "rms",
         gate: Gate = "silu",
+        norm_eps: NormEps = 1e-5,
     ) -> None:
         super().__init__(
-            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm), gate=gate,
-            conv=conv,
+            width, heads, depth, layer, head_dim=head_dim, value_dim=value_dim, norm=checked_norm(norm),
+            norm_eps=norm_eps, gate=gate, conv=conv,
         )  # fmt: skip
         self.decay, self.levels = StepDecay(width, heads), levels
         self.level_weight = nn.Linear(width, heads * levels, bias=False)
