@@ -75,9 +75,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, reads, the writer and, if ``of_decay``, the log decays through one writer, in fp32."""
     call, config = made.call, made.call.config("gradients", by_kind=True)
-    dq, dy = (call.tokens(call.width, torch.float32) for _ in range(2))
-    dp = dq if call.read is None else call.tokens(call.width, torch.float32)
-    of_decays = call.tokens(call.width if call.kind == 3 else 1, torch.float32) if of_decay else dq
+    dq, dy = (call.tokens(call.width) for _ in range(2))
+    dp = dq if call.read is None else call.tokens(call.width)
+    of_decays = call.tokens(call.width if call.kind == 3 else 1) if of_decay else dq
     passed = torch.empty_like(made.kept)
     common = {"D": call.width, "E": call.value, "FIRST": first}
     through = call.config("through")

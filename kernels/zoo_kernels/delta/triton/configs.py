@@ -32,11 +32,11 @@ def _kernels(old: bool) -> dict[str, dict[tuple[int, int], Config]]:
         "pairs_channels": _rows(_tile(16, 4 if old else 8), _tile(16, 8)),
         "solve": _rows(solve, solve),
         "apply": _rows(_tile(64), _tile(32)),
-        "walk": _rows(_tile(32), _tile(16)),
-        "outputs": _rows(_tiles(32, 32), _tiles(32, 32)),
+        "walk": {(2, 64): _tile(32), (2, 128): _tile(16), (2, 256): _tile(16, 8), (4, 64): _tile(16)},
+        "outputs": _rows(_tiles(32, 32, 8), _tiles(32, 32)),
         "through": _rows(_tiles(32, 32), _tiles(32, 32)),
-        "gradients": _rows(_tiles(16, 32), _tiles(16, 32)),
-        "gradients_channels": _rows(_tiles(16, 16 if old else 32, 8), _tiles(16, 32, 8)),
+        "gradients": _rows(_tiles(16, 32, 8 if old else 4), _tiles(16, 32)),
+        "gradients_channels": _rows(_tiles(16, 16, 8), _tiles(16, 32, 8)),
         "delta_step": _rows(_tile(32), _tile(32)),
     }
 

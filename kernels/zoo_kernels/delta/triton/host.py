@@ -23,8 +23,6 @@ from zoo_kernels.delta.triton.step import delta_step_kernel
 from zoo_kernels.delta.triton.walk import outputs_kernel, walk_kernel
 from zoo_kernels.launch import Config, choose, launch
 
-PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
-
 
 class Writer(NamedTuple):
     """A writer: its rows as they were given and as the state after the chunk keeps them, and what readers meet."""
@@ -50,18 +48,17 @@ class HostCall:
         self.beta = None if x.beta is None else x.beta.contiguous()
         self.state, self.documents = x.state.contiguous(), None if x.documents is None else x.documents.contiguous()
         self.kind, self.decay = decay_of(x.log_decay, 4)
-        self.precision = PRECISIONS[x.q.dtype]
-        self.kept = x.q.dtype if x.q.dtype == torch.bfloat16 else torch.float32  # of weighted copies
+        self.precision = "ieee" if x.q.dtype == torch.float32 else "tf32"
 
-    def tokens(self, width: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An array ``(B, T, H, width)``, in the type of weighted copies if none is given."""
-        shape = self.batch, self.length, self.heads, width
-        return torch.empty(shape, dtype=dtype or self.kept, device=self.q.device)
+    def tokens(self, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An array ``(B, T, H, width)``."""
+        return torch.empty(self.batch, self.length, self.heads, width, dtype=dtype, device=self.q.device)
 
     def states(self) -> Tensor:
-        """An array for the state beside each chunk."""
+        """An array for the state beside each chunk, of which bf16 has the range and fp16 has not."""
         shape = self.batch, self.chunks, self.heads, self.width, self.value
-        return torch.empty(shape, dtype=self.kept, device=self.q.device)
+        dtype = torch.bfloat16 if self.q.dtype == torch.bfloat16 else torch.float32
+        return torch.empty(shape, dtype=dtype, device=self.q.device)
 
     def config(self, kernel: str, by_kind: bool = False) -> Config:
         """Tiles of a kernel; ``by_kind``: it has others for decays per channel."""
@@ -115,7 +112,7 @@ class Prepared:
         call, config = self.call, self.call.config("pairs", by_kind=True)
         read = call.q if call.read is None else call.read
         of_q, kept = call.tokens(CHUNK), call.tokens(call.width)
-        of_p = of_q if call.read is None else call.tokens(CHUNK, torch.float32)
+        of_p = of_q if call.read is None else call.tokens(CHUNK)
         decay, documents = (of_q if a is None else a for a in (call.decay, call.documents))
         heads = call.q.shape[2], read.shape[2], y.shape[2]
         call.launch(
@@ -127,7 +124,7 @@ class Prepared:
 
     def _solve(self, erases: Writer) -> Tensor:
         call = self.call
-        inverse = call.tokens(CHUNK, torch.float32)
+        inverse = call.tokens(CHUNK)
         beta = inverse if call.beta is None else call.beta
         call.launch(
             solve_kernel, call.config("solve"), 1, erases.of_p, beta, inverse, *call.sizes,

@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 """What the Triton kernels of delta attention share: products, rows of arrays, and the weights of decays per channel.
 
-All arrays of tokens are contiguous ``(B, T, heads, X)``. Products take bf16 as it is, fp16 as TF32, which has its
-mantissa and the range of fp32, and fp32 exactly.
+All arrays of tokens are contiguous ``(B, T, heads, X)``. Numbers of 16 bits are multiplied as TF32, which holds them
+exactly and what becomes of them with the range of fp32: a chunk's system adds up what bf16 would round, and fp16 has
+not its range. Products of fp32 are those of fp32.
 """
 
 import triton
@@ -17,10 +18,7 @@ SMALLEST = tl.constexpr(-160.0)  # a log decay (base 2) that is 0 as a factor
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
     """Returns ``a @ b`` in fp32."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    else:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
 
 
 @triton.jit
