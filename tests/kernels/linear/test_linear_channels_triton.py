@@ -87,9 +87,9 @@ def test_equals_the_recurrence_with_gradients(length, strength, documents):
 @pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 5.0, 1000.0])
 @pytest.mark.parametrize("dtype", [FP32, HALF], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("length", [17, 65, 129])
+@pytest.mark.parametrize("length", [17, 65])
 def test_error_is_at_most_twice_that_of_plain_code(length, dtype, strength):
-    assert_contract(channels(length, strength, batch=2, heads=2, width=16, value=24), dtype)
+    assert_contract(channels(length, strength, heads=2, width=16, value=24), dtype)
 
 
 def test_half_precision():

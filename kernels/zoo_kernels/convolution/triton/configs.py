@@ -12,7 +12,7 @@ ANY = 1 << 20  # channels
 
 _ALL = (*ARCHITECTURES, INTERPRETER)
 _FORWARD = {(size, ANY): Config({"TIME": 32, "TILE": 64}, 4, 1) for size in (2, 4)}
-_BACKWARD = {(size, ANY): Config({"TIME": 16, "TILE": 64, "SPAN": 32}, 4, 1) for size in (2, 4)}
+_BACKWARD = {(size, ANY): Config({"TIME": 16, "TILE": 64, "SPAN": 32}, 8, 1) for size in (2, 4)}
 
 TABLE: Table = {
     "convolution": dict.fromkeys(_ALL, _FORWARD),
