@@ -128,7 +128,7 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
     found: dict[str, dict[str, dict[int, Record]]] = {name: defaultdict(dict) for name in ROWS}
     for r in (r for r in records if r.name in found):
-        found[r.name][f"{r.implementation}: {r.metric} ({r.unit})"][r.shape["T"]] = r
+        found[r.name][f"{r.implementation}: {r.metric} ({r.unit})"][r.shape.length] = r
     made = []
     for name, rows in ((name, rows) for name, rows in found.items() if rows):
         contexts = sorted({length for row in rows.values() for length in row})
@@ -151,7 +151,7 @@ def draw(records: Iterable[Record], file: Path) -> bool:
 
     curves: dict[str, dict[str, dict[int, float]]] = {name: defaultdict(dict) for name in ROWS}
     for r in (r for r in records if r.metric == "per token" and r.name in curves):
-        curves[r.name][r.implementation][r.shape["T"]] = r.value
+        curves[r.name][r.implementation][r.shape.length] = r.value
     drawn = [name for name in ROWS if curves[name]]
     if not drawn:
         return False

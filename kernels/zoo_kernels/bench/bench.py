@@ -15,7 +15,7 @@ import torch
 
 from zoo_kernels.backend import BackendError
 from zoo_kernels.bench.clock import CLOCKS, Clock, Run
-from zoo_kernels.bench.record import CHECK, REPEATS, Record, Row, Shape, Timing, reaches
+from zoo_kernels.bench.record import CHECK, REPEATS, Record, Shape, Timing, reaches
 from zoo_kernels.bench.registry import Item
 
 Value = TypeVar("Value")
@@ -178,15 +178,17 @@ class Bench:
 
         return run
 
-    def add(self, row: Row, metric: str, value: float, unit: str = "", target: str | None = None) -> None:
-        """Append one record; ``target`` is ``">= x"`` or ``"<= x"``."""
+    def row(self, name: str, shape: Shape, who: str, direction: str, timing: Timing | None = None) -> Record:
+        """What numbers in the type of this run are about."""
+        return Record(name, shape, str(self.dtype).removeprefix("torch."), who, direction, timing)
+
+    def add(self, row: Record, metric: str, value: float, unit: str = "", target: str | None = None) -> None:
+        """Append a number about a row; ``target`` is ``">= x"`` or ``"<= x"``."""
         if self.dry and metric not in (CHECK, REPEATS):
             target = None
         reached = None if target is None else reaches(value, target)
         if not math.isfinite(value):
             self.fail(f"{row.name}, {row.implementation}", f"{metric} is {value}")
             value, reached = 0.0, None if target is None else False
-        letters = dict(zip("BTHGD", (*row.shape[:3], row.shape.key_heads, row.shape.width)))
-        about = row.name, letters, str(row.dtype).removeprefix("torch."), row.implementation, row.direction
-        median, low, high = row.timing or (None, None, None)
-        self.found.records.append(Record(self.piece, *about, median, low, high, metric, value, target, unit, reached))
+        record = row._replace(piece=self.piece, metric=metric, value=value, unit=unit, target=target, reached=reached)
+        self.found.records.append(record)

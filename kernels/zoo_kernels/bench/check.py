@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo_kernels.bench.bench import Bench
-from zoo_kernels.bench.record import BACKWARD, BOTH, CHECK, FORWARD, REPEATS, Row, Shape
+from zoo_kernels.bench.record import BACKWARD, BOTH, CHECK, FORWARD, REPEATS, Record, Shape
 from zoo_kernels.bench.registry import CHECKED, piece
 from zoo_kernels.tools.calls import SHORT, Call, Inputs, Outputs, Size, every_call, followed, normal
 from zoo_kernels.tools.check import GRADIENT, FormCheck
@@ -45,13 +45,18 @@ class Checked(NamedTuple):
         kind = ", repeats" if self.repeats else ", CUDA graph" if self.graph else ""
         return f"{self.call.family} {self.call.name}{kind}"
 
+    @property
+    def dtype(self) -> str:
+        """Name of the type of the inputs."""
+        return str(self.size.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
-        return f"{self.name} T{self.size.length} D{self.size.width} {str(self.size.dtype).removeprefix('torch.')}"
+        return f"{self.name} T{self.size.length} D{self.size.width} {self.dtype}"
 
     def run(self, bench: Bench) -> None:
         """Compare, and record the worst block of the outputs and that of the gradients; an excess is an error too."""
         shape = Shape(self.size.batch, self.size.length, self.size.heads, self.size.width)
-        row, ours = Row(self.name, shape, self.size.dtype, "ours", BOTH), bench.ours(self.call.run)
+        row, ours = Record(self.name, shape, self.dtype, "ours", BOTH), bench.ours(self.call.run)
         if self.repeats:
             inputs = self.call.inputs(self.size)
             first, others = ours(inputs), (ours(inputs) for _ in range(self.repeats))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 CHECK, REPEATS = "error / allowance", "arrays that differ"  # metrics of correctness, which hold in a dry run too
@@ -42,34 +40,34 @@ class Timing(NamedTuple):
     high: float
 
 
-class Row(NamedTuple):
-    """What a number is about; ``direction`` is forward, backward or forward+backward."""
+class Record(NamedTuple):
+    """One number, or the row that numbers are about, which has no metric.
+
+    ``timing`` is None of what is no matter of time. ``target`` is a bound such as ">= 2"; ``reached`` says whether the
+    value keeps it.
+    """
 
     name: str
     shape: Shape
-    dtype: torch.dtype
-    implementation: str
-    direction: str
-    timing: Timing | None = None
-
-
-class Record(NamedTuple):
-    """One number. ``target`` is a bound such as ">= 2"; ``reached`` says whether the value keeps it."""
-
-    piece: str
-    name: str
-    shape: dict[str, int]
     dtype: str
     implementation: str
     direction: str
-    milliseconds: float | None
-    low: float | None
-    high: float | None
-    metric: str
-    value: float
-    target: str | None
-    unit: str
-    reached: bool | None
+    timing: Timing | None = None
+    metric: str = ""
+    value: float = 0.0
+    unit: str = ""
+    target: str | None = None
+    reached: bool | None = None
+    piece: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts it for a file."""
+        return self._asdict() | {"shape": self.shape._asdict(), "timing": self.timing and self.timing._asdict()}
+
+    @classmethod
+    def from_json(cls, x: dict[str, Any]) -> Record:
+        """Converts it back."""
+        return cls(**x | {"shape": Shape(**x["shape"]), "timing": x["timing"] and Timing(**x["timing"])})
 
 
 def reaches(value: float, target: str) -> bool:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from zoo_kernels.bench.bench import Found
-from zoo_kernels.bench.record import CHECK, Record, Shape
+from zoo_kernels.bench.record import CHECK, Record
 
 LIMIT = 9500  # characters
 WORST = 12
@@ -34,7 +34,7 @@ def table(title: str, found: Iterable[Found], file: str = "") -> str:
 def _rows(records: Iterable[Record]) -> list[str]:
     rows: dict[str, dict[str, dict[str, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for r in records:
-        rows[f"-- {r.name} {r.dtype} {r.direction}"][_shape(r)][r.implementation].append(r)
+        rows[f"-- {r.name} {r.dtype} {r.direction}"][str(r.shape)][r.implementation].append(r)
     lines = []
     for head, shapes in rows.items():
         lines.append(head)
@@ -45,21 +45,16 @@ def _rows(records: Iterable[Record]) -> list[str]:
 
 def _numbers(records: list[Record]) -> str:
     """The time of an implementation, and behind it what was computed, the peak last."""
-    timed = [r for r in records if r.milliseconds is not None]
-    time = f" {short(timed[0].milliseconds)} ms ({short(timed[0].low)}-{short(timed[0].high)})" if timed else ""
+    timings = [f" {short(x.median)} ms ({short(x.low)}-{short(x.high)})" for r in records if (x := r.timing)]
     values = []
     for r in sorted(records, key=lambda r: r.metric == "peak"):
         goal = "" if r.target is None else f" [{r.target} {'PASS' if r.reached else 'short'}]"
         if r.metric != "time":
             values.append(f" {r.metric} {short(r.value)} {r.unit}".rstrip() + goal)
-    return time + ",".join(values)
+    return "".join(timings[:1]) + ",".join(values)
 
 
-def _shape(record: Record) -> str:
-    return str(Shape(*(record.shape[letter] for letter in "BTHDG")))
-
-
-def short(value: float | None) -> str:
+def short(value: float) -> str:
     """A number with three digits."""
     return "0" if not value else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -74,7 +69,7 @@ def _checks(records: Iterable[Record]) -> list[str]:
         found.sort(key=lambda r: -r.value)
         bad, worst = [r for r in found if not r.reached], f"largest {short(found[0].value)} of it ({found[0].name})"
         lines.append(f"{name}: {len(found) - len(bad)} of {len(found)} within the allowance, {worst}")
-        lines += [f"   short: {r.name} {_shape(r)}: {short(r.value)}" for r in bad[:WORST]]
+        lines += [f"   short: {r.name} {r.shape}: {short(r.value)}" for r in bad[:WORST]]
     return lines
 
 

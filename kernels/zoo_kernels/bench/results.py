@@ -41,7 +41,7 @@ class Results:
             return
         if isinstance(known, dict) and known.get("key") == key:
             for name, step in known["steps"].items():
-                self.found[name] = Found(**step | {"records": [Record(**r) for r in step["records"]]})
+                self.found[name] = Found(**step | {"records": list(map(Record.from_json, step["records"]))})
 
     def done(self, name: str) -> bool:
         """Whether nothing of a step is missing."""
@@ -63,7 +63,7 @@ class Results:
     def write(self, interrupted: bool = False) -> None:
         """Write the file, whole or not at all."""
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        steps = {n: asdict(f) | {"records": [r._asdict() for r in f.records]} for n, f in self.found.items()}
+        steps = {n: asdict(f) | {"records": [r.to_json() for r in f.records]} for n, f in self.found.items()}
         if self.file is not None:
             content = self.content | {"date": date, "interrupted": interrupted, "steps": steps}
             unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")

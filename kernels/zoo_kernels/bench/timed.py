@@ -11,7 +11,7 @@ import torch
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Case, Forms, given
 from zoo_kernels.bench.clock import Clock
-from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Row, Shape, Timing
+from zoo_kernels.bench.record import BACKWARD, BOTH, FORWARD, Record, Shape, Timing
 from zoo_kernels.bench.registry import piece
 
 Goals = Mapping[str, str | None]  # a target by direction
@@ -30,7 +30,7 @@ def flops(shape: Shape, direction: str) -> float:
 
 
 class Ceiling(NamedTuple):
-    """A copy of ``size`` fp32 numbers, or the product of two square matrices of random numbers."""
+    """A copy of ``size`` numbers, or the product of two square matrices of random numbers."""
 
     name: str
     size: int
@@ -41,11 +41,11 @@ class Ceiling(NamedTuple):
     def run(self, bench: Bench) -> None:
         """Measure bytes or FLOPs per second; the fastest counts."""
         size, copies = self.size, self.name == "copy"
-        dtype, shape = (torch.float32, (size,)) if copies else (bench.dtype, (size, size))
-        a, b = (torch.randn(shape, device=bench.device, dtype=dtype) for _ in range(2))
+        shape = (size,) if copies else (size, size)
+        a, b = (torch.randn(shape, device=bench.device, dtype=bench.dtype) for _ in range(2))
         timing = bench.measure(str(self), {self.name: lambda i: b.copy_(a) if copies else a @ b})[self.name]
-        rate = (8 * size if copies else 2 * size**3) / (timing.median / 1e3)
-        row = Row(self.name, Shape(1, size, 1, 1 if copies else size), dtype, "torch", FORWARD, timing)
+        rate = (2 * size * bench.dtype.itemsize if copies else 2 * size**3) / (timing.median / 1e3)
+        row = bench.row(self.name, Shape(1, size, 1, 1 if copies else size), "torch", FORWARD, timing)
         bench.add(row, *(("bandwidth", rate / 1e12, "TB/s") if copies else ("rate", rate / 1e12, "TFLOP/s")))
         bench.ceilings[self.name] = max(rate, bench.ceilings.get(self.name, 0.0))
 
@@ -172,7 +172,7 @@ class Timed:
                 bench.note("FlexAttention has a forward pass only on a CPU")
             runs = {who: self.case.passes(form, sets, direction) for who, form in forms.items()}
             found = bench.measure(f"{self} {direction}", runs, self.clock)
-            row = Row(self.case.name, self.case.shape, bench.dtype, "", direction)
+            row = bench.row(self.case.name, self.case.shape, "", direction)
             self.tell(bench, row, found)
             if self.clock is None and bench.options.suite == "cuda":
                 self.add_peaks(bench, row, {who: forms[who] for who in found}, sets)
@@ -182,7 +182,7 @@ class Timed:
                 difference = float((ours - theirs).norm() / ours.norm())
                 bench.add(row._replace(implementation=self.same), "rms of the difference", difference)
 
-    def tell(self, bench: Bench, row: Row, found: Mapping[str, Timing]) -> None:
+    def tell(self, bench: Bench, row: Record, found: Mapping[str, Timing]) -> None:
         """Record the metrics of what was timed, and the ratios."""
         direction = row.direction
         bench.times[row.name, row.shape, direction] = dict(found)
@@ -202,7 +202,7 @@ class Timed:
                 told = row._replace(implementation=ratio.of, timing=ours)
                 bench.add(told, ratio.name, value, "x", ratio.goals.get(direction))
 
-    def add_peaks(self, bench: Bench, row: Row, forms: Forms, sets: list[dict[str, Any]]) -> None:
+    def add_peaks(self, bench: Bench, row: Record, forms: Forms, sets: list[dict[str, Any]]) -> None:
         """Record the memory in GB that a forward pass, or both, hold at their peak beside what was there before.
 
         On a CPU nothing is called, and 0 is recorded.
@@ -246,5 +246,5 @@ class Flat(NamedTuple):
             known = {s: bench.times.get((self.name, s, direction), {}).get(self.whose) for s in self.shapes}
             found = [timing.median / (shape.batch * shape.length) for shape, timing in known.items() if timing]
             if len(found) > 1:
-                row = Row(self.name, self.shapes[-1], bench.dtype, self.whose, direction)
+                row = bench.row(self.name, self.shapes[-1], self.whose, direction)
                 bench.add(row, "slowest over fastest time per token", max(found) / min(found), "x", goal)

@@ -10,7 +10,7 @@ from tests.kernels.bench.test_script import parse
 from zoo_kernels.bench import clock, report, timed
 from zoo_kernels.bench.bench import Bench
 from zoo_kernels.bench.case import Case
-from zoo_kernels.bench.record import FORWARD, Row, Shape, Timing
+from zoo_kernels.bench.record import FORWARD, Shape, Timing
 
 SHAPE = Shape(1, 128, 2, 16)
 
@@ -95,7 +95,7 @@ def test_peak_memory_of_every_peer(gpu, monkeypatch):
     bench, case = bench_on(gpu), Case("row", SHAPE, None, {})
     monkeypatch.setattr(Case, "passes", lambda case, form, sets, direction: form)
     forms = {"ours": lasting(gpu, 1, nbytes=3 * 10**9), "sdpa flash": lasting(gpu, 1, nbytes=10**9)}
-    row = Row(case.name, SHAPE, torch.float32, "", FORWARD)
+    row = bench.row(case.name, SHAPE, "", FORWARD)
     timed.Timed(case).add_peaks(bench, row, forms, [])
     assert [(r.implementation, r.metric, r.value) for r in bench.found.records] == [
         ("ours", "peak", 3.0),

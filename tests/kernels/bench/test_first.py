@@ -16,7 +16,6 @@ from tests.kernels.bench.test_script import SCRIPT, SHAPE, check_records, parse,
 from zoo_kernels.bench import results, run
 from zoo_kernels.bench.bench import Bench, Found
 from zoo_kernels.bench.processes import Watch
-from zoo_kernels.bench.record import Row
 from zoo_kernels.bench.registry import names_of
 from zoo_kernels.family import families
 
@@ -39,7 +38,7 @@ def first(tmp_path, monkeypatch):
         def work(names, left, pipe):
             for name in names:
                 bench = Bench(asked, name, keep=lambda found, name=name: pipe.send((name, found)))
-                bench.add(Row(bench.piece, SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
+                bench.add(bench.row(bench.piece, SHAPE, "ours", "forward"), "rate", 1.0, "x")
                 bench.keep(bench.found)
                 time.sleep(600 if name in hang else takes if name in SPEED else 0.0)
                 if name in die:

@@ -13,7 +13,6 @@ from zoo.cli import friendly_errors
 from zoo_kernels.bench import registry, report, run
 from zoo_kernels.bench.bench import Bench, Found
 from zoo_kernels.bench.processes import Watch
-from zoo_kernels.bench.record import Row
 
 context_of = get_context  # forked processes begin at once, and know what a test has changed
 
@@ -27,7 +26,7 @@ class Act(str):
 
 def piece_that(action, *names):
     def make(bench):
-        bench.add(Row("good", SHAPE, torch.float32, "ours", "forward"), "rate", 1.0, "x")
+        bench.add(bench.row("good", SHAPE, "ours", "forward"), "rate", 1.0, "x")
         for name in names or ("first", "second"):
             item = Act(name)
             item.action = action
@@ -140,6 +139,6 @@ def test_rows_are_dropped_when_time_is_up_and_named():
 def test_tables_stay_short():
     bench = Bench(parse(["device=cpu", "dry=true"]), "linear")
     for number in range(300):
-        bench.add(Row(f"row {number}", SHAPE, torch.float32, "ours", "forward"), "rate", number, "TFLOP/s")
+        bench.add(bench.row(f"row {number}", SHAPE, "ours", "forward"), "rate", number, "TFLOP/s")
     assert len(report.table("linear", [bench.found], "file.json")) < 10_000
     assert "lines more, in file.json" in report.table("linear", [bench.found], "file.json")
