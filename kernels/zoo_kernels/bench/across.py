@@ -101,7 +101,7 @@ def training_case(shape: Shape) -> Case:
 
 
 def rules(bench: Bench, shape: Shape) -> Forms:
-    """What is timed beside lightning attention."""
+    """Yields what is timed beside lightning attention."""
     forms: Forms = {
         GATED: lambda q, k, v, heads, beta, **_: delta_attention(q, k, v, heads, beta=beta)[0],
         KDA: lambda q, k, v, channels, beta, **_: delta_attention(q, k, v, channels, beta=beta)[0],

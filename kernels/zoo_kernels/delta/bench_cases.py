@@ -62,7 +62,7 @@ def beside_fla(bench: Bench, rule: str, shape: Shape) -> Timed:
 
 @piece("cuda", "delta")
 def contexts(bench: Bench) -> Iterator[Item]:
-    """Both rules over contexts, and how flat they are."""
+    """Times both rules over contexts, and how flat they are."""
     shapes = rows.all_contexts(bench)[::3]
     yield from (beside_fla(bench, rule, shape) for shape, rule in product(shapes, RULES))
     yield from (Flat(rule, shapes, dict.fromkeys(rows.ARRAYS)) for rule in RULES)

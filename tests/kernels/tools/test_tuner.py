@@ -58,7 +58,7 @@ def test_a_row_is_found_by_the_next_width(monkeypatch):
     with record("sm_90"):
         assert find_row("linear.mix", torch.bfloat16, 100, torch.device("cpu")).width == 120
         assert find_row("linear.mix", torch.bfloat16, 128, torch.device("cpu")).width == 128
-        with pytest.raises(ValueError, match=r"expected one of linear\.mix"):
+        with pytest.raises(ValueError, match=r"expected one of .*linear\.mix"):
             find_row("mix", torch.bfloat16, 64, torch.device("cpu"))
         with pytest.raises(ValueError, match="no row that wide"):
             find_row("linear.mix", torch.bfloat16, 512, torch.device("cpu"))

@@ -178,7 +178,7 @@ class Prepared:
         return u, states, final
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is erased, or written with beta; the state before each chunk; the last state."""
+        """Returns what is erased, or written with beta; the state before each chunk; the last state."""
         call, solved, written = self.call, None, None
         if self.writes is not None:
             written = self.writes.kept, call.v
