@@ -29,7 +29,7 @@ def _kernels(old: bool) -> dict[str, dict[tuple[int, int], Config]]:
     solve = Config({}, 4 if old else 8, 1)
     return {
         "pairs": _rows(_tile(32), _tile(32)),
-        "pairs_channels": _rows(_tile(16, 4 if old else 8), _tile(16, 8)),
+        "pairs_channels": _rows(_tile(16, 8), _tile(16, 8)),
         "solve": _rows(solve, solve),
         "apply": _rows(_tile(64), _tile(32)),
         "walk": {(2, 64): _tile(32), (2, 128): _tile(16), (2, 256): _tile(16, 8), (4, 64): _tile(16)},

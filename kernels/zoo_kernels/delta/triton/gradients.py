@@ -240,14 +240,17 @@ def gradients_kernel(
                 to_q, inside = level_gradients(
                     of_q, q_tile, y_tile, to_q, inside, level, weights, right, PRECISION, CHUNK
                 )  # fmt: skip
-                if READS:
+            change = q_tile * to_q
+            to_q += own * y_tile
+            if READS:  # a loop of its own: both readers at once take more registers than there are
+                for level in range(levels):
+                    weights, right = level_weights(decay, level, PRECISION, CHUNK)
                     to_p, inside = level_gradients(
                         of_p, p_tile, y_tile, to_p, inside, level, weights, right, PRECISION, CHUNK
                     )  # fmt: skip
+                change += p_tile * to_p
             if GRADIENT:
-                change = q_tile * to_q - y_tile * inside
-                if READS:
-                    change += p_tile * to_p
+                change -= y_tile * inside
                 through = y_tile * to_y
                 found = tl.cumsum(change, 0, reverse=True) + (tl.cumsum(through, 0) - through)
                 found += (over * keep)[None, :]
@@ -256,7 +259,6 @@ def gradients_kernel(
                 if DOCUMENTS:
                     found = tl.where(starts(documents, b, t, T)[:, None], 0.0, found)
                 store_rows(of_decay, found, b, t, h, H, wide, T, D)
-            to_q += own * y_tile
             to_y += inside + own * q_tile
         store_rows(dq, to_q * scale, b, t, h, H, wide, T, D)
         store_rows(dy, to_y, b, t, h, H, wide, T, D)
