@@ -29,7 +29,7 @@ def _channels(warps: int, **tiles: int) -> Config:
 
 
 _ALL = ("sm_90", "sm_80", INTERPRETER)
-_READ = {(2, 256): _channels(4, TILE_X=32, TILE=64), (4, 64): _channels(8, TILE_X=32, TILE=32)}
+_READ = {(2, 256): _channels(8, TILE_X=32, TILE=64), (4, 64): _channels(8, TILE_X=32, TILE=32)}
 _CARRY = {(2, 256): _channels(8, TILE_Y=64, TILE=64), (4, 64): _channels(8, TILE_Y=32, TILE=32)}
 _PAIRS = {(2, 256): _channels(8, BLOCK=16, TILE=64), (4, 64): _channels(8, BLOCK=16, TILE=32)}
 _OF_PAIRS = {(2, 256): _channels(8, BLOCK=16, TILE=64), (4, 64): _channels(8, BLOCK=16, TILE=32)}
