@@ -33,7 +33,7 @@ def _kernels(old: bool) -> dict[str, dict[tuple[int, int], Config]]:
         "solve": _rows(solve, solve),
         "apply": _rows(_tile(64), _tile(32)),
         "walk": {(2, 64): _tile(32), (2, 128): _tile(16), (2, 256): _tile(16, 8), (4, 64): _tile(16)},
-        "outputs": _rows(_tiles(32, 32, 8), _tiles(32, 32)),
+        "outputs": _rows(_tiles(16, 32, 8), _tiles(32, 32)),
         "through": _rows(_tiles(32, 32), _tiles(32, 32)),
         "gradients": _rows(_tiles(16, 32, 8 if old else 4), _tiles(16, 32)),
         "gradients_channels": _rows(_tiles(16, 16, 8), _tiles(16, 32, 8)),
