@@ -139,14 +139,18 @@ def blocks(name: str, x: Tensor) -> list[Tensor]:
     """Parts of an array for which the error must be small on its own: heads, and 64 tokens of them."""
     if name.endswith(("final", "state")):
         return list(x.unbind(1))
+    if x.dim() == 1:  # of a decay per head
+        return list(x.unbind())
     return [part for rows in x.split(64, 1) for part in rows.unbind(2)]
 
 
 def assert_contract(case: Case, dtype: torch.dtype, **options: Any) -> None:
     """Every output and gradient is, in each head and block, at most twice as wrong as the recurrence in ``dtype``.
 
-    Inputs are rounded first, so that only the computation can be wrong.
+    Four times in fp32, where the recurrence rounds nothing but its own sums, and a chunk the products of keys that its
+    system is made of besides. Inputs are rounded first, so that only the computation can be wrong.
     """
+    times = 4 if dtype == torch.float32 else 2
     case.inputs = {n: None if x is None else x.to(dtype).double() for n, x in case.inputs.items()}
     case.grad_output, case.grad_state = (x.to(dtype).double() for x in (case.grad_output, case.grad_state))
     exact, ours, leaves = case.expected(), case.measured(dtype, **options), case.leaves(dtype)
@@ -155,7 +159,7 @@ def assert_contract(case: Case, dtype: torch.dtype, **options: Any) -> None:
     for name in exact:
         assert torch.isfinite(ours[name]).all(), name
         for a, b, c in zip(*(blocks(name, x[name].double()) for x in (exact, plain, ours))):
-            assert (c - a).abs().max() <= 2 * ((b - a).abs().max() + eps * a.abs().max()), name
+            assert (c - a).abs().max() <= times * ((b - a).abs().max() + eps * a.abs().max()), name
 
 
 def needed_flops(counted: int, calls: list[Any]) -> int:
