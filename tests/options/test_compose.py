@@ -17,7 +17,7 @@ WRONG = {
     "attention=lightnin": "attention=lightnin: unknown choice; did you mean lightning?",
     "data/recall=mixx": "data/recall=mixx: unknown choice; did you mean mix?",
     "data=base": "data=base: unknown choice; expected one of fineweb_edu",
-    "experiment=[tiny,small]": "experiment=small: unknown choice; did you mean small_recall?",
+    "experiment=[tiny,small]": "experiment=small: unknown choice; did you mean small_recall",
     "model=null": "model=null: expected one of the files of configs/model: 125m, 1b",
     "optimizer={lr:3}": "optimizer={lr:3}: expected one of the files of configs/optimizer",
     "+optimizer.lr=1": "+optimizer.lr=1: optimizer.lr exists already: leave out the +.",

@@ -86,6 +86,9 @@ def random_case(seed):
         rows = [sorted({0, length, *(pick.randrange(length + 1) for _ in range(4))}) for _ in range(sizes["batch"])]
         case.options["documents"] = make_documents([[b - a for a, b in pairwise(row)] for row in rows])
     case.options["scale"] = pick.choice((1.0, -0.7, 0.3))
+    if rule == "general":  # half of what is read is erased at most, so that no state grows, and none is only rounding
+        read, erase = case.inputs["read"].repeat_interleave(sizes["fold"], 2), case.inputs["erase"]
+        case.inputs["erase"] = 0.5 * torch.where((read * erase).sum(-1, keepdim=True) < 0, -erase, erase)
     return case
 
 
