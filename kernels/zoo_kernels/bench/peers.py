@@ -80,7 +80,10 @@ def causal_mask(length: int, device: torch.device, window: int | None = None, bl
 
 
 def fla_peer(bench: Bench, step: bool = False) -> dict[str, Form]:
-    """Linear attention of flash-linear-attention, where it is installed: a fixed decay per head, scale 1."""
+    """Linear attention of flash-linear-attention, where it is installed: a fixed decay per head, scale 1.
+
+    A step is its recurrent form, called with one token; the new state is written beside the old.
+    """
     if bench.dry or bench.options.suite == "cpu":
         return {}
     try:
