@@ -88,7 +88,10 @@ def from_library(bench: Bench, library: str, path: str) -> Callable[..., Any] | 
 
 
 def fla_peer(bench: Bench, rule: str, step: bool = False) -> Forms:
-    """A recurrence of flash-linear-attention with scale 1, by its name there, where that is installed."""
+    """A recurrence of flash-linear-attention with scale 1, by its name there, where that is installed.
+
+    A step is its recurrent form, called with one token; the new state is written beside the old.
+    """
     if bench.dry or bench.options.suite == "cpu":
         return {}
     function = from_library(bench, FLA, f"fla.ops.{rule}.{'fused_recurrent' if step else 'chunk'}_{rule}")

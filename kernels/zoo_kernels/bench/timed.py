@@ -86,7 +86,7 @@ class Ratio(NamedTuple):
 
     Attributes:
         name: of the number.
-        peer: how the names of those begin that are compared with; the fastest counts.
+        peer: how the names of those begin that are compared with; the fastest other one counts.
         goals: by direction.
         of: whom it is told of.
         row: name and shape of the row that the peer was timed in; None for the same.
@@ -143,7 +143,7 @@ class Timed:
         directions: directions that are timed, one after the other.
         metrics: numbers computed from the times.
         ratios: ratios computed from the times.
-        ours: name of the case's own implementation; empty to leave it out.
+        ours: name of the case's own implementation.
         clock: another clock than the piece's; peak memory is then not asked for.
         same: an implementation whose first head's output is compared with ours, which shows that both compute the same.
         always: it is measured whatever ``only=`` says, since others are compared with it.

@@ -104,11 +104,11 @@ def _difference(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def _largest(name: str, x: Tensor) -> Tensor:
-    """Largest size of a number in each head and block of tokens, or in all of what has no tokens."""
+    """Largest size of a number in each head and block of tokens, or of rows of a state, or in all of what has none."""
     if not x.numel():
         return x.new_zeros(1)
     if "state" in name and x.dim() == 4:
-        return x.abs().amax((0, 2, 3))
+        return torch.stack([part.amax((0, 2, 3)) for part in x.abs().split(BLOCK, 2)])
     if name == "output" and x.dim() == 3:  # of a step
         return x.abs().amax((0, 2))
     if name not in OF_TOKENS or x.dim() < 3:
