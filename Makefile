@@ -4,6 +4,7 @@ VENV   ?= .venv
 RUN    ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 STEPS  ?=
 SLOW   ?=
+CALLS  ?=
 EXTRAS ?= dev
 BIN    := $(VENV)/bin
 
@@ -33,7 +34,7 @@ lint: install
 	$(BIN)/mypy
 
 kernels: install
-	$(BIN)/python scripts/compile_kernels.py
+	$(BIN)/python scripts/compile_kernels.py $(if $(CALLS),calls=$(CALLS))
 
 clean:
 	rm -rf $(VENV)

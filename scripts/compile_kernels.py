@@ -2,7 +2,7 @@
 
     python scripts/compile_kernels.py [kernel=linear.mix] [width=64,128] [OPTION=VALUE ...]
 
-`make kernels`, which CI runs, compiles everything (three minutes on two cores). The status is 1, with a list, if a
+`make kernels` compiles everything (ten minutes on two cores), CI the main calls (CALLS=main). The status is 1, with a list, if a
 kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
 bits, or if no call of its family's calls.py launches a row of the tables.
 

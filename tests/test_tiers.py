@@ -9,10 +9,21 @@ from tests.tiers import ONE_IN, drawn
 COUNT = 2000
 
 
-def cases(slow):
-    """Items with so many slow values beside a usual one."""
+def cases(slow, *sampled):
+    """Items with so many slow values beside a usual one, of a test with the given marks."""
     marks = [pytest.mark.usefixtures("x").mark, *[pytest.mark.slow.mark] * slow]
-    return [SimpleNamespace(nodeid=f"test[{i}]", callspec=SimpleNamespace(marks=marks)) for i in range(COUNT)]
+    of_test = SimpleNamespace(marks=marks)
+    return [
+        SimpleNamespace(nodeid=f"test[{i}]", callspec=of_test, iter_markers=lambda name: sampled) for i in range(COUNT)
+    ]
+
+
+def test_of_a_sampled_test_the_usual_cases_always_run_and_a_share_of_the_slow_ones():
+    mark = pytest.mark.sampled(4).mark
+    assert all(drawn(item, seed) for item in cases(0, mark) for seed in range(3))
+    runs = [{item.nodeid for item in cases(1, mark) if drawn(item, seed)} for seed in range(40)]
+    assert all(len(run) == pytest.approx(COUNT / 4, rel=0.3) for run in runs)
+    assert len(set.union(*runs)) == COUNT
 
 
 def test_what_is_slow_in_no_or_one_parameter_is_always_run():

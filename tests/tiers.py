@@ -15,11 +15,13 @@ def drawn(item: pytest.Item, seed: int) -> bool:
     """Whether everything runs it: all but most of the cases that are slow in two parameters or more.
 
     Each further value of a parameter always meets the usual values of the others, which holds all that one of them
-    changes alone. What only two of them do together is searched for by a seed, which every run prints.
+    changes alone. What only two of them do together is searched for by a seed, which every run prints. A test that is
+    marked ``sampled(n)``, whose usual cases hold the contract, runs one in n of its slow cases likewise.
     """
     marks = item.callspec.marks if hasattr(item, "callspec") else []
-    twice = sum(mark.name == "slow" for mark in marks) > 1
-    return not twice or zlib.crc32(f"{seed} {item.nodeid}".encode()) % ONE_IN == 0
+    slow = sum(mark.name == "slow" for mark in marks)
+    one_in = ONE_IN if slow > 1 else next((mark.args[0] for mark in item.iter_markers("sampled")), 1) if slow else 1
+    return zlib.crc32(f"{seed} {item.nodeid}".encode()) % one_in == 0
 
 
 def in_ci(*values: Any) -> list[Any]:

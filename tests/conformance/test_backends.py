@@ -55,12 +55,14 @@ def decoded(name, options, backend, _, dtype=torch.float32):
         return [first, *(mixer(piece, cache=cache) for piece in x[:, length:].split([1, 3, 1], 1))]
 
 
+@pytest.mark.sampled(3)
 @with_slow_shapes_alone
 @pytest.mark.parametrize("how", ["packed", *in_ci("plain", "cached")])
 def test_every_backend_gives_the_same(name, options, how):
     compare(name, options, how)
 
 
+@pytest.mark.sampled(3)
 @options_alone
 def test_every_backend_gives_the_same_with_other_numbers(name, options):
     compare(name, options, "packed")

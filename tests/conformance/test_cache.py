@@ -34,6 +34,7 @@ SPLITS |= {f"random {seed}": random_split(seed, LENGTH) for seed in range(2)}
 SPLITS["mixed"] = [20, 1, 1, 41, 1, 1, 3, 55, 1, 1, 1, 5]  # one token at each border of 64, and behind a long piece
 
 
+@pytest.mark.sampled(3)
 @every_mixer
 @pytest.mark.parametrize("pieces", named(SPLITS, "mixed"))
 def test_any_split_equals_the_whole(name, options, pieces):

@@ -160,6 +160,7 @@ def test_a_mixer_in_bf16_stays_close_to_fp64_over_a_long_sequence(name, options)
 COMPILED = {"traced": ("eager", False), "compiled": ("aot_eager", False), "packed": ("aot_eager", True)}
 
 
+@pytest.mark.sampled(3)
 @with_slow_shapes
 @pytest.mark.parametrize("how", named(COMPILED, "traced"))
 def test_compiled_in_one_graph_equals_eager(name, options, how):
