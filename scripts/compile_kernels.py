@@ -2,9 +2,9 @@
 
     python scripts/compile_kernels.py [kernel=linear.mix] [width=64,128] [OPTION=VALUE ...]
 
-`make kernels` compiles everything (ten minutes on two cores), CI the main calls (CALLS=main). The status is 1, with a list, if a
-kernel does not compile, spills a register, takes more shared memory than a block may have, computes addresses in 32
-bits, or if no call of its family's calls.py launches a row of the tables.
+`make kernels` compiles everything (ten minutes on two cores), CI the main calls (CALLS=main). The status is 1, with a
+list, if a kernel does not compile, spills a register, takes more shared memory than a block may have, computes
+addresses in 32 bits, or if no call of its family's calls.py launches a row of the tables.
 
 The table has a line for each row of kernels/zoo_kernels/*/triton/configs.py with the highest figures of its binaries;
 FILE.json has all. Triton keeps what it has compiled in ~/.triton (TRITON_CACHE_DIR), so a second run is short.
