@@ -1,4 +1,4 @@
-"""What is run of the cases that are slow in two parameters."""
+"""What is run of the cases that are slow in two parameters, and of tests that are sampled."""
 
 from types import SimpleNamespace
 
